@@ -1,0 +1,183 @@
+"""The physics of a velocity model in thirteen numbers, each with a name, a unit and a definition.
+
+Everything that names, computes or formats a descriptor goes through `DESCRIPTORS`; its order is the column
+order of every descriptor array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from seisbind.model.errors import InvalidVelocityModel
+
+CELL_M = 10.0  # OpenFWI's dx = dz
+VELOCITY_LIMITS_M_S = (300.0, 9000.0)  # slower than any sediment, faster than any crustal rock
+INTERFACE_STEP_M_S = 50.0  # a change of velocity between adjacent cells above this is an interface
+
+Float32 = NDArray[np.float32]
+_Measure = Callable[[NDArray[np.float64], float], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """One physical quantity of a velocity model.
+
+    ``relative`` says that the quantity stays away from zero, so that an error in per cent means something.
+    """
+
+    name: str
+    unit: str
+    definition: str
+    relative: bool
+    measure: _Measure
+    decimals: int = 0
+
+    def format(self, value: float) -> str:
+        """``2314 m/s``: the number at this descriptor's precision, with its unit."""
+        return f"{value:.{self.decimals}f} {self.unit}".rstrip()
+
+
+def _vertical(v: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.diff(v, axis=1)
+
+
+def _third(part: int) -> _Measure:
+    def measure(v: NDArray[np.float64], cell_m: float) -> NDArray[np.float64]:
+        edges = [round(v.shape[1] * i / 3) for i in range(4)]
+        return np.asarray(v[:, edges[part] : edges[part + 1]].mean(axis=(1, 2)))
+
+    return measure
+
+
+def _contrast(v: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(model, depth - 3, x): mean of the two cells below minus mean of the two above each cell boundary."""
+    pair = 0.5 * (v[:, 1:] + v[:, :-1])
+    return np.asarray(np.abs(pair[:, 2:] - pair[:, :-2]))
+
+
+def _contrast_depth(v: NDArray[np.float64], cell_m: float) -> NDArray[np.float64]:
+    boundary = _contrast(v).argmax(axis=1) + 2  # boundary i lies between cells i - 1 and i
+    return np.asarray(np.median(boundary, axis=1) * cell_m)
+
+
+def _contrast_size(v: NDArray[np.float64], cell_m: float) -> NDArray[np.float64]:
+    return np.asarray(np.median(_contrast(v).max(axis=1), axis=1))
+
+
+def _interface_share(v: NDArray[np.float64], cell_m: float) -> NDArray[np.float64]:
+    at = np.zeros(v.shape, dtype=bool)
+    at[:, 1:] |= np.abs(np.diff(v, axis=1)) > INTERFACE_STEP_M_S
+    at[:, :, 1:] |= np.abs(np.diff(v, axis=2)) > INTERFACE_STEP_M_S
+    return np.asarray(at.mean(axis=(1, 2)))
+
+
+DESCRIPTORS: tuple[Descriptor, ...] = (
+    Descriptor("mean_velocity", "m/s", "mean over all cells", True, lambda v, c: v.mean(axis=(1, 2))),
+    Descriptor("std_velocity", "m/s", "standard deviation over all cells", False, lambda v, c: v.std(axis=(1, 2))),
+    Descriptor("min_velocity", "m/s", "lowest velocity", True, lambda v, c: v.min(axis=(1, 2))),
+    Descriptor("max_velocity", "m/s", "highest velocity", True, lambda v, c: v.max(axis=(1, 2))),
+    Descriptor(
+        "mean_vertical_gradient",
+        "1/s",
+        "velocity change from the top to the bottom row over the depth between them, mean over columns",
+        False,
+        lambda v, c: (v[:, -1] - v[:, 0]).mean(axis=1) / (c * (v.shape[1] - 1)),
+        2,
+    ),
+    Descriptor(
+        "mean_abs_vertical_gradient",
+        "1/s",
+        "mean absolute vertical difference of adjacent cells over the cell size",
+        False,
+        lambda v, c: np.abs(_vertical(v)).mean(axis=(1, 2)) / c,
+        2,
+    ),
+    Descriptor(
+        "mean_abs_lateral_gradient",
+        "1/s",
+        "mean absolute lateral difference of adjacent cells over the cell size",
+        False,
+        lambda v, c: np.abs(np.diff(v, axis=2)).mean(axis=(1, 2)) / c,
+        2,
+    ),
+    Descriptor("shallow_velocity", "m/s", "mean of the upper third", True, _third(0)),
+    Descriptor("middle_velocity", "m/s", "mean of the middle third", True, _third(1)),
+    Descriptor("deep_velocity", "m/s", "mean of the lower third", True, _third(2)),
+    Descriptor(
+        "strongest_contrast_depth",
+        "m",
+        "depth of the largest change across a cell boundary (two cells below against two above), median of columns",
+        False,
+        _contrast_depth,
+    ),
+    Descriptor(
+        "strongest_contrast",
+        "m/s",
+        "size of that change, median of columns",
+        False,
+        _contrast_size,
+    ),
+    Descriptor(
+        "interface_share",
+        "",
+        f"share of cells that differ from the cell above or to the left by more than {INTERFACE_STEP_M_S:g} m/s",
+        False,
+        _interface_share,
+        3,
+    ),
+)
+NAMES: tuple[str, ...] = tuple(d.name for d in DESCRIPTORS)
+
+
+def check_velocity(velocity: ArrayLike) -> Float32:
+    """Velocity models as float32 ``(batch, depth, x)``, m/s, checked.
+
+    Accepts ``(depth, x)``, ``(batch, depth, x)`` and OpenFWI's ``(batch, 1, depth, x)``.
+
+    Raises:
+        InvalidVelocityModel: wrong number of axes, fewer than 4 cells along one, not finite, or outside
+            `VELOCITY_LIMITS_M_S`.
+    """
+    array = np.asarray(velocity)
+    if array.dtype.kind not in "fiu":
+        raise InvalidVelocityModel(f"A velocity model holds real numbers in m/s; this one has dtype {array.dtype}.")
+    if array.ndim == 4 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3 or min(array.shape[1:]) < 4:
+        raise InvalidVelocityModel(
+            f"A velocity model is (depth, x) or (batch, depth, x) with at least 4 cells along each axis; "
+            f"got shape {np.shape(velocity)}."
+        )
+    if not np.isfinite(array).all():
+        bad = int(np.size(array) - np.isfinite(array).sum())
+        raise InvalidVelocityModel(f"{bad} of {array.size} velocities are NaN or infinite; fill or mask them first.")
+    low, high = VELOCITY_LIMITS_M_S
+    if array.size and (array.min() < low or array.max() > high):
+        raise InvalidVelocityModel(
+            f"Velocities run from {array.min():g} to {array.max():g}; expected m/s between {low:g} and {high:g}. "
+            "Multiply by 1000 if they are in km/s."
+        )
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def describe(velocity: ArrayLike, *, cell_m: float = CELL_M) -> Float32:
+    """Descriptors of velocity models.
+
+    Args:
+        velocity: ``(batch, depth, x)`` or ``(depth, x)``, m/s.
+        cell_m: cell size along both axes, m.
+
+    Returns:
+        ``(batch, len(DESCRIPTORS))`` float32, columns in the order of `DESCRIPTORS`.
+
+    Raises:
+        InvalidVelocityModel: see `check_velocity`.
+    """
+    v = check_velocity(velocity).astype(np.float64)
+    return np.stack([d.measure(v, cell_m) for d in DESCRIPTORS], axis=1).astype(np.float32)

@@ -1,0 +1,103 @@
+"""Every error that SeisBind raises on purpose.
+
+    SeisBindError
+    ├── InvalidGather (ValueError)        an uploaded or simulated gather cannot be used
+    ├── InvalidSurvey (ValueError)        an acquisition geometry cannot be used
+    ├── InvalidVelocityModel (ValueError) a velocity model cannot be used
+    ├── InvalidQuery (ValueError)         top_k, a filter or a descriptor is not acceptable
+    ├── InvalidConfig (ValueError)        a configuration or a command's argument is not acceptable
+    ├── DatasetError (ValueError)         a dataset's files disagree with its layout
+    ├── WeightsError (ValueError)         a weights file is damaged or of an unknown format
+    ├── MissingExtra (ImportError)        an optional dependency is not installed
+    ├── UnknownModel (KeyError)           no velocity model with that id
+    ├── GalleryError (RuntimeError)       the gallery cannot do what was asked
+    │   ├── GalleryNotFound               there is no gallery at that path
+    │   ├── GalleryLocked                 another process holds the gallery for writing
+    │   ├── GalleryDamaged                what is stored contradicts its own checksums
+    │   ├── GalleryWriteFailed            the disk refused (full, read-only); nothing half-written counts
+    │   └── WeightsMismatch               the gallery was made with other weights
+    └── ServiceError (RuntimeError)       the server cannot start or answer
+
+Each carries a stable ``code`` (for programs) and a sentence with the numbers in it that says what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SeisBindError(Exception):
+    """Base of the tree above. ``str(error)`` is a full sentence; ``code`` never changes between releases."""
+
+    code: ClassVar[str] = "seisbind_error"
+
+    def __init__(self, sentence: str, /) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return self.sentence
+
+
+class InvalidGather(SeisBindError, ValueError):
+    code = "invalid_gather"
+
+
+class InvalidSurvey(SeisBindError, ValueError):
+    code = "invalid_survey"
+
+
+class InvalidVelocityModel(SeisBindError, ValueError):
+    code = "invalid_velocity_model"
+
+
+class InvalidQuery(SeisBindError, ValueError):
+    code = "invalid_query"
+
+
+class InvalidConfig(SeisBindError, ValueError):
+    code = "invalid_config"
+
+
+class DatasetError(SeisBindError, ValueError):
+    code = "dataset_error"
+
+
+class WeightsError(SeisBindError, ValueError):
+    code = "weights_error"
+
+
+class MissingExtra(SeisBindError, ImportError):
+    code = "missing_extra"
+
+
+class UnknownModel(SeisBindError, KeyError):
+    code = "unknown_model"
+
+
+class GalleryError(SeisBindError, RuntimeError):
+    code = "gallery_error"
+
+
+class GalleryNotFound(GalleryError):
+    code = "gallery_not_found"
+
+
+class GalleryLocked(GalleryError):
+    code = "gallery_locked"
+
+
+class GalleryDamaged(GalleryError):
+    code = "gallery_damaged"
+
+
+class GalleryWriteFailed(GalleryError):
+    code = "gallery_write_failed"
+
+
+class WeightsMismatch(GalleryError):
+    code = "weights_mismatch"
+
+
+class ServiceError(SeisBindError, RuntimeError):
+    code = "service_error"
