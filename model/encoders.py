@@ -1,0 +1,315 @@
+"""The three encoders: shot gathers, velocity models and descriptors into one space of unit vectors.
+
+`Encoders` is SeisBind's own; `PaperEncoders` follows arXiv 2601.14607 and is the baseline of every accuracy table.
+Both are built from an `EncoderConfig`, and answer `embed_gathers`, `embed_velocity`, `embed_descriptors`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seisbind.model.descriptors import NAMES
+from seisbind.model.survey import CANONICAL_RECEIVERS, CANONICAL_SPACING_M, LINE_M, OPENFWI
+
+EMBEDDING = 256
+MAP_CELLS = 35  # the map head predicts every second cell of the 70 x 70 model, each the mean of 2 x 2
+MIDDLE_M_S, SPREAD_M_S = 3000.0, 1000.0  # OpenFWI's velocities run from 1500 to 4500 m/s
+COMPRESSION = 2.0  # log(1 + 2 |p|): a stronger gain lifts boundary artefacts and noise with the coda
+OPENFWI_RMS = 1.5  # of a published gather, so that `COMPRESSION` means what it meant there
+MAX_LOGIT_SCALE = 100.0  # CLIP's clamp, exp(ln 100)
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """What has to be known to build the encoders again; stored with the weights.
+
+    Attributes:
+        kind: ``seisbind`` or ``paper``.
+        width: channels of the first residual stage over the gathers; doubled in each of the next three.
+        velocity_width: the same for the velocity encoder.
+        hidden: width of the layer before each embedding.
+        merge: how shots are joined: ``bins`` (by position; any number of shots) or ``stack`` (five fixed channels).
+    """
+
+    kind: Literal["seisbind", "paper"] = "seisbind"
+    width: int = 40
+    velocity_width: int = 28
+    hidden: int = 512
+    merge: Literal["bins", "stack"] = "bins"
+
+
+@dataclass(frozen=True, slots=True)
+class GatherEmbedding:
+    """What the seismic encoder says of a batch of gathers.
+
+    Attributes:
+        embedding: ``(batch, 256)``, unit length.
+        descriptors: ``(batch, 13)`` in standard deviations of the training set, or None (paper's encoders).
+        velocity: ``(batch, 35, 35)`` coarse velocity model in units of `SPREAD_M_S` about `MIDDLE_M_S`, or None.
+    """
+
+    embedding: Tensor
+    descriptors: Tensor | None = None
+    velocity: Tensor | None = None
+
+
+def condition(traces: Tensor, live: Tensor) -> Tensor:
+    """Amplitude policy: each shot to OpenFWI's rms over its live traces, then ``sign(p) log(1 + 2 |p|)``.
+
+    Removes any gain of the record or of a shot exactly.
+
+    Args:
+        traces: ``(batch, shot, time, receiver)``, linear.
+        live: ``(batch, shot, receiver)`` bool.
+    """
+    energy = traces.float().square().mean(dim=2)  # (batch, shot, receiver)
+    count = live.sum(dim=-1).clamp_min(1)
+    rms = ((energy * live).sum(dim=-1) / count).sqrt()  # (batch, shot)
+    scale = torch.where(rms > 0, OPENFWI_RMS / rms.clamp_min(1e-30), torch.zeros_like(rms))
+    p = traces * scale[:, :, None, None] * live[:, :, None, :]
+    return torch.sign(p) * torch.log1p(COMPRESSION * p.abs())
+
+
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions around a shortcut (He et al. 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.first_norm = nn.BatchNorm2d(outputs)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.second_norm = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.first_norm(self.first(x)))
+        return F.relu(self.second_norm(self.second(y)) + self.shortcut(x))
+
+
+def _stages(inputs: int, widths: tuple[int, ...], *, first_stride: int = 1) -> nn.Sequential:
+    blocks: list[nn.Module] = []
+    for i, width in enumerate(widths):
+        blocks += [Residual(inputs, width, stride=first_stride if i == 0 else 2), Residual(width, width)]
+        inputs = width
+    return nn.Sequential(*blocks)
+
+
+class ShotMerge(nn.Module):
+    """Per-shot feature maps joined by shot position, for any number of shots.
+
+    Each shot is spread over the bins next to it by linear weights; bins lie at OpenFWI's five shot positions, so
+    that its own geometry fills each bin with one shot. A bin without a shot is zero, and says so in one more channel.
+    """
+
+    centres: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centres", torch.tensor(OPENFWI.shot_x_m) / LINE_M, persistent=False)
+
+    def forward(self, features: Tensor, shot_x: Tensor, present: Tensor) -> Tensor:
+        """``features``: (batch, shot, channel, time, receiver); ``shot_x``: (batch, shot) in lines; -> merged."""
+        centres = self.centres
+        x = shot_x.clamp(0, 1)
+        right = torch.searchsorted(centres, x.contiguous()).clamp(1, len(centres) - 1)
+        share = (x - centres[right - 1]) / (centres[right] - centres[right - 1])
+        weights = F.one_hot(right, len(centres)) * share[..., None]
+        weights = weights + F.one_hot(right - 1, len(centres)) * (1 - share[..., None])
+        weights = weights * present[..., None]  # (batch, shot, bin)
+        total = weights.sum(dim=1)  # (batch, bin)
+        weights = weights / total.clamp_min(1.0)[:, None]
+        batch, _, channels, height, width = features.shape
+        merged = torch.einsum("bsk,bschw->bkchw", weights.to(features.dtype), features)
+        merged = merged.reshape(batch, len(centres) * channels, height, width)
+        filled = total.clamp_max(1.0).to(features.dtype)[:, :, None, None].expand(-1, -1, height, width)
+        return torch.cat([merged, filled], dim=1)
+
+
+class SeismicEncoder(nn.Module):
+    """Residual network over 4 ms samples; a shared stem sees each shot with its offsets, then shots are merged."""
+
+    receivers: Tensor
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        shots, stem = len(OPENFWI.shot_x_m), 24
+        self.merge_kind = config.merge
+        nodes = torch.arange(CANONICAL_RECEIVERS) * CANONICAL_SPACING_M / LINE_M
+        self.register_buffer("receivers", nodes, persistent=False)
+        if config.merge == "bins":
+            # channels: samples, live, signed offset
+            self.stem = nn.Sequential(nn.Conv2d(3, stem, 7, (3, 2), 3, bias=False), nn.BatchNorm2d(stem), nn.ReLU())
+            self.merge = ShotMerge()
+            joined = shots * (stem + 1)
+            self.join = nn.Sequential(nn.Conv2d(joined, config.width, 1, bias=False), nn.BatchNorm2d(config.width))
+        else:
+            self.stem = nn.Sequential(
+                nn.Conv2d(2 * shots, config.width, 7, (3, 2), 3, bias=False), nn.BatchNorm2d(config.width), nn.ReLU()
+            )
+        widths = (config.width, 2 * config.width, 4 * config.width, 8 * config.width)
+        self.trunk = _stages(config.width, widths)  # (84, 35) -> (42, 18) -> (21, 9) -> (11, 5)
+        squeezed = 64
+        self.squeeze = nn.Sequential(
+            nn.Conv2d(widths[-1], squeezed, 1, bias=False), nn.BatchNorm2d(squeezed), nn.ReLU()
+        )
+        self.features = nn.Sequential(
+            nn.Linear(squeezed * 11 * 5, config.hidden), nn.LayerNorm(config.hidden), nn.GELU()
+        )
+        self.project = nn.Linear(config.hidden, EMBEDDING)
+        self.descriptor_head = nn.Sequential(
+            nn.Linear(config.hidden, config.hidden // 2), nn.GELU(), nn.Linear(config.hidden // 2, len(NAMES))
+        )
+        self.map_head = nn.Linear(config.hidden, MAP_CELLS * MAP_CELLS)
+
+    def forward(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
+        """``traces``: (batch, shot, 250, 70) linear; ``live``: (batch, shot, 70); ``shot_x_m``: (batch, shot)."""
+        batch, shots, samples, receivers = traces.shape
+        p = condition(traces, live)
+        alive = live.to(p.dtype)[:, :, None, :].expand_as(p)
+        if self.merge_kind == "bins":
+            shot_x = shot_x_m / LINE_M
+            offset = (self.receivers - shot_x[..., None]).to(p.dtype)[:, :, None, :].expand_as(p)
+            each = torch.stack([p, alive, offset], dim=2).reshape(batch * shots, 3, samples, receivers)
+            f = self.stem(each.contiguous(memory_format=torch.channels_last))
+            f = f.reshape(batch, shots, *f.shape[1:])
+            x = F.relu(self.join(self.merge(f, shot_x, live.any(dim=-1).to(p.dtype))))
+        else:
+            x = self.stem(torch.cat([p, alive], dim=1).contiguous(memory_format=torch.channels_last))
+        x = self.squeeze(self.trunk(x))
+        h = self.features(x.flatten(1))
+        return GatherEmbedding(
+            embedding=F.normalize(self.project(h).float(), dim=-1),
+            descriptors=self.descriptor_head(h).float(),
+            velocity=self.map_head(h).float().reshape(batch, MAP_CELLS, MAP_CELLS),
+        )
+
+
+class VelocityEncoder(nn.Module):
+    """Residual network over velocity and its vertical and lateral differences."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        w = config.velocity_width
+        self.stem = nn.Sequential(nn.Conv2d(3, w, 5, 2, 2, bias=False), nn.BatchNorm2d(w), nn.ReLU())
+        self.trunk = _stages(w, (w, 2 * w, 4 * w, 8 * w))  # 35 -> 35, 18, 9, 5
+        self.squeeze = nn.Sequential(nn.Conv2d(8 * w, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+        self.features = nn.Sequential(nn.Linear(64 * 5 * 5, config.hidden), nn.LayerNorm(config.hidden), nn.GELU())
+        self.project = nn.Linear(config.hidden, EMBEDDING)
+
+    def forward(self, velocity: Tensor) -> Tensor:
+        """``velocity``: (batch, 70, 70), m/s -> (batch, 256) unit vectors."""
+        v = (velocity.float() - MIDDLE_M_S) / SPREAD_M_S
+        down = F.pad(v[:, 1:] - v[:, :-1], (0, 0, 0, 1))
+        across = F.pad(v[:, :, 1:] - v[:, :, :-1], (0, 1))
+        x = torch.stack([v, 4 * down, 4 * across], dim=1)  # (batch, 3, depth, x)
+        x = self.squeeze(self.trunk(self.stem(x.contiguous(memory_format=torch.channels_last))))
+        return F.normalize(self.project(self.features(x.flatten(1))).float(), dim=-1)
+
+
+class PhysicsEncoder(nn.Module):
+    """Multi-layer perceptron over standardised descriptors."""
+
+    def __init__(self, hidden: int, *, layers: int = 3) -> None:
+        super().__init__()
+        sizes = [len(NAMES)] + [hidden] * layers
+        blocks: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(sizes):
+            blocks += [nn.Linear(inputs, outputs), nn.LayerNorm(outputs), nn.GELU()]
+        self.layers = nn.Sequential(*blocks, nn.Linear(hidden, EMBEDDING))
+
+    def forward(self, standardised: Tensor) -> Tensor:
+        """``standardised``: (batch, 13) -> (batch, 256) unit vectors."""
+        return F.normalize(self.layers(standardised).float(), dim=-1)
+
+
+class PaperSeismicEncoder(nn.Module):
+    """A CNN shared by the shots, averaged over them: symmetric in their order (our reading of arXiv 2601.14607)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (32, 64, 128, 256)
+        blocks: list[nn.Module] = []
+        for inputs, outputs in zip((1, *widths[:-1]), widths, strict=True):
+            stride = (3, 2) if inputs == 1 else 2
+            blocks += [nn.Conv2d(inputs, outputs, 5, stride, 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        self.shared = nn.Sequential(*blocks)
+        self.project = nn.Sequential(nn.Linear(256 * 5 * 4, 512), nn.ReLU(), nn.Linear(512, EMBEDDING))
+
+    def forward(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
+        batch, shots, samples, receivers = traces.shape
+        p = condition(traces, live).reshape(batch * shots, 1, samples, receivers)
+        f = F.adaptive_avg_pool2d(self.shared(p), (5, 4)).flatten(1).reshape(batch, shots, -1)
+        present = live.any(dim=-1).to(f.dtype)[..., None]
+        pooled = (f * present).sum(dim=1) / present.sum(dim=1).clamp_min(1)
+        return GatherEmbedding(F.normalize(self.project(pooled).float(), dim=-1))
+
+
+class PaperVelocityEncoder(nn.Module):
+    """ResNet-18 (He et al. 2016) with a single input channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+        )
+        self.trunk = _stages(64, (64, 128, 256, 512))
+        self.project = nn.Linear(512, EMBEDDING)
+
+    def forward(self, velocity: Tensor) -> Tensor:
+        v = (velocity.float()[:, None] - MIDDLE_M_S) / SPREAD_M_S
+        return F.normalize(self.project(self.trunk(self.stem(v)).mean(dim=(2, 3))).float(), dim=-1)
+
+
+class Encoders(nn.Module):
+    """Seismic, velocity and physics encoders with the temperature and the descriptors' standardisation.
+
+    Buffers ``descriptor_mean`` and ``descriptor_std`` (13,) come from the training set.
+    """
+
+    descriptor_mean: Tensor
+    descriptor_std: Tensor
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.seismic: nn.Module
+        self.velocity: nn.Module
+        if config.kind == "paper":
+            self.seismic, self.velocity = PaperSeismicEncoder(), PaperVelocityEncoder()
+            self.physics = PhysicsEncoder(256, layers=2)
+        else:
+            self.seismic, self.velocity = SeismicEncoder(config), VelocityEncoder(config)
+            self.physics = PhysicsEncoder(config.hidden)
+        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())  # CLIP's start
+        self.register_buffer("descriptor_mean", torch.zeros(len(NAMES)))
+        self.register_buffer("descriptor_std", torch.ones(len(NAMES)))
+
+    def embed_gathers(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
+        """See `SeismicEncoder.forward`; inputs as in `survey.Prepared`."""
+        out: GatherEmbedding = self.seismic(traces, live, shot_x_m)
+        return out
+
+    def embed_velocity(self, velocity: Tensor) -> Tensor:
+        """``(batch, 70, 70)`` m/s -> ``(batch, 256)`` unit vectors."""
+        out: Tensor = self.velocity(velocity)
+        return out
+
+    def embed_descriptors(self, descriptors: Tensor) -> Tensor:
+        """``(batch, 13)`` in the units of `descriptors.DESCRIPTORS` -> ``(batch, 256)`` unit vectors."""
+        out: Tensor = self.physics(self.standardise(descriptors))
+        return out
+
+    def standardise(self, descriptors: Tensor) -> Tensor:
+        return (descriptors - self.descriptor_mean) / self.descriptor_std
+
+    def scale(self) -> Tensor:
+        """Inverse temperature, clamped at 100."""
+        return self.logit_scale.exp().clamp_max(MAX_LOGIT_SCALE)

@@ -1,0 +1,185 @@
+"""Encoders behind numpy: gathers, velocity models and descriptors in, embeddings and inferred physics out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import zoom
+
+from seisbind.model.descriptors import NAMES, check_velocity
+from seisbind.model.encoders import MIDDLE_M_S, SPREAD_M_S
+from seisbind.model.errors import InvalidConfig, InvalidQuery, InvalidVelocityModel
+from seisbind.model.survey import Prepared
+from seisbind.model.weights import Weights, load_weights
+
+Float32 = NDArray[np.float32]
+
+MODEL_CELLS = 70
+BATCH = 64  # gathers or velocity models a forward pass; more gains nothing on a CPU core
+NEIGHBOURS = 5  # the paper's k for physics inferred from retrieved models
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedGathers:
+    """What the encoders say of gathers, before any gallery is asked.
+
+    Attributes:
+        embedding: ``(batch, 256)`` unit vectors.
+        descriptors: ``(batch, 13)`` read by the head, in the units of `descriptors.DESCRIPTORS`; None without one.
+        velocity: ``(batch, 35, 35)`` coarse velocity model, m/s; None without a head.
+    """
+
+    embedding: Float32
+    descriptors: Float32 | None
+    velocity: Float32 | None
+
+
+@dataclass(frozen=True, slots=True)
+class InferredPhysics:
+    """``value``, ``low``, ``high``: ``(batch, 13)``; the interval covers 90 % where the weights are calibrated."""
+
+    value: Float32
+    low: Float32
+    high: Float32
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """``auto`` is the first GPU where there is one, else the CPU.
+
+    Raises:
+        InvalidConfig: a device that this machine or this torch build does not have.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InvalidConfig(f"Unknown device {device!r}; use auto, cpu, cuda or cuda:0.") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidConfig(f"Device {device!r} was asked for, but this torch ({torch.__version__}) sees no GPU.")
+    return chosen
+
+
+class Embedder:
+    """Weights on a device, answering in numpy. Safe to call from several threads: it holds no mutable state."""
+
+    def __init__(self, weights: Weights, *, device: str = "auto") -> None:
+        self.device = choose_device(device)
+        self.weights = weights
+        self._encoders = weights.encoders.to(self.device).eval()
+
+    @classmethod
+    def load(cls, path: Path | None = None, *, device: str = "auto") -> Embedder:
+        """See `weights.load_weights`."""
+        return cls(load_weights(path), device=device)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.weights.fingerprint
+
+    @torch.inference_mode()
+    def embed_gathers(self, prepared: Prepared) -> EncodedGathers:
+        """Embeddings, descriptors and coarse models of prepared gathers."""
+        embeddings, descriptors, velocities = [], [], []
+        for start in range(0, len(prepared), BATCH):
+            part = slice(start, start + BATCH)
+            out = self._encoders.embed_gathers(
+                self._tensor(prepared.traces[part]),
+                self._tensor(prepared.live[part]),
+                self._tensor(prepared.shot_x_m[part]),
+            )
+            embeddings.append(out.embedding.cpu().numpy())
+            if out.descriptors is not None and out.velocity is not None:
+                physical = out.descriptors * self._encoders.descriptor_std + self._encoders.descriptor_mean
+                descriptors.append(physical.cpu().numpy())
+                velocities.append((out.velocity * SPREAD_M_S + MIDDLE_M_S).cpu().numpy())
+        return EncodedGathers(
+            embedding=np.concatenate(embeddings),
+            descriptors=np.concatenate(descriptors) if descriptors else None,
+            velocity=np.concatenate(velocities) if velocities else None,
+        )
+
+    @torch.inference_mode()
+    def embed_velocity(self, velocity: ArrayLike) -> Float32:
+        """``(batch, 256)`` unit vectors of velocity models ``(batch, 70, 70)``, m/s.
+
+        Raises:
+            InvalidVelocityModel: see `descriptors.check_velocity`; or not 70 x 70 cells.
+        """
+        models = check_velocity(velocity)
+        if models.shape[1:] != (MODEL_CELLS, MODEL_CELLS):
+            raise InvalidVelocityModel(
+                f"The encoders take velocity models of {MODEL_CELLS} x {MODEL_CELLS} cells of 10 m; got "
+                f"{models.shape[1]} x {models.shape[2]}. Resample the model first."
+            )
+        parts = [
+            self._encoders.embed_velocity(self._tensor(models[i : i + BATCH])).cpu().numpy()
+            for i in range(0, len(models), BATCH)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, 256), dtype=np.float32)
+
+    @torch.inference_mode()
+    def embed_descriptors(self, descriptors: ArrayLike) -> Float32:
+        """``(batch, 256)`` unit vectors of descriptors ``(batch, 13)``.
+
+        Raises:
+            InvalidQuery: not 13 finite columns.
+        """
+        table = np.atleast_2d(np.asarray(descriptors, dtype=np.float32))
+        if table.ndim != 2 or table.shape[1] != len(NAMES) or not np.isfinite(table).all():
+            raise InvalidQuery(f"Descriptors are {len(NAMES)} finite numbers each; got shape {np.shape(descriptors)}.")
+        return np.asarray(self._encoders.embed_descriptors(self._tensor(table)).cpu().numpy())
+
+    def infer_physics(self, encoded: EncodedGathers, neighbours: Float32 | None) -> InferredPhysics:
+        """Descriptors of the ground under each gather, with their 90 % interval.
+
+        The head's value and the mean over the nearest neighbours are combined with the weights' calibrated shares;
+        the paper's route (neighbours alone) is what is left where weights have no head.
+
+        Args:
+            encoded: from `embed_gathers`.
+            neighbours: ``(batch, k, 13)`` descriptors of the retrieved models; None or k = 0: the head alone.
+
+        Raises:
+            InvalidQuery: neither a head nor neighbours.
+        """
+        calibration = self.weights.description.calibration
+        head = encoded.descriptors
+        if neighbours is not None and neighbours.shape[1] == 0:
+            neighbours = None
+        if head is None and neighbours is None:
+            raise InvalidQuery(
+                "These weights have no descriptor head and no model was retrieved: nothing to infer from."
+            )
+        near = None if neighbours is None else neighbours[:, :NEIGHBOURS]
+        if head is None and near is not None:
+            value, spread = near.mean(axis=1), near.std(axis=1)
+        elif near is None or calibration is None:
+            assert head is not None  # narrowed by the checks above
+            value = head
+            spread = np.zeros_like(head) if near is None else near.std(axis=1)
+        else:
+            assert head is not None
+            share = np.asarray(calibration.neighbour_share, dtype=np.float32)
+            value = (1 - share) * head + share * near.mean(axis=1)
+            spread = np.abs(near.mean(axis=1) - head) + near.std(axis=1)
+        if calibration is None:
+            half = 1.645 * spread  # a normal law's 90 %: nothing measured is at hand
+        else:
+            half = np.asarray(calibration.half_width, np.float32) * np.maximum(
+                spread, np.asarray(calibration.scale_floor, np.float32)
+            )
+        value = value.astype(np.float32)
+        return InferredPhysics(value, (value - half).astype(np.float32), (value + half).astype(np.float32))
+
+    def _tensor(self, array: NDArray[np.float32] | NDArray[np.bool_]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+def full_size(coarse: Float32) -> Float32:
+    """A head's ``(35, 35)`` model on the gallery's ``(70, 70)`` grid, linearly interpolated, m/s."""
+    return np.asarray(zoom(coarse, MODEL_CELLS / len(coarse), order=1, grid_mode=True, mode="nearest"), np.float32)

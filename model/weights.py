@@ -1,0 +1,169 @@
+"""Trained encoders as one safetensors file that describes and checks itself.
+
+The file's metadata holds a JSON `Description` (configuration, policies, calibration, training) and a SHA-256 over
+that JSON and every tensor, so that a damaged file is refused. The fingerprint is the start of that SHA-256:
+galleries carry it, and refuse others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from seisbind.model.descriptors import NAMES
+from seisbind.model.encoders import COMPRESSION, OPENFWI_RMS, EncoderConfig, Encoders
+from seisbind.model.errors import WeightsError
+from seisbind.model.survey import CANONICAL_DT_S, CANONICAL_RECEIVERS, CANONICAL_SAMPLES, CANONICAL_SPACING_M
+
+FORMAT = 1
+SHIPPED = Path(__file__).parent / "weights" / "seisbind.safetensors"
+FINGERPRINT_LENGTH = 16
+
+POLICY = {
+    "dt_s": CANONICAL_DT_S,
+    "samples": CANONICAL_SAMPLES,
+    "receivers": CANONICAL_RECEIVERS,
+    "spacing_m": CANONICAL_SPACING_M,
+    "shot_rms": OPENFWI_RMS,
+    "compression": COMPRESSION,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a held-out split says of the encoders; all of it measured, none of it learned by gradient.
+
+    Attributes:
+        half_width: per descriptor, the conformal factor of the 90 % interval: half width = factor x scale.
+        scale_floor: per descriptor, the smallest scale, in the descriptor's unit.
+        neighbour_share: per descriptor, the weight of the k = 5 neighbours' mean against the head's value.
+        similarity_low: similarity to the best match below which 1 % of held-out in-distribution gathers fall.
+        pairs: size of the split.
+    """
+
+    half_width: tuple[float, ...]
+    scale_floor: tuple[float, ...]
+    neighbour_share: tuple[float, ...]
+    similarity_low: float
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What the weights are: enough to build the encoders, prepare their input and tell where they come from."""
+
+    name: str
+    config: EncoderConfig
+    training: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    descriptors: tuple[str, ...] = NAMES
+    policy: dict[str, float] = field(default_factory=lambda: dict(POLICY))
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Encoders in evaluation mode, their description and their fingerprint."""
+
+    encoders: Encoders
+    description: Description
+    fingerprint: str
+
+
+def save_weights(path: Path, encoders: Encoders, description: Description) -> str:
+    """Write ``path`` (temporary file, fsync, rename), matrices in float16; returns the fingerprint."""
+    tensors = {name: _stored(t) for name, t in encoders.state_dict().items()}
+    text = json.dumps(asdict(description), sort_keys=True)
+    digest = _digest(text, tensors)
+    payload = save(tensors, metadata={"seisbind": text, "sha256": digest})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest[:FINGERPRINT_LENGTH]
+
+
+def load_weights(path: Path | None = None, *, device: str | torch.device = "cpu") -> Weights:
+    """Load weights; None means those that ship with SeisBind.
+
+    Raises:
+        WeightsError: no such file, damaged, or made for another format, policy or set of descriptors.
+    """
+    path = SHIPPED if path is None else path
+    if not path.is_file():
+        raise WeightsError(f"No weights at {path}. Train some with 'seisbind train', or leave --weights out.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file ({error}); fetch it again.") from error
+    text, digest = metadata.get("seisbind"), metadata.get("sha256")
+    if text is None or digest is None:
+        raise WeightsError(f"{path} is a safetensors file, but not of SeisBind weights: its metadata lacks 'seisbind'.")
+    if _digest(text, tensors) != digest:
+        raise WeightsError(f"{path} is damaged: its content does not have the SHA-256 {digest[:16]}… that it states.")
+    description = _parse_description(text, path)
+    encoders = Encoders(description.config)
+    try:
+        encoders.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit its own configuration: {error}") from error
+    return Weights(encoders.to(device).eval(), description, digest[:FINGERPRINT_LENGTH])
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """Matrices and kernels as float16 (half the file; the card states what it costs), the rest as it is."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.half() if tensor.is_floating_point() and tensor.ndim >= 2 else tensor
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _parse_description(text: str, path: Path) -> Description:
+    try:
+        raw = json.loads(text)
+        if raw.get("format") != FORMAT:
+            raise WeightsError(f"{path} has weights format {raw.get('format')!r}; this SeisBind reads format {FORMAT}.")
+        calibration = raw.pop("calibration")
+        description = Description(
+            config=EncoderConfig(**raw.pop("config")),
+            calibration=None
+            if calibration is None
+            else Calibration(**{k: tuple(v) if isinstance(v, list) else v for k, v in calibration.items()}),
+            descriptors=tuple(raw.pop("descriptors")),
+            **raw,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path} has a description that cannot be read ({error!r}).") from error
+    if description.descriptors != NAMES:
+        raise WeightsError(f"{path} was trained on other descriptors than this SeisBind computes.")
+    if description.policy != POLICY:
+        raise WeightsError(
+            f"{path} was trained with the preparation {description.policy}; this SeisBind does {POLICY}."
+        )
+    return description
