@@ -2,3 +2,10 @@
 
 if __name__ != "seisbind.index":
     raise ImportError(f"imported as {__name__!r}; write 'import seisbind.index' (after 'pip install -e .')")
+
+from seisbind.index.filter import Filter
+from seisbind.index.gallery import Gallery, GalleryInfo, Hit
+from seisbind.index.records import Record
+from seisbind.index.verify import VerifyReport
+
+__all__ = ["Filter", "Gallery", "GalleryInfo", "Hit", "Record", "VerifyReport"]

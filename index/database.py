@@ -1,0 +1,176 @@
+"""The SQLite file of a gallery: its schema, how it is made, opened and refused, and what its errors mean."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from seisbind.model.descriptors import NAMES
+from seisbind.model.errors import (
+    GalleryDamaged,
+    GalleryError,
+    GalleryLocked,
+    GalleryNotFound,
+    GalleryWriteFailed,
+)
+
+APPLICATION_ID = 0x53424E44  # "SBND"
+FORMAT_VERSION = 1
+PAGE_BYTES = 8192  # three pairs of 256-d embeddings a page; a 70 x 70 map wastes no more than a few per cent
+BUSY_TIMEOUT_S = 30.0
+WAL_LIMIT_BYTES = 64 << 20  # what a checkpoint leaves of the write-ahead log
+
+# Small columns, blobs and embeddings live apart: listing and filtering never page through maps, and replaying the
+# embeddings does not either. AUTOINCREMENT: no row number is used twice, so a row is added and removed, never changed.
+SCHEMA = f"""
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE models (
+    row INTEGER PRIMARY KEY AUTOINCREMENT,
+    model_id TEXT NOT NULL UNIQUE,
+    family TEXT,
+    {", ".join(f"{name} REAL NOT NULL" for name in NAMES)},
+    source TEXT,
+    added_at TEXT NOT NULL,
+    depth INTEGER NOT NULL,
+    x INTEGER NOT NULL,
+    velocity_sha256 BLOB NOT NULL,
+    embeddings_sha256 BLOB NOT NULL,
+    checksum BLOB NOT NULL
+) STRICT;
+CREATE TABLE tags (
+    tag TEXT NOT NULL,
+    row INTEGER NOT NULL REFERENCES models(row) ON DELETE CASCADE,
+    PRIMARY KEY (tag, row)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX tags_of_row ON tags(row);
+CREATE TABLE velocities (
+    row INTEGER PRIMARY KEY REFERENCES models(row) ON DELETE CASCADE,
+    velocity BLOB NOT NULL
+) STRICT;
+CREATE TABLE embeddings (
+    row INTEGER PRIMARY KEY REFERENCES models(row) ON DELETE CASCADE,
+    velocity BLOB NOT NULL,
+    physics BLOB NOT NULL
+) STRICT;
+"""
+
+
+def create_database(path: Path, *, fingerprint: str, dimension: int, created_at: str) -> None:
+    """Write an empty, complete database at ``path`` (nothing may be there), in write-ahead mode and synced."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("BEGIN")
+        for statement in SCHEMA.split(";"):
+            connection.execute(statement)
+        facts = {
+            "fingerprint": fingerprint,
+            "dimension": str(dimension),
+            "created_at": created_at,
+            "descriptors": " ".join(NAMES),
+            "generation": "0",
+            "count": "0",
+            "digest": "0" * 64,
+        }
+        facts["check"] = facts_check(facts)
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", facts.items())
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
+def facts_check(facts: Mapping[str, str]) -> str:
+    """The checksum of everything in the ``meta`` table but itself."""
+    rest = sorted((name, value) for name, value in facts.items() if name != "check")
+    return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
+
+
+def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
+    """A connection to an existing database of this format.
+
+    It may be passed between threads; its owner (`Records`) lets one in at a time.
+
+    Raises:
+        GalleryNotFound, GalleryDamaged, GalleryError: nothing there; not a gallery; a format of another version.
+    """
+    if not path.is_file():
+        raise GalleryNotFound(f"There is no gallery at {path.parent}. 'seisbind gallery build' makes one.")
+    mode = "rw" if writable else "ro"
+    wal = path.with_name(path.name + "-wal")
+    if not writable and not os.access(path.parent, os.W_OK) and not (wal.exists() and wal.stat().st_size):
+        mode = "ro&immutable=1"  # a read-only mount: nobody can write, and SQLite could not make its -shm file
+    with told(path.parent, "open"):
+        connection = sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode={mode}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=BUSY_TIMEOUT_S,
+        )
+        try:
+            _check_format(connection, path)
+            connection.execute("PRAGMA foreign_keys = ON")
+            if writable:
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _check_format(connection: sqlite3.Connection, path: Path) -> None:
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise GalleryDamaged(f"{path} is a SQLite file, but not a SeisBind gallery. Check the path.")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != FORMAT_VERSION:
+        raise GalleryError(
+            f"{path.parent} has gallery format {version}; this SeisBind reads format {FORMAT_VERSION}. "
+            "Open it with the version that made it, or build it again."
+        )
+    found = connection.execute("SELECT value FROM meta WHERE name = 'descriptors'").fetchone()
+    if found is None or found[0].split() != list(NAMES):
+        raise GalleryDamaged(
+            f"{path.parent} holds the descriptors {found and found[0]!r}; expected {' '.join(NAMES)!r}."
+        )
+
+
+@contextmanager
+def told(folder: Path, doing: str) -> Iterator[None]:
+    """Turn what SQLite and the operating system raise inside into the gallery errors that they mean.
+
+    ``doing`` is the verb of the sentence: "open", "add", "remove", "read", "snapshot".
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _meaning(error, folder, doing) from error
+    except OSError as error:
+        if isinstance(error, GalleryError):
+            raise
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        hint = " Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        raise GalleryWriteFailed(f"Could not {doing} in {folder}: {reason}.{hint} Nothing was changed.") from error
+
+
+def _meaning(error: sqlite3.Error, folder: Path, doing: str) -> GalleryError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if isinstance(error, sqlite3.ProgrammingError):
+        return GalleryError(f"Could not {doing}: the gallery at {folder} has been closed ({error}).")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return GalleryLocked(f"Could not {doing}: another program kept {folder} locked for {BUSY_TIMEOUT_S:g} s.")
+    refused = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+    if code in refused and doing not in ("open", "read"):
+        return GalleryWriteFailed(
+            f"Could not {doing} in {folder}: {error}. Free some space or make it writable. Nothing was changed."
+        )
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+        return GalleryError(f"Could not {doing} {folder}: {error}. Check its owner and permissions.")
+    return GalleryDamaged(f"Could not {doing} {folder}: {error}. Restore it from a copy, or build it again.")

@@ -1,0 +1,147 @@
+"""Exact nearest neighbours by cosine similarity, in a FAISS index that never changes.
+
+Searching a FAISS index while something is added to it ends the process, so nothing here is ever added to: a grown
+index is a new object that shares the large sealed part with the old one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss as _faiss
+import numpy as np
+from numpy.typing import NDArray
+
+faiss: Any = _faiss  # its stubs know neither selectors nor owners
+
+Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+
+RECENT_VECTORS = 4096  # up to 4 MB of 256-d vectors is copied for each addition before they join the sealed part
+RECENT_SHARE = 32  # ... or this fraction of the sealed part, so that large galleries are not copied often
+ROUNDING = 1e-5  # bound on the float32 error of the inner product of two 256-d unit vectors, times two
+SPARE = 16  # candidates fetched beyond k, so that ties at the end of the list rarely need a second search
+
+
+class _Part:
+    """Consecutive vectors in one sealed FAISS flat index."""
+
+    __slots__ = ("_owner", "index", "vectors")
+
+    def __init__(self, index: Any, owner: Any = None) -> None:
+        self.index = index  # faiss.IndexFlatIP, never added to from here on
+        self._owner = owner  # the C++ object that will delete `index`, if that is not the Python one
+        count, dimension = index.ntotal, index.d
+        view = faiss.rev_swig_ptr(index.get_xb(), count * dimension) if count else np.empty(0, np.float32)
+        view.flags.writeable = False
+        self.vectors: Float32 = view.reshape(count, dimension)  # valid as long as `index` lives
+
+    @classmethod
+    def of(cls, dimension: int, *blocks: Float32) -> _Part:
+        index = faiss.IndexFlatIP(dimension)
+        for block in blocks:
+            if len(block):
+                index.add(np.ascontiguousarray(block, dtype=np.float32))
+        return cls(index)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def candidates(self, queries: Float32, k: int, allowed: Bool | None) -> list[Int64]:
+        """Positions of the k best of the allowed vectors, and of all that rounding could confuse with them."""
+        available = len(self) if allowed is None else int(np.count_nonzero(allowed))
+        found = [np.empty(0, np.int64)] * len(queries)
+        if not available:
+            return found
+        parameters = selector = bitmap = None
+        if allowed is not None and available < len(self):
+            bitmap = np.packbits(allowed, bitorder="little")
+            selector = faiss.IDSelectorBitmap(bitmap)  # FAISS keeps pointers only: both names live until the return
+            parameters = faiss.SearchParameters(sel=selector)
+        pending = np.arange(len(queries))
+        fetch = min(k + SPARE, available)
+        while len(pending):
+            similarities, positions = self.index.search(queries[pending], fetch, params=parameters)
+            unsettled = []
+            for query, similarity, position in zip(pending, similarities, positions, strict=True):
+                if fetch < available and similarity[-1] >= similarity[k - 1] - ROUNDING:
+                    unsettled.append(query)  # the list ends among near-ties of the k-th
+                    continue
+                near = similarity >= similarity[min(k, fetch) - 1] - ROUNDING
+                found[query] = position[near & (position >= 0)].astype(np.int64)
+            pending = np.asarray(unsettled, dtype=np.int64)
+            fetch = min(4 * fetch, available)
+        return found
+
+
+class VectorIndex:
+    """Unit vectors by position, ``(count, dimension)`` float32. Immutable, so any number of threads may search it.
+
+    A search fetches candidates with FAISS, then takes the similarity of each again in float64: the order of FAISS's
+    sums depends on the size of the batch, and an answer must not.
+    """
+
+    __slots__ = ("_parts", "dimension")
+
+    def __init__(self, dimension: int, *parts: _Part) -> None:
+        self.dimension = dimension
+        self._parts = tuple(part for part in parts if len(part))
+
+    @classmethod
+    def build(cls, vectors: Float32) -> VectorIndex:
+        """An index of ``vectors`` ``(count, dimension)``, which are copied."""
+        return cls(vectors.shape[1], _Part.of(vectors.shape[1], vectors))
+
+    @classmethod
+    def adopt(cls, index: Any, owner: Any) -> VectorIndex:
+        """An index around the ``faiss.IndexFlatIP`` inside ``owner``, which nobody else will touch."""
+        return cls(index.d, _Part(index, owner))
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts)
+
+    def extended(self, vectors: Float32) -> VectorIndex:
+        """This index, then ``vectors`` ``(n, dimension)``; the sealed part is shared unless it is time to grow it."""
+        base, *recent = self._parts or (_Part.of(self.dimension),)
+        blocks = [part.vectors for part in recent] + [vectors]
+        if sum(map(len, blocks)) > max(RECENT_VECTORS, len(base) // RECENT_SHARE):
+            return VectorIndex(self.dimension, _Part.of(self.dimension, base.vectors, *blocks))
+        return VectorIndex(self.dimension, base, _Part.of(self.dimension, *blocks))
+
+    def taken(self, positions: Int64) -> Float32:
+        """A copy of the vectors at ``positions``, ``(len(positions), dimension)``."""
+        out = np.empty((len(positions), self.dimension), np.float32)
+        start = 0
+        for part in self._parts:
+            here = (positions >= start) & (positions < start + len(part))
+            out[here] = part.vectors[positions[here] - start]
+            start += len(part)
+        return out
+
+    def search(self, queries: Float32, k: int, *, allowed: Bool | None = None) -> list[tuple[Int64, Float32]]:
+        """The ``min(k, allowed)`` most similar vectors of each query, exactly.
+
+        Args:
+            queries: ``(query, dimension)`` float32, unit length.
+            k: at least 1.
+            allowed: ``(count,)``, which vectors may be returned; all of them if None.
+
+        Returns:
+            For each query positions ``(hit,)`` and similarities ``(hit,)``, best first, equal ones by position.
+        """
+        candidates: list[list[Int64]] = [[] for _ in queries]
+        start = 0
+        for part in self._parts:
+            mask = None if allowed is None else allowed[start : start + len(part)]
+            for found, positions in zip(candidates, part.candidates(queries, k, mask), strict=True):
+                found.append(positions + start)
+            start += len(part)
+        return [self._ranked(query, found, k) for query, found in zip(queries, candidates, strict=True)]
+
+    def _ranked(self, query: Float32, candidates: list[Int64], k: int) -> tuple[Int64, Float32]:
+        positions = np.concatenate(candidates) if candidates else np.empty(0, np.int64)
+        products = self.taken(positions).astype(np.float64) * query.astype(np.float64)
+        similarities = np.clip(products.sum(axis=1), -1.0, 1.0).astype(np.float32)
+        order = np.lexsort((positions, -similarities))[:k]
+        return positions[order], similarities[order]

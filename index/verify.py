@@ -1,0 +1,96 @@
+"""Reading every byte of a gallery and comparing it with what it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from seisbind.index.contents import SPACES, Contents
+from seisbind.index.faiss_index import Float32, Int64
+from seisbind.index.records import Ids, Records
+from seisbind.index.snapshot import Snapshot, load_snapshot
+from seisbind.model.errors import GalleryError, UnknownModel
+
+UNIT_TOLERANCE = 1e-5  # of a stored embedding: they are normalised in float64 when they come in
+CHUNK_MODELS = 2048  # embeddings in memory at a time: 4 MB
+MAX_PROBLEMS = 100  # listed; a damaged page can touch thousands of models and the first hundred tell the story
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `Gallery.verify` found: nothing wrong if ``problems`` is empty."""
+
+    count: int
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify(records: Records, contents: Contents, folder: Path) -> VerifyReport:
+    """Check structure, catalogue, each record and map, embeddings, what is searched, and the snapshots."""
+    with records.reading():
+        problems = tuple(islice(_problems(records, contents, folder), MAX_PROBLEMS))
+    return VerifyReport(len(contents), problems)
+
+
+def _problems(records: Records, contents: Contents, folder: Path) -> Iterator[str]:
+    yield from records.structure()
+    try:
+        catalogue = records.catalogue()
+    except GalleryError as error:
+        yield str(error)
+        return
+    for model_id in catalogue.ids:
+        try:
+            records.velocity(model_id)
+        except (GalleryError, UnknownModel) as error:
+            yield str(error)
+    if contents.generation != catalogue.generation:
+        contents = contents.refreshed(records)  # others may write while this gallery only reads
+    if not np.array_equal(contents.rows[contents.alive], catalogue.rows):
+        yield "The models being searched are not those of the records. Open the gallery again."
+        return
+    snapshots: dict[str, Snapshot] = {}
+    for space in SPACES:
+        try:
+            snapshots[space] = load_snapshot(
+                folder, space, fingerprint=records.fingerprint, dimension=records.dimension
+            )
+        except FileNotFoundError:
+            continue  # it was never written, or is being replaced: opening replays the records
+        except (OSError, ValueError, RuntimeError) as error:
+            yield f"The {space} snapshot cannot be used: {error}. Opening rebuilds it; writing a snapshot replaces it."
+    for start in range(0, len(catalogue.rows), CHUNK_MODELS):
+        part = slice(start, start + CHUNK_MODELS)
+        try:
+            stored = records.embeddings(catalogue.rows[part])
+        except GalleryError as error:
+            yield str(error)
+            continue
+        positions = np.flatnonzero(contents.alive)[part]
+        searched = (contents.velocity.taken(positions), contents.physics.taken(positions))
+        for space, truth, used in zip(SPACES, stored, searched, strict=True):
+            yield from _differences(space, catalogue.ids[part], truth, used)
+            if space in snapshots:
+                yield from _snapshot_differences(space, catalogue.keys[part], truth, snapshots[space])
+
+
+def _differences(space: str, ids: Ids, truth: Float32, used: Float32) -> Iterator[str]:
+    length = np.linalg.norm(truth.astype(np.float64), axis=1)
+    for model_id in ids[~(np.abs(length - 1) <= UNIT_TOLERANCE)]:
+        yield f"The {space} embedding of {model_id} is not of unit length."
+    for model_id in ids[(truth != used).any(axis=1)]:
+        yield f"The {space} embedding of {model_id} is not the one being searched. Open the gallery again."
+
+
+def _snapshot_differences(space: str, keys: Int64, truth: Float32, snapshot: Snapshot) -> Iterator[str]:
+    _, here, there = np.intersect1d(keys, snapshot.keys, return_indices=True)
+    different = int((truth[here] != snapshot.index.taken(there)).any(axis=1).sum())
+    if different:
+        yield f"The {space} snapshot has {different} vectors that differ from the records. Delete {space}.json."
