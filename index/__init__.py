@@ -5,7 +5,7 @@ if __name__ != "seisbind.index":
 
 from seisbind.index.filter import Filter
 from seisbind.index.gallery import Gallery, GalleryInfo, Hit
-from seisbind.index.records import Record
+from seisbind.index.record import Record
 from seisbind.index.verify import VerifyReport
 
 __all__ = ["Filter", "Gallery", "GalleryInfo", "Hit", "Record", "VerifyReport"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seisbind.index.records import NewModel, content_id
+from seisbind.index.record import NewModel, content_id
 from seisbind.model.descriptors import NAMES, check_velocity
 from seisbind.model.errors import InvalidQuery
 
@@ -66,7 +66,7 @@ def checked_batch(
     physics = np.asarray(descriptors)
     if physics.ndim != 2 or physics.shape[1] != len(NAMES) or physics.dtype.kind not in "fiu":
         raise InvalidQuery(f"The descriptors are {physics.shape}; expected numbers of shape (count, {len(NAMES)}).")
-    physics = physics.astype(np.float32)
+    physics = physics.astype(np.float32) + np.float32(0)  # SQLite does not keep the sign of -0.0
     if not np.isfinite(physics).all():
         raise InvalidQuery("The descriptors contain NaN or infinity.")
     in_velocity = unit_vectors(velocity_embeddings, dimension, "velocity embeddings")

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.index.faiss_index import Bool, Float32, Int64, VectorIndex
-from seisbind.index.records import Catalogue, Ids, Records
+from seisbind.index.folder import SPACES
+from seisbind.index.record import Catalogue, Ids
+from seisbind.index.records import Records
 from seisbind.index.snapshot import Snapshot, load_snapshot
 
 log = logging.getLogger(__name__)
 
-SPACES = ("velocity", "physics")
 DEAD_SHARE = 8  # vectors of removed models are dropped when they are more than this fraction of all
 
 
@@ -91,11 +92,18 @@ class Contents:
         )
 
 
-def load_contents(records: Records, folder: Path) -> tuple[Contents, tuple[str, ...]]:
-    """Contents from the snapshots where they can be believed, and from the records for the rest.
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """What opening found: the contents, sentences about snapshots that were not believed, and whether both snapshots
+    held exactly these contents."""
 
-    Returns:
-        The contents, and sentences about every snapshot that could not be used.
+    contents: Contents
+    notes: tuple[str, ...]
+    snapshots_current: bool
+
+
+def load_contents(records: Records, folder: Path) -> Loaded:
+    """Contents from the snapshots where they can be believed, and from the records for the rest.
 
     Raises:
         GalleryDamaged: the records themselves are not what was written.
@@ -113,7 +121,9 @@ def load_contents(records: Records, folder: Path) -> tuple[Contents, tuple[str, 
         _index(catalogue, snapshots[space], missing, vectors) for space, vectors in zip(SPACES, replayed, strict=True)
     ]
     alive = np.ones(len(catalogue.rows), np.bool_)
-    return Contents(catalogue.generation, catalogue.rows, catalogue.ids, alive, *indices), tuple(notes)
+    contents = Contents(catalogue.generation, catalogue.rows, catalogue.ids, alive, *indices)
+    current = all(s is not None and np.array_equal(s.keys, catalogue.keys) for s in snapshots.values())
+    return Loaded(contents, tuple(notes), current)
 
 
 def _believed(records: Records, folder: Path, space: str, catalogue: Catalogue, notes: list[str]) -> Snapshot | None:

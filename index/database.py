@@ -136,7 +136,7 @@ def _check_format(connection: sqlite3.Connection, path: Path) -> None:
             "Open it with the version that made it, or build it again."
         )
     found = connection.execute("SELECT value FROM meta WHERE name = 'descriptors'").fetchone()
-    if found is None or found[0].split() != list(NAMES):
+    if found is None or str(found[0]).split() != list(NAMES):
         raise GalleryDamaged(
             f"{path.parent} holds the descriptors {found and found[0]!r}; expected {' '.join(NAMES)!r}."
         )
@@ -153,8 +153,6 @@ def told(folder: Path, doing: str) -> Iterator[None]:
     except sqlite3.Error as error:
         raise _meaning(error, folder, doing) from error
     except OSError as error:
-        if isinstance(error, GalleryError):
-            raise
         reason = os.strerror(error.errno) if error.errno else str(error)
         hint = " Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
         raise GalleryWriteFailed(f"Could not {doing} in {folder}: {reason}.{hint} Nothing was changed.") from error

@@ -1,13 +1,4 @@
-"""The gallery: velocity models, what is known of them, and the two indices that find them, as one thing in one folder.
-
-gallery/
-├── records.sqlite    the truth (`records`)
-├── velocity.faiss    snapshots of the indices, derived (`snapshot`)
-├── velocity.json
-├── physics.faiss
-├── physics.json
-└── writer.lock       who may write (`lock`)
-"""
+"""The gallery: velocity models, what is known of them, and the two indices that find them, as one thing."""
 
 from __future__ import annotations
 
@@ -21,14 +12,16 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from seisbind.index.batch import checked_batch, unit_vectors
-from seisbind.index.contents import SPACES, load_contents
+from seisbind.index.contents import load_contents
 from seisbind.index.database import FORMAT_VERSION, create_database, told
 from seisbind.index.filter import Filter
+from seisbind.index.folder import LOCK, RECORDS, SPACES, make_room, size_bytes
 from seisbind.index.lock import WriterLock
-from seisbind.index.records import Record, Records
+from seisbind.index.record import Float32, Record
+from seisbind.index.records import Records
 from seisbind.index.snapshot import sync_folder, write_snapshot
 from seisbind.index.verify import VerifyReport, verify
 from seisbind.model.errors import (
@@ -44,12 +37,7 @@ from seisbind.model.errors import (
 
 log = logging.getLogger(__name__)
 
-Float32 = NDArray[np.float32]
-
 MAX_K = 1000  # hits a query: as many as a page or a table can use, and a bound on what an answer weighs
-
-_RECORDS = "records.sqlite"
-_LOCK = "writer.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +95,10 @@ class Gallery:
         self._at_step = at_step
         self._changing = threading.RLock()
         self._inode = records.path.stat().st_ino
-        self._contents, self._notes = load_contents(records, path)
-        self._snapshot_generation = -1 if self._notes else self._contents.generation
+        loaded = load_contents(records, path)
+        self._contents = loaded.contents
+        self._notes = loaded.notes
+        self._snapshot_generation = self._contents.generation if loaded.snapshots_current else -1
         self._closed = False
 
     @classmethod
@@ -138,17 +128,17 @@ class Gallery:
             raise InvalidConfig(f"A gallery needs a fingerprint and 1 to 4096 dimensions; got {dimension}.")
         with told(path, "create a gallery"):
             path.mkdir(parents=True, exist_ok=True)
-            lock = WriterLock(path / _LOCK)
+            lock = WriterLock(path / LOCK)
             try:
-                _make_room(path, overwrite)
-                fresh = path / (_RECORDS + ".new")
+                make_room(path, overwrite=overwrite)
+                fresh = path / (RECORDS + ".new")
                 fresh.unlink(missing_ok=True)
                 create_database(fresh, fingerprint=fingerprint, dimension=dimension, created_at=_now())
                 at_step("create:written")
-                fresh.replace(path / _RECORDS)
+                fresh.replace(path / RECORDS)
                 sync_folder(path)
                 at_step("create:renamed")
-                return cls._opened(path, lock, at_step)
+                return cls._opened(path, fingerprint, lock, at_step)
             except BaseException:
                 lock.release()
                 raise
@@ -175,27 +165,27 @@ class Gallery:
             GalleryLocked: ``writable``, and another holds it; the sentence says who.
             WeightsMismatch: it was made with other weights.
         """
-        if not (path / _RECORDS).is_file():
+        if not (path / RECORDS).is_file():
             raise GalleryNotFound(f"There is no gallery at {path}. 'seisbind gallery build' makes one.")
-        lock = WriterLock(path / _LOCK) if writable else None
+        lock = WriterLock(path / LOCK) if writable else None
         try:
-            gallery = cls._opened(path, lock, at_step)
+            return cls._opened(path, fingerprint, lock, at_step)
         except BaseException:
             if lock is not None:
                 lock.release()
             raise
-        if fingerprint is not None and fingerprint != gallery.fingerprint:
-            gallery._release()
-            raise WeightsMismatch(
-                f"The gallery at {path} was made with weights {gallery.fingerprint}; these are {fingerprint}. Use "
-                "those weights, or build the gallery again with these."
-            )
-        return gallery
 
     @classmethod
-    def _opened(cls, path: Path, lock: WriterLock | None, at_step: Callable[[str], None]) -> Gallery:
-        records = Records(path / _RECORDS, writable=lock is not None, at_step=at_step)
+    def _opened(
+        cls, path: Path, fingerprint: str | None, lock: WriterLock | None, at_step: Callable[[str], None]
+    ) -> Gallery:
+        records = Records(path / RECORDS, writable=lock is not None, at_step=at_step)
         try:
+            if fingerprint is not None and fingerprint != records.fingerprint:
+                raise WeightsMismatch(
+                    f"The gallery at {path} was made with weights {records.fingerprint}; these are {fingerprint}. Use "
+                    "those weights, or build the gallery again with these."
+                )
             return cls(path, records, lock, at_step)
         except BaseException:
             records.close()
@@ -422,7 +412,7 @@ class Gallery:
             dimension=self.dimension,
             format_version=FORMAT_VERSION,
             generation=self._contents.generation,
-            bytes=sum(file.stat().st_size for file in self.path.iterdir() if file.is_file()),
+            bytes=size_bytes(self.path),
             created_at=self._records.created_at,
             descriptor_ranges=self._records.descriptor_ranges(),
             notes=self._notes,
@@ -456,19 +446,6 @@ class Gallery:
         finally:
             if self._lock is not None:
                 self._lock.release()
-
-
-def _make_room(path: Path, overwrite: bool) -> None:
-    """Clear the folder of an old gallery, or refuse to."""
-    ours = {_RECORDS, _LOCK, *(f"{space}.{ending}" for space in SPACES for ending in ("faiss", "json"))}
-    found = [file for file in path.iterdir() if file.name != _LOCK]
-    foreign = [f.name for f in found if f.name not in ours and not f.name.startswith(_RECORDS) and f.suffix != ".tmp"]
-    if foreign:
-        raise GalleryError(f"{path} holds other files ({foreign[0]!r}, ...). Give the gallery a folder of its own.")
-    if (path / _RECORDS).exists() and not overwrite:
-        raise GalleryError(f"There already is a gallery at {path}. Open it, or overwrite it on purpose.")
-    for file in found:
-        file.unlink()
 
 
 def _now() -> str:

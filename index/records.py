@@ -7,81 +7,40 @@ under ``embeddings_sha256``, both of these and all other columns under ``checksu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from seisbind.index.database import connect, facts_check, told
 from seisbind.index.filter import Filter
+from seisbind.index.record import (
+    LITTLE,
+    Catalogue,
+    Float32,
+    Int64,
+    NewModel,
+    Record,
+    digest_entry,
+    embeddings_sha256,
+    record_checksum,
+    velocity_sha256,
+    xor,
+)
 from seisbind.model.descriptors import NAMES
 from seisbind.model.errors import GalleryDamaged, GalleryError, InvalidQuery, UnknownModel
 
-Float32 = NDArray[np.float32]
-Int64 = NDArray[np.int64]
-Ids = NDArray[np.object_]
-
-_LITTLE = np.dtype("<f4")
 _COLUMNS = (
     "row, model_id, family, "
     + ", ".join(NAMES)
     + ", source, added_at, depth, x, velocity_sha256, embeddings_sha256, checksum"
 )
 _MODEL = f"SELECT {_COLUMNS}, (SELECT json_group_array(tag) FROM tags WHERE tags.row = models.row) FROM models"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Record:
-    """One velocity model of the gallery, without its map.
-
-    Attributes:
-        descriptors: ``(13,)`` float32, in the order of `seisbind.model.descriptors.DESCRIPTORS`.
-        added_at: ISO 8601, UTC.
-        shape: ``(depth, x)`` of the map, cells.
-        checksum: SHA-256 of everything stored for the model, hexadecimal.
-    """
-
-    model_id: str
-    family: str | None
-    tags: tuple[str, ...]
-    source: str | None
-    added_at: str
-    descriptors: Float32
-    shape: tuple[int, int]
-    checksum: str
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NewModel:
-    """A checked velocity model on its way into the gallery, and its two embeddings ``(dimension,)``, unit length."""
-
-    model_id: str
-    family: str | None
-    tags: tuple[str, ...]
-    source: str | None
-    added_at: str
-    descriptors: Float32
-    velocity: Float32
-    velocity_embedding: Float32
-    physics_embedding: Float32
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Catalogue:
-    """Which models there are, by row: ``rows`` ascending, their ``ids``, and their ``keys`` (see `snapshot`)."""
-
-    generation: int
-    rows: Int64
-    ids: Ids
-    keys: Int64
 
 
 class Records:
@@ -100,14 +59,18 @@ class Records:
         self._writer = connect(path, writable=True) if writable else None
         try:
             self._reader = connect(path, writable=False)
+        except BaseException:
+            if self._writer is not None:
+                self._writer.close()
+            raise
+        try:
             with self.reading() as connection:
                 facts = self._facts(connection)
                 self.fingerprint: str = facts["fingerprint"]
                 self.dimension = int(facts["dimension"])
                 self.created_at: str = facts["created_at"]
         except BaseException:
-            if self._writer is not None:
-                self._writer.close()
+            self.close()
             raise
 
     def close(self) -> None:
@@ -127,7 +90,7 @@ class Records:
             self._reader.execute("BEGIN")
             try:
                 yield self._reader
-            except (TypeError, ValueError, KeyError, OverflowError) as error:
+            except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
                 if isinstance(error, GalleryError | UnknownModel | InvalidQuery):
                     raise
                 raise self._damaged(f"a value of the wrong kind ({error})") from error
@@ -165,14 +128,14 @@ class Records:
         with self.reading() as connection:
             facts = self._facts(connection)
             found = connection.execute("SELECT row, model_id, checksum FROM models ORDER BY row").fetchall()
-            digest = _xor(_entry(*entry) for entry in found)
+            digest = xor(digest_entry(*entry) for entry in found)
             if str(len(found)) != facts["count"] or digest.hex() != facts["digest"]:
                 raise self._damaged("the list of models does not match its digest")
             ids = np.empty(len(found), object)
             ids[:] = [entry[1] for entry in found]
             checksums = b"".join(entry[2] for entry in found)
-        rows = np.fromiter((entry[0] for entry in found), np.int64, len(found))
-        keys = np.frombuffer(checksums, np.dtype("<i8")).reshape(-1, 4)[:, 0].astype(np.int64)
+            rows = np.fromiter((entry[0] for entry in found), np.int64, len(found))
+            keys = np.frombuffer(checksums, np.dtype("<i8")).reshape(-1, 4)[:, 0].astype(np.int64)
         return Catalogue(int(facts["generation"]), rows, ids, keys)
 
     def embeddings(self, rows: Int64) -> tuple[Float32, Float32]:
@@ -196,10 +159,10 @@ class Records:
                 i = position.pop(row, None)
                 if i is None:
                     continue
-                if _embeddings_sha256(velocity_bytes, physics_bytes) != sha256:
+                if embeddings_sha256(velocity_bytes, physics_bytes) != sha256:
                     raise self._damaged(f"the embeddings of row {row} do not match their checksum")
-                velocity[i] = np.frombuffer(velocity_bytes, _LITTLE)
-                physics[i] = np.frombuffer(physics_bytes, _LITTLE)
+                velocity[i] = np.frombuffer(velocity_bytes, LITTLE)
+                physics[i] = np.frombuffer(physics_bytes, LITTLE)
         if position:
             raise self._damaged(f"the embeddings of {len(position)} models are missing")
         return velocity, physics
@@ -220,7 +183,7 @@ class Records:
         where = f" WHERE {' AND '.join(clauses)}" if clauses else ""
         with self.reading() as connection:
             found = connection.execute(f"SELECT row FROM models{where} ORDER BY row", values).fetchall()
-        return np.fromiter((row for (row,) in found), np.int64, len(found))
+            return np.fromiter((row for (row,) in found), np.int64, len(found))
 
     def records(self, model_ids: Sequence[str]) -> list[Record]:
         """The records of ``model_ids``, in that order.
@@ -236,11 +199,11 @@ class Records:
         """The map of one model, ``(depth, x)`` float32, m/s. Raises as `records` does."""
         with self.reading() as connection:
             columns = self._row(connection, model_id)
-            row, record, velocity_sha256, _ = self._decoded(columns)
+            row, record, sha256 = self._decoded(columns)
             blob = connection.execute("SELECT velocity FROM velocities WHERE row = ?", (row,)).fetchone()
-            if blob is None or _velocity_sha256(blob[0], record.shape) != velocity_sha256:
+            if blob is None or velocity_sha256(blob[0], record.shape) != sha256:
                 raise self._damaged(f"the velocity map of {model_id} does not match its checksum")
-            return np.frombuffer(blob[0], _LITTLE).reshape(record.shape).astype(np.float32)
+            return np.frombuffer(blob[0], LITTLE).reshape(record.shape).astype(np.float32)
 
     def families(self) -> dict[str, int]:
         """How many models each family has, by name; those without a family are not counted."""
@@ -313,7 +276,7 @@ class Records:
                 ).fetchone()
                 if found is None:
                     raise UnknownModel(f"No velocity model {model_id!r} in the gallery; nothing was removed.")
-                entries.append(_entry(*found))
+                entries.append(digest_entry(*found))
                 rows.append(found[0])
             self._at_step("remove:begun")
             connection.executemany("DELETE FROM models WHERE row = ?", [(row,) for row in rows])
@@ -326,17 +289,17 @@ class Records:
             raise UnknownModel(f"No velocity model {model_id!r} in the gallery at {self.path.parent}.")
         return columns
 
-    def _decoded(self, columns: tuple[Any, ...]) -> tuple[int, Record, bytes, bytes]:
-        """Row, record, and the checksums of the map and of the embeddings, out of the columns of `_MODEL`."""
+    def _decoded(self, columns: tuple[Any, ...]) -> tuple[int, Record, bytes]:
+        """Row, record, and the checksum of the map, out of the columns of `_MODEL`."""
         row, model_id, family = columns[:3]
         descriptors = np.asarray(columns[3 : 3 + len(NAMES)], np.float32)
-        source, added_at, depth, x, velocity_sha256, embeddings_sha256, checksum, tags = columns[3 + len(NAMES) :]
+        source, added_at, depth, x, of_velocity, of_embeddings, checksum, tags = columns[3 + len(NAMES) :]
         record = Record(
             model_id, family, tuple(sorted(json.loads(tags))), source, added_at, descriptors, (depth, x), checksum.hex()
         )
-        if _checksum(record, velocity_sha256, embeddings_sha256) != checksum:
+        if record_checksum(record, of_velocity, of_embeddings) != checksum:
             raise self._damaged(f"the record of {model_id!r} does not match its checksum")
-        return row, record, velocity_sha256, embeddings_sha256
+        return row, record, of_velocity
 
     def _free(
         self, connection: sqlite3.Connection, models: Sequence[NewModel], skip_existing: bool
@@ -344,7 +307,7 @@ class Records:
         """The models whose id is not taken, by the gallery or by an earlier one of the same batch."""
         taken: dict[str, bytes] = {}
         for model in models:
-            sha256 = _velocity_sha256(model.velocity.astype(_LITTLE).tobytes(), model.velocity.shape)
+            sha256 = velocity_sha256(model.velocity.astype(LITTLE).tobytes(), model.velocity.shape)
             stored = connection.execute(
                 "SELECT velocity_sha256 FROM models WHERE model_id = ?", (model.model_id,)
             ).fetchone()
@@ -365,23 +328,23 @@ class Records:
 
     def _insert(self, connection: sqlite3.Connection, row: int, model: NewModel) -> bytes:
         """Write one model; returns its share of the digest."""
-        velocity = model.velocity.astype(_LITTLE).tobytes()
-        embeddings = tuple(e.astype(_LITTLE).tobytes() for e in (model.velocity_embedding, model.physics_embedding))
+        velocity = model.velocity.astype(LITTLE).tobytes()
+        embeddings = tuple(e.astype(LITTLE).tobytes() for e in (model.velocity_embedding, model.physics_embedding))
         depth, x = model.velocity.shape
         record = Record(
             model.model_id, model.family, model.tags, model.source, model.added_at, model.descriptors, (depth, x), ""
         )
-        velocity_sha256, embeddings_sha256 = _velocity_sha256(velocity, (depth, x)), _embeddings_sha256(*embeddings)
-        checksum = _checksum(record, velocity_sha256, embeddings_sha256)
+        of_velocity, of_embeddings = velocity_sha256(velocity, (depth, x)), embeddings_sha256(*embeddings)
+        checksum = record_checksum(record, of_velocity, of_embeddings)
         columns = (
             row, model.model_id, model.family, *model.descriptors.tolist(), model.source, model.added_at, depth, x,
-            velocity_sha256, embeddings_sha256, checksum,
+            of_velocity, of_embeddings, checksum,
         )  # fmt: skip
         connection.execute(f"INSERT INTO models ({_COLUMNS}) VALUES ({', '.join('?' * len(columns))})", columns)
         connection.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, row) for tag in model.tags])
         connection.execute("INSERT INTO velocities VALUES (?, ?)", (row, velocity))
         connection.execute("INSERT INTO embeddings VALUES (?, ?, ?)", (row, *embeddings))
-        return _entry(row, model.model_id, checksum)
+        return digest_entry(row, model.model_id, checksum)
 
     def _advance(self, connection: sqlite3.Connection, change: int, entries: Sequence[bytes]) -> int:
         """Bring the sums over the whole file up to date: number of changes and of models, and digest."""
@@ -389,7 +352,7 @@ class Records:
         generation = int(facts["generation"]) + 1
         facts["generation"] = str(generation)
         facts["count"] = str(int(facts["count"]) + change)
-        facts["digest"] = _xor([bytes.fromhex(facts["digest"]), *entries]).hex()
+        facts["digest"] = xor([bytes.fromhex(facts["digest"]), *entries]).hex()
         facts["check"] = facts_check(facts)
         connection.executemany("UPDATE meta SET value = ? WHERE name = ?", [(v, k) for k, v in facts.items()])
         return generation
@@ -405,34 +368,3 @@ class Records:
             f"The gallery at {self.path.parent} is damaged: {what}. Restore it from a copy, or build it again; "
             "'seisbind gallery verify' lists everything that is wrong."
         )
-
-
-def _entry(row: int, model_id: str, checksum: bytes) -> bytes:
-    """A model's share of the digest of all models, 32 bytes."""
-    return hashlib.sha256(f"{row} {model_id} ".encode() + checksum).digest()
-
-
-def _xor(entries: Iterable[bytes]) -> bytes:
-    total = 0
-    for entry in entries:
-        total ^= int.from_bytes(entry)
-    return total.to_bytes(32)
-
-
-def _velocity_sha256(blob: bytes, shape: tuple[int, ...]) -> bytes:
-    return hashlib.sha256(f"{shape[0]}x{shape[1]} ".encode() + blob).digest()
-
-
-def _embeddings_sha256(velocity: bytes, physics: bytes) -> bytes:
-    return hashlib.sha256(velocity + physics).digest()
-
-
-def _checksum(record: Record, velocity_sha256: bytes, embeddings_sha256: bytes) -> bytes:
-    words = [record.model_id, record.family, record.tags, record.source, record.added_at, record.shape]
-    numbers = record.descriptors.astype(_LITTLE).tobytes()
-    return hashlib.sha256(json.dumps(words).encode() + numbers + velocity_sha256 + embeddings_sha256).digest()
-
-
-def content_id(velocity: Float32) -> str:
-    """The id of a model that was given none: ``v-`` and 16 hexadecimal digits of the SHA-256 of its map."""
-    return "v-" + _velocity_sha256(velocity.astype(_LITTLE).tobytes(), velocity.shape).hex()[:16]

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from seisbind.index.contents import SPACES, Contents
+from seisbind.index.contents import Contents
 from seisbind.index.faiss_index import Float32, Int64
-from seisbind.index.records import Ids, Records
+from seisbind.index.folder import SPACES
+from seisbind.index.record import Ids
+from seisbind.index.records import Records
 from seisbind.index.snapshot import Snapshot, load_snapshot
 from seisbind.model.errors import GalleryError, UnknownModel
 

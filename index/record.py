@@ -1,0 +1,94 @@
+"""One velocity model as the gallery keeps it, and the checksums that it is kept under."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
+Ids = NDArray[np.object_]
+
+LITTLE = np.dtype("<f4")  # how float32 arrays are stored
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """One velocity model of the gallery, without its map.
+
+    Attributes:
+        descriptors: ``(13,)`` float32, in the order of `seisbind.model.descriptors.DESCRIPTORS`.
+        added_at: ISO 8601, UTC.
+        shape: ``(depth, x)`` of the map, cells.
+        checksum: SHA-256 of everything stored for the model, hexadecimal.
+    """
+
+    model_id: str
+    family: str | None
+    tags: tuple[str, ...]
+    source: str | None
+    added_at: str
+    descriptors: Float32
+    shape: tuple[int, int]
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NewModel:
+    """A checked velocity model on its way into the gallery, and its two embeddings ``(dimension,)``, unit length."""
+
+    model_id: str
+    family: str | None
+    tags: tuple[str, ...]
+    source: str | None
+    added_at: str
+    descriptors: Float32
+    velocity: Float32
+    velocity_embedding: Float32
+    physics_embedding: Float32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Catalogue:
+    """Which models there are, by row: ``rows`` ascending, their ``ids``, and their ``keys`` (see `snapshot`)."""
+
+    generation: int
+    rows: Int64
+    ids: Ids
+    keys: Int64
+
+
+def digest_entry(row: int, model_id: str, checksum: bytes) -> bytes:
+    """A model's share of the digest of all models, 32 bytes."""
+    return hashlib.sha256(f"{row} {model_id} ".encode() + checksum).digest()
+
+
+def xor(entries: Iterable[bytes]) -> bytes:
+    total = 0
+    for entry in entries:
+        total ^= int.from_bytes(entry)
+    return total.to_bytes(32)
+
+
+def velocity_sha256(blob: bytes, shape: tuple[int, ...]) -> bytes:
+    return hashlib.sha256(f"{shape[0]}x{shape[1]} ".encode() + blob).digest()
+
+
+def embeddings_sha256(velocity: bytes, physics: bytes) -> bytes:
+    return hashlib.sha256(velocity + physics).digest()
+
+
+def record_checksum(record: Record, of_velocity: bytes, of_embeddings: bytes) -> bytes:
+    words = [record.model_id, record.family, record.tags, record.source, record.added_at, record.shape]
+    numbers = record.descriptors.astype(LITTLE).tobytes()
+    return hashlib.sha256(json.dumps(words).encode() + numbers + of_velocity + of_embeddings).digest()
+
+
+def content_id(velocity: Float32) -> str:
+    """The id of a model that was given none: ``v-`` and 16 hexadecimal digits of the SHA-256 of its map."""
+    return "v-" + velocity_sha256(velocity.astype(LITTLE).tobytes(), velocity.shape).hex()[:16]
