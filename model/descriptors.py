@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
 from seisbind.model.errors import InvalidVelocityModel
 
 CELL_M = 10.0  # OpenFWI's dx = dz

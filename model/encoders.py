@@ -51,11 +51,13 @@ class GatherEmbedding:
     Attributes:
         embedding: ``(batch, 256)``, unit length.
         descriptors: ``(batch, 13)`` in standard deviations of the training set, or None (paper's encoders).
+        descriptor_scale: ``(batch, 13)`` the scale of a Laplace law about them, same unit, or None.
         velocity: ``(batch, 35, 35)`` coarse velocity model in units of `SPREAD_M_S` about `MIDDLE_M_S`, or None.
     """
 
     embedding: Tensor
     descriptors: Tensor | None = None
+    descriptor_scale: Tensor | None = None
     velocity: Tensor | None = None
 
 
@@ -165,7 +167,7 @@ class SeismicEncoder(nn.Module):
         )
         self.project = nn.Linear(config.hidden, EMBEDDING)
         self.descriptor_head = nn.Sequential(
-            nn.Linear(config.hidden, config.hidden // 2), nn.GELU(), nn.Linear(config.hidden // 2, len(NAMES))
+            nn.Linear(config.hidden, config.hidden // 2), nn.GELU(), nn.Linear(config.hidden // 2, 2 * len(NAMES))
         )
         self.map_head = nn.Linear(config.hidden, MAP_CELLS * MAP_CELLS)
 
@@ -185,9 +187,11 @@ class SeismicEncoder(nn.Module):
             x = self.stem(torch.cat([p, alive], dim=1).contiguous(memory_format=torch.channels_last))
         x = self.squeeze(self.trunk(x))
         h = self.features(x.flatten(1))
+        value, log_scale = self.descriptor_head(h).float().chunk(2, dim=1)
         return GatherEmbedding(
             embedding=F.normalize(self.project(h).float(), dim=-1),
-            descriptors=self.descriptor_head(h).float(),
+            descriptors=value,
+            descriptor_scale=log_scale.clamp(-6, 2).exp(),
             velocity=self.map_head(h).float().reshape(batch, MAP_CELLS, MAP_CELLS),
         )
 

@@ -14,6 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
+
 from seisbind.model.errors import InvalidGather, InvalidSurvey
 
 Float32 = NDArray[np.float32]
@@ -171,7 +172,7 @@ def prepare(gathers: ArrayLike, survey: Survey = OPENFWI) -> Prepared:
     array = array[:, keep]
     alive = np.ptp(array, axis=2) > 0  # (batch, shot, receiver); a constant trace carries nothing
     array = _resample_time(array, survey.dt_s, notes)
-    across = _receiver_map(survey.receiver_x_m)
+    across = receiver_map(survey.receiver_x_m)
     if len(survey.receiver_x_m) == CANONICAL_RECEIVERS and np.array_equal(across, np.eye(CANONICAL_RECEIVERS)):
         traces, live = array, alive
     else:
@@ -256,7 +257,7 @@ def _resample_time(array: Float32, dt_s: float, notes: list[Note]) -> Float32:
 
 
 @lru_cache(maxsize=16)
-def _receiver_map(receiver_x_m: tuple[float, ...]) -> NDArray[np.float64]:
+def receiver_map(receiver_x_m: tuple[float, ...]) -> NDArray[np.float64]:
     """``(70, receivers)``: weights of the recorded traces in each canonical one; an all-zero row is uncovered.
 
     A trace on a node is taken as it is. On an evenly spaced line the rest are windowed-sinc interpolated (low-pass

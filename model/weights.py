@@ -43,16 +43,12 @@ class Calibration:
     """What a held-out split says of the encoders; all of it measured, none of it learned by gradient.
 
     Attributes:
-        half_width: per descriptor, the conformal factor of the 90 % interval: half width = factor x scale.
-        scale_floor: per descriptor, the smallest scale, in the descriptor's unit.
-        neighbour_share: per descriptor, the weight of the k = 5 neighbours' mean against the head's value.
+        half_width: per descriptor, the conformal factor of the 90 % interval: half width = factor x the head's scale.
         similarity_low: similarity to the best match below which 1 % of held-out in-distribution gathers fall.
         pairs: size of the split.
     """
 
     half_width: tuple[float, ...]
-    scale_floor: tuple[float, ...]
-    neighbour_share: tuple[float, ...]
     similarity_low: float
     pairs: int
 
@@ -152,7 +148,11 @@ def _parse_description(text: str, path: Path) -> Description:
             config=EncoderConfig(**raw.pop("config")),
             calibration=None
             if calibration is None
-            else Calibration(**{k: tuple(v) if isinstance(v, list) else v for k, v in calibration.items()}),
+            else Calibration(
+                half_width=tuple(calibration["half_width"]),
+                similarity_low=float(calibration["similarity_low"]),
+                pairs=int(calibration["pairs"]),
+            ),
             descriptors=tuple(raw.pop("descriptors")),
             **raw,
         )

@@ -1,0 +1,186 @@
+"""What records suffer on the way, applied to training batches: noise, delays, gains, filters, dead traces, lost shots.
+
+Everything acts on canonical, linear traces before `encoders.condition`, so that the encoder learns to read gathers
+through it. Pure functions of tensors and a `torch.Generator`; no physics is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seisbind.model.survey import (
+    CANONICAL_DT_S,
+    CANONICAL_RECEIVERS,
+    CANONICAL_SAMPLES,
+    CANONICAL_SPACING_M,
+    LINE_M,
+    receiver_map,
+)
+
+Chosen = Callable[[float], Tensor]  # probability -> (batch,) bool
+Uniform = Callable[..., Tensor]  # shape -> U(0, 1)
+
+FFT_SAMPLES = 288  # 250 + 38: a shift of up to 150 ms does not wrap into the record
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentConfig:
+    """Probabilities of each disturbance and how far it goes.
+
+    Attributes:
+        mirror: probability of reversing the line (exact: positions are mirrored with the traces).
+        noise: probability of noise, half of it band-limited; ``noise_db`` the range of signal over noise.
+        shift: probability of a common time shift, up to ``shift_s`` either way.
+        phase: probability of a constant phase rotation, up to ``phase_rad``.
+        tilt: probability of a spectral tilt ``(f / 15 Hz)^a``, ``|a|`` up to ``tilt_power``.
+        trace_gain: probability of independent trace gains; ``trace_gain_std`` is that of their logarithm.
+        dead: probability of dead traces, up to ``dead_share`` of them.
+        shots: probability of losing shots (one to all but one of them).
+        sparse: probability of recording at every second receiver, or every 15 m.
+        short: probability of a record that ends between 0.6 and 1 s.
+    """
+
+    mirror: float = 0.5
+    noise: float = 0.8
+    noise_db: tuple[float, float] = (8.0, 70.0)
+    shift: float = 0.5
+    shift_s: float = 0.028
+    phase: float = 0.2
+    phase_rad: float = 0.5
+    tilt: float = 0.2
+    tilt_power: float = 0.6
+    trace_gain: float = 0.3
+    trace_gain_std: float = 0.2
+    dead: float = 0.25
+    dead_share: float = 0.35
+    shots: float = 0.3
+    sparse: float = 0.15
+    short: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One training batch.
+
+    Attributes:
+        traces: ``(batch, shot, 250, 70)`` linear; live: ``(batch, shot, 70)``; shot_x_m: ``(batch, shot)``.
+        velocity: ``(batch, 70, 70)`` m/s.
+    """
+
+    traces: Tensor
+    live: Tensor
+    shot_x_m: Tensor
+    velocity: Tensor
+
+
+def mirror(batch: Batch, which: Tensor) -> Batch:
+    """Reverse x of the models ``which`` (bool, batch): traces, positions and velocity together.
+
+    OpenFWI's middle shot lies at 340 m of 690; its mirror image lies at 350 m, and the encoder is told so.
+    """
+    w = which[:, None, None]
+    return Batch(
+        traces=torch.where(w[..., None], batch.traces.flip(1, 3), batch.traces),
+        live=torch.where(w, batch.live.flip(1, 2), batch.live),
+        shot_x_m=torch.where(which[:, None], LINE_M - batch.shot_x_m.flip(1), batch.shot_x_m),
+        velocity=torch.where(w, batch.velocity.flip(2), batch.velocity),
+    )
+
+
+def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Batch:
+    """A disturbed copy of the batch; the velocity models change only by mirroring."""
+    device, count = batch.traces.device, len(batch.traces)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, device=device, generator=generator)
+
+    def chosen(probability: float) -> Tensor:
+        return uniform(count) < probability
+
+    batch = mirror(batch, chosen(config.mirror))
+    traces = batch.traces.float()
+    rms = traces.square().mean(dim=(1, 2, 3)).sqrt()  # of the whole record
+    traces = _filter_and_noise(traces, rms, config, chosen, uniform, generator)
+    traces, live = _record(traces, batch.live, config, chosen, uniform)
+    return Batch(traces * live[:, :, None, :], live, batch.shot_x_m, batch.velocity)
+
+
+def _filter_and_noise(
+    traces: Tensor, rms: Tensor, config: AugmentConfig, chosen: Chosen, uniform: Uniform, generator: torch.Generator
+) -> Tensor:
+    count, device = len(traces), traces.device
+    f = torch.fft.rfftfreq(FFT_SAMPLES, CANONICAL_DT_S, device=device)  # (frequency,)
+    delay = chosen(config.shift) * (2 * uniform(count) - 1) * config.shift_s
+    rotation = chosen(config.phase) * (2 * uniform(count) - 1) * config.phase_rad
+    power = chosen(config.tilt) * (2 * uniform(count) - 1) * config.tilt_power
+    angle = rotation[:, None] - 2 * torch.pi * f * delay[:, None]
+    response = torch.polar((f.clamp(3, 60) / 15) ** power[:, None], angle)
+    spectrum = torch.fft.rfft(traces, n=FFT_SAMPLES, dim=2) * response[:, None, :, None]
+
+    low, high = config.noise_db
+    sigma = chosen(config.noise) * rms * 10 ** (-(low + (high - low) * uniform(count)) / 20)
+    limited = chosen(0.5)
+    corners = torch.stack([1 + 9 * uniform(count), 25 + 45 * uniform(count)])  # Hz
+    inside = ((f > corners[0][:, None]) & (f < corners[1][:, None])) | ~limited[:, None]
+    # white noise of variance 1 has a spectrum of variance N; a band keeps its share of it
+    level = sigma * (FFT_SAMPLES / inside.float().mean(dim=1) / 2).sqrt()
+    real = torch.randn((*spectrum.shape, 2), device=device, generator=generator)
+    spectrum += torch.view_as_complex(real) * (inside * level[:, None])[:, None, :, None]
+    return torch.fft.irfft(spectrum, n=FFT_SAMPLES, dim=2)[:, :, :CANONICAL_SAMPLES]
+
+
+def _record(
+    traces: Tensor, live: Tensor, config: AugmentConfig, chosen: Chosen, uniform: Uniform
+) -> tuple[Tensor, Tensor]:
+    count, shots, samples, receivers = traces.shape
+    gain = torch.exp(
+        config.trace_gain_std
+        * chosen(config.trace_gain)[:, None, None]
+        * 3.4
+        * (uniform(count, shots, receivers) - 0.5)
+    )  # uniform of standard deviation trace_gain_std
+    traces = traces * gain[:, :, None, :]
+
+    share = chosen(config.dead) * uniform(count) * config.dead_share
+    live = live & (uniform(count, shots, receivers) >= share[:, None, None])
+
+    kept = torch.where(chosen(config.shots), (1 + (shots - 1) * uniform(count)).long(), shots)
+    order = uniform(count, shots).argsort(dim=1).argsort(dim=1)
+    live = live & (order < kept[:, None])[:, :, None]
+
+    sparse = chosen(config.sparse)
+    if bool(sparse.any()):
+        at = sparse.nonzero()[:, 0]
+        matrices, covered = (t.to(traces.device) for t in _sparse_lines())
+        kind = (uniform(len(at)) * len(matrices)).long()
+        thin = torch.einsum("bstr,bnr->bstn", traces[at] * live[at][:, :, None, :], matrices[kind])
+        needs = (matrices[kind].abs() > 0.05).float()
+        whole = torch.einsum("bsr,bnr->bsn", (~live[at]).float(), needs) == 0
+        traces = traces.index_copy(0, at, thin)
+        live = live.index_copy(0, at, whole & covered[kind][:, None, :] & live[at].any(dim=2, keepdim=True))
+
+    end = torch.where(chosen(config.short), (samples * (0.6 + 0.4 * uniform(count))).long(), samples)
+    traces = traces * (torch.arange(samples, device=traces.device) < end[:, None])[:, None, :, None]
+    empty = ~live.flatten(1).any(dim=1)  # keep one shot of a gather that lost everything
+    live[empty, 0] = True
+    return traces, live
+
+
+@lru_cache(maxsize=1)
+def _sparse_lines() -> tuple[Tensor, Tensor]:
+    """``(kind, 70, 70)`` maps of full canonical traces to those left by sparser lines, and where they are covered."""
+    nodes = np.arange(CANONICAL_RECEIVERS) * CANONICAL_SPACING_M
+    matrices = []
+    for first, step in ((0, 20.0), (0, 15.0), (0, 30.0)):
+        x = np.arange(first, LINE_M + 1, step)
+        # the line at `step`, read from the canonical traces by a sinc of their own spacing
+        taken = np.sinc((x[:, None] - nodes) / CANONICAL_SPACING_M)
+        matrices.append(receiver_map(tuple(x)) @ (taken / taken.sum(axis=1, keepdims=True)))
+    stacked = torch.tensor(np.stack(matrices), dtype=torch.float32)
+    return stacked, (stacked != 0).any(dim=2)

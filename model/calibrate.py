@@ -1,0 +1,41 @@
+"""What a held-out split says of trained encoders: conformal factors and the usual similarity of a right answer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from seisbind.model.errors import InvalidConfig
+from seisbind.model.evaluate import embed
+from seisbind.model.inference import Embedder
+from seisbind.model.pairs import PairSet
+from seisbind.model.weights import Calibration
+
+COVERAGE = 0.9
+UNUSUAL = 0.01  # share of in-distribution gathers that may fall below `Calibration.similarity_low`
+
+
+def calibrate(embedder: Embedder, pairs: PairSet) -> Calibration:
+    """Split conformal prediction (Papadopoulos et al. 2002) on pairs that training never saw.
+
+    The factor of a descriptor is the smallest that lets the head's scale, times it, cover 90 % of the split, with
+    the finite-sample correction ``ceil((n + 1) 0.9) / n``.
+
+    Raises:
+        InvalidConfig: weights without a descriptor head, or too few pairs.
+    """
+    embedded = embed(embedder, pairs)
+    heads = embedded.gathers
+    if heads.descriptors is None or heads.descriptor_scale is None:
+        raise InvalidConfig("These weights have no descriptor head to calibrate.")
+    n = len(embedded)
+    level = np.ceil((n + 1) * COVERAGE) / n
+    if level > 1:
+        raise InvalidConfig(f"{n} pairs are too few to calibrate a {COVERAGE:.0%} interval; at least 9 are needed.")
+    score = np.abs(heads.descriptors - embedded.descriptors) / heads.descriptor_scale
+    factors = np.quantile(score, level, axis=0, method="higher")
+    own = (heads.embedding * embedded.velocity).sum(axis=1)
+    return Calibration(
+        half_width=tuple(float(f) for f in factors),
+        similarity_low=float(np.quantile(own, UNUSUAL)),
+        pairs=n,
+    )

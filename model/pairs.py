@@ -1,0 +1,136 @@
+"""Training pairs on the canonical grid: prepared gathers beside their velocity models and descriptors.
+
+They come from OpenFWI-layout files (`prepare_files`) or straight from a simulation (`acquisition.simulate_pairs`).
+On disk a set is a folder of safetensors shards, so that it can be memory-mapped and never unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from seisbind.model.descriptors import NAMES, describe
+from seisbind.model.errors import DatasetError
+from seisbind.model.openfwi import Dataset
+from seisbind.model.survey import OPENFWI, Survey, prepare
+
+SHARD = 2000  # pairs a file: 0.4 GB
+FIELDS = ("traces", "velocity", "descriptors", "family")
+
+
+@dataclass(frozen=True, slots=True)
+class PairSet:
+    """Pairs held as tensors, on one device.
+
+    Attributes:
+        traces: ``(n, 5, 250, 70)`` float16, linear, each gather scaled to rms 1 (the encoder removes gain anyway).
+        velocity: ``(n, 70, 70)`` float32, m/s.
+        descriptors: ``(n, 13)`` float32.
+        family: ``(n,)`` int64 index into ``families``.
+        families: names.
+    """
+
+    traces: Tensor
+    velocity: Tensor
+    descriptors: Tensor
+    family: Tensor
+    families: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.traces)
+        if not n == len(self.velocity) == len(self.descriptors) == len(self.family):
+            lengths = [len(getattr(self, name)) for name in FIELDS]
+            raise DatasetError(f"The parts of a pair set differ in length: {dict(zip(FIELDS, lengths, strict=True))}.")
+
+    def __len__(self) -> int:
+        return len(self.traces)
+
+    def to(self, device: torch.device | str) -> PairSet:
+        return replace(self, **{name: getattr(self, name).to(device) for name in FIELDS})
+
+    def select(self, indices: Tensor | Sequence[int]) -> PairSet:
+        index = torch.as_tensor(indices, device=self.traces.device)
+        return replace(self, **{name: getattr(self, name)[index] for name in FIELDS})
+
+    def family_names(self) -> NDArray[np.str_]:
+        names: NDArray[np.str_] = np.asarray(self.families)[self.family.cpu().numpy()]
+        return names
+
+
+def scale_to_unit_rms(traces: Tensor) -> Tensor:
+    """Each gather of ``(n, shot, time, receiver)`` at rms 1, as float16 (peaks near 40, range to 6e-8)."""
+    rms = traces.float().square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-30)
+    return (traces.float() / rms).half()
+
+
+def save_pairs(directory: Path, pairs: PairSet) -> None:
+    """Write ``pairs`` as shards ``pairs-00000.safetensors``, … into ``directory``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for number, start in enumerate(range(0, len(pairs), SHARD)):
+        part = slice(start, start + SHARD)
+        tensors = {name: getattr(pairs, name)[part].cpu().contiguous() for name in FIELDS}
+        save_file(tensors, directory / f"pairs-{number:05d}.safetensors", {"families": "\n".join(pairs.families)})
+
+
+def load_pairs(directory: Path) -> PairSet:
+    """Read the shards of `save_pairs`.
+
+    Raises:
+        DatasetError: no shards there, or one that is not what it should be.
+    """
+    files = sorted(directory.glob("pairs-*.safetensors"))
+    if not files:
+        raise DatasetError(f"No pairs-*.safetensors in {directory}.")
+    parts: list[dict[str, Tensor]] = []
+    families: tuple[str, ...] = ()
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                own = tuple((file.metadata() or {})["families"].split("\n"))
+                parts.append({name: file.get_tensor(name) for name in FIELDS})
+        except (SafetensorError, KeyError, OSError) as error:
+            raise DatasetError(f"{path} is not a shard of training pairs ({error}); simulate it again.") from error
+        if families and own != families:
+            raise DatasetError(f"{path} lists the families {own}, the shards before it {families}.")
+        families = own
+    return PairSet(**{name: torch.cat([part[name] for part in parts]) for name in FIELDS}, families=families)
+
+
+def prepare_files(
+    dataset: Dataset, *, survey: Survey = OPENFWI, progress: Callable[[int, int], None] | None = None
+) -> PairSet:
+    """Prepare every pair of OpenFWI-layout files.
+
+    Args:
+        dataset: the files.
+        survey: how the gathers were recorded.
+        progress: called with (done, total).
+    """
+    families = tuple(sorted(set(dataset.families.tolist())))
+    names = {name: i for i, name in enumerate(families)}
+    traces = torch.empty((len(dataset), 5, 250, 70), dtype=torch.float16)
+    velocity = np.empty((len(dataset), 70, 70), dtype=np.float32)
+    step = 50
+    for start in range(0, len(dataset), step):
+        index = np.arange(start, min(start + step, len(dataset)))
+        prepared = prepare(dataset.gathers(index), survey)
+        traces[index] = scale_to_unit_rms(torch.from_numpy(prepared.traces))
+        velocity[index] = dataset.velocity(index)
+        if progress is not None:
+            progress(int(index[-1]) + 1, len(dataset))
+    described = np.concatenate([describe(velocity[i : i + 1000]) for i in range(0, len(velocity), 1000)])
+    return PairSet(
+        traces=traces,
+        velocity=torch.from_numpy(velocity),
+        descriptors=torch.from_numpy(described).reshape(len(dataset), len(NAMES)),
+        family=torch.tensor([names[name] for name in dataset.families.tolist()], dtype=torch.int64),
+        families=families,
+    )

@@ -1,0 +1,347 @@
+"""Training the three encoders together: batches, optimiser, averaged weights, checkpoints that resume exactly.
+
+What a step sees depends on (seed, step) alone, so that a resumed run repeats the uninterrupted one bit for bit on the
+same machine (CPU; a GPU adds its own rounding).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from seisbind.model.augment import AugmentConfig, Batch, augment
+from seisbind.model.encoders import EncoderConfig, Encoders
+from seisbind.model.errors import InvalidConfig
+from seisbind.model.inference import choose_device
+from seisbind.model.loss import PAPER_LOSS, LossConfig, total_loss
+from seisbind.model.pairs import PairSet
+from seisbind.model.survey import OPENFWI
+
+FAMILY_RUN = 4  # a batch of hard negatives draws from this many runs of one family each
+ORDER_STREAM, AUGMENT_STREAM = 0, 1  # independent random streams of one seed
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Everything that decides the outcome of a training run but the pairs themselves.
+
+    Attributes:
+        steps, batch: updates, and pairs in each.
+        learning_rate, weight_decay, warmup: AdamW, linear warm-up over ``warmup`` steps, then a cosine to zero.
+        ema: decay of the averaged weights that are kept; 0 keeps the last ones.
+        hard_negatives: share of the epochs whose batches draw on few families at a time.
+        augment: disturbances; None trains on the pairs as they are.
+        precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the device computes in it (a CPU without
+            AVX-512 or AMX emulates it, thirty times slower).
+        checkpoint_every: steps from one checkpoint to the next.
+    """
+
+    encoders: EncoderConfig = field(default_factory=EncoderConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
+    steps: int = 3000
+    batch: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: int = 200
+    ema: float = 0.998
+    hard_negatives: float = 0.3
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: int = 0
+    checkpoint_every: int = 250
+
+
+PAPER = TrainConfig(encoders=EncoderConfig(kind="paper"), loss=PAPER_LOSS, augment=None, ema=0.0, hard_negatives=0.0)
+
+
+def load_config(name: str) -> TrainConfig:
+    """A configuration by name (``default``, ``paper``) or from a JSON file with any of `TrainConfig`'s fields.
+
+    Raises:
+        InvalidConfig: no such file, or a field that does not exist or has the wrong type.
+    """
+    if name in ("default", "paper"):
+        return PAPER if name == "paper" else TrainConfig()
+    path = Path(name)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        base = PAPER if raw.pop("base", "default") == "paper" else TrainConfig()
+        for part in ("encoders", "loss", "augment"):
+            if isinstance(raw.get(part), dict):
+                raw[part] = replace(getattr(base, part), **raw[part])
+        return replace(base, **raw)
+    except OSError as error:
+        raise InvalidConfig(f"No configuration {name!r}: give 'default', 'paper' or a JSON file.") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InvalidConfig(f"{path} is not a training configuration: {error}.") from error
+
+
+@dataclass(slots=True)
+class State:
+    """What a step changes, and a checkpoint keeps."""
+
+    encoders: Encoders
+    averaged: Encoders
+    optimizer: torch.optim.AdamW
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Said after each step: how far, how fast, how well."""
+
+    step: int
+    steps: int
+    loss: float
+    samples_per_s: float
+
+
+def train(
+    pairs: PairSet,
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    stop_at: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Encoders:
+    """Train encoders on ``pairs``; log to ``out/log.csv``, checkpoint to ``out/checkpoint.safetensors``.
+
+    Args:
+        pairs: at least one batch of training pairs.
+        config: the recipe.
+        out: folder of the run; created.
+        resume: go on from its checkpoint where there is one.
+        device: ``auto``, ``cpu``, ``cuda``.
+        stop_at: stop (with a checkpoint) after this step, as if interrupted.
+        progress: called after each step.
+
+    Returns:
+        The encoders in evaluation mode, averaged weights where the recipe averages.
+
+    Raises:
+        InvalidConfig: fewer pairs than a batch, or a checkpoint of another recipe.
+    """
+    if len(pairs) < config.batch:
+        raise InvalidConfig(f"{len(pairs)} pairs are fewer than one batch of {config.batch}; lower 'batch'.")
+    target = choose_device(device)
+    out.mkdir(parents=True, exist_ok=True)
+    state = _fresh_state(pairs, config, target)
+    checkpoint = out / "checkpoint.safetensors"
+    if resume and checkpoint.exists():
+        _load_checkpoint(checkpoint, state, config)
+    last = min(config.steps, stop_at if stop_at is not None else config.steps)
+    log_path = out / "log.csv"
+    with log_path.open("a" if state.step else "w", newline="", encoding="utf-8") as log:
+        for batch, descriptors, rate in _timed(_batches(pairs, config, state.step, last, target), config.batch):
+            loss = _update(state, batch, descriptors, config, log)
+            if progress is not None:
+                progress(Progress(state.step, config.steps, loss, rate))
+            if state.step % config.checkpoint_every == 0 or state.step == last:
+                _save_checkpoint(checkpoint, state, config)
+    return (state.averaged if config.ema else state.encoders).eval()
+
+
+def _fresh_state(pairs: PairSet, config: TrainConfig, device: torch.device) -> State:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        encoders = Encoders(config.encoders)
+    described = pairs.descriptors.float().cpu()
+    encoders.descriptor_mean.copy_(described.mean(dim=0))
+    encoders.descriptor_std.copy_(described.std(dim=0).clamp_min(1e-6))
+    encoders = encoders.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    matrices = [p for p in encoders.parameters() if p.ndim >= 2]
+    others = [p for p in encoders.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        fused=device.type == "cuda",
+    )
+    return State(encoders, deepcopy(encoders).requires_grad_(False), optimizer)
+
+
+def _update(state: State, batch: Batch, descriptors: Tensor, config: TrainConfig, log: TextIO) -> float:
+    device = batch.traces.device
+    rate = _learning_rate(state.step, config)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    with torch.autocast(device.type, torch.bfloat16) if _bf16(config, device) else nullcontext():
+        gathers = state.encoders.embed_gathers(batch.traces, batch.live, batch.shot_x_m)
+        velocity = state.encoders.embed_velocity(batch.velocity)
+        physics = state.encoders.embed_descriptors(descriptors)
+    terms = total_loss(
+        gathers,
+        velocity,
+        physics,
+        velocity=batch.velocity,
+        descriptors=state.encoders.standardise(descriptors),
+        scale=state.encoders.scale(),
+        config=config.loss,
+    )
+    state.optimizer.zero_grad(set_to_none=True)
+    terms.total.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(state.encoders.parameters(), 5.0)
+    state.optimizer.step()
+    state.step += 1
+    _average(state, config)
+    loss = float(terms.total.detach())
+    if not math.isfinite(loss):
+        raise InvalidConfig(f"The loss is {loss} at step {state.step}; lower the learning rate ({rate:g} now).")
+    if state.step % 10 == 0 or state.step == config.steps:
+        row: dict[str, Any] = {"step": state.step, "samples": state.step * config.batch, "loss": loss}
+        row |= {name: float(part) for name, part in terms.parts.items()}
+        row |= {"scale": float(state.encoders.scale().detach()), "learning_rate": rate}
+        writer = csv.DictWriter(log, list(row))
+        if log.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
+        log.flush()
+    return loss
+
+
+def _bf16(config: TrainConfig, device: torch.device) -> bool:
+    if config.precision != "auto":
+        return config.precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _learning_rate(step: int, config: TrainConfig) -> float:
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+@torch.no_grad()
+def _average(state: State, config: TrainConfig) -> None:
+    if not config.ema:
+        return
+    decay = min(config.ema, state.step / (state.step + 10))  # follows closely at first
+    kept, new = state.averaged.state_dict(), state.encoders.state_dict()
+    floats = [name for name in kept if kept[name].is_floating_point()]
+    torch._foreach_lerp_([kept[n] for n in floats], [new[n] for n in floats], 1 - decay)
+    for name in kept.keys() - set(floats):
+        kept[name].copy_(new[name])
+
+
+def _order(pairs: PairSet, config: TrainConfig, epoch: int) -> NDArray[np.intp]:
+    """The order of an epoch: shuffled; in hard epochs in runs of one family, dealt so that a batch holds a few."""
+    rng = np.random.default_rng([config.seed, ORDER_STREAM, epoch])
+    order = rng.permutation(len(pairs))
+    if rng.random() >= config.hard_negatives:
+        return order
+    family = pairs.family.cpu().numpy()
+    order = order[np.argsort(family[order], kind="stable")]
+    run = max(1, config.batch // FAMILY_RUN)
+    runs = np.array_split(order, max(1, len(order) // run))
+    return np.concatenate([runs[i] for i in rng.permutation(len(runs))])
+
+
+def _batches(
+    pairs: PairSet, config: TrainConfig, first: int, last: int, device: torch.device
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches ``first``..``last - 1``, each made in the background while the step before it runs."""
+    per_epoch = len(pairs) // config.batch
+    shot_x_m = torch.tensor(OPENFWI.shot_x_m, device=device).expand(config.batch, -1)
+    resident = pairs.traces.device == device and device.type == "cuda"
+    orders: dict[int, NDArray[np.intp]] = {}
+
+    def make(step: int) -> tuple[Batch, Tensor]:
+        epoch, at = divmod(step, per_epoch)
+        if epoch not in orders:
+            orders.clear()
+            orders[epoch] = _order(pairs, config, epoch)
+        index = torch.from_numpy(orders[epoch][at * config.batch : (at + 1) * config.batch]).to(pairs.traces.device)
+        part = pairs.select(index)
+        if device.type == "cuda" and not resident:
+            part = replace(part, traces=part.traces.pin_memory())
+        part = part.to(device)
+        live = torch.ones(part.traces.shape[0], part.traces.shape[1], part.traces.shape[3], dtype=torch.bool)
+        batch = Batch(part.traces, live.to(device), shot_x_m, part.velocity)
+        if config.augment is not None:
+            generator = torch.Generator(device)
+            generator.manual_seed(
+                int(np.random.SeedSequence([config.seed, 1, step]).generate_state(1, np.uint64)[0] >> 1)
+            )
+            batch = augment(batch, config.augment, generator)
+        return batch, part.descriptors
+
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as background:
+        ahead = background.submit(make, first) if first < last else None
+        for step in range(first, last):
+            if ahead is None:
+                return
+            ready = ahead.result()
+            ahead = background.submit(make, step + 1) if step + 1 < last else None
+            yield ready
+
+
+def _timed(batches: Iterator[tuple[Batch, Tensor]], size: int) -> Iterator[tuple[Batch, Tensor, float]]:
+    """Adds pairs a second, averaged over some twenty steps."""
+    rate, before = 0.0, time.perf_counter()
+    for batch, descriptors in batches:
+        yield batch, descriptors, rate
+        now = time.perf_counter()
+        own = size / (now - before)
+        rate, before = (own if not rate else 0.95 * rate + 0.05 * own), now
+
+
+def _save_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
+    tensors = {f"encoders.{name}": t for name, t in state.encoders.state_dict().items()}
+    tensors |= {f"averaged.{name}": t for name, t in state.averaged.state_dict().items()}
+    for index, slots in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    metadata = {"step": str(state.step), "config": json.dumps(asdict(config), sort_keys=True)}
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _load_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise InvalidConfig(f"{path} cannot be read ({error}); start again without --resume.") from error
+    if metadata.get("config") != json.dumps(asdict(config), sort_keys=True):
+        raise InvalidConfig(f"{path} is of a run with another configuration; train into another folder.")
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        group, rest = name.split(".", 1)
+        groups.setdefault(group, {})[rest] = tensor
+    state.encoders.load_state_dict(groups["encoders"])
+    state.averaged.load_state_dict(groups["averaged"])
+    optimizer = state.optimizer.state_dict()
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in groups.get("optimizer", {}).items():
+        index, slot = name.split(".", 1)
+        slots.setdefault(int(index), {})[slot] = tensor
+    optimizer["state"] = slots
+    state.optimizer.load_state_dict(optimizer)
+    state.step = int(metadata["step"])
