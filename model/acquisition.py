@@ -1,4 +1,4 @@
-"""Random acquisitions: the same ground recorded through other boundaries, wavelets and depths, on a GPU.
+"""Random acquisitions: the same ground recorded through other solvers, boundaries, wavelets and depths.
 
 What an encoder must not learn from is what differs between simulators and crews: how well the frame absorbs, a free
 surface, the source's spectrum and phase, how deep sources and receivers lie. `simulate_pairs` draws these for each
@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.signal import hilbert
 
-from seisbind.model.descriptors import CELL_M, describe
-from seisbind.model.finite_difference_cuda import propagate_batch
+from seisbind.model.descriptors import describe
 from seisbind.model.geology import generate
-from seisbind.model.pairs import PairSet, scale_to_unit_rms
-from seisbind.model.survey import OPENFWI
+from seisbind.model.pairs import SHARD, PairSet, claim_recipe, save_shard, scale_to_unit_rms, shard_path
+from seisbind.model.survey import OPENFWI, Survey, prepare
+from seisbind.model.wavefield import Boundary, Engine, GridDispersionWarning, ricker, simulate
 
-STEPS = 1000
-KEEP_EVERY = 4  # 4 ms: no wavelet drawn here has power above 100 Hz worth filtering
-GEOLOGY_CHUNK = 500  # models drawn by a worker at a time
-CHUNK_BATCH = {120: 48, 80: 80, 40: 160, 24: 200}  # models a launch for each frame width, about 10 GB of fields
-FRAMES = tuple(CHUNK_BATCH)
+PEAK_HZ = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,100 +35,72 @@ class AcquisitionConfig:
     """Shares of each departure from OpenFWI's own acquisition; zero everywhere is OpenFWI's operator exactly.
 
     Attributes:
-        frame: share with another absorbing frame (24-80 cells at 0.5-2.5 times the strength).
+        deepwave: share simulated by deepwave's matched layers (10-20 cells) instead of the sponge.
+        frame: share of the rest with another sponge (24-90 cells at 0.5-2.5 times the strength).
         free_surface: share with a free surface.
         wavelet: share with a Ricker of 8-28 Hz (log-uniform), half of them rotated in phase by up to 30 degrees.
-        depth: share with source and receivers at depth index 1-3 instead of 1.
+        depth: share with sources and receivers at 10-30 m instead of 10 m.
     """
 
+    deepwave: float = 0.15
     frame: float = 0.55
-    free_surface: float = 0.06
-    wavelet: float = 0.35
-    depth: float = 0.2
+    free_surface: float = 0.05
+    wavelet: float = 0.3
+    depth: float = 0.15
 
 
-EXACT = AcquisitionConfig(0.0, 0.0, 0.0, 0.0)
+EXACT = AcquisitionConfig(0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """One drawn acquisition for each model (arrays of length n)."""
+class Acquisition:
+    """How one velocity model is recorded."""
 
-    cells: NDArray[np.int64]
-    strength: NDArray[np.float32]
-    free_surface: NDArray[np.bool_]
-    wavelets: NDArray[np.float32]
-    source_row: NDArray[np.int32]
-    receiver_row: NDArray[np.int32]
+    engine: Engine
+    boundary: Boundary
+    survey: Survey
+    wavelet: NDArray[np.float32]
 
 
-def ricker_at(t: NDArray[np.floating], peak_hz: float) -> NDArray[np.float64]:
-    """OpenFWI's Ricker of another frequency: starts at t = 0 and peaks at 1.095 / peak (73 ms at 15 Hz)."""
-    delay = 1.095 / peak_hz
-    a = np.square(np.pi * peak_hz * (t - delay))
-    return np.asarray((1 - 2 * a) * np.exp(-a) * (t < 2 * delay + 1e-9))
+def draw(config: AcquisitionConfig, rng: np.random.Generator) -> Acquisition:
+    """Draw one acquisition."""
+    engine: Engine = "deepwave" if rng.random() < config.deepwave else "openfwi"
+    width, strength = None, 1.0
+    if engine == "deepwave":
+        width = int(rng.integers(10, 21))
+    elif rng.random() < config.frame:
+        width, strength = int(rng.integers(24, 91)), float(np.exp(rng.uniform(np.log(0.5), np.log(2.5))))
+    free_surface = bool(rng.random() < config.free_surface)
+    peak_hz, angle = PEAK_HZ, 0.0
+    if rng.random() < config.wavelet:
+        peak_hz = float(np.exp(rng.uniform(np.log(8), np.log(28))))
+        angle = float(rng.uniform(-np.pi / 6, np.pi / 6)) if rng.random() < 0.5 else 0.0
+    wavelet = ricker(peak_hz, OPENFWI.dt_s)
+    if angle:
+        wavelet = np.real(hilbert(wavelet) * np.exp(1j * angle)).astype(np.float32)
+    survey = OPENFWI
+    if rng.random() < config.depth:
+        source, receiver = (10.0 * float(rng.integers(1, 4)) for _ in range(2))
+        survey = replace(OPENFWI, source_depth_m=source, receiver_depth_m=receiver)
+    return Acquisition(engine, Boundary(width, strength, free_surface), survey, wavelet)
 
 
-def draw(count: int, config: AcquisitionConfig, rng: np.random.Generator) -> Drawn:
-    """Draw ``count`` acquisitions."""
-
-    def chosen(share: float) -> NDArray[np.bool_]:
-        return rng.random(count) < share
-
-    other = chosen(config.frame)
-    cells = np.where(other, rng.choice(FRAMES[1:], count), FRAMES[0])
-    # a narrow frame needs no help to reflect; a strong one reflects from its inner edge, a weak one from the outer
-    strength = np.where(other, np.exp(rng.uniform(np.log(0.5), np.log(2.5), count)), 1.0).astype(np.float32)
-    peak = np.where(chosen(config.wavelet), np.exp(rng.uniform(np.log(8), np.log(28), count)), 15.0)
-    t = np.arange(320) * OPENFWI.dt_s
-    wavelets = np.empty((count, len(t)), dtype=np.float32)
-    for i, hz in enumerate(peak):
-        wave = ricker_at(t, hz)
-        if hz != 15.0 and rng.random() < 0.5:
-            angle = rng.uniform(-np.pi / 6, np.pi / 6)
-            wave = np.real(hilbert(wave) * np.exp(1j * angle))
-        wavelets[i] = wave
-    deep = chosen(config.depth)
-    return Drawn(
-        cells=cells,
-        strength=strength,
-        free_surface=chosen(config.free_surface),
-        wavelets=wavelets,
-        source_row=np.where(deep, rng.integers(1, 4, count), 1).astype(np.int32),
-        receiver_row=np.where(deep, rng.integers(1, 4, count), 1).astype(np.int32),
-    )
-
-
-def _draw_geology(task: tuple[str, int, np.random.SeedSequence]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    family, count, seed = task
-    velocity = generate(family, count, np.random.default_rng(seed))
-    return velocity, describe(velocity)
-
-
-def draw_geology(
-    count: int, seed: int, families: Sequence[str], *, processes: int | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Velocity models in equal shares of ``families``, with descriptors, whatever the number of processes.
-
-    Returns:
-        velocity ``(count, 70, 70)``, descriptors ``(count, 13)``, family index ``(count,)``.
-    """
-    shares = [count // len(families) + (i < count % len(families)) for i in range(len(families))]
-    seeds = np.random.SeedSequence(seed).spawn(sum(-(-share // GEOLOGY_CHUNK) for share in shares))
-    tasks: list[tuple[str, int, np.random.SeedSequence]] = []
-    owner: list[int] = []
-    for index, (family, share) in enumerate(zip(families, shares, strict=True)):
-        for start in range(0, share, GEOLOGY_CHUNK):
-            tasks.append((family, min(GEOLOGY_CHUNK, share - start), seeds[len(tasks)]))
-            owner.append(index)
-    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-    with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as pool:
-        drawn = list(pool.map(_draw_geology, tasks))
-    family_index = np.repeat(owner, [task[1] for task in tasks])
-    return np.concatenate([v for v, _ in drawn]), np.concatenate([d for _, d in drawn]), family_index
+def record(velocity: NDArray[np.float32], acquisition: Acquisition) -> torch.Tensor:
+    """Prepared traces ``(1, 5, 250, 70)`` of one model ``(70, 70)``, float16 at rms 1."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GridDispersionWarning)  # one more thing that differs between simulators
+        gathers = simulate(
+            velocity,
+            survey=acquisition.survey,
+            engine=acquisition.engine,
+            boundary=acquisition.boundary,
+            wavelet=acquisition.wavelet,
+        )
+    return scale_to_unit_rms(torch.from_numpy(prepare(gathers, OPENFWI).traces))
 
 
 def simulate_pairs(
+    out: Path,
     count: int,
     seed: int,
     families: Sequence[str],
@@ -137,70 +108,60 @@ def simulate_pairs(
     config: AcquisitionConfig | None = None,
     processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> PairSet:
-    """Simulate ``count`` training pairs on the GPU and leave them there.
+) -> None:
+    """Simulate ``count`` training pairs into ``out`` as `pairs.save_pairs` lays them out; goes on where it stopped.
+
+    The result depends on the arguments alone, not on the number of processes or interruptions.
 
     Args:
-        count: pairs, in equal shares of ``families``.
+        out: folder of the shards.
+        count: pairs; families take turns.
         seed: of the geology and the acquisitions.
+        families: see `geology.generate`.
         config: how acquisitions vary; None for `AcquisitionConfig`'s defaults.
-        processes: workers that draw the geology.
+        processes: single-threaded workers; None for one a core.
         progress: called with (done, total).
+
+    Raises:
+        DatasetError: ``out`` holds pairs of another recipe.
     """
-    velocity, descriptors, family = draw_geology(count, seed, families, processes=processes)
-    return record_pairs(
-        velocity,
-        descriptors,
-        family,
-        tuple(families),
-        seed=seed,
-        config=config or AcquisitionConfig(),
-        progress=progress,
-    )
-
-
-def record_pairs(
-    velocity: NDArray[np.float32],
-    descriptors: NDArray[np.float32],
-    family: NDArray[np.int64],
-    families: tuple[str, ...],
-    *,
-    seed: int,
-    config: AcquisitionConfig,
-    progress: Callable[[int, int], None] | None = None,
-) -> PairSet:
-    """Record given velocity models ``(n, 70, 70)`` through drawn acquisitions."""
-    count = len(velocity)
-    drawn = draw(count, config, np.random.default_rng([seed, 1]))
-    columns = np.round(np.asarray(OPENFWI.shot_x_m) / CELL_M).astype(np.int32)
-    traces = torch.empty((count, len(columns), STEPS // KEEP_EVERY, 70), dtype=torch.float16, device="cuda")
-    done = 0
-    for cells in FRAMES:
-        members = np.flatnonzero(drawn.cells == cells)
-        for start in range(0, len(members), CHUNK_BATCH[cells]):
-            index = members[start : start + CHUNK_BATCH[cells]]
-            rows = np.broadcast_to(drawn.source_row[index, None], (len(index), len(columns)))
-            recorded = propagate_batch(
-                velocity[index],
-                wavelets=drawn.wavelets[index],
-                source_cells=np.stack([rows, np.broadcast_to(columns, rows.shape)], axis=-1).astype(np.int32),
-                receiver_row=drawn.receiver_row[index],
-                strength=drawn.strength[index],
-                free_surface=drawn.free_surface[index],
-                cells=cells,
-                samples=STEPS,
-                keep_every=KEEP_EVERY,
-                dt_s=OPENFWI.dt_s,
-                cell_m=CELL_M,
-            )
-            traces[torch.from_numpy(index).to("cuda")] = scale_to_unit_rms(recorded)
-            done += len(index)
+    config = config or AcquisitionConfig()
+    claim_recipe(out, {"count": count, "seed": seed, "families": list(families), "config": asdict(config)})
+    starts = [s for s in range(0, count, SHARD) if not shard_path(out, s // SHARD).exists()]
+    done = count - sum(min(SHARD, count - s) for s in starts)
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(processes or os.cpu_count(), context, initializer=_single_threaded) as pool:
+        jobs = {
+            pool.submit(_simulate_shard, out, s, min(SHARD, count - s), seed, tuple(families), config): s
+            for s in starts
+        }
+        for job in as_completed(jobs):
+            done += job.result()
             if progress is not None:
                 progress(done, count)
-    return PairSet(
-        traces=traces,
-        velocity=torch.from_numpy(velocity).to("cuda"),
-        descriptors=torch.from_numpy(descriptors).to("cuda"),
-        family=torch.from_numpy(family).to("cuda"),
+
+
+def _single_threaded() -> None:
+    torch.set_num_threads(1)
+
+
+def _simulate_shard(
+    out: Path, start: int, *, count: int, seed: int, families: tuple[str, ...], config: AcquisitionConfig
+) -> int:
+    count = min(SHARD, count - start)
+    rng = np.random.default_rng([seed, start])
+    family = np.arange(start, start + count) % len(families)
+    velocity = np.empty((count, 70, 70), dtype=np.float32)
+    for index, name in enumerate(families):
+        members = np.flatnonzero(family == index)
+        velocity[members] = generate(name, len(members), rng)
+    traces = [record(model, draw(config, rng)) for model in velocity]
+    pairs = PairSet(
+        traces=torch.cat(traces),
+        velocity=torch.from_numpy(velocity),
+        descriptors=torch.from_numpy(describe(velocity)),
+        family=torch.from_numpy(family),
         families=families,
     )
+    save_shard(shard_path(out, start // SHARD), pairs)
+    return count

@@ -6,9 +6,12 @@ On disk a set is a folder of safetensors shards, so that it can be memory-mapped
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +25,7 @@ from seisbind.model.errors import DatasetError
 from seisbind.model.openfwi import Dataset
 from seisbind.model.survey import OPENFWI, Survey, prepare
 
-SHARD = 2000  # pairs a file: 0.4 GB
+SHARD = 250  # pairs a file: 49 MB, about half a minute of simulation
 FIELDS = ("traces", "velocity", "descriptors", "family")
 
 
@@ -71,13 +74,43 @@ def scale_to_unit_rms(traces: Tensor) -> Tensor:
     return (traces.float() / rms).half()
 
 
+def shard_path(directory: Path, number: int) -> Path:
+    return directory / f"pairs-{number:05d}.safetensors"
+
+
+def save_shard(path: Path, pairs: PairSet) -> None:
+    """Write one shard whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        tensors = {name: getattr(pairs, name).cpu().contiguous() for name in FIELDS}
+        save_file(tensors, temporary, {"families": "\n".join(pairs.families)})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def save_pairs(directory: Path, pairs: PairSet) -> None:
     """Write ``pairs`` as shards ``pairs-00000.safetensors``, … into ``directory``."""
     directory.mkdir(parents=True, exist_ok=True)
     for number, start in enumerate(range(0, len(pairs), SHARD)):
-        part = slice(start, start + SHARD)
-        tensors = {name: getattr(pairs, name)[part].cpu().contiguous() for name in FIELDS}
-        save_file(tensors, directory / f"pairs-{number:05d}.safetensors", {"families": "\n".join(pairs.families)})
+        save_shard(shard_path(directory, number), pairs.select(range(start, min(start + SHARD, len(pairs)))))
+
+
+def claim_recipe(directory: Path, recipe: dict[str, Any]) -> None:
+    """Write the recipe of the shards into ``directory``, or check that it is the one already there.
+
+    Raises:
+        DatasetError: the folder holds shards of another recipe.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "recipe.json"
+    if path.exists():
+        if json.loads(path.read_text(encoding="utf-8")) != recipe:
+            raise DatasetError(f"{directory} holds pairs of another recipe (see {path}); use another folder.")
+        return
+    if any(directory.glob("pairs-*.safetensors")):
+        raise DatasetError(f"{directory} holds pairs, but no recipe.json says which; use another folder.")
+    path.write_text(json.dumps(recipe), encoding="utf-8")
 
 
 def load_pairs(directory: Path) -> PairSet:
