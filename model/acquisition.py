@@ -131,10 +131,8 @@ def simulate_pairs(
     done = count - sum(min(SHARD, count - s) for s in starts)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(processes or os.cpu_count(), context, initializer=_single_threaded) as pool:
-        jobs = {
-            pool.submit(_simulate_shard, out, s, min(SHARD, count - s), seed, tuple(families), config): s
-            for s in starts
-        }
+        task = partial(_simulate_shard, out, count=count, seed=seed, families=tuple(families), config=config)
+        jobs = [pool.submit(task, start) for start in starts]
         for job in as_completed(jobs):
             done += job.result()
             if progress is not None:
