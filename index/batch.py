@@ -33,7 +33,8 @@ def unit_vectors(vectors: ArrayLike, dimension: int, what: str) -> Float32:
     exact = array.astype(np.float64)
     if not np.isfinite(exact).all():
         raise InvalidQuery(f"The {what} contain NaN or infinity.")
-    length = np.sqrt(np.square(exact).sum(axis=1))
+    with np.errstate(over="ignore"):  # an infinite length is not 1 either
+        length = np.sqrt(np.square(exact).sum(axis=1))
     wrong = np.abs(length - 1) > UNIT_TOLERANCE
     if wrong.any():
         first = int(wrong.argmax())
@@ -66,9 +67,10 @@ def checked_batch(
     physics = np.asarray(descriptors)
     if physics.ndim != 2 or physics.shape[1] != len(NAMES) or physics.dtype.kind not in "fiu":
         raise InvalidQuery(f"The descriptors are {physics.shape}; expected numbers of shape (count, {len(NAMES)}).")
-    physics = physics.astype(np.float32) + np.float32(0)  # SQLite does not keep the sign of -0.0
+    with np.errstate(over="ignore"):
+        physics = physics.astype(np.float32) + np.float32(0)  # SQLite does not keep the sign of -0.0
     if not np.isfinite(physics).all():
-        raise InvalidQuery("The descriptors contain NaN or infinity.")
+        raise InvalidQuery("The descriptors contain NaN, or numbers too large for float32.")
     in_velocity = unit_vectors(velocity_embeddings, dimension, "velocity embeddings")
     in_physics = unit_vectors(physics_embeddings, dimension, "physics embeddings")
     counts = {

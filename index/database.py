@@ -152,6 +152,10 @@ def told(folder: Path, doing: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _meaning(error, folder, doing) from error
+    except UnicodeDecodeError as error:  # a damaged name, on its way into an error of SQLite
+        raise GalleryDamaged(
+            f"Could not {doing} {folder}: {error}. Restore it from a copy, or build it again."
+        ) from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         hint = " Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
@@ -171,4 +175,8 @@ def _meaning(error: sqlite3.Error, folder: Path, doing: str) -> GalleryError:
         )
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
         return GalleryError(f"Could not {doing} {folder}: {error}. Check its owner and permissions.")
+    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL):
+        return GalleryError(
+            f"Could not {doing} {folder}: {error}. Check the disk. It may be full: reading too needs 32 KiB beside the file."
+        )
     return GalleryDamaged(f"Could not {doing} {folder}: {error}. Restore it from a copy, or build it again.")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 faiss: Any = _faiss  # its stubs know neither selectors nor owners
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
@@ -119,7 +120,7 @@ class VectorIndex:
             start += len(part)
         return out
 
-    def search(self, queries: Float32, k: int, *, allowed: Bool | None = None) -> list[tuple[Int64, Float32]]:
+    def search(self, queries: Float32, k: int, *, allowed: Bool | None = None) -> list[tuple[Int64, Float64]]:
         """The ``min(k, allowed)`` most similar vectors of each query, exactly.
 
         Args:
@@ -128,7 +129,7 @@ class VectorIndex:
             allowed: ``(count,)``, which vectors may be returned; all of them if None.
 
         Returns:
-            For each query positions ``(hit,)`` and similarities ``(hit,)``, best first, equal ones by position.
+            For each query positions ``(hit,)`` and similarities ``(hit,)`` float64, best first, equal ones by position.
         """
         candidates: list[list[Int64]] = [[] for _ in queries]
         start = 0
@@ -139,9 +140,9 @@ class VectorIndex:
             start += len(part)
         return [self._ranked(query, found, k) for query, found in zip(queries, candidates, strict=True)]
 
-    def _ranked(self, query: Float32, candidates: list[Int64], k: int) -> tuple[Int64, Float32]:
+    def _ranked(self, query: Float32, candidates: list[Int64], k: int) -> tuple[Int64, Float64]:
         positions = np.concatenate(candidates) if candidates else np.empty(0, np.int64)
         products = self.taken(positions).astype(np.float64) * query.astype(np.float64)
-        similarities = np.clip(products.sum(axis=1), -1.0, 1.0).astype(np.float32)
+        similarities = np.clip(products.sum(axis=1), -1.0, 1.0)
         order = np.lexsort((positions, -similarities))[:k]
         return positions[order], similarities[order]

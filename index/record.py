@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,9 +83,13 @@ def embeddings_sha256(velocity: bytes, physics: bytes) -> bytes:
     return hashlib.sha256(velocity + physics).digest()
 
 
-def record_checksum(record: Record, of_velocity: bytes, of_embeddings: bytes) -> bytes:
+def record_checksum(record: Record, stored: Sequence[float], of_velocity: bytes, of_embeddings: bytes) -> bytes:
+    """The checksum of a whole model.
+
+    ``stored``: its descriptors as SQLite has them, in float64, where a flipped bit may be too small for float32.
+    """
     words = [record.model_id, record.family, record.tags, record.source, record.added_at, record.shape]
-    numbers = record.descriptors.astype(LITTLE).tobytes()
+    numbers = np.asarray(stored, "<f8").tobytes()
     return hashlib.sha256(json.dumps(words).encode() + numbers + of_velocity + of_embeddings).digest()
 
 

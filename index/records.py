@@ -292,12 +292,14 @@ class Records:
     def _decoded(self, columns: tuple[Any, ...]) -> tuple[int, Record, bytes]:
         """Row, record, and the checksum of the map, out of the columns of `_MODEL`."""
         row, model_id, family = columns[:3]
-        descriptors = np.asarray(columns[3 : 3 + len(NAMES)], np.float32)
+        stored = columns[3 : 3 + len(NAMES)]
+        with np.errstate(over="ignore"):  # only a damaged one is too large, and the checksum is next
+            descriptors = np.asarray(stored, np.float64).astype(np.float32)
         source, added_at, depth, x, of_velocity, of_embeddings, checksum, tags = columns[3 + len(NAMES) :]
         record = Record(
             model_id, family, tuple(sorted(json.loads(tags))), source, added_at, descriptors, (depth, x), checksum.hex()
         )
-        if record_checksum(record, of_velocity, of_embeddings) != checksum:
+        if record_checksum(record, stored, of_velocity, of_embeddings) != checksum:
             raise self._damaged(f"the record of {model_id!r} does not match its checksum")
         return row, record, of_velocity
 
@@ -334,10 +336,11 @@ class Records:
         record = Record(
             model.model_id, model.family, model.tags, model.source, model.added_at, model.descriptors, (depth, x), ""
         )
+        stored = model.descriptors.tolist()
         of_velocity, of_embeddings = velocity_sha256(velocity, (depth, x)), embeddings_sha256(*embeddings)
-        checksum = record_checksum(record, of_velocity, of_embeddings)
+        checksum = record_checksum(record, stored, of_velocity, of_embeddings)
         columns = (
-            row, model.model_id, model.family, *model.descriptors.tolist(), model.source, model.added_at, depth, x,
+            row, model.model_id, model.family, *stored, model.source, model.added_at, depth, x,
             of_velocity, of_embeddings, checksum,
         )  # fmt: skip
         connection.execute(f"INSERT INTO models ({_COLUMNS}) VALUES ({', '.join('?' * len(columns))})", columns)

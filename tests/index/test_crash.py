@@ -1,0 +1,122 @@
+"""A writer that is killed, or that the disk refuses, loses nothing that it acknowledged (promises 15 and 19).
+
+`killed_writer.py` takes any number of kills: ``python tests/index/killed_writer.py FOLDER gallery 1000 1``.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def harness(folder: Path, store: str, kills: int) -> dict[str, Any]:
+    run = subprocess.run(
+        [sys.executable, str(HERE / "killed_writer.py"), str(folder), store, str(kills), "5"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    result: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return result
+
+
+def test_killed_at_every_step_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    result = harness(tmp_path, "gallery", 68)
+    assert result["broken"] == {}, result["examples"]
+    # It did die, at every step: a step that is never reached proves nothing.
+    assert len(result["deaths"]) == 23 and min(result["deaths"].values()) >= 1, result["deaths"]
+
+
+def test_a_naive_writer_does_not_survive_the_same_harness(tmp_path: Path) -> None:
+    result = harness(tmp_path, "naive", 36)
+    assert sum(result["broken"].values()) >= 3
+
+
+# RLIMIT_FSIZE stands for the full disk: the kernel refuses to grow any file beyond it, as a full file system would.
+FULL_DISK = """
+import json, resource, signal, sys
+from pathlib import Path
+import numpy as np
+from seisbind.index import Gallery
+from seisbind.model.errors import GalleryError, GalleryWriteFailed
+from killed_writer import DIMENSION, arrays
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path, kib = Path(sys.argv[1]), int(sys.argv[2])
+
+def add(gallery, first):
+    numbers = range(first, first + 20)
+    columns = map(np.stack, zip(*map(arrays, numbers), strict=True))
+    gallery.add(*columns, model_ids=[f"m{n}" for n in numbers])
+    return list(numbers)
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+gallery = Gallery.create(path, fingerprint="w", dimension=DIMENSION)
+acknowledged = add(gallery, 0)
+gallery.snapshot()
+limit(kib << 10)
+refused = []
+for first in range(20, 4000, 20):
+    try:
+        acknowledged += add(gallery, first)
+    except GalleryWriteFailed as error:
+        refused.append(str(error))
+        if len(refused) == 3:
+            break
+for change in (lambda: gallery.remove(["m0"]), gallery.snapshot):
+    try:
+        change()
+    except GalleryWriteFailed as error:
+        refused.append(str(error))
+removed = "m0" not in gallery.model_ids()
+seen = len(gallery)
+leftovers = [file.name for file in path.glob("*.tmp")]
+gallery.close()
+try:
+    with Gallery.open(path, fingerprint="w") as reader:  # while the disk is still full
+        full = reader.model_ids()
+except GalleryError as error:
+    full = str(error)
+limit(resource.RLIM_INFINITY)
+with Gallery.open(path, fingerprint="w", writable=True) as gallery:
+    later = add(gallery, 5000)
+with Gallery.open(path, fingerprint="w") as gallery:
+    gallery.velocities(gallery.model_ids())
+    print(json.dumps({
+        "expected": [f"m{n}" for n in acknowledged if not (removed and n == 0)], "full": full, "seen": seen,
+        "later": [f"m{n}" for n in later], "held": gallery.model_ids(), "refused": refused,
+        "leftovers": leftovers, "problems": gallery.verify().problems, "notes": gallery.info().notes,
+    }))
+"""
+
+
+@pytest.mark.parametrize("kib", [12, 40, 200, 700])
+def test_a_full_disk_is_said_and_costs_nothing(tmp_path: Path, kib: int) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "g"), str(kib)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=HERE,
+    )
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    assert len(result["refused"]) >= 3
+    assert all("Nothing was changed" in sentence for sentence in result["refused"])
+    if kib < 32:
+        assert "It may be full" in result["full"]  # SQLite needs that much beside the file, if only to read
+    else:
+        assert result["full"] == result["expected"]
+    assert result["seen"] == len(result["expected"])
+    assert result["held"] == result["expected"] + result["later"]
+    assert (result["leftovers"], result["problems"], result["notes"]) == ([], [], [])

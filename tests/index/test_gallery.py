@@ -1,0 +1,417 @@
+"""What a gallery keeps, gives back and refuses."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from seisbind.index import Filter, Gallery
+from seisbind.model.descriptors import DESCRIPTORS, NAMES
+from seisbind.model.errors import (
+    GalleryDamaged,
+    GalleryError,
+    GalleryLocked,
+    GalleryNotFound,
+    InvalidConfig,
+    InvalidQuery,
+    InvalidVelocityModel,
+    UnknownModel,
+    WeightsMismatch,
+)
+
+MakeBatch = Callable[..., Any]
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> Any:
+    with Gallery.create(tmp_path / "gallery", fingerprint="weights-1", dimension=16) as gallery:
+        yield gallery
+
+
+def test_what_goes_in_comes_out_bit_for_bit(gallery: Gallery, make_batch: MakeBatch) -> None:
+    batch = make_batch(12)
+    assert batch.add_to(gallery, source="a test") == batch.model_ids
+    gallery.close()
+    with Gallery.open(gallery.path, fingerprint="weights-1") as opened:
+        assert opened.model_ids() == batch.model_ids
+        np.testing.assert_array_equal(opened.velocities(batch.model_ids), batch.velocity)
+        for i, record in enumerate(opened.records(batch.model_ids)):
+            assert (record.model_id, record.family) == (batch.model_ids[i], batch.families[i])
+            assert (record.tags, record.source) == (tuple(sorted(batch.tags[i])), "a test")
+            np.testing.assert_array_equal(record.descriptors, batch.descriptors[i])
+            assert record.shape == (6, 6)
+            assert record.added_at.endswith("+00:00")
+        velocity, physics = opened.embeddings(batch.model_ids[::-1])
+        np.testing.assert_allclose(velocity[::-1], batch.velocity_embeddings, atol=1e-6)
+        np.testing.assert_allclose(physics[::-1], batch.physics_embeddings, atol=1e-6)
+
+
+def test_a_model_without_a_name_is_named_after_its_map(gallery: Gallery, make_batch: MakeBatch) -> None:
+    batch = make_batch(3)
+    arrays = (batch.velocity, batch.descriptors, batch.velocity_embeddings, batch.physics_embeddings)
+    ids = gallery.add(*arrays)
+    assert all(len(each) == 18 and each.startswith("v-") for each in ids)
+    with pytest.raises(InvalidQuery, match=f"{ids[0]}.*already in the gallery"):
+        gallery.add(*arrays)
+    with pytest.raises(InvalidQuery, match="already in the gallery"):
+        gallery.add(*(np.concatenate([array[:1] + 0, array[:1]]) for array in arrays))
+    more = make_batch(5)
+    assert (
+        gallery.add(
+            more.velocity, more.descriptors, more.velocity_embeddings, more.physics_embeddings, skip_existing=True
+        )[:3]
+        == ids
+    )
+    assert len(gallery) == 5
+
+
+def test_an_id_never_changes_its_map(gallery: Gallery, make_batch: MakeBatch) -> None:
+    make_batch(2).add_to(gallery)
+    other = replace(make_batch(2, first=5), model_ids=["new", "m1"])
+    for skip_existing in (False, True):
+        with pytest.raises(InvalidQuery, match="'m1' already belongs to another"):
+            other.add_to(gallery, skip_existing=skip_existing)
+    assert gallery.model_ids() == ["m0", "m1"]
+
+
+def test_descriptors_of_minus_zero_are_not_damage(gallery: Gallery, make_batch: MakeBatch) -> None:
+    batch = make_batch(1)
+    batch.descriptors[0, 4] = -0.0
+    batch.add_to(gallery)
+    assert gallery.verify().ok
+
+
+def test_removing_is_all_or_nothing_and_an_id_may_return(gallery: Gallery, make_batch: MakeBatch) -> None:
+    batch = make_batch(6)
+    batch.add_to(gallery)
+    with pytest.raises(UnknownModel, match="'nobody'"):
+        gallery.remove(["m1", "nobody"])
+    assert len(gallery) == 6
+    before = gallery.search_velocity(batch.velocity_embeddings[1:2], 1)[0][0]
+    assert gallery.remove(["m1", "m2", "m1"]) == 2
+    assert gallery.model_ids() == ["m0", "m3", "m4", "m5"]
+    with pytest.raises(UnknownModel):
+        gallery.velocity("m1")
+    make_batch(1, first=1).add_to(gallery)
+    again = gallery.search_velocity(batch.velocity_embeddings[1:2], 1)[0][0]
+    assert (again.model_id, before.model_id) == ("m1", "m1")
+    assert again.row > before.row
+    gallery.remove(gallery.model_ids())
+    assert len(gallery) == 0 and gallery.verify().ok
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "reason"),
+    [
+        ({"velocity": np.full((2, 6, 6), np.nan)}, InvalidVelocityModel, "NaN"),
+        ({"velocity": np.full((2, 6, 6), 2.5)}, InvalidVelocityModel, "km/s"),
+        ({"velocity": np.full((3, 6, 6), 2500.0)}, InvalidQuery, "3 velocity models, 2 descriptors"),
+        ({"descriptors": np.zeros((2, 12))}, InvalidQuery, r"\(count, 13\)"),
+        ({"descriptors": np.full((2, 13), 1e300)}, InvalidQuery, "too large"),
+        ({"velocity_embeddings": np.ones((2, 16))}, InvalidQuery, "unit length: number 0 has 4"),
+        ({"physics_embeddings": np.eye(2, 15)}, InvalidQuery, r"\(count, 16\)"),
+        ({"model_ids": ["a", "a/b"]}, InvalidQuery, "cannot be a model id"),
+        ({"model_ids": ["a", ""]}, InvalidQuery, "cannot be a model id"),
+        ({"model_ids": ["a", 3]}, InvalidQuery, "cannot be a model id"),
+        ({"model_ids": ["a"]}, InvalidQuery, "1 model_ids"),
+        ({"families": ["", None]}, InvalidQuery, "cannot be a family"),
+        ({"tags": ["ab", ()]}, InvalidQuery, "list for each model"),
+        ({"tags": [("a\n",), ()]}, InvalidQuery, "cannot be a tag"),
+        ({"tags": [(None,), ()]}, InvalidQuery, "cannot be a tag"),
+    ],
+)
+def test_what_cannot_go_in_is_refused_whole(
+    gallery: Gallery, make_batch: MakeBatch, change: dict[str, Any], error: type[Exception], reason: str
+) -> None:
+    with pytest.raises(error, match=reason):
+        replace(make_batch(2), **change).add_to(gallery)
+    assert len(gallery) == 0
+
+
+def test_nothing_to_add_is_nothing_added(gallery: Gallery, make_batch: MakeBatch) -> None:
+    assert make_batch(0).add_to(gallery) == []
+    assert gallery.info().generation == 0
+
+
+def test_maps_of_different_shapes_live_side_by_side(gallery: Gallery, make_batch: MakeBatch) -> None:
+    make_batch(1).add_to(gallery)
+    make_batch(1, first=1, cells=9).add_to(gallery)
+    assert [gallery.velocity(each).shape for each in ("m0", "m1")] == [(6, 6), (9, 9)]
+    with pytest.raises(InvalidQuery, match="one shape"):
+        gallery.velocities(["m0", "m1"])
+    assert gallery.verify().ok
+
+
+def test_it_says_what_it_is(filled: Path, make_batch: MakeBatch) -> None:
+    batch = make_batch(40)
+    with Gallery.open(filled, fingerprint=None) as gallery:
+        info = gallery.info()
+    assert (info.count, info.fingerprint, info.dimension, info.notes) == (40, "weights-1", 16, ())
+    assert info.families == {
+        family: batch.families.count(family) for family in sorted({each for each in batch.families if each})
+    }
+    assert list(info.descriptor_ranges) == list(NAMES) == [each.name for each in DESCRIPTORS]
+    assert info.descriptor_ranges["mean_velocity"] == (
+        batch.descriptors[:, 0].min(),
+        batch.descriptors[:, 0].max(),
+    )
+    assert info.bytes == sum(file.stat().st_size for file in filled.iterdir())
+
+
+def test_other_weights_are_refused_by_name(filled: Path) -> None:
+    with pytest.raises(WeightsMismatch, match=r"weights-1.*weights-2"):
+        Gallery.open(filled, fingerprint="weights-2", writable=True)
+    Gallery.open(filled, fingerprint="weights-1", writable=True).close()  # and the lock was let go
+
+
+def test_no_gallery_there(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(GalleryNotFound, match=str(path)):
+            Gallery.open(path, fingerprint=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_making_one_over_another_has_to_be_meant(filled: Path, make_batch: MakeBatch) -> None:
+    with pytest.raises(GalleryError, match="already is a gallery"):
+        Gallery.create(filled, fingerprint="weights-2")
+    reader = Gallery.open(filled, fingerprint=None)
+    with Gallery.create(filled, fingerprint="weights-2", dimension=16, overwrite=True) as fresh:
+        assert len(fresh) == 0
+        make_batch(2, first=100).add_to(fresh)
+        assert len(reader.search_velocity(make_batch(1).velocity_embeddings, 100)[0]) == 40
+        np.testing.assert_array_equal(reader.velocity("m5"), make_batch(1, first=5).velocity[0])
+        with pytest.raises(GalleryError, match="replaced"):
+            reader.refresh()
+    reader.close()
+    with Gallery.open(filled, fingerprint="weights-2") as opened:
+        assert opened.model_ids() == ["m100", "m101"]
+        assert opened.info().notes == ()
+
+
+def test_other_files_are_not_swept_away(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(GalleryError, match=r"thesis\.tex"):
+        Gallery.create(tmp_path, fingerprint="w", overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(("fingerprint", "dimension"), [("", 16), ("w", 0), ("w", 5000)])
+def test_a_gallery_needs_a_fingerprint_and_a_dimension(tmp_path: Path, fingerprint: str, dimension: int) -> None:
+    with pytest.raises(InvalidConfig):
+        Gallery.create(tmp_path / "g", fingerprint=fingerprint, dimension=dimension)
+
+
+@pytest.mark.parametrize(
+    ("pragma", "error", "reason"),
+    [
+        ("user_version = 7", GalleryError, "gallery format 7; this SeisBind reads format 1"),
+        ("application_id = 1", GalleryDamaged, "not a SeisBind gallery"),
+    ],
+)
+def test_an_unknown_format_is_refused_by_name(filled: Path, pragma: str, error: type[Exception], reason: str) -> None:
+    with closing(sqlite3.connect(filled / "records.sqlite")) as connection:
+        connection.execute(f"PRAGMA {pragma}")
+    with pytest.raises(error, match=reason):
+        Gallery.open(filled, fingerprint=None)
+
+
+def test_the_second_writer_is_told_who_is_first(filled: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from seisbind.index import Gallery;"
+        "g = Gallery.open(Path(sys.argv[1]), fingerprint=None, writable=True);"
+        "print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(filled)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdout is not None and first.stdout.readline() == b"open\n"
+        for attempt in (
+            lambda: Gallery.open(filled, fingerprint=None, writable=True),
+            lambda: Gallery.create(filled, fingerprint="w", overwrite=True),
+        ):
+            with pytest.raises(GalleryLocked, match=f"written by process {first.pid} on "):
+                attempt()
+        Gallery.open(filled, fingerprint=None).close()  # readers are welcome
+        first.kill()
+    with Gallery.open(filled, fingerprint=None, writable=True) as second:
+        assert len(second) == 40
+        with pytest.raises(GalleryLocked):
+            Gallery.open(filled, fingerprint=None, writable=True)
+
+
+def test_a_gallery_opened_for_reading_cannot_be_changed(filled: Path, make_batch: MakeBatch) -> None:
+    before = {file.name: file.read_bytes() for file in filled.iterdir()}
+    with Gallery.open(filled, fingerprint=None) as gallery:
+        for attempt in (
+            lambda: make_batch(1, first=90).add_to(gallery),
+            lambda: gallery.remove(["m1"]),
+            gallery.snapshot,
+        ):
+            with pytest.raises(GalleryError, match="opened for reading"):
+                attempt()
+    assert {name: (filled / name).read_bytes() for name in before} == before
+
+
+def test_a_reader_sees_changes_when_it_asks(filled: Path, make_batch: MakeBatch) -> None:
+    batch = make_batch(45)
+    with (
+        Gallery.open(filled, fingerprint=None, writable=True) as writer,
+        Gallery.open(filled, fingerprint=None) as reader,
+    ):
+        assert not reader.refresh()
+        make_batch(5, first=40).add_to(writer)
+        writer.remove(["m0", "m7"])
+        assert len(reader) == 40
+        assert reader.refresh() and not reader.refresh()
+        assert reader.model_ids() == writer.model_ids()
+        queries = batch.velocity_embeddings
+        assert reader.search_velocity(queries, 50) == writer.search_velocity(queries, 50)
+        assert reader.verify().ok
+
+
+def test_after_closing_it_says_so(gallery: Gallery, make_batch: MakeBatch) -> None:
+    gallery.close()
+    gallery.close()
+    with pytest.raises(GalleryError, match="closed"):
+        make_batch(1).add_to(gallery)
+    with pytest.raises(GalleryError, match="closed"):
+        gallery.record("m0")
+
+
+def test_what_the_snapshot_lacks_is_replayed(filled: Path, make_batch: MakeBatch) -> None:
+    old = {file.name: file.read_bytes() for file in filled.iterdir() if file.suffix in (".faiss", ".json")}
+    with Gallery.open(filled, fingerprint=None, writable=True) as gallery:
+        make_batch(5, first=40).add_to(gallery)
+        gallery.remove(["m0", "m41"])
+        expected = gallery.search_physics(make_batch(45).physics_embeddings, 50)
+    for name, content in old.items():
+        (filled / name).write_bytes(content)
+    with Gallery.open(filled, fingerprint=None) as opened:
+        assert opened.info().notes == ()
+        assert opened.search_physics(make_batch(45).physics_embeddings, 50) == expected
+        assert opened.verify().ok
+
+
+def test_older_records_put_back_are_not_mixed_with_newer_snapshots(filled: Path, make_batch: MakeBatch) -> None:
+    records = (filled / "records.sqlite").read_bytes()
+    with Gallery.open(filled, fingerprint=None, writable=True) as gallery:
+        make_batch(5, first=40).add_to(gallery)
+    (filled / "records.sqlite").write_bytes(records)
+    with Gallery.open(filled, fingerprint=None) as opened:
+        assert "older copy of the records" in opened.info().notes[0]
+        assert len(opened) == 40
+    with Gallery.open(filled, fingerprint=None, writable=True) as gallery:
+        make_batch(5, first=70).add_to(gallery)  # the rows that the snapshot has for m40 to m44
+        gallery._snapshot_generation = gallery._contents.generation  # as if killed before the snapshot
+    with Gallery.open(filled, fingerprint=None) as opened:
+        for model_id, hits in zip(
+            [f"m{i}" for i in range(70, 75)],
+            opened.search_velocity(make_batch(5, first=70).velocity_embeddings, 1),
+            strict=True,
+        ):
+            assert hits[0].model_id == model_id and hits[0].similarity > 0.999
+
+
+@pytest.mark.parametrize("name", ["velocity.faiss", "velocity.json", "physics.faiss", "physics.json"])
+@pytest.mark.parametrize("harm", ["missing", "empty", "truncated", "other gallery"])
+def test_a_snapshot_that_is_not_right_is_rebuilt_and_said(
+    filled: Path, tmp_path: Path, make_batch: MakeBatch, caplog: pytest.LogCaptureFixture, name: str, harm: str
+) -> None:
+    file = filled / name
+    if harm == "missing":
+        file.unlink()
+    elif harm == "other gallery":
+        with Gallery.create(tmp_path / "other", fingerprint="weights-1", dimension=16) as other:
+            make_batch(40, first=500).add_to(other)
+        file.write_bytes((tmp_path / "other" / name).read_bytes())
+    else:
+        file.write_bytes(b"" if harm == "empty" else file.read_bytes()[:-3])
+    batch = make_batch(40)
+    with caplog.at_level(logging.WARNING), Gallery.open(filled, fingerprint=None, writable=True) as opened:
+        [note] = opened.info().notes
+        assert f"The {name.split('.')[0]} snapshot was not used" in note
+        assert any(note in message for message in caplog.messages)
+        for search, queries in (
+            (opened.search_velocity, batch.velocity_embeddings),
+            (opened.search_physics, batch.physics_embeddings),
+        ):
+            assert [hits[0].model_id for hits in search(queries, 1)] == batch.model_ids
+    with Gallery.open(filled, fingerprint=None) as again:  # closing wrote a new one
+        assert again.info().notes == () and again.verify().ok
+
+
+def test_a_whole_snapshot_of_another_gallery_lends_it_no_vectors(
+    filled: Path, tmp_path: Path, make_batch: MakeBatch
+) -> None:
+    """Same weights, same number of models, same row numbers: only the content tells them apart."""
+    with Gallery.create(tmp_path / "other", fingerprint="weights-1", dimension=16) as other:
+        make_batch(40, first=500).add_to(other)
+    for name in ("velocity.faiss", "velocity.json", "physics.faiss", "physics.json"):
+        (filled / name).write_bytes((tmp_path / "other" / name).read_bytes())
+    batch = make_batch(40)
+    with Gallery.open(filled, fingerprint=None) as opened:
+        assert [h[0].model_id for h in opened.search_velocity(batch.velocity_embeddings, 1)] == batch.model_ids
+        assert opened.verify().ok
+
+
+def test_swapped_spaces_are_noticed(filled: Path) -> None:
+    for ending in ("faiss", "json"):
+        velocity, physics = filled / f"velocity.{ending}", filled / f"physics.{ending}"
+        content = velocity.read_bytes()
+        velocity.write_bytes(physics.read_bytes())
+        physics.write_bytes(content)
+    with Gallery.open(filled, fingerprint=None) as opened:
+        assert len(opened.info().notes) == 2
+
+
+def test_verify_names_what_is_wrong(filled: Path) -> None:
+    with closing(sqlite3.connect(filled / "records.sqlite", isolation_level=None)) as connection:
+        connection.execute("UPDATE velocities SET velocity = zeroblob(144) WHERE row = 3")
+        connection.execute("UPDATE models SET mean_velocity = mean_velocity + 1 WHERE row = 5")
+        connection.execute("UPDATE embeddings SET physics = velocity WHERE row = 7")
+        connection.execute("DELETE FROM tags WHERE row = (SELECT max(row) FROM tags)")
+    with Gallery.open(filled, fingerprint=None) as opened:
+        report = opened.verify()
+        assert not report.ok
+        for wanted in ("velocity map of m2", "record of 'm4'", "embeddings of row 7"):
+            assert any(wanted in problem for problem in report.problems), wanted
+        assert len(report.problems) == 4
+        with pytest.raises(GalleryDamaged, match="velocity map of m2"):
+            opened.velocity("m2")
+        with pytest.raises(GalleryDamaged, match="record of 'm4'"):
+            opened.record("m4")
+
+
+def test_a_row_that_vanished_is_damage(filled: Path) -> None:
+    with closing(sqlite3.connect(filled / "records.sqlite", isolation_level=None)) as connection:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("DELETE FROM models WHERE row = 4")
+    with pytest.raises(GalleryDamaged, match="digest"):
+        Gallery.open(filled, fingerprint=None)
+
+
+def test_the_manifest_is_readable_and_says_what_the_index_is(filled: Path) -> None:
+    manifest = json.loads((filled / "velocity.json").read_text())
+    assert (manifest["space"], manifest["count"], manifest["dimension"]) == ("velocity", 40, 16)
+    assert manifest["fingerprint"] == "weights-1"
+
+
+def test_families_in_filters_follow_changes(gallery: Gallery, make_batch: MakeBatch) -> None:
+    batch = replace(make_batch(4), families=["A", "A", "B", None])
+    batch.add_to(gallery)
+    query = batch.velocity_embeddings[:1]
+    assert {h.model_id for h in gallery.search_velocity(query, 9, filter=Filter(("A",)))[0]} == {"m0", "m1"}
+    gallery.remove(["m0"])
+    assert {h.model_id for h in gallery.search_velocity(query, 9, filter=Filter(("A",)))[0]} == {"m1"}
+    assert gallery.families() == {"A": 1, "B": 1}

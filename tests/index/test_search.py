@@ -1,0 +1,221 @@
+"""Search is exact: promises 8, 9, 10 and 14."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from seisbind.index import Filter, Gallery, Hit
+from seisbind.index.faiss_index import RECENT_VECTORS, VectorIndex
+from seisbind.model.descriptors import NAMES, describe
+from seisbind.model.errors import InvalidQuery
+
+FAMILIES = ["FlatVel-A", "CurveVel-A", "FlatFault-A", "CurveFault-A"]
+
+
+def unit(generator: np.random.Generator, count: int, dimension: int) -> NDArray[np.float32]:
+    vectors = generator.standard_normal((count, dimension))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Gallery, dict[str, Any]]:
+    """6,000 models in 256 dimensions, added in pieces so that sealed and recent parts and removals all take part."""
+    generator = np.random.default_rng(8)
+    count = 6000
+    truth: dict[str, Any] = {
+        "ids": np.asarray([f"m{i}" for i in range(count)], object),
+        "velocity": unit(generator, count, 256),
+        "physics": unit(generator, count, 256),
+        "maps": generator.uniform(1500, 4500, (count, 4, 4)).astype(np.float32),
+        "family": np.asarray(FAMILIES, object)[generator.integers(len(FAMILIES), size=count)],
+        "tags": [("rare",) if i % 500 == 0 else ("common",) for i in range(count)],
+    }
+    truth["descriptors"] = describe(truth["maps"])
+    gallery = Gallery.create(tmp_path_factory.mktemp("large") / "g", fingerprint="w")
+    for start, stop in ((0, 5000), (5000, 5001), (5001, 5900), (5900, 6000)):
+        part = slice(start, stop)
+        gallery.add(
+            truth["maps"][part],
+            truth["descriptors"][part],
+            truth["velocity"][part],
+            truth["physics"][part],
+            model_ids=list(truth["ids"][part]),
+            families=list(truth["family"][part]),
+            tags=truth["tags"][part],
+        )
+    gone = generator.choice(count, 300, replace=False)
+    gallery.remove(list(truth["ids"][gone]))
+    truth["alive"] = ~np.isin(np.arange(count), gone)
+    return gallery, truth
+
+
+def ids(answers: list[list[Hit]]) -> list[list[str]]:
+    return [[hit.model_id for hit in hits] for hits in answers]
+
+
+def expected(
+    truth: dict[str, Any], space: str, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_]
+) -> tuple[list[list[str]], NDArray[np.float64]]:
+    at = np.flatnonzero(allowed)
+    similarities = queries.astype(np.float64) @ truth[space][at].astype(np.float64).T
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+    return [list(truth["ids"][at[row]]) for row in order], np.take_along_axis(similarities, order, axis=1)
+
+
+@pytest.mark.parametrize("space", ["velocity", "physics"])
+def test_equals_brute_force_over_a_thousand_queries(large: tuple[Gallery, dict[str, Any]], space: str) -> None:
+    gallery, truth = large
+    queries = unit(np.random.default_rng(1), 1000, 256)
+    answers = getattr(gallery, f"search_{space}")(queries, 10)
+    wanted, similarities = expected(truth, space, queries, 10, truth["alive"])
+    assert ids(answers) == wanted
+    found = np.asarray([[hit.similarity for hit in hits] for hits in answers])
+    np.testing.assert_allclose(found, similarities, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_filters_are_exact_whatever_the_selectivity(large: tuple[Gallery, dict[str, Any]], data: st.DataObject) -> None:
+    gallery, truth = large
+    families = data.draw(st.lists(st.sampled_from([*FAMILIES, "absent"]), unique=True, max_size=3))
+    tags = data.draw(st.sampled_from([[], ["rare"], ["common"], ["rare", "common"]]))
+    columns = data.draw(st.lists(st.integers(0, len(NAMES) - 1), unique=True, max_size=2))
+    k = data.draw(st.sampled_from([1, 7, 100, 1000]))
+    conditions: dict[str, object] = {}
+    allowed = truth["alive"].copy()
+    if families:
+        conditions["family"] = families
+        allowed &= np.isin(truth["family"], families)
+    if tags:
+        conditions["tag"] = tags
+        allowed &= np.asarray([set(tags) <= set(own) for own in truth["tags"]])
+    for column in columns:
+        values = truth["descriptors"][:, column]
+        low, high = np.sort(np.quantile(values, data.draw(st.tuples(st.floats(0, 1), st.floats(0, 1)))))
+        conditions[NAMES[column]] = [float(low), float(high)]
+        allowed &= (values.astype(np.float64) >= low) & (values.astype(np.float64) <= high)
+    queries = unit(np.random.default_rng(k), 3, 256)
+    answers = gallery.search_velocity(queries, k, filter=Filter.parse(conditions))
+    assert ids(answers) == expected(truth, "velocity", queries, k, allowed)[0]
+    assert [len(hits) for hits in answers] == [min(k, int(allowed.sum()))] * 3
+
+
+def test_alone_or_in_a_batch_the_answer_is_the_same(large: tuple[Gallery, dict[str, Any]]) -> None:
+    gallery, _ = large
+    queries = unit(np.random.default_rng(3), 64, 256)
+    together = gallery.search_velocity(queries, 20)
+    assert [gallery.search_velocity(query[None], 20)[0] for query in queries] == together
+    assert gallery.search_velocity(queries[::-1], 20)[::-1] == together
+
+
+@pytest.mark.parametrize("count", [5, 50, RECENT_VECTORS + 50])
+def test_equal_similarities_are_ranked_by_age(count: int) -> None:
+    """Also with more ties than the index fetches at first, and across its parts."""
+    vector = unit(np.random.default_rng(0), 1, 8)
+    index = VectorIndex.build(np.repeat(vector, count, axis=0)).extended(np.repeat(vector, 7, axis=0))
+    for k in (1, 3, count, count + 7, 1000):
+        [(positions, similarities)] = index.search(vector, k)
+        assert positions.tolist() == list(range(min(k, count + 7)))
+        assert set(similarities.tolist()) == {similarities[0]}
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(0, 10_000), st.integers(1, 60), st.integers(1, 80), st.floats(0, 1))
+def test_an_index_of_any_history_is_exact(seed: int, count: int, k: int, share: float) -> None:
+    generator = np.random.default_rng(seed)
+    # Few directions, hence many exact ties.
+    vectors = unit(generator, 5, 8)[generator.integers(5, size=count)]
+    first = int(generator.integers(count + 1))
+    index = VectorIndex.build(vectors[:first]).extended(vectors[first:])
+    allowed = generator.random(count) < share
+    query = unit(generator, 1, 8)
+    [(positions, similarities)] = index.search(query, k, allowed=allowed)
+    exact = (vectors.astype(np.float64) * query[0].astype(np.float64)).sum(axis=1)
+    order = [i for i in np.lexsort((np.arange(count), -exact)) if allowed[i]][:k]
+    assert positions.tolist() == order
+    np.testing.assert_allclose(similarities, exact[order], atol=1e-12)
+
+
+def test_growing_by_one_shares_the_sealed_part() -> None:
+    vectors = unit(np.random.default_rng(0), 2 * RECENT_VECTORS, 8)
+    index = VectorIndex.build(vectors)
+    grown = index.extended(vectors[:1])
+    assert grown._parts[0] is index._parts[0]
+    assert len(grown) == len(index) + 1
+    for _ in range(4):
+        grown = grown.extended(vectors[: RECENT_VECTORS // 2])
+    assert len(grown._parts) <= 2
+
+
+def test_an_empty_gallery_finds_nothing(tmp_path: Path) -> None:
+    with Gallery.create(tmp_path / "g", fingerprint="w", dimension=8) as gallery:
+        query = unit(np.random.default_rng(0), 2, 8)
+        assert gallery.search_velocity(query, 5) == [[], []]
+        assert gallery.search_physics(query, 5, filter=Filter(families=("x",))) == [[], []]
+        assert gallery.search_velocity(np.empty((0, 8), np.float32), 5) == []
+
+
+@pytest.mark.parametrize("k", [0, -1, 1001, 2.0, True, "3"])
+def test_k_out_of_range_is_refused(large: tuple[Gallery, dict[str, Any]], k: Any) -> None:
+    with pytest.raises(InvalidQuery, match="from 1 to 1000"):
+        large[0].search_velocity(unit(np.random.default_rng(0), 1, 256), k)
+
+
+@pytest.mark.parametrize(
+    ("queries", "reason"),
+    [
+        (np.zeros((1, 256), np.float32), "unit length"),
+        (np.full((1, 256), np.nan, np.float32), "NaN"),
+        (np.full((1, 256), 1e200), "unit length"),
+        (np.ones(256, np.float32), "shape"),
+        (np.ones((1, 255), np.float32), "shape"),
+        (np.ones((1, 256), complex), "shape"),
+        (np.full((1, 256), "a"), "shape"),
+    ],
+)
+def test_queries_that_cannot_be_used_are_refused(
+    large: tuple[Gallery, dict[str, Any]], queries: NDArray[Any], reason: str
+) -> None:
+    with pytest.raises(InvalidQuery, match=reason):
+        large[0].search_velocity(queries, 3)
+
+
+def test_searching_goes_on_while_models_come_and_go(tmp_path: Path, make_batch: Callable[..., Any]) -> None:
+    """FAISS alone ends the process here: nothing is ever added to an index that can be searched."""
+    with Gallery.create(tmp_path / "g", fingerprint="w", dimension=16) as gallery:
+        stays = make_batch(50)
+        stays.add_to(gallery)
+        wrong: list[str] = []
+        done = False
+
+        def search() -> None:
+            while not done:
+                for i, hits in enumerate(gallery.search_velocity(stays.velocity_embeddings, 5)):
+                    if hits[0].model_id != stays.model_ids[i] or len(hits) != 5:
+                        wrong.append(f"{i}: {hits}")
+                gallery.record("m3")
+                gallery.velocity("m4")
+
+        threads = [Thread(target=search) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for first in range(100, 500, 20):
+                batch = make_batch(20, first=first)
+                batch.add_to(gallery)
+                gallery.remove(batch.model_ids[:15])
+        finally:
+            done = True
+            for thread in threads:
+                thread.join()
+        assert wrong == []
+        assert gallery.verify().ok
