@@ -47,21 +47,21 @@ class AugmentConfig:
     """
 
     mirror: float = 0.5
-    noise: float = 0.8
-    noise_db: tuple[float, float] = (8.0, 70.0)
+    noise: float = 0.6
+    noise_db: tuple[float, float] = (12.0, 75.0)
     shift: float = 0.5
-    shift_s: float = 0.028
-    phase: float = 0.2
+    shift_s: float = 0.02
+    phase: float = 0.1
     phase_rad: float = 0.5
-    tilt: float = 0.2
+    tilt: float = 0.1
     tilt_power: float = 0.6
-    trace_gain: float = 0.3
+    trace_gain: float = 0.15
     trace_gain_std: float = 0.2
-    dead: float = 0.25
+    dead: float = 0.1
     dead_share: float = 0.35
-    shots: float = 0.3
-    sparse: float = 0.15
-    short: float = 0.05
+    shots: float = 0.1
+    sparse: float = 0.05
+    short: float = 0.02
 
 
 @dataclass(frozen=True, slots=True)

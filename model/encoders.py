@@ -18,6 +18,7 @@ from seisbind.model.descriptors import NAMES
 from seisbind.model.survey import CANONICAL_RECEIVERS, CANONICAL_SPACING_M, LINE_M, OPENFWI
 
 EMBEDDING = 256
+STEM = 24  # channels that each shot brings to the merge
 MAP_CELLS = 35  # the map head predicts every second cell of the 70 x 70 model, each the mean of 2 x 2
 MIDDLE_M_S, SPREAD_M_S = 3000.0, 1000.0  # OpenFWI's velocities run from 1500 to 4500 m/s
 COMPRESSION = 2.0  # log(1 + 2 |p|): a stronger gain lifts boundary artefacts and noise with the coda
@@ -31,17 +32,15 @@ class EncoderConfig:
 
     Attributes:
         kind: ``seisbind`` or ``paper``.
-        width: channels of the first residual stage over the gathers; doubled in each of the next three.
+        width: channels of the first residual stage over the gathers; doubled in each of the next two.
         velocity_width: the same for the velocity encoder.
         hidden: width of the layer before each embedding.
-        merge: how shots are joined: ``bins`` (by position; any number of shots) or ``stack`` (five fixed channels).
     """
 
     kind: Literal["seisbind", "paper"] = "seisbind"
-    width: int = 40
-    velocity_width: int = 28
+    width: int = 48
+    velocity_width: int = 32
     hidden: int = 512
-    merge: Literal["bins", "stack"] = "bins"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,8 @@ class Residual(nn.Module):
         return F.relu(self.second_norm(self.second(y)) + self.shortcut(x))
 
 
-def _stages(inputs: int, widths: tuple[int, ...], *, first_stride: int = 1) -> nn.Sequential:
+def _stages(inputs: int, widths: tuple[int, ...], *, first_stride: int = 2) -> nn.Sequential:
+    """Two residual blocks a width, each stage at half the resolution of the one before."""
     blocks: list[nn.Module] = []
     for i, width in enumerate(widths):
         blocks += [Residual(inputs, width, stride=first_stride if i == 0 else 2), Residual(width, width)]
@@ -142,28 +142,21 @@ class SeismicEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        shots, stem = len(OPENFWI.shot_x_m), 24
-        self.merge_kind = config.merge
         nodes = torch.arange(CANONICAL_RECEIVERS) * CANONICAL_SPACING_M / LINE_M
         self.register_buffer("receivers", nodes, persistent=False)
-        if config.merge == "bins":
-            # channels: samples, live, signed offset
-            self.stem = nn.Sequential(nn.Conv2d(3, stem, 7, (3, 2), 3, bias=False), nn.BatchNorm2d(stem), nn.ReLU())
-            self.merge = ShotMerge()
-            joined = shots * (stem + 1)
-            self.join = nn.Sequential(nn.Conv2d(joined, config.width, 1, bias=False), nn.BatchNorm2d(config.width))
-        else:
-            self.stem = nn.Sequential(
-                nn.Conv2d(2 * shots, config.width, 7, (3, 2), 3, bias=False), nn.BatchNorm2d(config.width), nn.ReLU()
-            )
-        widths = (config.width, 2 * config.width, 4 * config.width, 8 * config.width)
-        self.trunk = _stages(config.width, widths)  # (84, 35) -> (42, 18) -> (21, 9) -> (11, 5)
+        # (250, 70) -> (50, 35): a 15 Hz Ricker is 17 samples long, so 20 ms still sees each of its lobes
+        self.stem = nn.Sequential(nn.Conv2d(3, STEM, (9, 5), (5, 2), (4, 2)), nn.ReLU())
+        self.merge = ShotMerge()
+        joined = len(OPENFWI.shot_x_m) * (STEM + 1)
+        self.join = nn.Sequential(nn.Conv2d(joined, config.width, 1, bias=False), nn.BatchNorm2d(config.width))
+        widths = (config.width, 2 * config.width, 4 * config.width)
+        self.trunk = _stages(config.width, widths)  # (50, 35) -> (25, 18) -> (13, 9) -> (7, 5)
         squeezed = 64
         self.squeeze = nn.Sequential(
             nn.Conv2d(widths[-1], squeezed, 1, bias=False), nn.BatchNorm2d(squeezed), nn.ReLU()
         )
         self.features = nn.Sequential(
-            nn.Linear(squeezed * 11 * 5, config.hidden), nn.LayerNorm(config.hidden), nn.GELU()
+            nn.Linear(squeezed * 7 * 5, config.hidden), nn.LayerNorm(config.hidden), nn.GELU()
         )
         self.project = nn.Linear(config.hidden, EMBEDDING)
         self.descriptor_head = nn.Sequential(
@@ -176,15 +169,13 @@ class SeismicEncoder(nn.Module):
         batch, shots, samples, receivers = traces.shape
         p = condition(traces, live)
         alive = live.to(p.dtype)[:, :, None, :].expand_as(p)
-        if self.merge_kind == "bins":
-            shot_x = shot_x_m / LINE_M
-            offset = (self.receivers - shot_x[..., None]).to(p.dtype)[:, :, None, :].expand_as(p)
-            each = torch.stack([p, alive, offset], dim=2).reshape(batch * shots, 3, samples, receivers)
-            f = self.stem(each.contiguous(memory_format=torch.channels_last))
-            f = f.reshape(batch, shots, *f.shape[1:])
-            x = F.relu(self.join(self.merge(f, shot_x, live.any(dim=-1).to(p.dtype))))
-        else:
-            x = self.stem(torch.cat([p, alive], dim=1).contiguous(memory_format=torch.channels_last))
+        shot_x = shot_x_m / LINE_M
+        offset = (self.receivers - shot_x[..., None]).to(p.dtype)[:, :, None, :].expand_as(p)
+        each = torch.stack([p, alive, offset], dim=2).reshape(batch * shots, 3, samples, receivers)
+        f = self.stem(each)
+        f = f.reshape(batch, shots, *f.shape[1:])
+        merged = self.merge(f, shot_x, live.any(dim=-1).to(p.dtype))
+        x = F.relu(self.join(merged.contiguous(memory_format=torch.channels_last)))
         x = self.squeeze(self.trunk(x))
         h = self.features(x.flatten(1))
         value, log_scale = self.descriptor_head(h).float().chunk(2, dim=1)
@@ -203,8 +194,8 @@ class VelocityEncoder(nn.Module):
         super().__init__()
         w = config.velocity_width
         self.stem = nn.Sequential(nn.Conv2d(3, w, 5, 2, 2, bias=False), nn.BatchNorm2d(w), nn.ReLU())
-        self.trunk = _stages(w, (w, 2 * w, 4 * w, 8 * w))  # 35 -> 35, 18, 9, 5
-        self.squeeze = nn.Sequential(nn.Conv2d(8 * w, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+        self.trunk = _stages(w, (w, 2 * w, 4 * w))  # 35 -> 18, 9, 5
+        self.squeeze = nn.Sequential(nn.Conv2d(4 * w, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU())
         self.features = nn.Sequential(nn.Linear(64 * 5 * 5, config.hidden), nn.LayerNorm(config.hidden), nn.GELU())
         self.project = nn.Linear(config.hidden, EMBEDDING)
 
@@ -239,18 +230,18 @@ class PaperSeismicEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (32, 64, 128, 256)
         blocks: list[nn.Module] = []
-        for inputs, outputs in zip((1, *widths[:-1]), widths, strict=True):
-            stride = (3, 2) if inputs == 1 else 2
-            blocks += [nn.Conv2d(inputs, outputs, 5, stride, 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-        self.shared = nn.Sequential(*blocks)
-        self.project = nn.Sequential(nn.Linear(256 * 5 * 4, 512), nn.ReLU(), nn.Linear(512, EMBEDDING))
+        for inputs, outputs in itertools.pairwise((1, 16, 32, 64, 128)):
+            kernel, stride = (7, (5, 2)) if inputs == 1 else (3, 2)
+            conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+            blocks += [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
+        self.shared = nn.Sequential(*blocks)  # (250, 70) -> (50, 35) -> (25, 18) -> (13, 9) -> (7, 5)
+        self.project = nn.Sequential(nn.Linear(128 * 7 * 5, 512), nn.ReLU(), nn.Linear(512, EMBEDDING))
 
     def forward(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
         batch, shots, samples, receivers = traces.shape
         p = condition(traces, live).reshape(batch * shots, 1, samples, receivers)
-        f = F.adaptive_avg_pool2d(self.shared(p), (5, 4)).flatten(1).reshape(batch, shots, -1)
+        f = self.shared(p).flatten(1).reshape(batch, shots, -1)
         present = live.any(dim=-1).to(f.dtype)[..., None]
         pooled = (f * present).sum(dim=1) / present.sum(dim=1).clamp_min(1)
         return GatherEmbedding(F.normalize(self.project(pooled).float(), dim=-1))
@@ -264,7 +255,7 @@ class PaperVelocityEncoder(nn.Module):
         self.stem = nn.Sequential(
             nn.Conv2d(1, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
         )
-        self.trunk = _stages(64, (64, 128, 256, 512))
+        self.trunk = _stages(64, (64, 128, 256, 512), first_stride=1)
         self.project = nn.Linear(512, EMBEDDING)
 
     def forward(self, velocity: Tensor) -> Tensor:

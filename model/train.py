@@ -56,16 +56,16 @@ class TrainConfig:
     encoders: EncoderConfig = field(default_factory=EncoderConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
-    steps: int = 3000
-    batch: int = 256
-    learning_rate: float = 1e-3
+    steps: int = 1200
+    batch: int = 128
+    learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
-    warmup: int = 200
-    ema: float = 0.998
+    warmup: int = 60
+    ema: float = 0.99
     hard_negatives: float = 0.3
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
-    checkpoint_every: int = 250
+    checkpoint_every: int = 50
 
 
 PAPER = TrainConfig(encoders=EncoderConfig(kind="paper"), loss=PAPER_LOSS, augment=None, ema=0.0, hard_negatives=0.0)
