@@ -177,6 +177,6 @@ def _meaning(error: sqlite3.Error, folder: Path, doing: str) -> GalleryError:
         return GalleryError(f"Could not {doing} {folder}: {error}. Check its owner and permissions.")
     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL):
         return GalleryError(
-            f"Could not {doing} {folder}: {error}. Check the disk. It may be full: reading too needs 32 KiB beside the file."
+            f"Could not {doing} {folder}: {error}. Check the disk. It may be full: reading needs 32 KiB too."
         )
     return GalleryDamaged(f"Could not {doing} {folder}: {error}. Restore it from a copy, or build it again.")
