@@ -31,32 +31,28 @@ def _layered(rng: np.random.Generator, count: int, *, curved: bool, increasing: 
 
 
 def _fault_a(rng: np.random.Generator, count: int, *, curved: bool) -> Float:
+    """2 to 4 layers, one fault, interfaces and plane blurred."""
     number = _layer_counts(rng, count, 2, 4)
-    depth = _spread_interfaces(rng, number, curved=curved)
-    moved = faults.fault(depth, faults.draw_faults(rng, count), blur_cells=faults.PLANE_SD_CELLS)
-    return layers.paint_blurred(moved, layers.draw_halves(rng, number))
-
-
-def _spread_interfaces(rng: np.random.Generator, number: NDArray[np.int64], *, curved: bool) -> Float:
-    """Interfaces of the fault families: thickness 70 / layers, so that the last layer is always seen."""
-    most = int(number.max(initial=1)) - 1
-    thickness = (GRID / number)[:, None, None]
-    depth = thickness * (np.arange(1, most + 1)[:, None] + rng.uniform(-0.18, 0.18, (len(number), most, 1)))
+    depth = np.repeat(layers.draw_partition(rng, number)[:, :, None], GRID, axis=2)
     if curved:
-        shape = layers.draw_interfaces(rng, np.full(len(number), 6), curved=True, relief=0.7)[:, :1]
-        depth = depth + shape - shape.mean(axis=2, keepdims=True)
-    depth = np.broadcast_to(depth, (len(number), most, GRID))
-    return np.where(np.arange(most)[:, None] >= number[:, None, None] - 1, np.inf, depth)
+        depth = depth + layers.draw_folds(rng, count, amplitude=(1.5, 7.0))
+    drawn = faults.draw_faults(rng, count, tips=not curved)
+    moved = faults.fault(depth, drawn, blur_cells=faults.PLANE_SD_CELLS)
+    return layers.paint_blurred(moved, layers.draw_halves(rng, number)) + faults.gouge(drawn, rng)
 
 
 def _fault_b(rng: np.random.Generator, count: int, *, curved: bool) -> Float:
-    """6 to 8 layers a side; each side of a rough fault has its own layers and increasing velocities."""
+    """6 to 8 layers a side; each side of a fault has its own layers, increasing velocities and inner fault."""
     sides = []
     for _ in range(2):
         number = _layer_counts(rng, count, 6, 8)
-        depth = layers.draw_interfaces(rng, number, curved=curved, relief=2.2)
+        thickness = rng.uniform(5, 12, (count, int(number.max(initial=1)) - 1, 1))
+        depth = np.repeat(np.cumsum(thickness, axis=1) + rng.uniform(0, 12, (count, 1, 1)), GRID, axis=2)
+        if curved:
+            depth = depth + layers.draw_folds(rng, count, amplitude=(8.0, 20.0))
+        depth = np.where(np.arange(depth.shape[1])[:, None] >= number[:, None, None] - 1, np.inf, depth)
         velocity = layers.draw_velocities(rng, number, increasing=True)
-        inner = faults.draw_faults(rng, count, throw=(3.0, 14.0))
+        inner = faults.draw_faults(rng, count, strength=1.6)
         sides.append(layers.paint(faults.fault(depth, inner, blur_cells=0.0), velocity))
     share = faults.displaced(faults.draw_faults(rng, count), blur_cells=0.0)
     return np.where(share > 0, sides[1], sides[0])

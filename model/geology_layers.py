@@ -20,7 +20,9 @@ KNOTS = 7  # at x = 0, 10, .. 60; what lies right of them is extrapolated
 FLAT_END = 68.6  # cell where the extrapolated spline levels off: slope uncorrelated with the values there
 END_SLOPE = 0.025  # sd of the slope there, times the layer thickness in cells
 WALK_CELLS = 1.0  # a layer's thickness varies uniformly by this much at every knot
-EDGE_SD_CELLS = 0.42  # blur of FlatFault-A's interfaces: 2.8 % and 73 % of the step in adjacent cells
+EDGE_SD_CELLS = 0.38  # blur of FlatFault-A's interfaces: 2.8 % and 73 % of the step in adjacent cells, say
+EDGE_TAIL = 3e-5  # of the step; whole velocities resume where less than this is left
+SPARE_CELLS = 10  # of depth that the fault families share out among layers otherwise equal: 15-25 of 70 with four
 
 Float = NDArray[np.float64]
 
@@ -94,6 +96,40 @@ def draw_interfaces(rng: np.random.Generator, layers: NDArray[np.int64], *, curv
     return np.where(missing[:, :, None], np.inf, depth)
 
 
+def draw_partition(rng: np.random.Generator, layers: NDArray[np.int64]) -> Float:
+    """Depths (map, max(layers) - 1) of the fault families' interfaces in cells; infinite where there is none.
+
+    Every layer, the last one too, gets (70 - `SPARE_CELLS`) / N cells. The spare ones are broken off one layer
+    after the other, in random order, each taking a uniform part of what is left.
+    """
+    most = int(layers.max(initial=1))
+    used = np.arange(most) < layers[:, None]
+    left = np.full(len(layers), float(SPARE_CELLS))
+    extra = np.zeros((len(layers), most))
+    for k in range(most):
+        take = np.where(k == layers - 1, left, np.floor(rng.random(len(layers)) * (left + 1)))
+        extra[:, k] = np.where(used[:, k], take, 0.0)
+        left -= extra[:, k]
+    order = np.argsort(np.where(used, rng.random(used.shape), np.inf), axis=1)
+    thickness = np.take_along_axis(extra, order, axis=1) + ((GRID - SPARE_CELLS) / layers)[:, None]
+    depth = np.cumsum(thickness, axis=1)[:, :-1]
+    return np.where(used[:, 1:], depth, np.inf)
+
+
+def draw_folds(rng: np.random.Generator, count: int, *, amplitude: tuple[float, float]) -> Float:
+    """(map, 1, x): cells that the folds of the CurveFault families add to the depth of every interface.
+
+    Waves 20 to 45 cells long, as in the five published CurveFault-B maps measured, on a gentle tilt.
+    """
+    x = np.arange(GRID)
+    length = rng.uniform(20, 45, (count, 1, 1))
+    wave = np.sin(2 * np.pi * (x / length + rng.random((count, 1, 1))))
+    swell = np.exp(rng.uniform(-0.5, 0.5, (count, 1, 1)) * (x / GRID - 0.5))  # folds grow along the section
+    return rng.uniform(*amplitude, (count, 1, 1)) * wave * swell + rng.uniform(-0.1, 0.1, (count, 1, 1)) * (
+        x - GRID / 2
+    )
+
+
 def paint(depth: Float, velocity: Float) -> Float:
     """Maps (map, depth, x) of constant layers: a cell below the rounded interface k has velocity k + 1.
 
@@ -115,7 +151,7 @@ def paint_blurred(depth: Float, velocity: Float) -> Float:
     result = np.broadcast_to(velocity[:, 0, None, None], (len(depth), GRID, GRID)).copy()
     for k in range(depth.shape[1]):
         share = ndtr((cells - depth[:, k]) / EDGE_SD_CELLS)
-        share[share < 1e-9] = 0.0
-        share[share > 1 - 1e-9] = 1.0
+        share[share < EDGE_TAIL] = 0.0
+        share[share > 1 - EDGE_TAIL] = 1.0
         result += steps[:, k, None, None] * share
     return result
