@@ -22,8 +22,8 @@ from torch import Tensor
 
 from seisbind.model.descriptors import NAMES, describe
 from seisbind.model.errors import DatasetError
-from seisbind.model.openfwi import Dataset
-from seisbind.model.survey import OPENFWI, Survey, prepare
+from seisbind.model.openfwi import Dataset, Split, find_pairs
+from seisbind.model.survey import prepare
 
 SHARD = 250  # pairs a file: 49 MB, about half a minute of simulation
 FIELDS = ("traces", "velocity", "descriptors", "family")
@@ -137,14 +137,27 @@ def load_pairs(directory: Path) -> PairSet:
     return PairSet(**{name: torch.cat([part[name] for part in parts]) for name in FIELDS}, families=families)
 
 
-def prepare_files(
-    dataset: Dataset, *, survey: Survey = OPENFWI, progress: Callable[[int, int], None] | None = None
-) -> PairSet:
-    """Prepare every pair of OpenFWI-layout files.
+def open_pairs(directory: Path, *, split: Split = "all", progress: Callable[[int, int], None] | None = None) -> PairSet:
+    """The pairs in ``directory``, be it shards of `save_pairs` or files in OpenFWI's layout (prepared here).
+
+    Args:
+        directory: as given to ``--data``.
+        split: the published train or test part; shards have none and are taken whole.
+        progress: called with (done, total) while files are prepared.
+
+    Raises:
+        DatasetError: nothing usable there.
+    """
+    if any(directory.glob("pairs-*.safetensors")):
+        return load_pairs(directory)
+    return prepare_files(Dataset(find_pairs(directory, split=split)), progress=progress)
+
+
+def prepare_files(dataset: Dataset, *, progress: Callable[[int, int], None] | None = None) -> PairSet:
+    """Prepare every pair of OpenFWI-layout files, gathers recorded as OpenFWI's are.
 
     Args:
         dataset: the files.
-        survey: how the gathers were recorded.
         progress: called with (done, total).
     """
     families = tuple(sorted(set(dataset.families.tolist())))
@@ -154,7 +167,7 @@ def prepare_files(
     step = 50
     for start in range(0, len(dataset), step):
         index = np.arange(start, min(start + step, len(dataset)))
-        prepared = prepare(dataset.gathers(index), survey)
+        prepared = prepare(dataset.gathers(index))
         traces[index] = scale_to_unit_rms(torch.from_numpy(prepared.traces))
         velocity[index] = dataset.velocity(index)
         if progress is not None:

@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+
+from seisbind.model.calibrate import calibrate
+from seisbind.model.descriptors import NAMES
+from seisbind.model.encoders import EncoderConfig, Encoders
+from seisbind.model.errors import InvalidConfig
+from seisbind.model.evaluate import Embedded, as_prepared, descriptor_errors, evaluate, nearest, ranks, recall, report
+from seisbind.model.inference import Embedder, EncodedGathers
+from seisbind.model.pairs import PairSet
+from seisbind.model.weights import Description, Weights
+
+
+@pytest.fixture(scope="module")
+def embedder(small: EncoderConfig) -> Embedder:
+    torch.manual_seed(2)
+    return Embedder(Weights(Encoders(small).eval(), Description("test", small), "f" * 16), device="cpu")
+
+
+def unit(rng: np.random.Generator, count: int) -> np.ndarray:
+    x = rng.standard_normal((count, 256)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def oracle(pairs: PairSet, rng: np.random.Generator) -> Embedded:
+    """Encoders that are always right."""
+    e, d = unit(rng, len(pairs)), pairs.descriptors.numpy()
+    heads = EncodedGathers(e, d, np.full_like(d, 1e-3), None)
+    return Embedded(heads, e, e, pairs.velocity.numpy(), d, pairs.family_names())
+
+
+def test_perfect_and_useless_encoders(pairs: PairSet, embedder: Embedder) -> None:
+    rng = np.random.default_rng(0)
+    perfect = report(embedder, oracle(pairs, rng))
+    assert perfect["seismic_to_velocity"]["r_at_1"] == perfect["velocity_to_physics"]["r_at_1"] == 1
+    assert perfect["seismic_to_velocity"]["positive_similarity"] == pytest.approx(1)
+    assert max(perfect["descriptors"]["novel"]["inferred"].values()) < 1e-4
+    assert min(perfect["descriptors"]["novel"]["interval_coverage"].values()) == 1
+    found = recall(unit(rng, 1000), unit(rng, 1000))
+    assert found["r_at_1"] < 0.01 and abs(found["negative_similarity"]) < 0.01
+
+
+def test_identical_embeddings_do_not_count_as_found() -> None:
+    same = np.ones((50, 256), np.float32) / 16
+    assert recall(same, same)["r_at_1"] == 0
+
+
+def test_ranks_and_nearest_equal_brute_force() -> None:
+    rng = np.random.default_rng(1)
+    q, g = unit(rng, 700), unit(rng, 900)
+    similarity = q @ g.T
+    own = rng.integers(0, 900, 700)
+    expected = [(similarity[i] > similarity[i, own[i]]).sum() + 1 for i in range(700)]
+    np.testing.assert_array_equal(ranks(q, g, own), expected)
+    np.testing.assert_array_equal(nearest(q, g, 5, leave_out=False), np.argsort(-similarity, axis=1)[:, :5])
+    similarity[np.arange(700), np.arange(700)] = -9
+    np.testing.assert_array_equal(nearest(q, g, 5, leave_out=True), np.argsort(-similarity, axis=1)[:, :5])
+
+
+def test_structure_of_a_copy_beside_each_model(pairs: PairSet, embedder: Embedder) -> None:
+    """With its own model left out, the best of the gallery is the distractor that differs by 10 m/s."""
+    embedded = oracle(pairs, np.random.default_rng(3))
+    found = report(embedder, embedded, pairs.velocity.numpy() + 10)
+    assert found["gallery_size"] == 80 and found["structure"]["best_mae_m_s"] == pytest.approx(10, rel=1e-3)
+    assert found["structure"]["top1_mae_m_s"] >= found["structure"]["best_mae_m_s"]
+
+
+def test_errors_are_per_cent_or_spreads() -> None:
+    truth = np.full((4, len(NAMES)), 2000, np.float32)
+    errors = descriptor_errors(truth + 20, truth, np.full(len(NAMES), 40, np.float32))
+    assert errors["mean_velocity"] == pytest.approx(1.0) and errors["strongest_contrast"] == pytest.approx(0.5)
+
+
+def test_report_of_real_encoders_has_the_contracts_names(pairs: PairSet, embedder: Embedder) -> None:
+    result = evaluate(embedder, pairs, gallery_size=30, seed=1)
+    overall = result["overall"]
+    assert overall["pairs"] == overall["gallery_size"] == 30 and overall["weights"] == "f" * 16
+    wanted = {"r_at_1", "r_at_5", "r_at_10", "positive_similarity", "negative_similarity"}
+    assert set(overall["seismic_to_velocity"]) == set(overall["velocity_to_physics"]) == wanted
+    assert set(overall["descriptors"]) == {"in_gallery", "novel"} and overall["structure"]["ratio"] >= 1
+    assert set(result["families"]) == set(pairs.families)
+    with pytest.raises(InvalidConfig, match="41"):
+        evaluate(embedder, pairs, gallery_size=41)
+
+
+def test_calibrated_intervals_cover_nine_in_ten(pairs: PairSet, embedder: Embedder) -> None:
+    calibration = calibrate(embedder, pairs)
+    heads = embedder.embed_gathers(as_prepared(pairs))
+    assert heads.descriptors is not None and heads.descriptor_scale is not None
+    half = np.asarray(calibration.half_width) * heads.descriptor_scale
+    covered = (np.abs(heads.descriptors - pairs.descriptors.numpy()) <= half * (1 + 1e-5)).mean(axis=0)
+    assert (covered >= 0.9).all() and (covered <= 0.96).all() and calibration.pairs == len(pairs)
+    with pytest.raises(InvalidConfig, match="too few"):
+        calibrate(embedder, pairs.select(range(5)))

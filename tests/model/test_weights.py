@@ -1,0 +1,105 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from seisbind.model.descriptors import NAMES
+from seisbind.model.encoders import EncoderConfig, Encoders
+from seisbind.model.errors import WeightsError
+from seisbind.model.weights import SHIPPED, Calibration, Description, load_weights, save_weights
+
+CALIBRATION = Calibration(half_width=tuple(float(i) for i in range(len(NAMES))), similarity_low=0.25, pairs=100)
+
+
+@pytest.fixture
+def saved(tmp_path: Path, small: EncoderConfig) -> Path:
+    torch.manual_seed(1)
+    path = tmp_path / "w.safetensors"
+    save_weights(path, Encoders(small), Description("test", small, {"pairs": 3}, CALIBRATION))
+    return path
+
+
+def test_round_trip(saved: Path, small: EncoderConfig) -> None:
+    weights = load_weights(saved)
+    assert weights.description == Description("test", small, {"pairs": 3}, CALIBRATION)
+    assert len(weights.fingerprint) == 16 and not weights.encoders.training
+    again = saved.with_name("again.safetensors")
+    assert save_weights(again, weights.encoders, weights.description) == weights.fingerprint  # float16 once, not twice
+    assert [p.name for p in sorted(saved.parent.iterdir())] == ["again.safetensors", "w.safetensors"]
+
+
+def test_another_calibration_is_another_fingerprint(saved: Path, small: EncoderConfig) -> None:
+    weights = load_weights(saved)
+    assert save_weights(saved, weights.encoders, Description("test", small)) != weights.fingerprint
+
+
+def test_every_flipped_byte_is_refused_or_harmless(saved: Path) -> None:
+    good = saved.read_bytes()
+    reference = load_weights(saved)
+    rng = np.random.default_rng(0)
+    header = int.from_bytes(good[:8], "little")
+    positions = [*range(0, min(8 + header, 400), 7), *rng.integers(8 + header, len(good), 60).tolist()]
+    refused = 0
+    for at in positions:
+        damaged = bytearray(good)
+        damaged[at] ^= 1 << int(rng.integers(8))
+        saved.write_bytes(damaged)
+        try:
+            loaded = load_weights(saved)
+        except WeightsError:
+            refused += 1
+            continue
+        assert loaded.fingerprint == reference.fingerprint  # e.g. a space in the JSON header
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(
+                loaded.encoders.state_dict().values(), reference.encoders.state_dict().values(), strict=True
+            )
+        )
+    assert refused >= 60
+
+
+def test_truncated_missing_and_foreign_files(saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="not a readable"):
+        load_weights(saved)
+    with pytest.raises(WeightsError, match="No weights"):
+        load_weights(saved.with_name("absent"))
+    save_file({"x": torch.zeros(3)}, saved)
+    with pytest.raises(WeightsError, match="metadata lacks"):
+        load_weights(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 99}, "format 99"),
+        ({"policy": {"dt_s": 0.002}}, "preparation"),
+        ({"descriptors": ["mean_velocity"]}, "other descriptors"),
+        ({"config": {"colour": 1}}, "cannot be read"),
+    ],
+)
+def test_weights_of_another_kind_are_refused_by_name(
+    tmp_path: Path, small: EncoderConfig, change: dict[str, object], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As written by another SeisBind: consistent in itself, but not for this one."""
+    import seisbind.model.weights as module
+
+    path = tmp_path / "w.safetensors"
+    real = json.dumps
+    with monkeypatch.context() as patch:
+        patch.setattr(module.json, "dumps", lambda value, **k: real(value | change, **k))
+        save_weights(path, Encoders(small), Description("test", small))
+    with pytest.raises(WeightsError, match=words):
+        load_weights(path)
+
+
+def test_the_shipped_weights_load() -> None:
+    if not SHIPPED.exists():
+        pytest.skip("no weights are shipped yet")
+    weights = load_weights()
+    assert weights.description.calibration is not None and weights.description.training["pairs"] >= 20_000
+    assert SHIPPED.stat().st_size < 25_000_000
