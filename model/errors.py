@@ -16,7 +16,18 @@
     │   ├── GalleryDamaged                what is stored contradicts its own checksums
     │   ├── GalleryWriteFailed            the disk refused (full, read-only); nothing half-written counts
     │   └── WeightsMismatch               the gallery was made with other weights
+    ├── UploadRefused (ValueError)        bytes that were sent cannot be read as what they should be
+    │   ├── UnsupportedFormat             neither npy nor npz
+    │   ├── MalformedUpload               an npy or npz that contradicts itself, or has the wrong content
+    │   ├── UnsupportedDtype              not real numbers of a size that is read
+    │   ├── UploadTooLarge                more bytes, members or gathers than the limits allow
+    │   └── BodyTooSlow                   the bytes did not arrive in time
     └── ServiceError (RuntimeError)       the server cannot start or answer
+        ├── PortTaken                     another program listens there
+        ├── ServerUnreachable             no server answers at that address
+        ├── NotWritable                   this server does not change its gallery
+        ├── Overloaded                    more requests than are admitted at once
+        └── NotReady                      the canary gather was not answered
 
 Each carries a stable ``code`` (for programs) and a sentence with the numbers in it that says what to do next.
 """
@@ -101,3 +112,47 @@ class WeightsMismatch(GalleryError):
 
 class ServiceError(SeisBindError, RuntimeError):
     code = "service_error"
+
+
+class UploadRefused(SeisBindError, ValueError):
+    code = "upload_refused"
+
+
+class UnsupportedFormat(UploadRefused):
+    code = "unsupported_format"
+
+
+class MalformedUpload(UploadRefused):
+    code = "malformed_upload"
+
+
+class UnsupportedDtype(UploadRefused):
+    code = "unsupported_dtype"
+
+
+class UploadTooLarge(UploadRefused):
+    code = "upload_too_large"
+
+
+class BodyTooSlow(UploadRefused):
+    code = "body_too_slow"
+
+
+class PortTaken(ServiceError):
+    code = "port_taken"
+
+
+class ServerUnreachable(ServiceError):
+    code = "server_unreachable"
+
+
+class NotWritable(ServiceError):
+    code = "not_writable"
+
+
+class Overloaded(ServiceError):
+    code = "overloaded"
+
+
+class NotReady(ServiceError):
+    code = "not_ready"

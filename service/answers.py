@@ -1,0 +1,65 @@
+"""What SeisBind answers: matches, inferred physics, and how far to trust them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from seisbind.model.survey import Note
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One velocity model of the answer; ``rank`` counts from 1, ``similarity`` is a cosine, -1 to 1.
+
+    ``descriptors``: name → value in the unit of `seisbind.model.descriptors.DESCRIPTORS`.
+    """
+
+    rank: int
+    model_id: str
+    family: str | None
+    similarity: float
+    descriptors: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """An inferred descriptor and its 90 % interval."""
+
+    value: float
+    unit: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class InDistribution:
+    """Whether a gather looks like those the weights were trained on.
+
+    Attributes:
+        likely: ``similarity >= threshold``; None where the weights are not calibrated or the gallery is empty.
+        similarity: to the best match in the whole gallery, whatever the filter.
+        threshold: 1 % of held-out gathers fell below it.
+    """
+
+    likely: bool | None
+    similarity: float | None
+    threshold: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """The answer for one gather. ``timings_ms``: stage → time for the whole stack it came in."""
+
+    matches: tuple[Match, ...]
+    physics: dict[str, Quantity]
+    in_distribution: InDistribution
+    warnings: tuple[Note, ...]
+    timings_ms: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The answer to a query by velocity model or by descriptors."""
+
+    matches: tuple[Match, ...]
+    warnings: tuple[Note, ...]

@@ -1,0 +1,104 @@
+"""Galleries made from random velocity models, OpenFWI's files or plain npy files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seisbind.index import Gallery
+from seisbind.model.descriptors import check_velocity
+from seisbind.model.errors import DatasetError
+from seisbind.model.geology import FAMILIES, mixed
+from seisbind.model.inference import Embedder
+from seisbind.model.openfwi import Dataset, find_pairs
+from seisbind.service.engine import Engine
+
+Float32 = NDArray[np.float32]
+Batch = tuple[Float32, Sequence[str | None]]  # (model, 70, 70), m/s, and the family of each
+
+BATCH = 256  # models a transaction: 5 MB of maps, and a progress bar that moves
+
+
+def build_gallery(
+    path: Path,
+    embedder: Embedder,
+    models: Iterable[Batch],
+    *,
+    source: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Make a gallery in the folder ``path`` and fill it; returns how many models it holds.
+
+    Args:
+        models: batches of velocity models with their families.
+        source: where they came from.
+        overwrite: replace a gallery that is there.
+        progress: called with the number of models done so far.
+
+    Raises:
+        GalleryError, GalleryWriteFailed, InvalidVelocityModel: see `seisbind.index.Gallery`.
+    """
+    with Gallery.create(path, fingerprint=embedder.fingerprint, overwrite=overwrite) as gallery:
+        fill_gallery(Engine(embedder, gallery), models, source=source, progress=progress)
+        return len(gallery)
+
+
+def fill_gallery(
+    engine: Engine,
+    models: Iterable[Batch],
+    *,
+    source: str | None = None,
+    tags: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Add models to a gallery, a transaction a batch; those that it already holds are left out."""
+    done = 0
+    for velocity, families in models:
+        for start in range(0, len(velocity), BATCH):
+            part, own = velocity[start : start + BATCH], families[start : start + BATCH]
+            engine.add_models(part, families=own, tags=[tags] * len(part), source=source, skip_existing=True)
+            done += len(part)
+            if progress is not None:
+                progress(done)
+
+
+def random_models(count: int, seed: int, families: Sequence[str] | None) -> Iterator[Batch]:
+    """``count`` models of `seisbind.model.geology`, shuffled; no families means OpenFWI's ten."""
+    velocity, family = mixed(count, seed, tuple(families) if families else FAMILIES)
+    yield velocity, family.tolist()
+
+
+def from_files(paths: Sequence[Path]) -> tuple[Iterator[Batch], int]:
+    """Models of OpenFWI folders and npy files, and how many there are; npy models have no family.
+
+    Raises:
+        DatasetError: a path that is neither, or a file that cannot be read.
+    """
+    opened = [Dataset(find_pairs(path)) if path.is_dir() else _open(path) for path in paths]
+    return _batches(opened), sum(map(len, opened))
+
+
+def _open(path: Path) -> Float32:
+    """The models of an npy file, ``(model, depth, x)``, mapped."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DatasetError(f"{path} cannot be read as an npy file of velocity models: {error}.") from error
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3, 4):
+        raise DatasetError(f"{path} does not hold velocity models (model, depth, x).")
+    return array[None] if array.ndim == 2 else array
+
+
+def _batches(opened: Sequence[Dataset | Float32]) -> Iterator[Batch]:
+    for one in opened:
+        for start in range(0, len(one), BATCH):
+            if isinstance(one, Dataset):
+                index = np.arange(start, min(start + BATCH, len(one)))
+                yield one.velocity(index), one.families[index].tolist()
+            else:
+                velocity = check_velocity(one[start : start + BATCH])
+                yield velocity, [None] * len(velocity)

@@ -1,0 +1,294 @@
+"""Encoders and a gallery as one callable: the in-process twin of the server.
+
+The server, the command line, bulk jobs and the tests answer through `Engine`, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from seisbind.index import Filter, Gallery, GalleryInfo, Hit
+from seisbind.model.descriptors import DESCRIPTORS, NAMES, check_velocity, describe
+from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
+from seisbind.model.inference import MODEL_CELLS, NEIGHBOURS, Embedder, InferredPhysics
+from seisbind.model.survey import OPENFWI, Note, Prepared, Survey, prepare
+from seisbind.service.answers import InDistribution, Match, Quantity, Retrieval, SearchResult
+
+Float32 = NDArray[np.float32]
+
+ATTEMPTS = 3  # a model found and removed before its record is read: search again
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Milliseconds by stage."""
+
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.timings_ms[stage] = round((time.perf_counter() - start) * 1e3, 3)
+
+
+class Engine:
+    """Answers by an `Embedder` and a `Gallery` made with the same weights. It owns neither; the caller closes them.
+
+    All methods may be called from any thread.
+
+    Raises:
+        WeightsMismatch: the gallery was made with other weights.
+    """
+
+    def __init__(self, embedder: Embedder, gallery: Gallery) -> None:
+        if embedder.fingerprint != gallery.fingerprint:
+            raise WeightsMismatch(
+                f"The gallery at {gallery.path} was made with weights {gallery.fingerprint}; these are "
+                f"{embedder.fingerprint}. Use those weights, or build the gallery again with these."
+            )
+        self.embedder = embedder
+        self.gallery = gallery
+        self._info: GalleryInfo | None = None
+
+    def info(self) -> GalleryInfo:
+        """What the gallery is, computed again only after a change made here: it reads every record's descriptors."""
+        info = self._info
+        if info is None:
+            info = self._info = self.gallery.info()
+        return info
+
+    def retrieve(
+        self,
+        gathers: ArrayLike,
+        survey: Survey = OPENFWI,
+        *,
+        top_k: int = 5,
+        filter: Filter | None = None,
+        notes: tuple[Note, ...] = (),
+    ) -> list[Retrieval]:
+        """Velocity models that go with each gather, and the physics of the ground under it.
+
+        ``filter`` and ``top_k`` choose the matches; physics and `InDistribution` come from the whole gallery.
+
+        Args:
+            gathers: ``(batch, shot, time, receiver)`` or one ``(shot, time, receiver)``, pressure, any linear unit.
+            survey: how they were recorded.
+            top_k: matches a gather.
+            notes: what reading the gathers had to assume; said first in each answer's warnings.
+
+        Raises:
+            InvalidGather, InvalidSurvey: see `seisbind.model.survey.prepare`.
+            InvalidQuery: ``top_k`` out of range.
+        """
+        watch = Stopwatch()
+        with watch("prepare"):
+            prepared = prepare(gathers, survey)
+        return self.retrieve_prepared(prepared, top_k=top_k, filter=filter, notes=notes, watch=watch)
+
+    def retrieve_prepared(
+        self,
+        prepared: Prepared,
+        *,
+        top_k: int = 5,
+        filter: Filter | None = None,
+        notes: tuple[Note, ...] = (),
+        watch: Stopwatch | None = None,
+    ) -> list[Retrieval]:
+        """`retrieve` for gathers that are on the canonical grid already."""
+        watch = Stopwatch() if watch is None else watch
+        with watch("encode"):
+            encoded = self.embedder.embed_gathers(prepared)
+            if not np.isfinite(encoded.embedding).all():
+                raise InvalidGather("The samples are too large or too small for float32 arithmetic; scale the gathers.")
+        with watch("search"):
+            near, near_matches = self._search(self.gallery.search_velocity, encoded.embedding, max(top_k, NEIGHBOURS))
+            matches = near_matches
+            if filter:
+                _, matches = self._search(self.gallery.search_velocity, encoded.embedding, top_k, filter)
+        with watch("infer"):
+            count = min(min(map(len, near)), NEIGHBOURS)
+            neighbours = np.array(
+                [[list(match.descriptors.values()) for match in row[:count]] for row in near_matches], dtype=np.float32
+            ).reshape(len(near), count, len(NAMES))
+            physics = self._physics(self.embedder.infer_physics(encoded, neighbours))
+        return [
+            Retrieval(
+                matches=(chosen := matches[i][:top_k]),
+                physics=physics[i],
+                in_distribution=self._in_distribution(near[i]),
+                warnings=(*notes, *prepared.notes[i], *self._fewer(chosen, top_k, filter)),
+                timings_ms=watch.timings_ms,
+            )
+            for i in range(len(prepared))
+        ]
+
+    def search_velocity(
+        self, velocity: ArrayLike, *, top_k: int = 5, filter: Filter | None = None
+    ) -> list[SearchResult]:
+        """The gallery's models most like each velocity model ``(batch, 70, 70)``, m/s.
+
+        Raises:
+            InvalidVelocityModel: see `seisbind.model.inference.Embedder.embed_velocity`.
+            InvalidQuery: ``top_k`` out of range.
+        """
+        _, matches = self._search(self.gallery.search_velocity, self.embedder.embed_velocity(velocity), top_k, filter)
+        return [SearchResult(row, self._fewer(row, top_k, filter)) for row in matches]
+
+    def search_descriptors(
+        self, descriptors: Mapping[str, float], *, top_k: int = 5, filter: Filter | None = None
+    ) -> SearchResult:
+        """The gallery's models whose physics is most like ``descriptors`` (name → value in its unit).
+
+        What is left out is filled with the mean of the training set, and a warning says so.
+
+        Raises:
+            InvalidQuery: an unknown name, a value that is not finite, no descriptor at all.
+        """
+        unknown = [name for name in descriptors if name not in NAMES]
+        if unknown or not descriptors:
+            known = ", ".join(NAMES)
+            raise InvalidQuery(f"No descriptor is called {unknown[0]!r}; known: {known}." if unknown else
+                               f"A search by descriptors needs at least one of {known}.")  # fmt: skip
+        mean = self.embedder.weights.encoders.descriptor_mean.cpu().numpy()
+        filled = np.array([descriptors.get(name, mean[i]) for i, name in enumerate(NAMES)], dtype=np.float64)
+        if not (np.abs(filled) < 1e9).all():  # also false for NaN
+            raise InvalidQuery("Descriptors are finite numbers in the units that GET /v1/gallery lists.")
+        missing = [name for name in NAMES if name not in descriptors]
+        warnings: tuple[Note, ...] = ()
+        if missing:
+            text = f"Filled with the mean of the training set: {', '.join(missing)}."
+            warnings = (Note("descriptors_filled", text),)
+        vector = self.embedder.embed_descriptors(filled[None])
+        _, (row,) = self._search(self.gallery.search_physics, vector, top_k, filter)
+        return SearchResult(row, warnings + self._fewer(row, top_k, filter))
+
+    def add_models(
+        self,
+        velocity: ArrayLike,
+        *,
+        families: Sequence[str | None] | None = None,
+        tags: Sequence[Sequence[str]] | None = None,
+        model_ids: Sequence[str] | None = None,
+        source: str | None = None,
+        skip_existing: bool = False,
+    ) -> list[str]:
+        """Describe, embed and store velocity models ``(batch, 70, 70)``, m/s; all of them or none.
+
+        Returns:
+            Their ids, given or made from their content.
+
+        Raises:
+            InvalidVelocityModel, InvalidQuery, GalleryWriteFailed: see `seisbind.index.Gallery.add`.
+        """
+        models = check_velocity(velocity)
+        if models.shape[1:] != (MODEL_CELLS, MODEL_CELLS):
+            raise InvalidVelocityModel(
+                f"The gallery takes velocity models of {MODEL_CELLS} x {MODEL_CELLS} cells of 10 m; got "
+                f"{models.shape[1]} x {models.shape[2]}."
+            )
+        descriptors = describe(models)
+        added = self.gallery.add(
+            models,
+            descriptors,
+            self.embedder.embed_velocity(models),
+            self.embedder.embed_descriptors(descriptors),
+            model_ids=model_ids,
+            families=families,
+            tags=tags,
+            source=source,
+            skip_existing=skip_existing,
+        )
+        self._info = None
+        return added
+
+    def remove(self, model_ids: Sequence[str]) -> int:
+        """See `seisbind.index.Gallery.remove`."""
+        removed = self.gallery.remove(model_ids)
+        self._info = None
+        return removed
+
+    def refresh(self) -> bool:
+        """See `seisbind.index.Gallery.refresh`."""
+        changed = self.gallery.refresh()
+        self._info = None
+        return changed
+
+    def canary(self) -> None:
+        """Encode and search one made-up gather, to show that every part answers.
+
+        Raises:
+            SeisBindError: one of them did not.
+        """
+        self.retrieve(canary_gather(), top_k=1)
+
+    def _search(
+        self,
+        search: Callable[..., list[list[Hit]]],
+        vectors: Float32,
+        k: int,
+        filter: Filter | None = None,
+    ) -> tuple[list[list[Hit]], list[tuple[Match, ...]]]:
+        """Hits and the same as matches; each model's record is read once."""
+        for attempt in range(ATTEMPTS):
+            hits = search(vectors, k, filter=filter)
+            ids = list(dict.fromkeys(hit.model_id for row in hits for hit in row))
+            try:
+                records = dict(zip(ids, self.gallery.records(ids), strict=True))
+                break
+            except UnknownModel:
+                if attempt == ATTEMPTS - 1:
+                    raise
+        matches = [
+            tuple(
+                Match(
+                    rank,
+                    hit.model_id,
+                    (record := records[hit.model_id]).family,
+                    hit.similarity,
+                    dict(zip(NAMES, record.descriptors.tolist(), strict=True)),
+                )
+                for rank, hit in enumerate(row, start=1)
+            )
+            for row in hits
+        ]
+        return hits, matches
+
+    def _in_distribution(self, near: Sequence[Hit]) -> InDistribution:
+        calibration = self.embedder.weights.description.calibration
+        threshold = None if calibration is None else calibration.similarity_low
+        similarity = near[0].similarity if near else None
+        likely = None if threshold is None or similarity is None else similarity >= threshold
+        return InDistribution(likely, similarity, threshold)
+
+    @staticmethod
+    def _physics(inferred: InferredPhysics) -> list[dict[str, Quantity]]:
+        return [
+            {
+                d.name: Quantity(float(value[i]), d.unit, float(low[i]), float(high[i]))
+                for i, d in enumerate(DESCRIPTORS)
+            }
+            for value, low, high in zip(inferred.value, inferred.low, inferred.high, strict=True)
+        ]
+
+    @staticmethod
+    def _fewer(matches: Sequence[Match], top_k: int, filter: Filter | None) -> tuple[Note, ...]:
+        if len(matches) >= top_k:
+            return ()
+        what = "models pass the filter" if filter else "models are in the gallery"
+        return (Note("fewer_matches", f"{top_k} matches were asked for; {len(matches)} {what}."),)
+
+
+def canary_gather() -> Float32:
+    """A direct wave at 2000 m/s in OpenFWI's geometry, ``(1, 5, 1000, 70)``: no simulation, the same every time."""
+    time_s = np.arange(1000) * OPENFWI.dt_s
+    offset_m = np.abs(np.subtract.outer(np.asarray(OPENFWI.shot_x_m), np.asarray(OPENFWI.receiver_x_m)))
+    a2 = np.square(np.pi * 15.0 * (time_s[None, :, None] - 0.08 - offset_m[:, None, :] / 2000.0))
+    amplitude = 1 / np.sqrt(1 + offset_m / 50)[:, None, :]
+    return np.asarray((amplitude * (1 - 2 * a2) * np.exp(-a2))[None], dtype=np.float32)

@@ -1,0 +1,135 @@
+"""Gathers with their survey, and velocity models, from uploaded bytes (`arrays`) and what the sender says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+from seisbind.model.errors import InvalidSurvey, MalformedUpload, UploadTooLarge
+from seisbind.model.survey import OPENFWI, Note, Survey
+from seisbind.service.arrays import Array, Limits, read_arrays
+
+MAX_RECEIVERS = 1024  # traces a shot; the mapping to 70 receivers costs 70 x this
+SURVEY_KEYS = ("dt_s", "shot_x_m", "receiver_x_m", "peak_hz")
+GATHER_KEYS = ("gathers", "data")
+VELOCITY_KEYS = ("velocity", "velocities", "data")
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where and how gathers were recorded, as far as the sender said so; fields as in `Survey`."""
+
+    dt_s: float | None = None
+    shot_x_m: tuple[float, ...] | None = None
+    receiver_x_m: tuple[float, ...] | None = None
+    peak_hz: float | None = None
+
+    def over(self, other: Geometry) -> Geometry:
+        """This geometry, with what it leaves open taken from ``other``."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(other, **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """``gathers``: ``(batch, shot, time, receiver)`` or one without the batch axis, as stored; not yet checked."""
+
+    gathers: Array
+    survey: Survey
+    notes: tuple[Note, ...] = ()
+
+
+def read_gathers(body: bytes, *, geometry: Geometry | None = None, limits: Limits | None = None) -> Upload:
+    """Gathers and their survey from the bytes of an npy or npz file.
+
+    An npz holds ``gathers`` (or ``data``, or one array of any name) and may hold ``dt_s``, ``shot_x_m``,
+    ``receiver_x_m`` and ``peak_hz``; ``geometry`` goes before what the file says. Five shots and 70 receivers without
+    positions are taken for OpenFWI's line.
+
+    Raises:
+        UploadRefused: not npy or npz, self-contradictory, too large, or not of real numbers.
+        InvalidSurvey: a geometry that is missing or cannot be used.
+    """
+    limits = Limits() if limits is None else limits
+    arrays = read_arrays(body, limits=limits)
+    stored = {name: arrays.pop(name) for name in SURVEY_KEYS if name in arrays}
+    gathers = _only(arrays, GATHER_KEYS, "gathers")
+    if gathers.ndim not in (3, 4):
+        raise MalformedUpload(
+            "Gathers have the axes (shot, time, receiver) or (gather, shot, time, receiver); "
+            f"got shape {gathers.shape}."
+        )
+    if gathers.ndim == 4 and len(gathers) > limits.items:
+        raise UploadTooLarge(f"{len(gathers)} gathers in one request; at most {limits.items}. Send several requests.")
+    geometry = (geometry or Geometry()).over(_stored_geometry(stored))
+    survey, notes = _survey(geometry, shots=gathers.shape[-3], samples=gathers.shape[-2], receivers=gathers.shape[-1])
+    return Upload(gathers, survey, notes)
+
+
+def read_velocity(body: bytes, *, limits: Limits | None = None) -> Array:
+    """Velocity models from the bytes of an npy, or of an npz with ``velocity`` or one array of any name.
+
+    Returns:
+        ``(depth, x)``, ``(batch, depth, x)`` or ``(batch, 1, depth, x)`` as stored; not yet checked.
+
+    Raises:
+        UploadRefused: as `read_gathers`.
+    """
+    limits = Limits() if limits is None else limits
+    velocity = _only(read_arrays(body, limits=limits), VELOCITY_KEYS, "velocity")
+    if velocity.ndim > 2 and len(velocity) > limits.items:
+        raise UploadTooLarge(f"{len(velocity)} velocity models in one request; at most {limits.items}.")
+    return velocity.copy()  # torch takes no view of bytes that cannot be written
+
+
+def _only(arrays: dict[str, Array], keys: tuple[str, ...], what: str) -> Array:
+    if len(arrays) == 1:
+        return next(iter(arrays.values()))
+    raise MalformedUpload(
+        f"Expected one array of {what} (named {' or '.join(keys)}) and optionally {', '.join(SURVEY_KEYS)}; "
+        f"found {', '.join(sorted(arrays)) or 'none'}."
+    )
+
+
+def _stored_geometry(stored: Mapping[str, Array]) -> Geometry:
+    for name, array in stored.items():
+        scalar = name in ("dt_s", "peak_hz")
+        if array.size > (1 if scalar else MAX_RECEIVERS) or array.ndim > 1:
+            raise MalformedUpload(
+                f"{name!r} has shape {array.shape}; expected {'one number' if scalar else 'a list of positions'}."
+            )
+
+    def numbers(name: str) -> tuple[float, ...] | None:
+        return tuple(float(x) for x in stored[name].ravel()) if name in stored else None
+
+    dt_s, peak_hz = numbers("dt_s"), numbers("peak_hz")
+    return Geometry(
+        None if dt_s is None else dt_s[0],
+        numbers("shot_x_m"),
+        numbers("receiver_x_m"),
+        None if peak_hz is None else peak_hz[0],
+    )
+
+
+def _survey(geometry: Geometry, *, shots: int, samples: int, receivers: int) -> tuple[Survey, tuple[Note, ...]]:
+    if receivers > MAX_RECEIVERS:
+        raise InvalidSurvey(f"{receivers} traces a shot; at most {MAX_RECEIVERS}. Leave out those far from the line.")
+    notes: list[Note] = []
+    openfwi = (len(OPENFWI.shot_x_m), len(OPENFWI.receiver_x_m))
+    if (geometry.shot_x_m is None or geometry.receiver_x_m is None) and (shots, receivers) != openfwi:
+        raise InvalidSurvey(
+            f"{shots} shots into {receivers} receivers need positions: pass shot_x_m and receiver_x_m (only "
+            f"{openfwi[0]} shots into {openfwi[1]} receivers are taken for OpenFWI's line without them)."
+        )
+    if geometry.dt_s is None and samples != round(1 / OPENFWI.dt_s):
+        notes.append(Note("assumed_dt", f"No dt_s was given; {OPENFWI.dt_s * 1e3:g} ms a sample was assumed."))
+    peak_hz = geometry.peak_hz
+    if peak_hz is not None and not 0 < peak_hz < 1000:
+        raise InvalidSurvey(f"peak_hz is {peak_hz:g}; a source's peak frequency lies between 0 and 1000 Hz.")
+    survey = Survey(
+        shot_x_m=OPENFWI.shot_x_m if geometry.shot_x_m is None else geometry.shot_x_m,
+        receiver_x_m=OPENFWI.receiver_x_m if geometry.receiver_x_m is None else geometry.receiver_x_m,
+        dt_s=OPENFWI.dt_s if geometry.dt_s is None else geometry.dt_s,
+        peak_hz=peak_hz,
+    )
+    return survey, tuple(notes)
