@@ -1,0 +1,160 @@
+"""What a request carries: an uploaded file and the fields beside it, from a multipart form or a raw body."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from seisbind.index import Filter
+from seisbind.model.errors import InvalidQuery, InvalidSurvey, MalformedUpload, UnsupportedFormat
+from seisbind.service.schemas import PARTS, RetrieveFields
+from seisbind.service.uploads import Geometry
+
+FieldsT = TypeVar("FieldsT", bound=BaseModel)
+
+RAW_TYPES = ("application/octet-stream", "application/x-npy", "application/x-npz", "application/zip")
+MULTIPART = "multipart/form-data"
+MAX_FORM_FIELDS = 16
+MAX_FIELD_BYTES = 32_768  # 1024 receiver positions with 30 characters each
+
+
+class _FormInMemory(MultiPartParser):
+    """Keeps files in memory: a body is bounded already, and the disk may be read-only."""
+
+    spool_max_size = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """``content``: the file's bytes; ``fields``: query parameters and form fields, the latter first."""
+
+    content: bytes
+    fields: dict[str, str]
+
+
+async def read_file(request: Request) -> Sent:
+    """The uploaded file of a request, whole, and its fields.
+
+    Raises:
+        UnsupportedFormat: a content type that is not read.
+        MalformedUpload: a form without exactly one ``file``, or that cannot be parsed.
+        UploadTooLarge, BodyTooSlow: see `edge.RequestEdge`.
+    """
+    kind = content_type(request)
+    fields = dict(request.query_params)
+    if kind in RAW_TYPES:
+        return Sent(await request.body(), fields)
+    if kind != MULTIPART:
+        raise UnsupportedFormat(
+            f"The body has the content type {kind or 'none'!r}. Send the npy or npz bytes as application/octet-stream "
+            "(curl -H 'Content-Type: application/octet-stream' --data-binary @gather.npy), or as 'file' of a "
+            "multipart form (curl -F file=@gather.npy)."
+        )
+    try:
+        form = await _FormInMemory(
+            request.headers,
+            request.stream(),
+            max_files=1,
+            max_fields=MAX_FORM_FIELDS,
+            max_part_size=MAX_FIELD_BYTES,
+        ).parse()
+    except (MultiPartException, KeyError, UnicodeDecodeError, LookupError) as error:
+        raise MalformedUpload(f"The multipart form cannot be read: {getattr(error, 'message', error)}") from error
+    content: bytes | None = None
+    for name, value in form.multi_items():
+        if isinstance(value, str):
+            fields[name] = value
+        elif name == "file":
+            content = await _content(value)
+        else:
+            raise MalformedUpload(f"The form has a file called {name[:60]!r}; it should be called 'file'.")
+    if content is None:
+        raise MalformedUpload("The form has no file called 'file'.")
+    return Sent(content, fields)
+
+
+async def _content(file: UploadFile) -> bytes:
+    try:
+        return await file.read()
+    finally:
+        await file.close()
+
+
+def content_type(request: Request) -> str:
+    """The media type of the body, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def parse_fields(model: type[FieldsT], fields: dict[str, Any]) -> FieldsT:
+    """``fields`` as ``model``.
+
+    Raises:
+        RequestValidationError: an unknown name or a value of the wrong kind.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors(include_url=False, include_input=False)) from error
+
+
+def parse_json(text: str | bytes, what: str) -> dict[str, object]:
+    """A JSON object.
+
+    Raises:
+        InvalidQuery: anything else.
+    """
+    try:
+        found = json.loads(text)
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+    except (ValueError, RecursionError) as error:
+        raise InvalidQuery(f"{what} is not valid JSON ({str(error)[:80]}).") from error
+    if not isinstance(found, dict):
+        raise InvalidQuery(f"{what} is a JSON object; got {type(found).__name__}.")
+    return found
+
+
+def parse_filter(text: str | None) -> Filter | None:
+    """See `seisbind.index.Filter.parse`."""
+    return None if text is None else Filter.parse(parse_json(text, "The filter"))
+
+
+def parse_include(parts: str | list[str]) -> tuple[str, ...]:
+    """The parts asked for.
+
+    Raises:
+        InvalidQuery: one that is not there to ask for.
+    """
+    names = split(parts) if isinstance(parts, str) else tuple(parts)
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise InvalidQuery(f"There is no part {unknown[0][:60]!r} to include; known: {', '.join(PARTS)}.")
+    return names
+
+
+def parse_geometry(fields: RetrieveFields) -> Geometry:
+    """The geometry that was sent beside the file."""
+    return Geometry(
+        fields.dt_s, _positions("shot_x_m", fields.shot_x_m), _positions("receiver_x_m", fields.receiver_x_m),
+        fields.peak_hz,
+    )  # fmt: skip
+
+
+def split(text: str) -> tuple[str, ...]:
+    """Words between commas, without spaces around them; none of an empty text."""
+    return tuple(word.strip() for word in text.split(",")) if text.strip() else ()
+
+
+def _positions(name: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(word) for word in split(text))
+    except ValueError as error:
+        raise InvalidSurvey(f"{name} is a list of metres separated by commas; got {text[:60]!r}.") from error

@@ -1,0 +1,131 @@
+"""One table from errors to HTTP, and one shape for all of them: RFC 9457 ``application/problem+json``."""
+
+from __future__ import annotations
+
+import http
+import json
+import logging
+from collections.abc import Sequence
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Scope
+
+from seisbind.model import errors as tree
+from seisbind.service.schemas import Problem
+
+log = logging.getLogger(__name__)
+
+PROBLEM_JSON = "application/problem+json"
+RETRY_AFTER_S = 1  # a queue of 32 gathers takes about as long on two CPU cores
+
+# The nearest class in an error's ancestry decides.
+STATUS: dict[type[tree.SeisBindError], int] = {
+    tree.SeisBindError: 500,
+    tree.InvalidGather: 422,
+    tree.InvalidSurvey: 422,
+    tree.InvalidVelocityModel: 422,
+    tree.InvalidQuery: 422,
+    tree.UploadRefused: 422,
+    tree.UnsupportedFormat: 415,
+    tree.UploadTooLarge: 413,
+    tree.BodyTooSlow: 408,
+    tree.UnknownModel: 404,
+    tree.GalleryNotFound: 409,
+    tree.GalleryLocked: 409,
+    tree.GalleryWriteFailed: 507,
+    tree.WeightsMismatch: 409,
+    tree.NotWritable: 403,
+    tree.Overloaded: 429,
+    tree.NotReady: 503,
+}
+
+# Errors of the framework, which know only a status.
+CODE = {
+    404: "not_found",
+    405: "method_not_allowed",
+    400: "bad_request",
+    413: "upload_too_large",
+    415: "unsupported_format",
+}
+REQUEST_INVALID = "invalid_request"
+INTERNAL = "internal_error"
+
+
+def status_of(error: tree.SeisBindError) -> int:
+    """The HTTP status that `STATUS` gives an error."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def problem(
+    scope: Scope,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    errors: Sequence[str] = (),
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """A problem document about the request in ``scope``."""
+    body = Problem(
+        type=f"urn:seisbind:error:{code}",
+        title=http.HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        instance=scope.get("path", "/"),
+        request_id=scope.get("state", {}).get("request_id", ""),
+        errors=list(errors) or None,
+    )
+    content = json.dumps(body.model_dump(exclude_none=True)).encode()
+    return Response(content, status_code=status, media_type=PROBLEM_JSON, headers=headers)
+
+
+def refused(scope: Scope, error: tree.SeisBindError) -> Response:
+    """What an error of the tree answers. Those that are the server's own fault (5xx) are logged."""
+    status = status_of(error)
+    headers: dict[str, str] = {}
+    if status in (429, 503):
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    if status >= 500:
+        log.error("%s %s: %s", scope.get("method"), scope.get("path"), error, exc_info=error)
+    return problem(scope, status, error.code, error.sentence, headers=headers)
+
+
+def install(app: FastAPI) -> None:
+    """Give every way in which a request can fail its problem document."""
+
+    @app.exception_handler(tree.SeisBindError)
+    async def _ours(request: Request, error: tree.SeisBindError) -> Response:
+        return refused(request.scope, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(request: Request, error: RequestValidationError) -> Response:
+        found = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors()]
+        detail = "The request is not understood: " + "; ".join(found[:3]) + "."
+        return problem(request.scope, 422, REQUEST_INVALID, detail, errors=found)
+
+    @app.exception_handler(HTTPException)
+    async def _framework(request: Request, error: HTTPException) -> Response:
+        code = CODE.get(error.status_code, "http_error")
+        detail = {
+            404: f"There is nothing at {request.url.path}; GET / lists the calls.",
+            405: f"{request.url.path} does not take {request.method}; GET / lists the calls.",
+        }.get(error.status_code, str(error.detail))
+        headers = dict(error.headers) if error.headers else None
+        return problem(request.scope, error.status_code, code, detail, headers=headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody is there to read it
+
+    @app.exception_handler(Exception)
+    async def _bug(request: Request, error: Exception) -> Response:
+        # Starlette logs the traceback; the answer says nothing of the inside.
+        detail = "Something went wrong inside the server; its log has the details under this request_id."
+        response = problem(request.scope, 500, INTERNAL, detail)
+        response.headers["X-Request-ID"] = request.scope.get("state", {}).get("request_id", "")
+        return response

@@ -1,0 +1,90 @@
+"""What the API description says beyond what the routes' types do: uploads, problems, examples that really run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from seisbind.service.schemas import DescriptorSearch, Problem, SearchFields
+
+JsonObject = dict[str, Any]
+
+PROBLEMS: dict[int | str, JsonObject] = {
+    "4XX": {
+        "description": "Refused; `code` says why and `detail` what to do.",
+        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+    },
+    "5XX": {
+        "description": "The server's fault.",
+        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+    },
+}
+
+BINARY = {"type": "string", "format": "binary"}
+
+DESCRIPTOR_EXAMPLES: JsonObject = {
+    "slow and smooth": {
+        "summary": "Slow models without strong contrasts",
+        "value": {"descriptors": {"mean_velocity": 2200, "strongest_contrast": 150}, "top_k": 3},
+    },
+    "within a range": {
+        "summary": "The same, but only models that nowhere exceed 4000 m/s",
+        "value": {
+            "descriptors": {"mean_velocity": 2200},
+            "filter": {"max_velocity": [None, 4000]},
+            "include": ["descriptors"],
+        },
+    },
+}
+
+
+def upload(fields: type[BaseModel]) -> JsonObject:
+    """The request of a call that takes a file and ``fields``, beside it in a form or as query parameters."""
+    return {"parameters": _parameters(fields), "requestBody": {"required": True, "content": _content(fields)}}
+
+
+def search() -> JsonObject:
+    """The request of POST /v1/search: a file as elsewhere, or JSON."""
+    content = _content(SearchFields)
+    content["application/json"] = {"schema": _inline(DescriptorSearch), "examples": DESCRIPTOR_EXAMPLES}
+    return {"parameters": _parameters(SearchFields), "requestBody": {"required": True, "content": content}}
+
+
+def binary(media_type: str) -> dict[int | str, JsonObject]:
+    """The answer of a call that returns a file."""
+    return {200: {"description": "The file.", "content": {media_type: {"schema": BINARY}}}}
+
+
+def _inline(model: type[BaseModel]) -> JsonObject:
+    schema = model.model_json_schema()
+    schema.pop("description", None)
+    return schema
+
+
+def _parameters(fields: type[BaseModel]) -> list[JsonObject]:
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": schema["description"],
+            "schema": {key: value for key, value in schema.items() if key not in ("description", "title")},
+        }
+        for name, schema in fields.model_json_schema()["properties"].items()
+    ]
+
+
+def _content(fields: type[BaseModel]) -> JsonObject:
+    file = BINARY | {"description": "An npy or npz file."}
+    form = {
+        "type": "object",
+        "required": ["file"],
+        "additionalProperties": False,
+        "properties": {"file": file} | fields.model_json_schema()["properties"],
+    }
+    return {
+        "multipart/form-data": {"schema": form},
+        "application/octet-stream": {"schema": BINARY},
+        "application/x-npy": {"schema": BINARY},
+    }

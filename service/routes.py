@@ -1,0 +1,272 @@
+"""The calls under /v1: retrieve, search, models, gallery. Each parses fields on the loop and works on a thread."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from seisbind.index import Filter
+from seisbind.model.descriptors import CELL_M, DESCRIPTORS
+from seisbind.model.errors import InvalidQuery, NotWritable
+from seisbind.model.survey import Note, Prepared, prepare
+from seisbind.service import openapi
+from seisbind.service.answers import SearchResult
+from seisbind.service.arrays import Limits
+from seisbind.service.bodies import (
+    content_type,
+    parse_fields,
+    parse_filter,
+    parse_geometry,
+    parse_include,
+    parse_json,
+    read_file,
+    split,
+)
+from seisbind.service.engine import Engine, Stopwatch
+from seisbind.service.images import velocity_png
+from seisbind.service.schemas import (
+    AddAnswer,
+    AddFields,
+    DescriptorBody,
+    DescriptorSearch,
+    GalleryAnswer,
+    GalleryBody,
+    ModelBody,
+    ReloadAnswer,
+    RetrievalBody,
+    RetrieveAnswer,
+    RetrieveFields,
+    SearchAnswer,
+    SearchFields,
+    SearchResultBody,
+    WeightsBody,
+)
+from seisbind.service.serving import Serving
+from seisbind.service.uploads import read_gathers, read_velocity
+
+JSON = "application/json"
+NPY = "application/x-npy"
+
+router = APIRouter(prefix="/v1", responses=openapi.PROBLEMS)
+
+
+def serving_of(request: Request) -> Serving:
+    """What the application owns."""
+    held: Serving = request.app.state.serving
+    return held
+
+
+@router.post("/retrieve", response_model=RetrieveAnswer, tags=["search"], openapi_extra=openapi.upload(RetrieveFields))
+async def retrieve(request: Request) -> Response:
+    """Velocity models that go with shot gathers, and the physics of the ground under them.
+
+    Send one gather `(shot, time, receiver)` or a stack `(gather, shot, time, receiver)` as npy, or as an npz that also
+    holds its geometry.
+    """
+    serving, request_id = serving_of(request), _request_id(request)
+    sent = await read_file(request)
+    fields = parse_fields(RetrieveFields, sent.fields)
+    top_k, wanted, include = _top_k(fields.top_k, serving), parse_filter(fields.filter), parse_include(fields.include)
+    geometry, limits, watch = parse_geometry(fields), _limits(serving), Stopwatch()
+
+    def read(engine: Engine) -> tuple[Prepared, tuple[Note, ...]]:
+        with watch("read"):
+            upload = read_gathers(sent.content, geometry=geometry, limits=limits)
+        with watch("prepare"):
+            return prepare(upload.gathers, upload.survey), upload.notes
+
+    with serving.admitted(), watch("total"):
+        prepared, notes = await serving.on_file(read)
+
+        def answer(engine: Engine) -> RetrieveAnswer:
+            found = engine.retrieve_prepared(prepared, top_k=top_k, filter=wanted, notes=notes, watch=watch)
+            return RetrieveAnswer(
+                request_id=request_id,
+                weights=WeightsBody.of(engine.embedder.weights),
+                gallery=GalleryBody.of(engine.info()),
+                results=[RetrievalBody.of(each, include) for each in found],
+                timings_ms={},
+            )
+
+        answered = await serving.on_model(answer)
+    answered.timings_ms = watch.timings_ms
+    return await _written(answered, serving)
+
+
+@router.post("/search", response_model=SearchAnswer, tags=["search"], openapi_extra=openapi.search())
+async def search(request: Request) -> Response:
+    """Gallery models most like a velocity model (npy), or like descriptors (JSON)."""
+    serving, request_id, watch = serving_of(request), _request_id(request), Stopwatch()
+    if content_type(request) == JSON:
+        query = parse_fields(DescriptorSearch, parse_json(await request.body(), "The body"))
+        top_k, include = _top_k(query.top_k, serving), parse_include(query.include)
+        wanted = None if query.filter is None else Filter.parse(query.filter)
+
+        def find(engine: Engine) -> list[SearchResult]:
+            with watch("search"):
+                return [engine.search_descriptors(query.descriptors, top_k=top_k, filter=wanted)]
+    else:
+        sent = await read_file(request)
+        fields = parse_fields(SearchFields, sent.fields)
+        top_k, include = _top_k(fields.top_k, serving), parse_include(fields.include)
+        wanted, limits = parse_filter(fields.filter), _limits(serving)
+
+        def find(engine: Engine) -> list[SearchResult]:
+            with watch("read"):
+                velocity = read_velocity(sent.content, limits=limits)
+            with watch("search"):
+                return engine.search_velocity(velocity, top_k=top_k, filter=wanted)
+
+    def answer(engine: Engine) -> SearchAnswer:
+        return SearchAnswer(
+            request_id=request_id,
+            weights=WeightsBody.of(engine.embedder.weights),
+            gallery=GalleryBody.of(engine.info()),
+            results=[SearchResultBody.of(each, include) for each in find(engine)],
+            timings_ms={},
+        )
+
+    with serving.admitted(), watch("total"):
+        answered = await serving.on_model(answer)
+    answered.timings_ms = watch.timings_ms
+    return await _written(answered, serving)
+
+
+@router.get("/models/{model_id}", tags=["gallery"])
+async def model(request: Request, model_id: str) -> ModelBody:
+    """One velocity model of the gallery: where it comes from and its physics."""
+    units = {d.name: d.unit for d in DESCRIPTORS}
+    record = await serving_of(request).on_file(lambda engine: engine.gallery.record(model_id))
+    return ModelBody.of(record, units, CELL_M)
+
+
+@router.get("/models/{model_id}/velocity.npy", tags=["gallery"], response_class=Response, responses=openapi.binary(NPY))
+async def model_velocity(request: Request, model_id: str) -> Response:
+    """The velocity model as npy: `(depth, x)` float32, m/s, cells of 10 m."""
+
+    def read(engine: Engine) -> bytes:
+        buffer = io.BytesIO()
+        np.save(buffer, engine.gallery.velocity(model_id), allow_pickle=False)
+        return buffer.getvalue()
+
+    return Response(await serving_of(request).on_file(read), media_type=NPY)
+
+
+@router.get(
+    "/models/{model_id}/image.png", tags=["gallery"], response_class=Response, responses=openapi.binary("image/png")
+)
+async def model_image(request: Request, model_id: str) -> Response:
+    """The velocity model as a picture, axes in metres, colours in m/s."""
+    serving = serving_of(request)
+
+    def draw(engine: Engine) -> bytes:
+        record = engine.gallery.record(model_id)
+        title = f"{record.model_id}  {record.family or ''}"
+        return serving.pictures.get(
+            record.checksum, lambda: velocity_png(engine.gallery.velocity(model_id), title=title)
+        )
+
+    return Response(await serving.on_file(draw), media_type="image/png")
+
+
+@router.post(
+    "/models", response_model=AddAnswer, status_code=201, tags=["gallery"], openapi_extra=openapi.upload(AddFields)
+)
+async def add_models(request: Request) -> Response:
+    """Add velocity models `(70, 70)` or `(model, 70, 70)`, m/s; they are described and embedded here. All or none."""
+    serving = _writable(request)
+    sent = await read_file(request)
+    fields = parse_fields(AddFields, sent.fields)
+    ids, tags, limits = split(fields.model_id or ""), split(fields.tags), _limits(serving)
+
+    def add(engine: Engine) -> AddAnswer:
+        velocity = read_velocity(sent.content, limits=limits)
+        count = 1 if velocity.ndim == 2 else len(velocity)
+        added = engine.add_models(
+            velocity,
+            families=[fields.family] * count,
+            tags=[tags] * count,
+            model_ids=ids or None,
+            source=fields.source,
+        )
+        return AddAnswer(model_ids=added, gallery=GalleryBody.of(engine.info()))
+
+    with serving.admitted():
+        return await _written(await serving.on_model(add), serving, status=201)
+
+
+@router.delete("/models/{model_id}", status_code=204, tags=["gallery"])
+async def remove_model(request: Request, model_id: str) -> Response:
+    """Remove a velocity model from the gallery."""
+    await _writable(request).on_model(lambda engine: engine.remove([model_id]))
+    return Response(status_code=204)
+
+
+@router.get("/gallery", tags=["gallery"])
+async def gallery(request: Request) -> GalleryAnswer:
+    """What is being served: gallery, weights, the descriptors with their units and ranges."""
+    serving = serving_of(request)
+
+    def look(engine: Engine) -> GalleryAnswer:
+        info = engine.info()
+        nothing = (None, None)
+        return GalleryAnswer(
+            gallery=GalleryBody.of(info),
+            weights=WeightsBody.of(engine.embedder.weights),
+            writable=serving.settings.writable,
+            calibrated=engine.embedder.weights.description.calibration is not None,
+            families=info.families,
+            descriptors=[
+                DescriptorBody(
+                    name=d.name,
+                    unit=d.unit,
+                    definition=d.definition,
+                    low=info.descriptor_ranges.get(d.name, nothing)[0],
+                    high=info.descriptor_ranges.get(d.name, nothing)[1],
+                )
+                for d in DESCRIPTORS
+            ],
+            created_at=info.created_at,
+            bytes=info.bytes,
+            notes=list(info.notes),
+        )
+
+    return await serving.on_file(look)
+
+
+@router.post("/gallery/reload", tags=["gallery"])
+async def reload(request: Request) -> ReloadAnswer:
+    """Open the gallery's folder again and serve what is there now; running requests finish with the old one."""
+    before, after = await serving_of(request).reload()
+    return ReloadAnswer(before=GalleryBody.of(before), after=GalleryBody.of(after))
+
+
+def _writable(request: Request) -> Serving:
+    serving = serving_of(request)
+    if not serving.settings.writable:
+        raise NotWritable("This server does not change its gallery. Start it with SEISBIND_WRITABLE=true to allow it.")
+    return serving
+
+
+def _top_k(top_k: int, serving: Serving) -> int:
+    if top_k > serving.settings.max_top_k:
+        raise InvalidQuery(f"top_k is {top_k}; this server gives at most {serving.settings.max_top_k} matches.")
+    return top_k
+
+
+def _limits(serving: Serving) -> Limits:
+    return Limits(unpacked_bytes=serving.settings.max_body_bytes, items=serving.settings.max_gathers)
+
+
+def _request_id(request: Request) -> str:
+    request_id: str = request.scope["state"]["request_id"]
+    return request_id
+
+
+async def _written(answer: BaseModel, serving: Serving, *, status: int = 200) -> Response:
+    """``answer`` as JSON; a large one takes long enough to write that it is done on a thread."""
+    content = await serving.on_file(lambda engine: answer.model_dump_json(exclude_none=False))
+    return Response(content, status_code=status, media_type=JSON)

@@ -1,0 +1,273 @@
+"""What crosses HTTP, checked in both directions: the server writes it, the client and the demo read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from seisbind.index import GalleryInfo, Record
+from seisbind.model.weights import Weights
+from seisbind.service.answers import Match, Retrieval, SearchResult
+
+PARTS = ("descriptors", "physics")
+
+
+class Strict(BaseModel):
+    """A body or set of fields in which an unknown name is an error, not ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SearchFields(Strict):
+    """Query parameters or form fields of a search."""
+
+    top_k: int = Field(5, ge=1, description="Matches wanted.")
+    filter: str | None = Field(
+        None,
+        max_length=20_000,
+        description='JSON: {"family": ["FlatVel-A"], "tag": "field", "mean_velocity": [2000, null]}; all must hold.',
+    )
+    include: str = Field(
+        "descriptors,physics", max_length=100, description="Parts of the answer, separated by commas; may be empty."
+    )
+
+
+class RetrieveFields(SearchFields):
+    """Query parameters or form fields of a retrieval; geometry given here goes before what an npz says."""
+
+    dt_s: float | None = Field(None, description="Sampling interval, seconds; 0.001 is assumed.")
+    shot_x_m: str | None = Field(None, max_length=2_000, description="Shot positions, metres, separated by commas.")
+    receiver_x_m: str | None = Field(
+        None, max_length=30_000, description="Receiver positions, metres, increasing, separated by commas."
+    )
+    peak_hz: float | None = Field(None, description="Peak frequency of the source wavelet, hertz.")
+
+
+class AddFields(Strict):
+    """Query parameters or form fields of an addition."""
+
+    family: str | None = Field(None, max_length=200, description="Family of all of the models.")
+    tags: str = Field("", max_length=10_000, description="Tags of all of the models, separated by commas.")
+    model_id: str | None = Field(
+        None, max_length=10_000, description="Ids, separated by commas, one a model; by default made from the content."
+    )
+    source: str | None = Field(None, max_length=200, description="Where the models come from.")
+
+
+class DescriptorSearch(Strict):
+    """A search by physics."""
+
+    descriptors: dict[str, float] = Field(description="Name → value, in the units that GET /v1/gallery lists.")
+    top_k: int = Field(5, ge=1, description="Matches wanted.")
+    filter: dict[str, object] | None = Field(None, description="As in POST /v1/retrieve, as an object.")
+    include: list[str] = Field(list(PARTS), description="Parts of the answer.")
+
+
+class WeightsBody(BaseModel):
+    name: str
+    fingerprint: str = Field(description="Start of the SHA-256 of the weights; a gallery works with one.")
+
+    @classmethod
+    def of(cls, weights: Weights) -> WeightsBody:
+        return cls(name=weights.description.name, fingerprint=weights.fingerprint)
+
+
+class GalleryBody(BaseModel):
+    name: str
+    models: int
+    generation: int = Field(description="Changes made so far: two equal numbers, the same content.")
+
+    @classmethod
+    def of(cls, info: GalleryInfo) -> GalleryBody:
+        return cls(name=info.path.resolve().name, models=info.count, generation=info.generation)
+
+
+class MatchBody(BaseModel):
+    rank: int
+    model_id: str
+    family: str | None
+    similarity: float = Field(description="Cosine, -1 to 1.")
+    descriptors: dict[str, float] | None = None
+    velocity_url: str
+    image_url: str
+
+    @classmethod
+    def of(cls, match: Match, *, descriptors: bool) -> MatchBody:
+        at = f"/v1/models/{match.model_id}"
+        return cls(
+            rank=match.rank,
+            model_id=match.model_id,
+            family=match.family,
+            similarity=match.similarity,
+            descriptors=match.descriptors if descriptors else None,
+            velocity_url=f"{at}/velocity.npy",
+            image_url=f"{at}/image.png",
+        )
+
+
+class QuantityBody(BaseModel):
+    value: float
+    unit: str
+    low: float = Field(description="Lower end of the 90 % interval.")
+    high: float = Field(description="Upper end of the 90 % interval.")
+
+
+class InDistributionBody(BaseModel):
+    likely: bool | None = Field(description="Null where the weights are not calibrated.")
+    similarity: float | None = Field(description="To the best match in the whole gallery.")
+    threshold: float | None = Field(description="1 % of held-out gathers fell below it.")
+
+
+class WarningBody(BaseModel):
+    code: str
+    detail: str
+
+
+class RetrievalBody(BaseModel):
+    matches: list[MatchBody]
+    physics: dict[str, QuantityBody] | None = None
+    in_distribution: InDistributionBody
+    warnings: list[WarningBody]
+
+    @classmethod
+    def of(cls, retrieval: Retrieval, include: Sequence[str]) -> RetrievalBody:
+        likeness = retrieval.in_distribution
+        physics = None
+        if "physics" in include:
+            physics = {
+                name: QuantityBody(value=q.value, unit=q.unit, low=q.low, high=q.high)
+                for name, q in retrieval.physics.items()
+            }
+        return cls(
+            matches=[MatchBody.of(match, descriptors="descriptors" in include) for match in retrieval.matches],
+            physics=physics,
+            in_distribution=InDistributionBody(
+                likely=likeness.likely, similarity=likeness.similarity, threshold=likeness.threshold
+            ),
+            warnings=[WarningBody(code=note.code, detail=note.sentence) for note in retrieval.warnings],
+        )
+
+
+class SearchResultBody(BaseModel):
+    matches: list[MatchBody]
+    warnings: list[WarningBody]
+
+    @classmethod
+    def of(cls, result: SearchResult, include: Sequence[str]) -> SearchResultBody:
+        return cls(
+            matches=[MatchBody.of(match, descriptors="descriptors" in include) for match in result.matches],
+            warnings=[WarningBody(code=note.code, detail=note.sentence) for note in result.warnings],
+        )
+
+
+class RetrieveAnswer(BaseModel):
+    """One entry of ``results`` for each gather sent, in that order."""
+
+    request_id: str
+    weights: WeightsBody
+    gallery: GalleryBody
+    results: list[RetrievalBody]
+    timings_ms: dict[str, float]
+
+
+class SearchAnswer(BaseModel):
+    """One entry of ``results`` for each velocity model sent, or one for the descriptors."""
+
+    request_id: str
+    weights: WeightsBody
+    gallery: GalleryBody
+    results: list[SearchResultBody]
+    timings_ms: dict[str, float]
+
+
+class ModelBody(BaseModel):
+    """One velocity model of the gallery."""
+
+    model_id: str
+    family: str | None
+    tags: list[str]
+    source: str | None
+    added_at: str
+    depth_cells: int
+    x_cells: int
+    cell_m: float
+    descriptors: dict[str, QuantityValue]
+    checksum: str
+    velocity_url: str
+    image_url: str
+
+    @classmethod
+    def of(cls, record: Record, units: dict[str, str], cell_m: float) -> ModelBody:
+        at = f"/v1/models/{record.model_id}"
+        return cls(
+            model_id=record.model_id,
+            family=record.family,
+            tags=list(record.tags),
+            source=record.source,
+            added_at=record.added_at,
+            depth_cells=record.shape[0],
+            x_cells=record.shape[1],
+            cell_m=cell_m,
+            descriptors={
+                name: QuantityValue(value=value, unit=unit)
+                for (name, unit), value in zip(units.items(), record.descriptors.tolist(), strict=True)
+            },
+            checksum=record.checksum,
+            velocity_url=f"{at}/velocity.npy",
+            image_url=f"{at}/image.png",
+        )
+
+
+class QuantityValue(BaseModel):
+    value: float
+    unit: str
+
+
+class AddAnswer(BaseModel):
+    model_ids: list[str]
+    gallery: GalleryBody
+
+
+class DescriptorBody(BaseModel):
+    name: str
+    unit: str
+    definition: str
+    low: float | None = Field(description="Lowest in the gallery.")
+    high: float | None = Field(description="Highest in the gallery.")
+
+
+class GalleryAnswer(BaseModel):
+    """What is being served."""
+
+    gallery: GalleryBody
+    weights: WeightsBody
+    writable: bool
+    calibrated: bool = Field(description="Whether intervals and in_distribution were measured on held-out gathers.")
+    families: dict[str, int]
+    descriptors: list[DescriptorBody]
+    created_at: str
+    bytes: int
+    notes: list[str]
+
+
+class ReloadAnswer(BaseModel):
+    before: GalleryBody
+    after: GalleryBody
+
+
+class Health(BaseModel):
+    status: str
+
+
+class Problem(BaseModel):
+    """RFC 9457. ``code`` is for programs and never changes; ``detail`` says what to do."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    instance: str
+    request_id: str
+    errors: list[str] | None = Field(None, description="Each thing that is wrong, where there are several.")

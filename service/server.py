@@ -1,0 +1,84 @@
+"""A uvicorn server on a socket that is bound before anything else: a taken port is one sentence, and exit code 1."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from seisbind.model.errors import PortTaken, ServiceError
+from seisbind.service.app import create_app
+from seisbind.service.settings import Settings
+
+BACKLOG = 512  # connections that wait while the loop is busy
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A TCP socket that listens on ``host`` and ``port`` (0: a free one).
+
+    Raises:
+        PortTaken: another program listens there.
+        ServiceError: an address that this machine does not have, or a port that needs other rights.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        listener = socket.socket(family, kind)
+    except OSError as error:
+        raise ServiceError(f"Cannot listen on {host!r}: {error.strerror or error}. Check --host.") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortTaken(
+                f"Port {port} on {host} is taken by another program. Choose one with --port; 0 takes a free one."
+            ) from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ServiceError(f"Cannot listen on {host} port {port}: {reason}. Check --host and --port.") from error
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address that a browser on this machine can open."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C, then finish what was admitted and return (or exit with code 0).
+
+    Args:
+        announce: called with the address once weights and gallery are open.
+
+    Raises:
+        SeisBindError: the port is taken, or weights or gallery cannot be opened.
+    """
+    signal.signal(signal.SIGTERM, _end)  # while opening; and uvicorn raises it again when it has finished
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    with listen(settings.host, settings.port) as listener:
+        config = uvicorn.Config(
+            create_app(settings),
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=round(settings.shutdown_s),
+        )
+        announce(url_of(listener))
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)

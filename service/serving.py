@@ -1,0 +1,164 @@
+"""What a running server owns: the weights, the gallery of the moment, the threads that use them, the canary."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from seisbind.index import Gallery, GalleryInfo
+from seisbind.model.errors import NotReady, Overloaded, SeisBindError
+from seisbind.model.inference import Embedder
+from seisbind.service.engine import Engine
+from seisbind.service.images import PictureCache
+from seisbind.service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FILE_THREADS = 4  # reading uploads, records, pictures: short, and mostly outside the interpreter's lock
+
+
+class _Held:
+    """An engine and how many jobs are using it; its gallery is closed after the last one once it is retired."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.users = 0
+        self.retired = False
+
+
+class Serving:
+    """Opens weights and gallery, and lets requests at them.
+
+    Who owns what: one *model* thread runs the encoders and searches (torch spreads each call over the cores by
+    itself); `FILE_THREADS` *file* threads read uploads, records and pictures. The event loop owns ``admitted``. The
+    engine of the moment is replaced as a whole under ``_lock``; a job keeps the one it began with.
+
+    Raises:
+        SeisBindError: no usable weights, device or gallery.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.embedder = Embedder.load(settings.weights, device=settings.device)
+        self.pictures = PictureCache()
+        self._lock = threading.Lock()
+        self._held = _Held(self._open())
+        self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
+        self._admitted = 0
+        self._canary_at = float("-inf")
+        self._canary: asyncio.Task[bool] | None = None
+
+    def _open(self) -> Engine:
+        gallery = Gallery.open(
+            self.settings.gallery, fingerprint=self.embedder.fingerprint, writable=self.settings.writable
+        )
+        engine = Engine(self.embedder, gallery)
+        engine.info()
+        return engine
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """A place among the requests that are worked on at once.
+
+        Raises:
+            Overloaded: there is none.
+        """
+        if self._admitted >= self.settings.max_concurrency:
+            raise Overloaded(f"{self._admitted} requests are being worked on or queued already. Try again in a second.")
+        self._admitted += 1
+        try:
+            yield
+        finally:
+            self._admitted -= 1
+
+    async def on_model(self, job: Callable[[Engine], T]) -> T:
+        """Run ``job`` on the model thread."""
+        return await self._run(self._model, job)
+
+    async def on_file(self, job: Callable[[Engine], T]) -> T:
+        """Run ``job`` on a file thread."""
+        return await self._run(self._files, job)
+
+    async def _run(self, pool: ThreadPoolExecutor, job: Callable[[Engine], T]) -> T:
+        with self._lock:
+            held = self._held
+            held.users += 1
+        future = pool.submit(job, held.engine)
+        future.add_done_callback(lambda done: self._release(held))  # also when cancelled before it ran
+        return await asyncio.wrap_future(future)
+
+    def _release(self, held: _Held) -> None:
+        with self._lock:
+            held.users -= 1
+            last = held.retired and not held.users
+        if last:
+            held.engine.gallery.close()
+
+    async def reload(self) -> tuple[GalleryInfo, GalleryInfo]:
+        """Open the gallery anew and serve it from the next job on; says what was served before and what is now.
+
+        A writable gallery, which nobody else can have changed, is refreshed in place.
+
+        Raises:
+            SeisBindError: what is there now cannot be served; the old one goes on being served.
+        """
+
+        def fresh(engine: Engine) -> tuple[GalleryInfo, Engine]:
+            before = engine.info()
+            if self.settings.writable:
+                engine.refresh()
+                return before, engine
+            return before, self._open()
+
+        before, engine = await self.on_file(fresh)
+        if engine is not self._held.engine:
+            self._replace(_Held(engine))
+        return before, engine.info()
+
+    def _replace(self, new: _Held) -> None:
+        with self._lock:
+            old, self._held = self._held, new
+            old.retired = True
+            idle = not old.users
+        if idle:
+            old.engine.gallery.close()
+
+    async def ready(self) -> None:
+        """Return if a canary gather was encoded and searched lately, or now.
+
+        Raises:
+            NotReady: it was not.
+        """
+        if time.monotonic() - self._canary_at <= self.settings.canary_max_age_s:
+            return
+        if self._canary is None or self._canary.done():
+            self._canary = asyncio.create_task(self._sing())
+        done, _ = await asyncio.wait([self._canary], timeout=self.settings.canary_max_age_s)
+        if not done:
+            raise NotReady(f"A canary gather was not answered in {self.settings.canary_max_age_s:g} s.")
+        if not self._canary.result():
+            raise NotReady("A canary gather could not be answered; the server's log says why.")
+
+    async def _sing(self) -> bool:
+        try:
+            await self.on_model(lambda engine: engine.canary())
+        except (SeisBindError, RuntimeError):  # RuntimeError: torch, FAISS, a pool that has shut down
+            log.exception("The canary gather failed.")
+            return False
+        self._canary_at = time.monotonic()
+        return True
+
+    def close(self) -> None:
+        """Finish what is running, then let go of the gallery."""
+        self._model.shutdown(wait=True)
+        self._files.shutdown(wait=True)
+        self._held.engine.gallery.close()
