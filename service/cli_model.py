@@ -1,0 +1,135 @@
+"""``seisbind simulate``, ``train`` and ``evaluate``: thin doors to `seisbind.model`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from seisbind.model.openfwi import Split
+    from seisbind.model.pairs import PairSet
+
+
+class WaveEngine(StrEnum):
+    """See `seisbind.model.wavefield`."""
+
+    DEEPWAVE = "deepwave"
+    OPENFWI = "openfwi"
+
+
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Folder of the dataset, in OpenFWI's layout; run again to go on.")],
+    count: Annotated[int, typer.Option(min=1, help="Pairs of each family.")],
+    family: Annotated[list[str] | None, typer.Option(help="Repeat for several; default: OpenFWI's ten.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything drawn.")] = 0,
+    engine: Annotated[WaveEngine, typer.Option(help="Wave-equation solver.")] = WaveEngine.DEEPWAVE,
+    processes: Annotated[int | None, typer.Option(min=1, help="Workers; default: one a core.")] = None,
+    per_file: Annotated[int, typer.Option(min=1, help="Pairs a file.")] = 500,
+) -> None:
+    """Simulate pairs of velocity models and shot gathers."""
+    from seisbind.model.geology import FAMILIES
+    from seisbind.model.simulation import simulate_dataset
+    from seisbind.service.progress import counting
+
+    families = tuple(family) if family else FAMILIES
+    with counting("Simulating", count * len(families)) as progress:
+        made = simulate_dataset(
+            out,
+            families=families,
+            count=count,
+            seed=seed,
+            engine=engine.value,
+            processes=processes,
+            per_file=per_file,
+            progress=lambda done, total: progress(done),
+        )
+    print(f"{made.directory}: {made.pairs} pairs in {made.files} files, {made.kept} of them kept from before")
+
+
+def train(
+    data: Annotated[Path, typer.Option(help="Pairs: an OpenFWI folder, or prepared shards.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run: log.csv, checkpoint, weights.safetensors.")],
+    config: Annotated[str, typer.Option(help="default, paper, or a JSON file.")] = "default",
+    held_out: Annotated[
+        Path | None, typer.Option(help="Pairs to calibrate intervals on; default: the test part of --data.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the run's checkpoint.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+) -> None:
+    """Train encoders on pairs of gathers and velocity models."""
+    from dataclasses import asdict
+
+    from seisbind.model.calibrate import calibrate
+    from seisbind.model.inference import Embedder
+    from seisbind.model.train import Progress, load_config
+    from seisbind.model.train import train as run
+    from seisbind.model.weights import Description, load_weights, save_weights
+    from seisbind.service.progress import counting
+
+    recipe = load_config(config)
+    pairs = _pairs(data, "train")
+    with counting(f"Training on {len(pairs)} pairs", recipe.steps) as progress:
+
+        def step(said: Progress) -> None:
+            progress(said.step)
+
+        encoders = run(pairs, recipe, out, resume=resume, device=device, progress=step)
+    path = out / "weights.safetensors"
+    training = {"config": asdict(recipe), "pairs": len(pairs)}
+    save_weights(path, encoders, Description(out.name, recipe.encoders, training=training))
+    if recipe.encoders.kind == "seisbind":
+        split = _pairs(held_out or data, "all" if held_out else "test")
+        calibration = calibrate(Embedder(load_weights(path), device=device), split)
+        save_weights(path, encoders, Description(out.name, recipe.encoders, training=training, calibration=calibration))
+    print(f"{path}: weights {load_weights(path).fingerprint}")
+
+
+def evaluate(
+    data: Annotated[Path, typer.Option(help="Held-out pairs: an OpenFWI folder (its test part), or prepared shards.")],
+    weights: Annotated[Path | None, typer.Option(help="Weights file; default: those that ship.")] = None,
+    gallery_size: Annotated[int | None, typer.Option(min=2, help="Pairs in the mixed gallery; default: all.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw of the mixed gallery.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: overall, and one object a family.")] = False,
+) -> None:
+    """Measure retrieval, inferred physics and structure on held-out pairs."""
+    import json
+
+    from rich.table import Table
+
+    from seisbind.model.evaluate import evaluate as run
+    from seisbind.model.inference import Embedder
+    from seisbind.service.progress import console
+
+    embedder = Embedder.load(weights, device=device)
+    report = run(embedder, _pairs(data, "test"), gallery_size=gallery_size, seed=seed)
+    if as_json:
+        print(json.dumps(report, indent=1))
+        return
+    table = Table("gallery", "models", "gather → model R@1", "R@5", "R@10", "model → physics R@1", "top-1 MAE / best")
+    for name, one in {"all families": report["overall"], **report["families"]}.items():
+        found = one["seismic_to_velocity"]
+        table.add_row(
+            name,
+            str(one["gallery_size"]),
+            *(f"{found[key]:.3f}" for key in ("r_at_1", "r_at_5", "r_at_10")),
+            f"{one['velocity_to_physics']['r_at_1']:.3f}",
+            f"{one['structure']['ratio']:.2f}",
+        )
+    console().print(table)
+
+
+def _pairs(data: Path, part: Split) -> PairSet:
+    """The pairs of a folder: prepared shards as they are, or a part of OpenFWI's files."""
+    from seisbind.model.openfwi import Dataset, find_pairs
+    from seisbind.model.pairs import load_pairs, prepare_files
+    from seisbind.service.progress import counting
+
+    if any(data.glob("pairs-*.safetensors")):
+        return load_pairs(data)
+    dataset = Dataset(find_pairs(data, split=part))
+    with counting("Preparing gathers", len(dataset)) as progress:
+        return prepare_files(dataset, progress=lambda done, total: progress(done))

@@ -1,0 +1,84 @@
+"""A client of the HTTP server: httpx, the server's own schemas, and errors with the server's sentences."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from seisbind.model.errors import ServerUnreachable, ServiceError
+from seisbind.service.schemas import GalleryAnswer, RetrieveAnswer
+
+TIMEOUT_S = 60.0  # a stack of 64 gathers takes a CPU core 10 s
+
+
+class Client:
+    """Calls to one server. Use ``with``, or close it.
+
+    Every call raises `ServerUnreachable` if nobody answers and `ServiceError`, with what the server said, if it
+    refuses.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        self.url = url.rstrip("/")
+        try:
+            self._http = httpx.Client(base_url=self.url, timeout=timeout_s)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise ServerUnreachable(f"{url!r} is no address of a server; expected http://host:port.") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self._http.close()
+
+    def retrieve(self, content: bytes, **fields: str | int | float | None) -> RetrieveAnswer:
+        """POST /v1/retrieve: the bytes of an npy or npz, and fields as in `schemas.RetrieveFields`."""
+        form = {name: str(value) for name, value in fields.items() if value is not None}
+        files = {"file": ("gathers", content, "application/octet-stream")}
+        return RetrieveAnswer.model_validate_json(self._call("POST", "/v1/retrieve", data=form, files=files).content)
+
+    def velocity_npy(self, model_id: str) -> bytes:
+        """GET /v1/models/{id}/velocity.npy."""
+        return self._call("GET", f"/v1/models/{model_id}/velocity.npy").content
+
+    def gallery(self) -> GalleryAnswer:
+        """GET /v1/gallery."""
+        return GalleryAnswer.model_validate_json(self._call("GET", "/v1/gallery").content)
+
+    def ready(self) -> bool:
+        """GET /readyz: whether it is; False also while nobody answers."""
+        try:
+            return self._http.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        data: dict[str, str] | None = None,
+        files: dict[str, tuple[str, bytes, str]] | None = None,
+    ) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, data=data, files=files)
+        except (httpx.TransportError, httpx.UnsupportedProtocol) as error:
+            raise ServerUnreachable(
+                f"No answer from {self.url} ({error}). Is the server running? 'seisbind serve' starts one."
+            ) from error
+        if response.is_success:
+            return response
+        try:
+            said = response.json()
+            sentence = f"{said['detail']} [{said['code']}]"
+        except (ValueError, KeyError, TypeError):
+            sentence = response.text[:200]
+        raise ServiceError(f"{self.url} answered {response.status_code}: {sentence}")

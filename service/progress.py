@@ -1,0 +1,43 @@
+"""Progress bars for people: on a terminal they move, in a pipe a line says what was done."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PIPE_WIDTH = 120  # columns of a table that nobody's terminal bounds
+
+
+def console() -> Console:
+    """Standard output, for tables."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error that counts to ``total``; call the value with the number done."""
+    start, last = time.monotonic(), 0
+    out = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=out,
+        disable=not out.is_terminal,
+    ) as bar:
+        task = bar.add_task(what, total=total)
+
+        def progress(done: int) -> None:
+            nonlocal last
+            last = done
+            bar.update(task, completed=done)
+
+        yield progress
+    if not out.is_terminal:
+        print(f"{what}: {last} in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
