@@ -1,0 +1,219 @@
+"""``seisbind demo``: the whole loop on one machine, and nothing pretended: real physics, real server, real HTTP."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seisbind.index import Gallery
+from seisbind.index.record import content_id
+from seisbind.model.descriptors import describe
+from seisbind.model.errors import GalleryError, PortTaken, ServiceError
+from seisbind.model.geology import FAMILIES, generate, mixed
+from seisbind.model.inference import Embedder
+from seisbind.model.wavefield import simulate
+from seisbind.service.building import BATCH, build_gallery
+from seisbind.service.client import Client
+from seisbind.service.demo_report import draw, show
+from seisbind.service.progress import counting
+from seisbind.service.schemas import RetrievalBody
+from seisbind.service.server import listen
+
+Float32 = NDArray[np.float32]
+
+HOST = "127.0.0.1"
+TOP_K = 10
+KNOWN = ("FlatVel-A", "CurveVel-B", "FlatFault-A", "Style-A")  # families of the gathers whose model is in the gallery
+NOVEL = ("CurveVel-A", "CurveFault-B")  # and of those whose model is not
+START_S = 120.0  # for a server to become ready on a busy machine
+STOP_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A gather whose ground is known.
+
+    Attributes:
+        velocity: ``(70, 70)`` m/s, the truth; gathers: ``(5, 1000, 70)``, simulated over it.
+        model_id: of the truth in the gallery; None where it is not there.
+        descriptors: ``(13,)`` of the truth.
+    """
+
+    family: str
+    velocity: Float32
+    gathers: Float32
+    model_id: str | None
+    descriptors: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question, the server's answer and what the answer is compared with.
+
+    Attributes:
+        retrieved: ``(k, 70, 70)`` m/s, fetched from the server, best first.
+        best_mae_m_s: of the gallery's model closest to the truth, cell by cell; no retrieval can do better.
+        answered_ms: from sending the gather to having read the answer.
+    """
+
+    question: Question
+    answer: RetrievalBody
+    retrieved: Float32
+    best_mae_m_s: float
+    answered_ms: float
+
+
+def demo(*, count: int, seed: int, out: Path, port: int, weights: Path | None, stay: bool) -> None:
+    """Build a gallery, serve it, ask about simulated gathers, show the answers; see `seisbind demo --help`.
+
+    Raises:
+        SeisBindError: no weights, no simulation engine, a full disk, a server that does not start.
+    """
+    began = time.monotonic()
+    embedder = Embedder.load(weights)
+    say(f"Weights {embedder.weights.description.name!r} ({embedder.fingerprint}) on {embedder.device}.")
+    out.mkdir(parents=True, exist_ok=True)
+    say(f"Drawing {count} velocity models of {len(FAMILIES)} families, seed {seed}.")
+    velocity, family = mixed(count, seed)
+    prepare_gallery(out / "gallery", embedder, velocity, family, seed)
+    questions = ask_about(velocity, family, seed)
+    with serving(out / "gallery", port, weights, out / "server.log") as url, Client(url) as client:
+        say(f"The server is ready at {url}. Posting {len(questions)} gathers to {url}/v1/retrieve.")
+        asked = [ask(client, question, velocity) for question in questions]
+        show(asked)
+        picture = out / "retrieval.png"
+        draw(asked, picture)
+        keep(asked, out)
+        say(f"Picture: {picture}. Gathers and answers: {out}/gathers. {time.monotonic() - began:.0f} s in all.")
+        if stay:
+            print(f"\nThe server goes on at {url} until Ctrl-C. Try:", flush=True)
+            print(f"  curl -F file=@{out}/gathers/1.npy -F top_k=3 {url}/v1/retrieve\n  open {url}/", flush=True)
+            try:
+                while True:
+                    time.sleep(3600)
+            except KeyboardInterrupt:
+                say("Stopping.")
+
+
+def say(sentence: str) -> None:
+    """A line on standard output, at once."""
+    print(sentence, flush=True)
+
+
+def prepare_gallery(path: Path, embedder: Embedder, velocity: Float32, family: NDArray[np.str_], seed: int) -> None:
+    """Make the gallery of ``velocity`` in ``path``, unless it is there from before."""
+    wanted = {content_id(model) for model in velocity}
+    try:
+        with Gallery.open(path, fingerprint=embedder.fingerprint) as gallery:
+            if set(gallery.model_ids()) == wanted:
+                say(f"The gallery at {path} holds them already, embedded by these weights.")
+                return
+    except GalleryError:
+        pass  # none there, or of other weights
+    models = ((velocity[i : i + BATCH], family[i : i + BATCH].tolist()) for i in range(0, len(velocity), BATCH))
+    with counting("Describing and embedding velocity models", len(velocity)) as progress:
+        source = f"seisbind demo, seed {seed}"
+        build_gallery(path, embedder, models, source=source, overwrite=True, progress=progress)
+
+
+def ask_about(velocity: Float32, family: NDArray[np.str_], seed: int) -> list[Question]:
+    """Gathers over some of the gallery's models, and over new ones of another seed."""
+    known = [velocity[np.flatnonzero(family == name)[0]] for name in KNOWN]
+    rng = np.random.default_rng([seed, 1])
+    novel = [generate(name, 1, rng)[0] for name in NOVEL]
+    truths = np.stack(known + novel)
+    held = {content_id(model) for model in velocity}
+    with counting("Simulating gathers (5 shots, 1 s, 15 Hz)", len(truths)) as progress:
+        gathers = []
+        for done, model in enumerate(truths, start=1):
+            gathers.append(simulate(model)[0])
+            progress(done)
+    described = describe(truths)
+    return [
+        Question(name, model, gather, content_id(model) if content_id(model) in held else None, physics)
+        for name, model, gather, physics in zip(KNOWN + NOVEL, truths, gathers, described, strict=True)
+    ]
+
+
+@contextmanager
+def serving(gallery: Path, port: int, weights: Path | None, log: Path) -> Iterator[str]:
+    """A server in a process of its own, ready; stopped at the end. The value is its address."""
+    try:
+        listener = listen(HOST, port)
+    except PortTaken:
+        listener = listen(HOST, 0)
+        say(f"Port {port} is taken by another program; using {listener.getsockname()[1]}.")
+    with listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-c", "from seisbind.service.cli import main; main()", "serve"]
+    command += ["--gallery", str(gallery), "--host", HOST, "--port", str(port)]
+    command += ["--weights", str(weights)] if weights else []
+    say(f"Starting the server: seisbind {' '.join(command[3:])}")
+    with log.open("wb") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        url = f"http://{HOST}:{port}"
+        wait_until_ready(url, server, log)
+        yield url
+    finally:
+        server.terminate()
+        try:
+            server.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Return once /readyz says so.
+
+    Raises:
+        ServiceError: the server ended, or took longer than `START_S`.
+    """
+    deadline = time.monotonic() + START_S
+    with Client(url, timeout_s=START_S) as client:
+        while not client.ready():
+            if server.poll() is not None:
+                last = log.read_text(errors="replace").strip().splitlines() or ["(it said nothing)"]
+                raise ServiceError(f"The server ended with code {server.returncode}: {last[-1]}")
+            if time.monotonic() > deadline:
+                raise ServiceError(f"The server was not ready after {START_S:g} s; see {log}.")
+            time.sleep(0.1)
+
+
+def ask(client: Client, question: Question, velocity: Float32) -> Asked:
+    """Post one gather, and fetch the velocity models of the answer."""
+    start = time.monotonic()
+    answer = client.retrieve(npy(question.gathers), top_k=TOP_K).results[0]
+    answered_ms = (time.monotonic() - start) * 1e3
+    fetched = [np.load(io.BytesIO(client.velocity_npy(match.model_id))) for match in answer.matches[:3]]
+    best = min(float(np.abs(velocity[i : i + BATCH] - question.velocity).mean(axis=(1, 2)).min())
+               for i in range(0, len(velocity), BATCH))  # fmt: skip
+    return Asked(question, answer, np.stack(fetched), best, answered_ms)
+
+
+def keep(asked: list[Asked], out: Path) -> None:
+    """Write what was sent and what came back, for the reader's own experiments."""
+    folder = out / "gathers"
+    folder.mkdir(exist_ok=True)
+    for number, one in enumerate(asked, start=1):
+        (folder / f"{number}.npy").write_bytes(npy(one.question.gathers))
+        answer = json.dumps(one.answer.model_dump(), indent=1)
+        (folder / f"{number}.json").write_text(answer + "\n", encoding="utf-8")
+
+
+def npy(array: Float32) -> bytes:
+    """The bytes of an npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
