@@ -84,10 +84,9 @@ class Records:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """One consistent view of the file for everything read inside."""
         with self._read_lock, told(self.path.parent, "read"):
-            if self._reader.in_transaction:
-                yield self._reader
-                return
-            self._reader.execute("BEGIN")
+            outermost = not self._reader.in_transaction
+            if outermost:
+                self._reader.execute("BEGIN")
             try:
                 yield self._reader
             except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
@@ -95,7 +94,7 @@ class Records:
                     raise
                 raise self._damaged(f"a value of the wrong kind ({error})") from error
             finally:
-                if self._reader.in_transaction:
+                if outermost and self._reader.in_transaction:
                     self._reader.execute("ROLLBACK")
 
     @contextmanager
