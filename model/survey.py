@@ -31,6 +31,7 @@ ON_NODE_M = 1.0  # a receiver this close to a grid node is that node's receiver
 MAX_GAP_M = 30.0  # traces further apart are not interpolated: 50 m is half a wavelength at 15 Hz and 1500 m/s
 SHOT_MARGIN_M = 20.0  # a shot further outside the line than this was never trained on
 MIN_LINE_M = 340.0  # half the canonical line: less aperture does not determine the middle of the model
+REACH_BITS = 30  # peaks within 1e-9 to 1e9 are summed and squared in float32 as they are
 MIN_RECORD_S = 0.6  # about the two-way time to 700 m at 2300 m/s
 SINC_HALF_WIDTH = 8  # zero crossings kept on each side of the resampling kernel
 POLARITY_TRACES = 3  # nearest live traces of each shot that vote on polarity
@@ -141,10 +142,11 @@ def check_gathers(gathers: ArrayLike, survey: Survey) -> Float32:
             f"{count} of {array.size} samples are NaN or infinite, the first at (gather, shot, time, receiver) = "
             f"{first}. Mute or interpolate them first."
         )
-    array = array.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # said below
+        array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():
         raise InvalidGather("Some samples exceed the range of float32 (3.4e38); scale the gathers down.")
-    varies = np.ptp(array, axis=2).max(axis=(1, 2)) > 0
+    varies = (array.max(axis=2) > array.min(axis=2)).any(axis=(1, 2))
     if not varies.all():
         raise InvalidGather(
             f"Gather {int(np.argmin(varies))} is constant along time in every trace: nothing was recorded."
@@ -166,11 +168,11 @@ def prepare(gathers: ArrayLike, survey: Survey = OPENFWI) -> Prepared:
         InvalidGather: see `check_gathers`.
         InvalidSurvey: a line too short, or no shot on it.
     """
-    array = check_gathers(gathers, survey)
+    array = _in_reach(check_gathers(gathers, survey))
     notes: list[Note] = []
     keep, shot_x_m = _shots_on_line(survey, notes)
     array = array[:, keep]
-    alive = np.ptp(array, axis=2) > 0  # (batch, shot, receiver); a constant trace carries nothing
+    alive = array.max(axis=2) > array.min(axis=2)  # (batch, shot, receiver); a constant trace carries nothing
     array = _resample_time(array, survey.dt_s, notes)
     across = receiver_map(survey.receiver_x_m)
     if len(survey.receiver_x_m) == CANONICAL_RECEIVERS and np.array_equal(across, np.eye(CANONICAL_RECEIVERS)):
@@ -196,6 +198,13 @@ def prepare(gathers: ArrayLike, survey: Survey = OPENFWI) -> Prepared:
         shot_x_m=np.tile(shot_x_m.astype(np.float32), (len(traces), 1)),
         notes=tuple(each),
     )
+
+
+def _in_reach(array: Float32) -> Float32:
+    """Gathers whose squares would leave float32's range, scaled by a power of two; the gain is removed later anyway."""
+    _, exponent = np.frexp(np.abs(array).max(axis=(1, 2, 3)))
+    exponent = np.where(np.abs(exponent) > REACH_BITS, exponent, 0)
+    return np.ldexp(array, -exponent[:, None, None, None]) if exponent.any() else array
 
 
 def _shots_on_line(survey: Survey, notes: list[Note]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
