@@ -35,7 +35,6 @@ ZIP64_LOCATOR = b"PK\x06\x07"
 MAX_MEMBERS = 8
 MAX_DIRECTORY_BYTES = 4096  # eight members with names of up to 100 characters need half of it
 MEMBER_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,99})\.npy")
-MAX_RATIO = 200  # unpacked over packed; recorded gathers reach 1.1, simulated ones with long quiet parts 30
 UNZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError, ValueError)
 
 
@@ -134,11 +133,6 @@ def _read_npz(body: bytes, limits: Limits) -> dict[str, Array]:
             if total > left:
                 raise UploadTooLarge(f"The npz unpacks to {total} bytes; the limit is {left}.")
             for name, member in zip(names, members, strict=True):
-                if member.file_size > MAX_RATIO * max(member.compress_size, 1):
-                    raise UploadTooLarge(
-                        f"{name!r} unpacks to {member.file_size} bytes from {member.compress_size}, over "
-                        f"{MAX_RATIO} times; no recorded gather does."
-                    )
                 with archive.open(member) as packed:
                     content = packed.read(member.file_size)  # stops there whatever the stream holds
                     if packed.read(1):

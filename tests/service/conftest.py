@@ -1,0 +1,160 @@
+"""Real servers over a small gallery: untrained encoders answer as truly as trained ones, only not wisely."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import uvicorn
+from numpy.typing import NDArray
+
+from seisbind.index import Gallery
+from seisbind.model.encoders import EncoderConfig, Encoders
+from seisbind.model.geology import mixed
+from seisbind.model.inference import Embedder
+from seisbind.model.wavefield import simulate
+from seisbind.model.weights import Calibration, Description, save_weights
+from seisbind.service.app import create_app
+from seisbind.service.building import build_gallery
+from seisbind.service.engine import Engine
+from seisbind.service.server import listen, url_of
+from seisbind.service.settings import Settings
+
+Float32 = NDArray[np.float32]
+MODELS = 60
+CONFIG = EncoderConfig(width=16, velocity_width=8, hidden=64)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def make_weights(path: Path, seed: int) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoders = Encoders(CONFIG)
+    calibration = Calibration(half_width=(2.0,) * 13, similarity_low=-0.5, pairs=100)
+    save_weights(path, encoders, Description("untrained", CONFIG, calibration=calibration))
+    return path
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_weights(tmp_path_factory.mktemp("weights") / "untrained.safetensors", 0)
+
+
+@pytest.fixture(scope="session")
+def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_weights(tmp_path_factory.mktemp("weights") / "other.safetensors", 1)
+
+
+@pytest.fixture(scope="session")
+def embedder(weights: Path) -> Embedder:
+    return Embedder.load(weights, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def models() -> tuple[Float32, list[str]]:
+    """``(60, 70, 70)`` m/s and their families: what every gallery of these tests holds."""
+    velocity, family = mixed(MODELS, 3)
+    return velocity, family.tolist()
+
+
+@pytest.fixture(scope="session")
+def gathers(models: tuple[Float32, list[str]]) -> Float32:
+    """``(3, 5, 1000, 70)`` over the first three models."""
+    return simulate(models[0][:3])
+
+
+MakeGallery = Callable[[], Path]
+
+
+@pytest.fixture(scope="session")
+def make_gallery(
+    tmp_path_factory: pytest.TempPathFactory, embedder: Embedder, models: tuple[Float32, list[str]]
+) -> MakeGallery:
+    def make() -> Path:
+        path = tmp_path_factory.mktemp("galleries") / "small"
+        build_gallery(path, embedder, [models], source="tests")
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def gallery_path(make_gallery: MakeGallery) -> Path:
+    """A gallery that no test changes."""
+    return make_gallery()
+
+
+@pytest.fixture(scope="session")
+def engine(embedder: Embedder, gallery_path: Path) -> Iterator[Engine]:
+    with Gallery.open(gallery_path, fingerprint=embedder.fingerprint) as gallery:
+        yield Engine(embedder, gallery)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server and a client of it."""
+
+    url: str
+    http: httpx.Client
+    settings: Settings
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[Served]:
+    """The real application in a real uvicorn on a free port, in a thread."""
+    app = create_app(settings)
+    with listen("127.0.0.1", 0) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                time.sleep(0.01)
+            url = url_of(listener)
+            with httpx.Client(base_url=url, timeout=60) as http:
+                yield Served(url, http, settings)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def serve(weights: Path, gallery_path: Path) -> Iterator[Serve]:
+    """Starts servers with settings of the test's own, and stops them after it."""
+    open_ones = []
+
+    def start(**settings: object) -> Served:
+        given = {"gallery": gallery_path, "weights": weights, "device": "cpu", "port": 0} | settings
+        context = running(Settings(**given))  # type: ignore[arg-type]
+        served = context.__enter__()
+        open_ones.append(context)
+        return served
+
+    yield start
+    for context in reversed(open_ones):
+        context.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def served(weights: Path, gallery_path: Path) -> Iterator[Served]:
+    """One server with small limits, for tests that do not change it."""
+    settings = Settings(
+        gallery=gallery_path, weights=weights, device="cpu", port=0, max_body_bytes=8 << 20, max_gathers=5, max_top_k=70
+    )
+    with running(settings) as one:
+        yield one
