@@ -167,7 +167,7 @@ class Embedder:
         return InferredPhysics(*(np.asarray(a, dtype=np.float32) for a in (value, value - half, value + half)))
 
     def _tensor(self, array: NDArray[np.float32] | NDArray[np.bool_]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device)
 
 
 def full_size(coarse: Float32) -> Float32:
