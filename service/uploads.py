@@ -79,7 +79,7 @@ def read_velocity(body: bytes, *, limits: Limits | None = None) -> Array:
     velocity = _only(read_arrays(body, limits=limits), VELOCITY_KEYS, "velocity")
     if velocity.ndim > 2 and len(velocity) > limits.items:
         raise UploadTooLarge(f"{len(velocity)} velocity models in one request; at most {limits.items}.")
-    return velocity.copy()  # torch takes no view of bytes that cannot be written
+    return velocity
 
 
 def _only(arrays: dict[str, Array], keys: tuple[str, ...], what: str) -> Array:

@@ -1,0 +1,141 @@
+"""The in-process twin: what its answers must hold, whatever the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from seisbind.index import Filter, Gallery
+from seisbind.model.descriptors import NAMES, describe
+from seisbind.model.errors import InvalidQuery, InvalidVelocityModel, WeightsMismatch
+from seisbind.model.inference import Embedder
+from seisbind.model.survey import prepare
+from seisbind.service.building import build_gallery, from_files
+from seisbind.service.engine import Engine, canary_gather
+
+Float32 = NDArray[np.float32]
+
+
+def test_alone_or_in_a_batch_of_64(engine: Engine, gathers: Float32) -> None:
+    """Promise 10, in two orders."""
+    noise = np.random.default_rng(0).standard_normal((61, 5, 1000, 70)).astype(np.float32)
+    stack = np.concatenate([gathers, noise])
+    prepared = prepare(stack)
+    together = engine.embedder.embed_gathers(prepared).embedding
+    backwards = engine.embedder.embed_gathers(prepare(stack[::-1])).embedding[::-1]
+    np.testing.assert_allclose(backwards, together, atol=1e-5)
+    for i in (0, 1, 2, 40):
+        alone = engine.embedder.embed_gathers(prepare(stack[i])).embedding[0]
+        np.testing.assert_allclose(alone, together[i], atol=1e-5)
+    ids = [[match.model_id for match in one.matches] for one in engine.retrieve(gathers)]
+    assert ids == [[match.model_id for match in engine.retrieve(gather)[0].matches] for gather in gathers]
+
+
+def test_matches_are_the_brute_force_nearest(engine: Engine, gathers: Float32) -> None:
+    queries = engine.embedder.embed_gathers(prepare(gathers)).embedding
+    ids = engine.gallery.model_ids()
+    similarity = queries @ engine.gallery.embeddings(ids)[0].T
+    for row, one in zip(similarity, engine.retrieve(gathers, top_k=7), strict=True):
+        expected = np.argsort(-row)[:7]
+        assert [match.model_id for match in one.matches] == [ids[i] for i in expected]
+        assert [match.rank for match in one.matches] == list(range(1, 8))
+        np.testing.assert_allclose([match.similarity for match in one.matches], row[expected], atol=1e-5)
+
+
+def test_top_k_and_filter_choose_the_matches_and_nothing_else(engine: Engine, gathers: Float32) -> None:
+    wanted = Filter.parse({"family": "Style-A"})
+    plain, narrow = engine.retrieve(gathers)[0], engine.retrieve(gathers, top_k=2, filter=wanted)[0]
+    assert {match.family for match in narrow.matches} == {"Style-A"}
+    assert len(narrow.matches) == 2
+    assert narrow.physics == plain.physics
+    assert narrow.in_distribution == plain.in_distribution
+
+
+def test_physics_names_units_and_interval(engine: Engine, gathers: Float32) -> None:
+    for one in engine.retrieve(gathers):
+        assert tuple(one.physics) == NAMES
+        assert one.physics["mean_velocity"].unit == "m/s"
+        for quantity in one.physics.values():
+            assert quantity.low <= quantity.value <= quantity.high
+            assert np.isfinite([quantity.low, quantity.high]).all()
+
+
+def test_fewer_hits_are_said_to_be_fewer(engine: Engine, gathers: Float32) -> None:
+    one = engine.retrieve(gathers[0], top_k=100)[0]
+    assert len(one.matches) == 60
+    assert [note.code for note in one.warnings] == ["fewer_matches"]
+    nothing = engine.retrieve(gathers[0], filter=Filter.parse({"min_velocity": [8000, None]}))[0]
+    assert nothing.matches == ()
+    assert "0 models pass the filter" in nothing.warnings[-1].sentence
+
+
+def test_an_empty_gallery_answers_with_physics_alone(tmp_path: Path, embedder: Embedder, gathers: Float32) -> None:
+    with Gallery.create(tmp_path / "empty", fingerprint=embedder.fingerprint) as gallery:
+        one = Engine(embedder, gallery).retrieve(gathers[0])[0]
+    assert (one.matches, one.in_distribution.likely, one.in_distribution.similarity) == ((), None, None)
+    assert len(one.physics) == 13
+
+
+def test_in_distribution_compares_with_the_calibration(engine: Engine, gathers: Float32) -> None:
+    likeness = engine.retrieve(gathers)[0].in_distribution
+    assert likeness.threshold == -0.5
+    assert likeness.likely is (likeness.similarity is not None and likeness.similarity >= -0.5)
+
+
+def test_a_model_finds_itself(engine: Engine, models: tuple[Float32, Sequence[str]]) -> None:
+    for velocity, result in zip(models[0][:5], engine.search_velocity(models[0][:5], top_k=1), strict=True):
+        np.testing.assert_array_equal(engine.gallery.velocity(result.matches[0].model_id), velocity)
+        assert result.matches[0].similarity == pytest.approx(1, abs=1e-5)
+
+
+def test_descriptors_find_their_model(engine: Engine, models: tuple[Float32, Sequence[str]]) -> None:
+    physics = dict(zip(NAMES, describe(models[0][4])[0].tolist(), strict=True))
+    result = engine.search_descriptors(physics, top_k=1)
+    assert result.matches[0].descriptors == pytest.approx(physics)
+    assert result.warnings == ()
+
+
+def test_missing_descriptors_are_filled_and_said(engine: Engine) -> None:
+    result = engine.search_descriptors({"mean_velocity": 2500.0})
+    assert [note.code for note in result.warnings] == ["descriptors_filled"]
+    assert "mean_velocity" not in result.warnings[0].sentence
+
+
+@pytest.mark.parametrize("bad", [{}, {"vp": 1.0}, {"mean_velocity": float("nan")}, {"mean_velocity": 1e300}])
+def test_unusable_descriptors(engine: Engine, bad: dict[str, float]) -> None:
+    with pytest.raises(InvalidQuery):
+        engine.search_descriptors(bad)
+
+
+def test_add_and_remove(tmp_path: Path, embedder: Embedder, models: tuple[Float32, Sequence[str]]) -> None:
+    with Gallery.create(tmp_path / "grown", fingerprint=embedder.fingerprint) as gallery:
+        engine = Engine(embedder, gallery)
+        ids = engine.add_models(models[0][:3], families=models[1][:3])
+        assert engine.info().count == 3
+        assert engine.search_velocity(models[0][1], top_k=1)[0].matches[0].model_id == ids[1]
+        engine.remove([ids[1]])
+        assert engine.info().count == 2
+        with pytest.raises(InvalidVelocityModel, match="70 x 70"):
+            engine.add_models(np.full((1, 35, 35), 2000.0))
+
+
+def test_a_gallery_of_other_weights_is_refused(other_weights: Path, engine: Engine) -> None:
+    with pytest.raises(WeightsMismatch, match=engine.gallery.fingerprint):
+        Engine(Embedder.load(other_weights), engine.gallery)
+
+
+def test_the_canary_is_a_usable_gather(engine: Engine) -> None:
+    engine.canary()
+    assert engine.retrieve(canary_gather())[0].warnings == ()
+
+
+def test_galleries_from_files(tmp_path: Path, embedder: Embedder, models: tuple[Float32, Sequence[str]]) -> None:
+    np.save(tmp_path / "maps.npy", models[0][:5, None])
+    batches, count = from_files([tmp_path / "maps.npy"])
+    done: list[int] = []
+    assert count == build_gallery(tmp_path / "own", embedder, batches, progress=done.append) == 5
+    assert done == [5]
