@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -42,6 +43,9 @@ class Batch:
             **options,  # type: ignore[arg-type]
         )
 
+
+# Indices of a few vectors: on a shared core, waiting for a second thread costs a hundred times the search itself.
+faiss.omp_set_num_threads(1)
 
 MakeBatch = Callable[..., Batch]
 
