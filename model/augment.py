@@ -132,7 +132,8 @@ def _filter_and_noise(
     level = sigma * (FFT_SAMPLES / inside.float().mean(dim=1) / 2).sqrt()
     real = torch.randn((*spectrum.shape, 2), device=device, generator=generator)
     spectrum += torch.view_as_complex(real) * (inside * level[:, None])[:, None, :, None]
-    return torch.fft.irfft(spectrum, n=FFT_SAMPLES, dim=2)[:, :, :CANONICAL_SAMPLES]
+    disturbed: Tensor = torch.fft.irfft(spectrum, n=FFT_SAMPLES, dim=2)
+    return disturbed[:, :, :CANONICAL_SAMPLES]
 
 
 def _record(

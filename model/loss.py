@@ -27,7 +27,7 @@ class LossConfig:
     """
 
     seismic_velocity: float = 1.0
-    velocity_physics: float = 0.3
+    velocity_physics: float = 0.5
     seismic_physics: float = 0.1
     soft_share: float = 0.4
     softness_m_s: float = 40.0

@@ -167,7 +167,7 @@ def _fresh_state(pairs: PairSet, config: TrainConfig, device: torch.device) -> S
     described = pairs.descriptors.float().cpu()
     encoders.descriptor_mean.copy_(described.mean(dim=0))
     encoders.descriptor_std.copy_(described.std(dim=0).clamp_min(1e-6))
-    encoders = encoders.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    encoders = encoders.to(device).train()
     matrices = [p for p in encoders.parameters() if p.ndim >= 2]
     others = [p for p in encoders.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
