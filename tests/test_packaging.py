@@ -1,0 +1,109 @@
+"""What a wheel holds, and that the packages are reached by one name only."""
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("service", "model", "index")
+
+
+def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    source = out / "source"
+    tracked = run("git", "ls-files", "-z", cwd=ROOT).stdout.split("\0")
+    for name in filter(None, tracked):
+        if (ROOT / name).is_file() and not (ROOT / name).is_symlink():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    command = [
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(out),
+        str(source),
+    ]
+    built = run(sys.executable, *command, cwd=out)
+    assert built.returncode == 0, built.stderr
+    return next(out.glob("*.whl"))
+
+
+def test_the_packages_listed_are_the_folders() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert sorted(listed["packages"]) == sorted(f"seisbind.{name}" for name in PACKAGES)
+    for name in PACKAGES:
+        assert listed["package-dir"][f"seisbind.{name}"] == name
+        assert not [d for d in (ROOT / name).iterdir() if d.is_dir() and (d / "__init__.py").exists()]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_bare_import_is_refused(name: str) -> None:
+    result = run(sys.executable, "-c", f"import {name}", cwd=ROOT)
+    assert result.returncode == 1 and f"import seisbind.{name}" in result.stderr
+
+
+def test_the_wheel_has_everything_and_imports_from_elsewhere(wheel: Path, tmp_path: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for package in PACKAGES:
+        assert f"seisbind/{package}/py.typed" in names
+        for module in (ROOT / package).glob("*.py"):
+            assert f"seisbind/{package}/{module.name}" in names
+    for weights in (ROOT / "model" / "weights").glob("*"):
+        assert f"seisbind/model/weights/{weights.name}" in names
+    assert not [name for name in names if "test" in name or "runs/" in name]
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = "import seisbind.service.cli as c, seisbind.model.weights as w; print(c.__file__, w.SHIPPED)"
+    result = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert all(path.startswith(str(tmp_path)) for path in result.stdout.split())
+
+
+def test_every_dependency_says_why() -> None:
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    start = lines.index("dependencies = [")
+    for line in lines[start + 1 : lines.index("]", start)]:
+        assert "#" in line, line
+
+
+def test_constraints_pin_what_is_required() -> None:
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for requirement in project["dependencies"] + extras["simulation"] + extras["segy"]:
+        name = requirement.split(">")[0].split("<")[0].strip().lower()
+        assert name in pinned, name
+
+
+@pytest.mark.parametrize("command", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]])
+def test_the_house_is_clean(command: list[str]) -> None:
+    result = run(sys.executable, "-m", *command, cwd=ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_no_path_of_a_developers_machine_is_committed() -> None:
+    """Absolute paths of home or work folders, in any tracked text file."""
+    tracked = run("git", "ls-files", "-z", cwd=ROOT).stdout.split("\0")
+    needles = ["/" + "work/", "/" + "root/", "/" + "home/"]
+    for name in filter(None, tracked):
+        path = ROOT / name
+        if path.is_symlink() or not path.is_file() or path.suffix in {".safetensors", ".png", ".faiss", ".sqlite"}:
+            continue
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        found = [needle for needle in needles if needle in text]
+        assert not found, f"{name} mentions {found}"
