@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from seisbind.model.errors import InvalidConfig
-from seisbind.model.evaluate import embed
+from seisbind.model.evaluate import embed, nearest
 from seisbind.model.inference import Embedder
 from seisbind.model.pairs import PairSet
 from seisbind.model.weights import Calibration
 
 COVERAGE = 0.9
-UNUSUAL = 0.01  # share of in-distribution gathers that may fall below `Calibration.similarity_low`
+UNUSUAL = 0.01  # share of gathers over new but ordinary ground that falls below `Calibration.similarity_low`
 
 
 def calibrate(embedder: Embedder, pairs: PairSet) -> Calibration:
@@ -33,9 +33,11 @@ def calibrate(embedder: Embedder, pairs: PairSet) -> Calibration:
         raise InvalidConfig(f"{n} pairs are too few to calibrate a {COVERAGE:.0%} interval; at least 9 are needed.")
     score = np.abs(heads.descriptors - embedded.descriptors) / heads.descriptor_scale
     factors = np.quantile(score, level, axis=0, method="higher")
-    own = (heads.embedding * embedded.velocity).sum(axis=1)
+    # the most similar model that is not the right one: new ground is usual, and must not be called out of distribution
+    rows = nearest(heads.embedding, embedded.velocity, 1, leave_out=True)[:, 0]
+    similarity = (heads.embedding * embedded.velocity[rows]).sum(axis=1)
     return Calibration(
         half_width=tuple(float(f) for f in factors),
-        similarity_low=float(np.quantile(own, UNUSUAL)),
+        similarity_low=float(np.quantile(similarity, UNUSUAL)),
         pairs=n,
     )

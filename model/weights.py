@@ -44,7 +44,7 @@ class Calibration:
 
     Attributes:
         half_width: per descriptor, the conformal factor of the 90 % interval: half width = factor x the head's scale.
-        similarity_low: similarity to the best match below which 1 % of held-out in-distribution gathers fall.
+        similarity_low: similarity to the nearest other model of the split below which 1 % of its gathers fall.
         pairs: size of the split.
     """
 
