@@ -5,17 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from seisbind.index import Gallery
 from seisbind.model.errors import DatasetError
-from seisbind.model.inference import Embedder
-from seisbind.service.arrays import Limits
-from seisbind.service.bodies import parse_filter
 from seisbind.service.client import Client
-from seisbind.service.engine import Engine
 from seisbind.service.schemas import PARTS, GalleryBody, RetrievalBody, RetrieveAnswer, WeightsBody
-from seisbind.service.uploads import Geometry, read_gathers
-
-LOCAL = Limits(unpacked_bytes=2 << 30, items=10_000)  # the user's own files
 
 
 def ask_server(
@@ -43,12 +35,20 @@ def ask_gallery(
     dt_s: float | None,
 ) -> Iterator[tuple[Path, RetrieveAnswer]]:
     """The same from a gallery on this machine; there ``request_id`` is empty."""
+    from seisbind.index import Gallery
+    from seisbind.model.inference import Embedder
+    from seisbind.service.arrays import Limits
+    from seisbind.service.bodies import parse_filter
+    from seisbind.service.engine import Engine
+    from seisbind.service.uploads import Geometry, read_gathers
+
+    limits = Limits(unpacked_bytes=2 << 30, items=10_000)  # the user's own files
     wanted = parse_filter(filter)
     embedder = Embedder.load(weights, device=device)
     with Gallery.open(gallery, fingerprint=embedder.fingerprint) as opened:
         engine = Engine(embedder, opened)
         for path in paths:
-            upload = read_gathers(_bytes(path), geometry=Geometry(dt_s=dt_s), limits=LOCAL)
+            upload = read_gathers(_bytes(path), geometry=Geometry(dt_s=dt_s), limits=limits)
             found = engine.retrieve(upload.gathers, upload.survey, top_k=top_k, filter=wanted, notes=upload.notes)
             yield (
                 path,

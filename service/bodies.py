@@ -67,24 +67,15 @@ async def read_file(request: Request) -> Sent:
         ).parse()
     except (MultiPartException, KeyError, UnicodeDecodeError, LookupError) as error:
         raise MalformedUpload(f"The multipart form cannot be read: {getattr(error, 'message', error)}") from error
-    content: bytes | None = None
-    for name, value in form.multi_items():
-        if isinstance(value, str):
-            fields[name] = value
-        elif name == "file":
-            content = await _content(value)
-        else:
-            raise MalformedUpload(f"The form has a file called {name[:60]!r}; it should be called 'file'.")
-    if content is None:
-        raise MalformedUpload("The form has no file called 'file'.")
-    return Sent(content, fields)
-
-
-async def _content(file: UploadFile) -> bytes:
     try:
-        return await file.read()
+        fields |= {name: value for name, value in form.multi_items() if isinstance(value, str)}
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            found = ", ".join(name[:60] for name in form) or "nothing"
+            raise MalformedUpload(f"The form has no file called 'file'; it holds {found}.")
+        return Sent(await file.read(), fields)
     finally:
-        await file.close()
+        await form.close()
 
 
 def content_type(request: Request) -> str:

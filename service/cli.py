@@ -63,7 +63,7 @@ def main() -> None:
     try:
         app()
     except SeisBindError as error:
-        print(f"seisbind: {error} [{error.code}]", file=sys.stderr)
+        print(f"seisbind: {' '.join(str(error).split())} [{error.code}]", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # the reader of a pipe has had enough
         sys.stderr.close()

@@ -20,6 +20,14 @@ class WaveEngine(StrEnum):
     OPENFWI = "openfwi"
 
 
+class Part(StrEnum):
+    """See `seisbind.model.openfwi.find_pairs`."""
+
+    TRAIN = "train"
+    TEST = "test"
+    ALL = "all"
+
+
 def simulate(
     out: Annotated[Path, typer.Argument(help="Folder of the dataset, in OpenFWI's layout; run again to go on.")],
     count: Annotated[int, typer.Option(min=1, help="Pairs of each family.")],
@@ -88,8 +96,9 @@ def train(
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option(help="Held-out pairs: an OpenFWI folder (its test part), or prepared shards.")],
+    data: Annotated[Path, typer.Option(help="Held-out pairs: an OpenFWI folder, or prepared shards.")],
     weights: Annotated[Path | None, typer.Option(help="Weights file; default: those that ship.")] = None,
+    split: Annotated[Part, typer.Option(help="Of an OpenFWI folder; 'all' for pairs that were simulated.")] = Part.TEST,
     gallery_size: Annotated[int | None, typer.Option(min=2, help="Pairs in the mixed gallery; default: all.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw of the mixed gallery.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
@@ -105,7 +114,7 @@ def evaluate(
     from seisbind.service.progress import console
 
     embedder = Embedder.load(weights, device=device)
-    report = run(embedder, _pairs(data, "test"), gallery_size=gallery_size, seed=seed)
+    report = run(embedder, _pairs(data, split.value), gallery_size=gallery_size, seed=seed)
     if as_json:
         print(json.dumps(report, indent=1))
         return

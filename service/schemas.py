@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from seisbind.index import GalleryInfo, Record
-from seisbind.model.weights import Weights
-from seisbind.service.answers import Match, Retrieval, SearchResult
+if TYPE_CHECKING:  # a client of the server needs neither torch nor FAISS
+    from seisbind.index import GalleryInfo, Record
+    from seisbind.model.weights import Weights
+    from seisbind.service.answers import Match, Retrieval, SearchResult
 
 PARTS = ("descriptors", "physics")
 

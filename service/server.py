@@ -14,7 +14,6 @@ from types import FrameType
 import uvicorn
 
 from seisbind.model.errors import PortTaken, ServiceError
-from seisbind.service.app import create_app
 from seisbind.service.settings import Settings
 
 BACKLOG = 512  # connections that wait while the loop is busy
@@ -65,9 +64,13 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     Raises:
         SeisBindError: the port is taken, or weights or gallery cannot be opened.
     """
-    signal.signal(signal.SIGTERM, _end)  # while opening; and uvicorn raises it again when it has finished
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for ending in (signal.SIGTERM, signal.SIGINT):  # while opening; uvicorn raises them again when it has finished
+        signal.signal(ending, _end)
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("seisbind").setLevel(logging.INFO)
     with listen(settings.host, settings.port) as listener:
+        from seisbind.service.app import create_app  # torch takes seconds; a taken port is said at once
+
         config = uvicorn.Config(
             create_app(settings),
             access_log=False,

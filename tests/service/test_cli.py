@@ -1,0 +1,237 @@
+"""The console script as people run it: a process, its output, its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from seisbind.model.inference import Embedder
+from seisbind.model.openfwi import write_pairs
+from seisbind.model.weights import SHIPPED
+from seisbind.service.asking import ask_gallery
+
+Float32 = NDArray[np.float32]
+SCRIPT = Path(sys.executable).with_name("seisbind")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def seisbind(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False, **options)
+
+
+def one_line(done: subprocess.CompletedProcess[str], code: str) -> None:
+    """Exit code 1, and one sentence with its code on standard error."""
+    assert done.returncode == 1, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("seisbind: ")
+    assert lines[0].endswith(f"[{code}]")
+
+
+def test_help_lists_the_commands_without_importing_torch() -> None:
+    done = seisbind("--help")
+    assert done.returncode == 0
+    for command in ("demo", "simulate", "train", "evaluate", "gallery", "serve", "retrieve"):
+        assert command in done.stdout
+    probe = "import seisbind.service.cli, sys; print(sorted({'torch', 'faiss', 'fastapi', 'numpy'} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert loaded.stdout == "[]\n"
+
+
+def test_a_gallery_from_the_command_line(tmp_path: Path, weights: Path) -> None:
+    path, with_weights = tmp_path / "gallery", ("--weights", weights)
+    built = seisbind("gallery", "build", path, "--count", 20, "--seed", 5, "--family", "FlatVel-A", *with_weights)
+    assert built.returncode == 0, built.stderr
+    assert "20 velocity models" in built.stdout
+    one_line(seisbind("gallery", "build", path, "--count", 20, *with_weights), "gallery_error")
+
+    own = np.linspace(1500, 4000, 2 * 70 * 70, dtype=np.float32).reshape(2, 70, 70)
+    np.save(tmp_path / "own.npy", own)
+    write_pairs(tmp_path / "fwi", "CurveVel-B", number=1, velocity=own[:, None] + 1, gathers=np.ones((2, 5, 1000, 70)))
+    both = ("--data", tmp_path / "own.npy", "--data", tmp_path / "fwi")
+    added = seisbind("gallery", "add", path, *both, "--tag", "own", *with_weights)
+    assert "4 velocity models added, 24 in all" in added.stdout, added.stderr
+
+    info = json.loads(seisbind("gallery", "info", path, "--json").stdout)
+    assert (info["count"], info["families"]) == (24, {"CurveVel-B": 2, "FlatVel-A": 20})
+    assert "deep velocity" in seisbind("gallery", "info", path).stdout
+    verified = seisbind("gallery", "verify", path)
+    assert (verified.returncode, "all is well" in verified.stdout) == (0, True)
+
+    one_line(seisbind("gallery", "remove", path, "v-none"), "unknown_model")
+    one_line(seisbind("gallery", "info", tmp_path / "none"), "gallery_not_found")
+    one_line(seisbind("gallery", "build", tmp_path / "new", *with_weights), "invalid_config")
+
+
+def test_a_damaged_gallery_is_told(make_gallery: Callable[[], Path]) -> None:
+    path = make_gallery()
+    snapshot = path / "velocity.faiss"
+    content = bytearray(snapshot.read_bytes())
+    content[-1] ^= 1
+    snapshot.write_bytes(content)
+    done = seisbind("gallery", "verify", path, "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["problems"]
+
+
+def test_a_full_disk_while_building(tmp_path: Path, weights: Path) -> None:
+    """Files may grow to 300 kB: one sentence, and what is there is a gallery or nothing."""
+    np.save(tmp_path / "maps.npy", np.random.default_rng(0).uniform(1500, 4500, (100, 70, 70)).astype(np.float32))
+
+    def small_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    arguments = ("gallery", "build", tmp_path / "gallery", "--data", tmp_path / "maps.npy", "--weights", weights)
+    done = seisbind(*arguments, preexec_fn=small_files)
+    assert done.returncode == 1
+    assert "[gallery_write_failed]" in done.stderr.strip().splitlines()[-1], done.stderr
+    assert "Traceback" not in done.stderr
+    info = seisbind("gallery", "info", tmp_path / "gallery", "--json")
+    assert info.returncode == 1 or json.loads(info.stdout)["count"] == 0
+    assert seisbind(*arguments, "--overwrite").returncode == 0  # with room, the same command works
+
+
+@pytest.fixture
+def listening() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield taken.getsockname()[1]
+
+
+def test_serve_refuses_in_one_line(
+    gallery_path: Path, weights: Path, other_weights: Path, tmp_path: Path, listening: int
+) -> None:
+    serve = ("serve", "--gallery", gallery_path, "--device", "cpu")
+    one_line(seisbind(*serve, "--weights", weights, "--port", listening), "port_taken")
+    one_line(seisbind(*serve, "--weights", other_weights, "--port", 0), "weights_mismatch")
+    one_line(seisbind(*serve, "--weights", tmp_path / "none", "--port", 0), "weights_error")
+    one_line(seisbind("serve", "--gallery", tmp_path, "--weights", weights, "--port", 0), "gallery_not_found")
+    one_line(seisbind(*serve, "--weights", weights, "--port", 70_000), "invalid_config")
+    one_line(seisbind(*serve, "--weights", weights, "--host", "256.1.1.1", "--port", 0), "service_error")
+
+
+@contextlib.contextmanager
+def process(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``seisbind serve`` and the address that it says."""
+    command = [str(SCRIPT), "serve", "--port", "0", "--device", "cpu", *map(str, arguments)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    try:
+        assert server.stdout is not None
+        said = server.stdout.readline()
+        assert " at http://127.0.0.1:" in said, server.communicate()
+        yield server, said.split()[-1]
+    finally:
+        if server.poll() is None:
+            server.kill()
+        server.communicate()
+
+
+def test_sigterm_under_load(gallery_path: Path, weights: Path, gathers: Float32) -> None:
+    """Promise 24: what was admitted finishes whole, and the exit code is 0."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.repeat(gathers, 4, axis=0))
+    body = buffer.getvalue()
+
+    async def load(url: str, stop: Callable[[], None]) -> list[httpx.Response | BaseException]:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+            assert (await http.get("/readyz")).status_code == 200
+            raw = {"Content-Type": "application/octet-stream"}
+            calls = [asyncio.create_task(http.post("/v1/retrieve", content=body, headers=raw)) for _ in range(6)]
+            await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            stop()
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    with process("--gallery", gallery_path, "--weights", weights) as (server, url):
+        found = asyncio.run(load(url, server.terminate))
+        _, stderr = server.communicate(timeout=30)
+        assert server.returncode == 0, stderr
+        assert "Traceback" not in stderr
+    whole = [one for one in found if isinstance(one, httpx.Response)]
+    assert len(whole) >= 5, found
+    assert all(one.status_code == 200 and len(one.json()["results"]) == 12 for one in whole)
+
+
+def test_interrupt_ends_quietly(gallery_path: Path, weights: Path) -> None:
+    with process("--gallery", gallery_path, "--weights", weights) as (server, url):
+        assert httpx.get(f"{url}/readyz", timeout=30).status_code == 200
+        server.send_signal(signal.SIGINT)
+        _, stderr = server.communicate(timeout=30)
+    assert (server.returncode, stderr) == (0, "")
+
+
+def test_retrieve_with_and_without_a_server(
+    served: Any, gallery_path: Path, weights: Path, gathers: Float32, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "gathers.npy", gathers[:2])
+    np.savez(tmp_path / "one.npz", gathers=gathers[2])
+    files = (tmp_path / "gathers.npy", tmp_path / "one.npz")
+    remote = seisbind("retrieve", *files, "--url", served.url, "--top-k", 2, "--json", "--out", tmp_path / "out.json")
+    assert remote.returncode == 0, remote.stderr
+    answers = json.loads(remote.stdout)
+    assert answers == json.loads((tmp_path / "out.json").read_text())
+    here = ask_gallery(gallery_path, weights, "cpu", files, top_k=2, filter=None, dt_s=None)
+    for path, answer in here:
+        assert answers[str(path)]["results"] == answer.model_dump()["results"]
+    table = seisbind("retrieve", files[1], "--gallery", gallery_path, "--weights", weights)
+    assert table.returncode == 0, table.stderr
+    assert "mean velocity" in table.stdout
+    assert "similarity" in table.stdout
+
+
+def test_retrieve_refuses_in_one_line(served: Any, tmp_path: Path, gathers: Float32) -> None:
+    np.save(tmp_path / "gather.npy", gathers[0])
+    (tmp_path / "text.npy").write_text("hello")
+    one_line(seisbind("retrieve", tmp_path / "gather.npy"), "invalid_config")
+    one_line(seisbind("retrieve", tmp_path / "none.npy", "--url", served.url), "dataset_error")
+    one_line(seisbind("retrieve", tmp_path / "text.npy", "--url", served.url), "service_error")
+    one_line(seisbind("retrieve", tmp_path / "gather.npy", "--url", "http://127.0.0.1:9"), "server_unreachable")
+    one_line(seisbind("retrieve", tmp_path / "gather.npy", "--url", "nonsense"), "server_unreachable")
+
+
+def test_simulate_writes_pairs(tmp_path: Path) -> None:
+    done = seisbind("simulate", tmp_path / "pairs", "--count", 1, "--family", "FlatVel-A", "--processes", 1)
+    assert done.returncode == 0, done.stderr
+    assert "1 pairs in 1 files" in done.stdout
+    one_line(seisbind("simulate", tmp_path / "pairs", "--count", 1, "--family", "Volcano"), "invalid_config")
+
+
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="no weights are shipped yet")
+def test_demo_in_a_pipe(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = seisbind("demo", "--count", 200, "--out", tmp_path / "out", "--port", port)
+    assert done.returncode == 0, done.stderr
+    assert f"Port {port} is taken" in done.stdout
+    assert "True model at rank 1 for 4 of the 4 gathers" in done.stdout, done.stdout
+    assert (tmp_path / "out" / "retrieval.png").stat().st_size > 50_000
+    again = seisbind("demo", "--count", 200, "--out", tmp_path / "out", "--port", 0)
+    assert "holds them already" in again.stdout, f"{again.stderr} after {time.monotonic() - began:.0f} s"
+
+
+def test_demo_with_weights_of_any_kind(tmp_path: Path, weights: Path) -> None:
+    """The whole path; untrained weights find nothing, and the demo says so."""
+    done = seisbind("demo", "--count", 20, "--out", tmp_path / "out", "--port", 0, "--weights", weights)
+    assert done.returncode == 0, done.stderr
+    assert "of the 4 gathers whose model is in the gallery" in done.stdout
+    assert (tmp_path / "out" / "retrieval.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "out" / "gathers").glob("*.json"))) == 6
+    assert Embedder.load(weights).fingerprint in done.stdout

@@ -1,0 +1,67 @@
+"""The API description is the committed one, and every documented example runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from seisbind.service.app import openapi_document
+
+DOCS = Path(__file__).parents[2] / "docs"
+HINT = """write it again: python -c 'import json; from seisbind.service.app import openapi_document
+print(json.dumps(openapi_document(), indent=1, ensure_ascii=False))' > docs/openapi.json"""
+
+
+def test_the_committed_description_is_the_servers(served: Any) -> None:
+    committed = json.loads((DOCS / "openapi.json").read_text(encoding="utf-8"))
+    assert committed == openapi_document(), HINT
+    assert served.http.get("/openapi.json").json() == committed
+    assert committed["openapi"].startswith("3.1")
+
+
+def test_every_example_of_the_description_runs(served: Any) -> None:
+    ran = 0
+    for path, operations in openapi_document()["paths"].items():
+        for method, operation in operations.items():
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+            for example in body.get("examples", {}).values():
+                response = served.http.request(method, path, json=example["value"])
+                assert response.status_code == 200, response.text
+                assert response.json()["results"][0]["matches"]
+                ran += 1
+    assert ran >= 2
+
+
+def test_the_answers_are_as_described(served: Any) -> None:
+    """Each documented answer names its schema, and each schema that is named exists."""
+    document = openapi_document()
+    named = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
+    assert named <= set(document["components"]["schemas"])
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            assert "4XX" in operation["responses"]
+            assert operation["description"]
+
+
+def test_the_examples_of_http_md_run(serve: Any, make_gallery: Any, tmp_path: Path) -> None:
+    server = serve(gallery=make_gallery(), writable=True)
+    text = (DOCS / "http.md").read_text(encoding="utf-8")
+    for language, block in re.findall(r"^```(python|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        block = block.replace("http://127.0.0.1:8000", server.url)
+        command = [sys.executable, "-c", block] if language == "python" else ["bash", "-euo", "pipefail", "-c", block]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+    assert (tmp_path / "model.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "model.npy").stat().st_size == 128 + 4 * 70 * 70
