@@ -22,7 +22,7 @@ from torch import Tensor
 
 from seisbind.model.descriptors import NAMES, describe
 from seisbind.model.errors import DatasetError
-from seisbind.model.openfwi import Dataset, Split, find_pairs
+from seisbind.model.openfwi import Dataset
 from seisbind.model.survey import prepare
 
 SHARD = 250  # pairs a file: 49 MB, about half a minute of simulation
@@ -135,22 +135,6 @@ def load_pairs(directory: Path) -> PairSet:
             raise DatasetError(f"{path} lists the families {own}, the shards before it {families}.")
         families = own
     return PairSet(**{name: torch.cat([part[name] for part in parts]) for name in FIELDS}, families=families)
-
-
-def open_pairs(directory: Path, *, split: Split = "all", progress: Callable[[int, int], None] | None = None) -> PairSet:
-    """The pairs in ``directory``, be it shards of `save_pairs` or files in OpenFWI's layout (prepared here).
-
-    Args:
-        directory: as given to ``--data``.
-        split: the published train or test part; shards have none and are taken whole.
-        progress: called with (done, total) while files are prepared.
-
-    Raises:
-        DatasetError: nothing usable there.
-    """
-    if any(directory.glob("pairs-*.safetensors")):
-        return load_pairs(directory)
-    return prepare_files(Dataset(find_pairs(directory, split=split)), progress=progress)
 
 
 def prepare_files(dataset: Dataset, *, progress: Callable[[int, int], None] | None = None) -> PairSet:

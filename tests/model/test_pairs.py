@@ -6,8 +6,8 @@ import torch
 
 from seisbind.model.acquisition import EXACT, AcquisitionConfig, draw, record, simulate_pairs
 from seisbind.model.errors import DatasetError
-from seisbind.model.openfwi import write_pairs
-from seisbind.model.pairs import FIELDS, PairSet, load_pairs, open_pairs, save_pairs
+from seisbind.model.openfwi import Dataset, find_pairs, write_pairs
+from seisbind.model.pairs import FIELDS, PairSet, load_pairs, prepare_files, save_pairs
 from seisbind.model.survey import prepare
 from seisbind.model.wavefield import simulate
 
@@ -20,7 +20,7 @@ def test_round_trip_in_shards(tmp_path: Path, pairs: PairSet, monkeypatch: pytes
     monkeypatch.setattr("seisbind.model.pairs.SHARD", 16)
     save_pairs(tmp_path, pairs)
     assert len(list(tmp_path.iterdir())) == 3
-    assert equal(load_pairs(tmp_path), pairs) and equal(open_pairs(tmp_path), pairs)
+    assert equal(load_pairs(tmp_path), pairs)
 
 
 def test_damaged_and_missing_shards_are_named(tmp_path: Path, pairs: PairSet) -> None:
@@ -41,7 +41,7 @@ def test_parts_of_different_length_are_refused(pairs: PairSet) -> None:
 def test_files_in_openfwi_layout_become_pairs(tmp_path: Path, velocity: np.ndarray) -> None:
     gathers = np.random.default_rng(0).standard_normal((3, 5, 1000, 70)).astype(np.float32)
     write_pairs(tmp_path, "FlatVel-A", number=1, velocity=velocity[:3], gathers=gathers)
-    made = open_pairs(tmp_path)
+    made = prepare_files(Dataset(find_pairs(tmp_path)))
     assert len(made) == 3 and made.families == ("FlatVel-A",)
     np.testing.assert_array_equal(made.velocity.numpy(), velocity[:3])
     expected = prepare(gathers).traces
