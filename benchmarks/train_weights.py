@@ -25,7 +25,7 @@ from seisbind.model.geology import FAMILIES
 from seisbind.model.inference import Embedder
 from seisbind.model.pairs import load_pairs
 from seisbind.model.train import Progress, load_config, train
-from seisbind.model.weights import Description, load_weights, save_weights
+from seisbind.model.weights_file import Description, load_weights, save_weights
 
 # name: (pairs, seed, acquisitions); the last two are never trained on
 SETS = {

@@ -8,7 +8,7 @@ from seisbind.model.errors import InvalidConfig
 from seisbind.model.evaluate import embed, nearest
 from seisbind.model.inference import Embedder
 from seisbind.model.pairs import PairSet
-from seisbind.model.weights import Calibration
+from seisbind.model.weights_file import Calibration
 
 COVERAGE = 0.9
 UNUSUAL = 0.01  # share of gathers over new but ordinary ground that falls below `Calibration.similarity_low`

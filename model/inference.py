@@ -14,7 +14,7 @@ from seisbind.model.descriptors import NAMES, check_velocity
 from seisbind.model.encoders import MIDDLE_M_S, SPREAD_M_S
 from seisbind.model.errors import InvalidConfig, InvalidQuery, InvalidVelocityModel
 from seisbind.model.survey import Prepared
-from seisbind.model.weights import Weights, load_weights
+from seisbind.model.weights_file import Weights, load_weights
 
 Float32 = NDArray[np.float32]
 
@@ -79,7 +79,7 @@ class Embedder:
 
     @classmethod
     def load(cls, path: Path | None = None, *, device: str = "auto") -> Embedder:
-        """See `weights.load_weights`."""
+        """See `weights_file.load_weights`."""
         return cls(load_weights(path), device=device)
 
     @property

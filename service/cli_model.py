@@ -74,7 +74,7 @@ def train(
     from seisbind.model.inference import Embedder
     from seisbind.model.train import Progress, load_config
     from seisbind.model.train import train as run
-    from seisbind.model.weights import Description, load_weights, save_weights
+    from seisbind.model.weights_file import Description, load_weights, save_weights
     from seisbind.service.progress import counting
 
     recipe = load_config(config)

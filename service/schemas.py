@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:  # a client of the server needs neither torch nor FAISS
     from seisbind.index import GalleryInfo, Record
-    from seisbind.model.weights import Weights
+    from seisbind.model.weights_file import Weights
     from seisbind.service.answers import Match, Retrieval, SearchResult
 
 PARTS = ("descriptors", "physics")

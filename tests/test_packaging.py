@@ -66,7 +66,7 @@ def test_the_wheel_has_everything_and_imports_from_elsewhere(wheel: Path, tmp_pa
         assert f"seisbind/model/weights/{weights.name}" in names
     assert not [name for name in names if "test" in name or "runs/" in name]
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = "import seisbind.service.cli as c, seisbind.model.weights as w; print(c.__file__, w.SHIPPED)"
+    code = "import seisbind.service.cli as c, seisbind.model.weights_file as w; print(c.__file__, w.SHIPPED)"
     result = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert all(path.startswith(str(tmp_path)) for path in result.stdout.split())

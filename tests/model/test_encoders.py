@@ -6,7 +6,7 @@ from seisbind.model.encoders import EMBEDDING, EncoderConfig, Encoders, conditio
 from seisbind.model.inference import Embedder, full_size
 from seisbind.model.pairs import PairSet
 from seisbind.model.survey import LINE_M, OPENFWI, Prepared
-from seisbind.model.weights import Description, Weights
+from seisbind.model.weights_file import Description, Weights
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from seisbind.model.errors import InvalidConfig
 from seisbind.model.evaluate import Embedded, as_prepared, descriptor_errors, evaluate, nearest, ranks, recall, report
 from seisbind.model.inference import Embedder, EncodedGathers
 from seisbind.model.pairs import PairSet
-from seisbind.model.weights import Description, Weights
+from seisbind.model.weights_file import Description, Weights
 
 
 @pytest.fixture(scope="module")

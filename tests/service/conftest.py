@@ -21,7 +21,7 @@ from seisbind.model.encoders import EncoderConfig, Encoders
 from seisbind.model.geology import mixed
 from seisbind.model.inference import Embedder
 from seisbind.model.wavefield import simulate
-from seisbind.model.weights import Calibration, Description, save_weights
+from seisbind.model.weights_file import Calibration, Description, save_weights
 from seisbind.service.app import create_app
 from seisbind.service.building import build_gallery
 from seisbind.service.engine import Engine

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from seisbind.model.inference import Embedder
 from seisbind.model.openfwi import write_pairs
-from seisbind.model.weights import SHIPPED
+from seisbind.model.weights_file import SHIPPED
 from seisbind.service.asking import ask_gallery
 
 Float32 = NDArray[np.float32]

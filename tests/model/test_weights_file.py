@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from seisbind.model.descriptors import NAMES
 from seisbind.model.encoders import EncoderConfig, Encoders
 from seisbind.model.errors import WeightsError
-from seisbind.model.weights import SHIPPED, Calibration, Description, load_weights, save_weights
+from seisbind.model.weights_file import SHIPPED, Calibration, Description, load_weights, save_weights
 
 CALIBRATION = Calibration(half_width=tuple(float(i) for i in range(len(NAMES))), similarity_low=0.25, pairs=100)
 
@@ -86,7 +86,7 @@ def test_weights_of_another_kind_are_refused_by_name(
     tmp_path: Path, small: EncoderConfig, change: dict[str, object], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As written by another SeisBind: consistent in itself, but not for this one."""
-    import seisbind.model.weights as module
+    import seisbind.model.weights_file as module
 
     path = tmp_path / "w.safetensors"
     real = json.dumps
