@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+CANARY_DEADLINE_S = 10.0  # behind a full queue of single gathers a canary waits about as long on two CPU cores
 FILE_THREADS = 4  # reading uploads, records, pictures: short, and mostly outside the interpreter's lock
 
 
@@ -142,9 +143,9 @@ class Serving:
             return
         if self._canary is None or self._canary.done():
             self._canary = asyncio.create_task(self._sing())
-        done, _ = await asyncio.wait([self._canary], timeout=self.settings.canary_max_age_s)
+        done, _ = await asyncio.wait([self._canary], timeout=CANARY_DEADLINE_S)
         if not done:
-            raise NotReady(f"A canary gather was not answered in {self.settings.canary_max_age_s:g} s.")
+            raise NotReady(f"A canary gather was not answered in {CANARY_DEADLINE_S:g} s.")
         if not self._canary.result():
             raise NotReady("A canary gather could not be answered; the server's log says why.")
 

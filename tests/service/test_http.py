@@ -309,6 +309,20 @@ def test_a_bug_says_nothing_of_the_inside(weights: Path, gallery_path: Path) -> 
     assert response.json()["request_id"] == response.headers["x-request-id"]
 
 
+def test_not_ready_once_the_canary_fails(weights: Path, gallery_path: Path) -> None:
+    app = create_app(Settings(gallery=gallery_path, weights=weights, device="cpu", canary_max_age_s=0.001))
+
+    async def call() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://server") as http:
+            return await http.get("/readyz")
+
+    assert asyncio.run(call()).status_code == 200
+    app.state.serving.close()  # no threads, no gallery
+    response = asyncio.run(call())
+    assert (response.status_code, response.json()["code"]) == (503, "not_ready")
+    assert response.headers["retry-after"] == "1"
+
+
 def test_the_clients_request_id_is_kept_if_it_is_harmless(served: Any) -> None:
     assert served.http.get("/healthz", headers={"X-Request-ID": "run-7.a"}).headers["x-request-id"] == "run-7.a"
     assert served.http.get("/healthz", headers={"X-Request-ID": "a b"}).headers["x-request-id"] != "a b"
