@@ -8,7 +8,8 @@ extras=simulation,segy
 [ "${1:-}" = dev ] && extras=dev
 stamp=.venv/.seisbind-$extras
 want=$(cat pyproject.toml constraints.txt setup.sh | cksum)
-if [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && .venv/bin/python -c 'import seisbind.service' 2>/dev/null; then exit 0; fi
+here='import os, sys, seisbind.service as s; sys.exit(not os.path.samefile(os.path.dirname(s.__file__), "service"))'
+if [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && .venv/bin/python -c "$here" 2>/dev/null; then exit 0; fi
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 torch=$(sed -n 's/^torch==//p' constraints.txt)
@@ -25,10 +26,15 @@ if [ -z "$python" ]; then
   exit 1
 fi
 
-if ! .venv/bin/python -c '' 2>/dev/null; then
+# the first lines of pip name this folder, unless the checkout was copied or moved with its environment
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1 || ! head -n 3 .venv/bin/pip | grep -qF "$PWD/.venv"; then
   say "making a virtual environment in .venv ($("$python" --version))"
   rm -rf .venv
-  "$python" -m venv .venv
+  if ! "$python" -m venv .venv; then
+    rm -rf .venv
+    echo "setup: $python could not make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2
+    exit 1
+  fi
 fi
 pip=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt)
 

@@ -9,7 +9,9 @@ training. Signal over noise compares the rms of the whole record with that of th
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -37,15 +39,19 @@ def single_threaded() -> None:
 
 
 def pairs_of(name: str, velocity: np.ndarray, engine: str, cache: Path) -> PairSet:
-    folder = cache / f"{name}-{engine}-{len(velocity)}"
+    digest = hashlib.sha256(velocity.tobytes()).hexdigest()[:8]
+    folder = cache / f"{name}-{engine}-{len(velocity)}-{digest}"
     if not folder.exists():
         print(f"simulating {len(velocity)} gathers of {name} by {engine}", file=sys.stderr, flush=True)
         how = Acquisition(engine, Boundary(), OPENFWI, ricker(15.0, OPENFWI.dt_s))  # type: ignore[arg-type]
-        with ProcessPoolExecutor(os.cpu_count(), initializer=single_threaded) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(os.cpu_count(), context, initializer=single_threaded) as pool:
             traces = torch.cat(list(pool.map(partial(record, acquisition=how), velocity, chunksize=8)))
         described = torch.from_numpy(describe(velocity))
         family = torch.zeros(len(velocity), dtype=torch.int64)
-        save_pairs(folder, PairSet(traces, torch.from_numpy(velocity), described, family, (name,)))
+        part = folder.with_suffix(".part")  # a killed run leaves nothing that looks whole
+        save_pairs(part, PairSet(traces, torch.from_numpy(velocity), described, family, (name,)))
+        part.rename(folder)
     return load_pairs(folder)
 
 
@@ -73,7 +79,8 @@ def main() -> None:
         for name in maps.files:
             velocity = maps[name][: args.count].astype(np.float32)
             if len(velocity) < 10:
-                continue  # too few for a gallery
+                print(f"{name}: {len(velocity)} maps are no gallery; left out", file=sys.stderr)
+                continue
             for engine in ("openfwi", "deepwave"):
                 pairs = pairs_of(name, velocity, engine, args.cache)
                 embedded = embed_pairs(embedder, pairs)

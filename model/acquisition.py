@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.signal import hilbert
 
 from seisbind.model.descriptors import describe
-from seisbind.model.geology import generate
+from seisbind.model.geology import checksum, generate
 from seisbind.model.pairs import SHARD, PairSet, claim_recipe, save_shard, scale_to_unit_rms, shard_path
 from seisbind.model.survey import OPENFWI, Survey, prepare
 from seisbind.model.wavefield import Boundary, Engine, GridDispersionWarning, ricker, simulate
@@ -126,7 +126,8 @@ def simulate_pairs(
         DatasetError: ``out`` holds pairs of another recipe.
     """
     config = config or AcquisitionConfig()
-    claim_recipe(out, {"count": count, "seed": seed, "families": list(families), "config": asdict(config)})
+    recipe = {"count": count, "seed": seed, "families": list(families), "config": asdict(config)}
+    claim_recipe(out, recipe | {"geology": checksum(families)})
     starts = [s for s in range(0, count, SHARD) if not shard_path(out, s // SHARD).exists()]
     done = count - sum(min(SHARD, count - s) for s in starts)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork

@@ -42,7 +42,7 @@ class AugmentConfig:
         trace_gain: probability of independent trace gains; ``trace_gain_std`` is that of their logarithm.
         dead: probability of dead traces, up to ``dead_share`` of them.
         shots: probability of losing shots (one to all but one of them).
-        sparse: probability of recording at every second receiver, or every 15 m.
+        sparse: probability of recording every 15, 20 or 30 m instead of 10.
         short: probability of a record that ends between 0.6 and 1 s.
     """
 

@@ -11,6 +11,7 @@ from seisbind.model.pairs import PairSet
 from seisbind.model.weights_file import Calibration
 
 COVERAGE = 0.9
+FEWEST = 10  # pairs below which no order statistic bounds 90 %
 UNUSUAL = 0.01  # share of gathers over new but ordinary ground that falls below `Calibration.similarity_low`
 
 
@@ -28,9 +29,9 @@ def calibrate(embedder: Embedder, pairs: PairSet) -> Calibration:
     if heads.descriptors is None or heads.descriptor_scale is None:
         raise InvalidConfig("These weights have no descriptor head to calibrate.")
     n = len(embedded)
+    if n < FEWEST:
+        raise InvalidConfig(f"{n} pairs are too few for {COVERAGE:.0%} intervals; at least {FEWEST} are needed.")
     level = np.ceil((n + 1) * COVERAGE) / n
-    if level > 1:
-        raise InvalidConfig(f"{n} pairs are too few to calibrate a {COVERAGE:.0%} interval; at least 9 are needed.")
     score = np.abs(heads.descriptors - embedded.descriptors) / heads.descriptor_scale
     factors = np.quantile(score, level, axis=0, method="higher")
     # the most similar model that is not the right one: new ground is usual, and must not be called out of distribution

@@ -1,7 +1,7 @@
 """The three encoders: shot gathers, velocity models and descriptors into one space of unit vectors.
 
-`Encoders` is SeisBind's own; `PaperEncoders` follows arXiv 2601.14607 and is the baseline of every accuracy table.
-Both are built from an `EncoderConfig`, and answer `embed_gathers`, `embed_velocity`, `embed_descriptors`.
+`Encoders` are built from an `EncoderConfig`: SeisBind's own, or the paper's (arXiv 2601.14607), the baseline of every
+accuracy table. Both answer `embed_gathers`, `embed_velocity` and `embed_descriptors`.
 """
 
 from __future__ import annotations

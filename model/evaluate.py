@@ -6,7 +6,7 @@ each gather's own model there (its recall is what the paper reports); "novel" le
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,7 +200,6 @@ def evaluate(
     gallery_size: int | None = None,
     seed: int = 0,
     distractors: Float32 | None = None,
-    families: Sequence[str] | None = None,
 ) -> Mapping[str, Any]:
     """The report of ``seisbind evaluate``: ``overall`` (a mixed gallery) and one object a family (its own gallery).
 
@@ -210,7 +209,6 @@ def evaluate(
         gallery_size: pairs drawn from them for the mixed gallery; None for all.
         seed: of that draw.
         distractors: further models in the mixed gallery.
-        families: which to report; None for all.
 
     Raises:
         InvalidConfig: more pairs asked for than there are.
@@ -221,7 +219,7 @@ def evaluate(
     embedded = embed(embedder, pairs)
     rows = np.random.default_rng(seed).permutation(len(pairs))[:size]
     out: dict[str, Any] = {"overall": report(embedder, embedded.select(rows), distractors), "families": {}}
-    for family in families if families is not None else sorted(set(embedded.family.tolist())):
+    for family in sorted(set(embedded.family.tolist())):
         members = np.flatnonzero(embedded.family == family)
         if len(members) >= 2:
             out["families"][family] = report(embedder, embedded.select(members))

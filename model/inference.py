@@ -63,8 +63,11 @@ def choose_device(device: str = "auto") -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise InvalidConfig(f"Unknown device {device!r}; use auto, cpu, cuda or cuda:0.") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidConfig(f"Device {device!r} was asked for, but this torch ({torch.__version__}) sees no GPU.")
+    if chosen.type not in ("cpu", "cuda"):
+        raise InvalidConfig(f"Device {device!r} is not supported; use auto, cpu, cuda or cuda:0.")
+    gpus = torch.cuda.device_count()
+    if chosen.type == "cuda" and (chosen.index or 0) >= gpus:
+        raise InvalidConfig(f"Device {device!r} was asked for, but torch {torch.__version__} sees {gpus} GPUs here.")
     return chosen
 
 

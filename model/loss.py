@@ -59,7 +59,7 @@ def contrastive(a: Tensor, b: Tensor, scale: Tensor, target: Tensor | None = Non
     Args:
         a, b: embeddings of two modalities.
         scale: inverse temperature.
-        target: ``(batch, batch)`` symmetric target distribution; None for one-hot.
+        target: ``(batch, batch)`` target distribution of each row, used for both directions; None for one-hot.
     """
     logits = scale * a @ b.T
     if target is None:

@@ -1,7 +1,7 @@
 """Training pairs on the canonical grid: prepared gathers beside their velocity models and descriptors.
 
 They come from OpenFWI-layout files (`prepare_files`) or straight from a simulation (`acquisition.simulate_pairs`).
-On disk a set is a folder of safetensors shards, so that it can be memory-mapped and never unpickled.
+On disk a set is a folder of safetensors shards; in memory a pair takes 0.2 MB.
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def claim_recipe(directory: Path, recipe: dict[str, Any]) -> None:
         return
     if any(directory.glob("pairs-*.safetensors")):
         raise DatasetError(f"{directory} holds pairs, but no recipe.json says which; use another folder.")
-    path.write_text(json.dumps(recipe), encoding="utf-8")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(recipe), encoding="utf-8")
+    temporary.replace(path)
 
 
 def load_pairs(directory: Path) -> PairSet:
@@ -122,19 +124,25 @@ def load_pairs(directory: Path) -> PairSet:
     files = sorted(directory.glob("pairs-*.safetensors"))
     if not files:
         raise DatasetError(f"No pairs-*.safetensors in {directory}.")
-    parts: list[dict[str, Tensor]] = []
-    families: tuple[str, ...] = ()
-    for path in files:
-        try:
+    counts, families = [], set()
+    joined: dict[str, Tensor] = {}
+    try:
+        for path in files:
             with safe_open(path, framework="pt") as file:
-                own = tuple((file.metadata() or {})["families"].split("\n"))
-                parts.append({name: file.get_tensor(name) for name in FIELDS})
-        except (SafetensorError, KeyError, OSError) as error:
-            raise DatasetError(f"{path} is not a shard of training pairs ({error}); simulate it again.") from error
-        if families and own != families:
-            raise DatasetError(f"{path} lists the families {own}, the shards before it {families}.")
-        families = own
-    return PairSet(**{name: torch.cat([part[name] for part in parts]) for name in FIELDS}, families=families)
+                families.add((file.metadata() or {})["families"])
+                counts.append(file.get_slice("family").get_shape()[0])
+        for path, count, end in zip(files, counts, np.cumsum(counts), strict=True):
+            with safe_open(path, framework="pt") as file:
+                for name in FIELDS:
+                    part = file.get_tensor(name)
+                    if name not in joined:
+                        joined[name] = torch.empty((sum(counts), *part.shape[1:]), dtype=part.dtype)
+                    joined[name][end - count : end] = part
+    except (SafetensorError, KeyError, OSError, RuntimeError) as error:
+        raise DatasetError(f"{path} is not a shard of training pairs ({error}); simulate it again.") from error
+    if len(families) > 1:
+        raise DatasetError(f"The shards in {directory} list different families; they are not of one set.")
+    return PairSet(**joined, families=tuple(families.pop().split("\n")))
 
 
 def prepare_files(dataset: Dataset, *, progress: Callable[[int, int], None] | None = None) -> PairSet:
@@ -144,6 +152,8 @@ def prepare_files(dataset: Dataset, *, progress: Callable[[int, int], None] | No
         dataset: the files.
         progress: called with (done, total).
     """
+    if not len(dataset):
+        raise DatasetError("There are no pairs in that part of the data; name another split, or give more files.")
     families = tuple(sorted(set(dataset.families.tolist())))
     names = {name: i for i, name in enumerate(families)}
     traces = torch.empty((len(dataset), 5, 250, 70), dtype=torch.float16)

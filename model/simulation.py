@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import math
 import os
 import shutil
@@ -30,7 +29,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from seisbind.model.errors import DatasetError, InvalidConfig
-from seisbind.model.geology import EXTRA_FAMILIES, FAMILIES, generate
+from seisbind.model.geology import EXTRA_FAMILIES, FAMILIES, checksum, generate
 from seisbind.model.openfwi import GATHER_SHAPE, VELOCITY_SHAPE, PairArrays, writing_pair, written_numbers
 from seisbind.model.wavefield import ABSORBING, Boundary, Engine, Float32, simulate
 
@@ -166,9 +165,8 @@ def _manifest(
         raise InvalidConfig(
             f"count {count}, per_file {per_file} and seed {seed}: the first two start at 1, the seed at 0."
         )
-    samples = [generate(family, 2, np.random.default_rng(0)) for family in families]
     # Tried here so that a wrong option is refused before anything is written
-    simulate(samples[0][:1], engine=engine, boundary=boundary, samples=1)
+    simulate(generate(families[0], 1, np.random.default_rng(0)), engine=engine, boundary=boundary, samples=1)
     return Manifest(
         seisbind=version("seisbind"),
         seed=seed,
@@ -177,7 +175,7 @@ def _manifest(
         per_file=per_file,
         engine=engine,
         boundary=boundary,
-        geology=hashlib.sha256(np.stack(samples).tobytes()).hexdigest(),
+        geology=checksum(families),
     )
 
 

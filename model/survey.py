@@ -310,8 +310,9 @@ def _map_receivers(
             f"{on_node} taken as they are, {made} interpolated, {CANONICAL_RECEIVERS - on_node - made} uncovered.",
         )
     )
+    array = np.where(alive[:, :, None, :], array, np.float32(0))  # a stuck receiver must not leak into its neighbours
     traces = np.einsum("bstr,nr->bstn", array, across.astype(np.float32), optimize=True)
-    needs = (np.abs(across) > 0.05).astype(np.float32)  # a trace made mostly of dead ones is dead
+    needs = (np.abs(across) > 0.05).astype(np.float32)  # one dead trace with such a weight kills the trace made of it
     live = np.einsum("bsr,nr->bsn", (~alive).astype(np.float32), needs) == 0
     return traces.astype(np.float32), live & (across != 0).any(axis=1)
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -26,71 +26,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from seisbind.model.augment import AugmentConfig, Batch, augment
-from seisbind.model.encoders import EncoderConfig, Encoders
+from seisbind.model.augment import Batch, augment
+from seisbind.model.encoders import Encoders
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.inference import choose_device
-from seisbind.model.loss import PAPER_LOSS, LossConfig, total_loss
+from seisbind.model.loss import total_loss
 from seisbind.model.pairs import PairSet
+from seisbind.model.recipe import TrainConfig
 from seisbind.model.survey import OPENFWI
 
 FAMILY_RUN = 4  # a batch of hard negatives draws from this many runs of one family each
 ORDER_STREAM, AUGMENT_STREAM = 0, 1  # independent random streams of one seed
-
-
-@dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """Everything that decides the outcome of a training run but the pairs themselves.
-
-    Attributes:
-        steps, batch: updates, and pairs in each.
-        learning_rate, weight_decay, warmup: AdamW, linear warm-up over ``warmup`` steps, then a cosine to zero.
-        ema: decay of the averaged weights that are kept; 0 keeps the last ones.
-        hard_negatives: share of the epochs whose batches draw on few families at a time.
-        augment: disturbances; None trains on the pairs as they are.
-        precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the device computes in it (a CPU without
-            AVX-512 or AMX emulates it, thirty times slower).
-        checkpoint_every: steps from one checkpoint to the next.
-    """
-
-    encoders: EncoderConfig = field(default_factory=EncoderConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
-    steps: int = 1200
-    batch: int = 128
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 0.05
-    warmup: int = 60
-    ema: float = 0.99
-    hard_negatives: float = 0.3
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    seed: int = 0
-    checkpoint_every: int = 50
-
-
-PAPER = TrainConfig(encoders=EncoderConfig(kind="paper"), loss=PAPER_LOSS, augment=None, ema=0.0, hard_negatives=0.0)
-
-
-def load_config(name: str) -> TrainConfig:
-    """A configuration by name (``default``, ``paper``) or from a JSON file with any of `TrainConfig`'s fields.
-
-    Raises:
-        InvalidConfig: no such file, or a field that does not exist or has the wrong type.
-    """
-    if name in ("default", "paper"):
-        return PAPER if name == "paper" else TrainConfig()
-    path = Path(name)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        base = PAPER if raw.pop("base", "default") == "paper" else TrainConfig()
-        for part in ("encoders", "loss", "augment"):
-            if isinstance(raw.get(part), dict):
-                raw[part] = replace(getattr(base, part), **raw[part])
-        return replace(base, **raw)
-    except OSError as error:
-        raise InvalidConfig(f"No configuration {name!r}: give 'default', 'paper' or a JSON file.") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InvalidConfig(f"{path} is not a training configuration: {error}.") from error
 
 
 @dataclass(slots=True)
@@ -140,17 +86,20 @@ def train(
     Raises:
         InvalidConfig: fewer pairs than a batch, or a checkpoint of another recipe.
     """
+    checkpoint = out / "checkpoint.safetensors"
+    if checkpoint.exists() and not resume:
+        raise InvalidConfig(f"{out} holds a run already; go on with --resume, or train into another folder.")
     if len(pairs) < config.batch:
         raise InvalidConfig(f"{len(pairs)} pairs are fewer than one batch of {config.batch}; lower 'batch'.")
     target = choose_device(device)
     out.mkdir(parents=True, exist_ok=True)
     state = _fresh_state(pairs, config, target)
-    checkpoint = out / "checkpoint.safetensors"
-    if resume and checkpoint.exists():
+    if checkpoint.exists():
         _load_checkpoint(checkpoint, state, config)
     last = min(config.steps, stop_at if stop_at is not None else config.steps)
     log_path = out / "log.csv"
-    with log_path.open("a" if state.step else "w", newline="", encoding="utf-8") as log:
+    _forget_later_rows(log_path, state.step)
+    with log_path.open("a", newline="", encoding="utf-8") as log:
         for batch, descriptors, rate in _timed(_batches(pairs, config, state.step, last, target), config.batch):
             loss = _update(state, batch, descriptors, config, log)
             if progress is not None:
@@ -158,6 +107,15 @@ def train(
             if state.step % config.checkpoint_every == 0 or state.step == last:
                 _save_checkpoint(checkpoint, state, config)
     return (state.averaged if config.ema else state.encoders).eval()
+
+
+def _forget_later_rows(log: Path, step: int) -> None:
+    """Drop what a killed run logged after its last checkpoint: those steps are run again."""
+    if not log.exists():
+        return
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines[1:] if int(line.split(",", 1)[0]) <= step]
+    log.write_text("".join(lines[:1] + kept) if kept else "", encoding="utf-8")
 
 
 def _fresh_state(pairs: PairSet, config: TrainConfig, device: torch.device) -> State:
@@ -222,7 +180,8 @@ def _bf16(config: TrainConfig, device: torch.device) -> bool:
         return config.precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    has_mkldnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _learning_rate(step: int, config: TrainConfig) -> float:
@@ -263,7 +222,6 @@ def _batches(
     """Batches ``first``..``last - 1``, each made in the background while the step before it runs."""
     per_epoch = len(pairs) // config.batch
     shot_x_m = torch.tensor(OPENFWI.shot_x_m, device=device).expand(config.batch, -1)
-    resident = pairs.traces.device == device and device.type == "cuda"
     orders: dict[int, NDArray[np.intp]] = {}
 
     def make(step: int) -> tuple[Batch, Tensor]:
@@ -273,11 +231,9 @@ def _batches(
             orders[epoch] = _order(pairs, config, epoch)
         index = torch.from_numpy(orders[epoch][at * config.batch : (at + 1) * config.batch]).to(pairs.traces.device)
         part = pairs.select(index)
-        if device.type == "cuda" and not resident:
-            part = replace(part, traces=part.traces.pin_memory())
         part = part.to(device)
-        live = torch.ones(part.traces.shape[0], part.traces.shape[1], part.traces.shape[3], dtype=torch.bool)
-        batch = Batch(part.traces, live.to(device), shot_x_m, part.velocity)
+        live = torch.ones((*part.traces.shape[:2], part.traces.shape[3]), dtype=torch.bool, device=device)
+        batch = Batch(part.traces, live, shot_x_m, part.velocity)
         if config.augment is not None:
             generator = torch.Generator(device)
             generator.manual_seed(

@@ -19,10 +19,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from seisbind.model.descriptors import NAMES
+from seisbind.model.descriptors import INTERFACE_STEP_M_S, NAMES
 from seisbind.model.encoders import COMPRESSION, OPENFWI_RMS, EncoderConfig, Encoders
 from seisbind.model.errors import WeightsError
-from seisbind.model.survey import CANONICAL_DT_S, CANONICAL_RECEIVERS, CANONICAL_SAMPLES, CANONICAL_SPACING_M
+from seisbind.model.survey import (
+    CANONICAL_DT_S,
+    CANONICAL_RECEIVERS,
+    CANONICAL_SAMPLES,
+    CANONICAL_SPACING_M,
+    MAX_GAP_M,
+    POLARITY_RATIO,
+    SINC_HALF_WIDTH,
+)
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "weights" / "seisbind.safetensors"
@@ -35,6 +43,10 @@ POLICY = {
     "spacing_m": CANONICAL_SPACING_M,
     "shot_rms": OPENFWI_RMS,
     "compression": COMPRESSION,
+    "time_kernel": SINC_HALF_WIDTH,
+    "max_gap_m": MAX_GAP_M,
+    "polarity_ratio": POLARITY_RATIO,
+    "interface_step_m_s": INTERFACE_STEP_M_S,
 }
 
 

@@ -62,7 +62,8 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run: log.csv, checkpoint, weights.safetensors.")],
     config: Annotated[str, typer.Option(help="default, paper, or a JSON file.")] = "default",
     held_out: Annotated[
-        Path | None, typer.Option(help="Pairs to calibrate intervals on; default: the test part of --data.")
+        Path | None,
+        typer.Option(help="Pairs to calibrate intervals on, all of them; default: the test part of an OpenFWI --data."),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's checkpoint.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
@@ -72,13 +73,16 @@ def train(
 
     from seisbind.model.calibrate import calibrate
     from seisbind.model.inference import Embedder
-    from seisbind.model.train import Progress, load_config
+    from seisbind.model.recipe import load_config
+    from seisbind.model.train import Progress
     from seisbind.model.train import train as run
     from seisbind.model.weights_file import Description, load_weights, save_weights
     from seisbind.service.progress import counting
 
     recipe = load_config(config)
     pairs = _pairs(data, "train")
+    calibrates = recipe.encoders.kind == "seisbind"
+    split = _held_out(data, held_out) if calibrates else None
     with counting(f"Training on {len(pairs)} pairs", recipe.steps) as progress:
 
         def step(said: Progress) -> None:
@@ -88,8 +92,7 @@ def train(
     path = out / "weights.safetensors"
     training = {"config": asdict(recipe), "pairs": len(pairs)}
     save_weights(path, encoders, Description(out.name, recipe.encoders, training=training))
-    if recipe.encoders.kind == "seisbind":
-        split = _pairs(held_out or data, "all" if held_out else "test")
+    if split is not None:
         calibration = calibrate(Embedder(load_weights(path), device=device), split)
         save_weights(path, encoders, Description(out.name, recipe.encoders, training=training, calibration=calibration))
     print(f"{path}: weights {load_weights(path).fingerprint}")
@@ -98,7 +101,7 @@ def train(
 def evaluate(
     data: Annotated[Path, typer.Option(help="Held-out pairs: an OpenFWI folder, or prepared shards.")],
     weights: Annotated[Path | None, typer.Option(help="Weights file; default: those that ship.")] = None,
-    split: Annotated[Part, typer.Option(help="Of an OpenFWI folder; 'all' for pairs that were simulated.")] = Part.TEST,
+    split: Annotated[Part, typer.Option(help="Of an OpenFWI folder; shards have none.")] = Part.TEST,
     gallery_size: Annotated[int | None, typer.Option(min=2, help="Pairs in the mixed gallery; default: all.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw of the mixed gallery.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
@@ -131,13 +134,34 @@ def evaluate(
     console().print(table)
 
 
+def _held_out(data: Path, held_out: Path | None) -> PairSet:
+    """The pairs to calibrate on, looked at before hours of training and not after.
+
+    Raises:
+        InvalidConfig: none were named, and ``data`` are shards, which have no test part; or too few.
+    """
+    from seisbind.model.calibrate import FEWEST
+    from seisbind.model.errors import InvalidConfig
+
+    if held_out is None and _are_shards(data):
+        raise InvalidConfig(f"{data} holds shards, which have no test part: name others with --held-out.")
+    split = _pairs(held_out or data, "all" if held_out else "test")
+    if len(split) < FEWEST:
+        raise InvalidConfig(f"{len(split)} held-out pairs are too few to calibrate on; at least {FEWEST} are needed.")
+    return split
+
+
+def _are_shards(data: Path) -> bool:
+    return any(data.glob("pairs-*.safetensors"))
+
+
 def _pairs(data: Path, part: Split) -> PairSet:
     """The pairs of a folder: prepared shards as they are, or a part of OpenFWI's files."""
     from seisbind.model.openfwi import Dataset, find_pairs
     from seisbind.model.pairs import load_pairs, prepare_files
     from seisbind.service.progress import counting
 
-    if any(data.glob("pairs-*.safetensors")):
+    if _are_shards(data):
         return load_pairs(data)
     dataset = Dataset(find_pairs(data, split=part))
     with counting("Preparing gathers", len(dataset)) as progress:

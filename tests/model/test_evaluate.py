@@ -84,12 +84,17 @@ def test_report_of_real_encoders_has_the_contracts_names(pairs: PairSet, embedde
         evaluate(embedder, pairs, gallery_size=41)
 
 
-def test_calibrated_intervals_cover_nine_in_ten(pairs: PairSet, embedder: Embedder) -> None:
-    calibration = calibrate(embedder, pairs)
-    heads = embedder.embed_gathers(as_prepared(pairs))
+def test_calibrated_intervals_cover_nine_in_ten(embedder: Embedder, pairs: PairSet) -> None:
+    """On other pairs than those calibrated on; the split is exchangeable because the gathers are noise."""
+    rng = np.random.default_rng(5)
+    traces = torch.from_numpy(rng.standard_normal((400, 5, 250, 70)).astype(np.float16))
+    rows = torch.from_numpy(rng.integers(0, len(pairs), 400))
+    many = PairSet(traces, pairs.velocity[rows], pairs.descriptors[rows], pairs.family[rows], pairs.families)
+    calibration = calibrate(embedder, many.select(range(200)))
+    heads = embedder.embed_gathers(as_prepared(many.select(range(200, 400))))
     assert heads.descriptors is not None and heads.descriptor_scale is not None
     half = np.asarray(calibration.half_width) * heads.descriptor_scale
-    covered = (np.abs(heads.descriptors - pairs.descriptors.numpy()) <= half * (1 + 1e-5)).mean(axis=0)
-    assert (covered >= 0.9).all() and (covered <= 0.96).all() and calibration.pairs == len(pairs)
+    covered = np.abs(heads.descriptors - many.descriptors[200:].numpy()) <= half
+    assert 0.85 <= covered.mean() <= 0.95 and calibration.pairs == 200
     with pytest.raises(InvalidConfig, match="too few"):
         calibrate(embedder, pairs.select(range(5)))

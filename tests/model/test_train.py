@@ -11,8 +11,9 @@ from seisbind.model.encoders import EncoderConfig, GatherEmbedding
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.loss import LossConfig, contrastive, structure_distance, targets, total_loss
 from seisbind.model.pairs import PairSet
+from seisbind.model.recipe import PAPER, TrainConfig, load_config
 from seisbind.model.survey import LINE_M, OPENFWI
-from seisbind.model.train import PAPER, TrainConfig, load_config, train
+from seisbind.model.train import train
 
 PROBABILITIES = ("mirror", "noise", "shift", "phase", "tilt", "trace_gain", "dead", "shots", "sparse", "short")
 OFF = dict.fromkeys(PROBABILITIES, 0.0)
@@ -32,8 +33,13 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
 ) -> None:
     straight = train(pairs, recipe, tmp_path / "straight", device="cpu")
     train(pairs, recipe, tmp_path / "broken", device="cpu", stop_at=7)
+    with pytest.raises(InvalidConfig, match="--resume"):
+        train(pairs, recipe, tmp_path / "broken", device="cpu")
+    log = tmp_path / "broken" / "log.csv"
+    log.write_text(log.read_text() + "9,72,1.0\n")  # logged after the checkpoint, then killed
     resumed = train(pairs, recipe, tmp_path / "broken", device="cpu", resume=True)
     assert all(torch.equal(a, b) for a, b in zip(states(straight), states(resumed), strict=True))
+    assert log.read_text() == (tmp_path / "straight" / "log.csv").read_text()
     other = train(pairs, replace(recipe, seed=1), tmp_path / "other", device="cpu")
     assert not all(torch.equal(a, b) for a, b in zip(states(straight), states(other), strict=True))
 
@@ -75,9 +81,21 @@ def test_configurations_by_name_and_file(tmp_path: Path) -> None:
     config = load_config(str(path))
     assert config.steps == 7 and config.loss.soft_share == 0 and config.loss.map_head == LossConfig().map_head
     assert load_config("paper") == PAPER
-    path.write_text('{"step": 7}')
-    with pytest.raises(InvalidConfig, match="step"):
-        load_config(str(path))
+    path.write_text('{"base": "paper", "augment": {"noise": 0.5}}')
+    assert load_config(str(path)).augment == AugmentConfig(noise=0.5)
+    for wrong, words in (
+        ('{"step": 7}', "no 'step'"),
+        ('{"steps": "x"}', "steps"),
+        ('{"batch": 0}', "at least 1"),
+        ('{"encoders": {"kind": "Paper"}}', "encoders.kind"),
+        ('{"loss": {"soft": 1}}', "no 'soft'"),
+        ('{"base": "papr"}', "'base'"),
+        ("[]", "JSON object"),
+        ("{", "not JSON"),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(InvalidConfig, match=words):
+            load_config(str(path))
     with pytest.raises(InvalidConfig, match="default"):
         load_config("absent")
 

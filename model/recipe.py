@@ -1,0 +1,95 @@
+"""Training recipes: everything that decides the outcome of a run but the pairs themselves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from seisbind.model.augment import AugmentConfig
+from seisbind.model.encoders import EncoderConfig
+from seisbind.model.errors import InvalidConfig
+from seisbind.model.loss import PAPER_LOSS, LossConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """A recipe; the default is the shipped weights'.
+
+    Attributes:
+        steps, batch: updates, and pairs in each.
+        learning_rate, weight_decay, warmup: AdamW, linear warm-up over ``warmup`` steps, then a cosine to zero.
+        ema: decay of the averaged weights that are kept; 0 keeps the last ones.
+        hard_negatives: share of the epochs whose batches draw on few families at a time.
+        augment: disturbances; None trains on the pairs as they are.
+        precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the device computes in it (a CPU without
+            AVX-512 or AMX emulates it, thirty times slower).
+        checkpoint_every: steps from one checkpoint to the next.
+    """
+
+    encoders: EncoderConfig = field(default_factory=EncoderConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    augment: AugmentConfig | None = field(default_factory=AugmentConfig)
+    steps: int = 900
+    batch: int = 128
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.05
+    warmup: int = 60
+    ema: float = 0.99
+    hard_negatives: float = 0.3
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: int = 0
+    checkpoint_every: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InvalidConfig(f"A recipe's {name!r} is {getattr(self, name)}; at least 1 is needed.")
+        if not self.learning_rate > 0 or not 0 <= self.ema < 1 or not 0 <= self.hard_negatives <= 1:
+            raise InvalidConfig("A recipe needs learning_rate > 0, 0 <= ema < 1 and 0 <= hard_negatives <= 1.")
+
+
+PAPER = TrainConfig(encoders=EncoderConfig(kind="paper"), loss=PAPER_LOSS, augment=None, ema=0.0, hard_negatives=0.0)
+NAMED = {"default": TrainConfig(), "paper": PAPER}
+
+
+def load_config(name: str) -> TrainConfig:
+    """A recipe by name (``default``, ``paper``) or from a JSON file.
+
+    The file gives any of `TrainConfig`'s fields, nested ones too, over those of its ``base`` (a name; ``default``).
+
+    Raises:
+        InvalidConfig: no such file, an unknown field, or a value of the wrong type or out of range.
+    """
+    if name in NAMED:
+        return NAMED[name]
+    path = Path(name)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidConfig(f"No recipe {name!r}: give {', '.join(NAMED)} or a JSON file.") from error
+    except ValueError as error:
+        raise InvalidConfig(f"{path} is not JSON: {error}.") from error
+    if not isinstance(raw, dict) or raw.get("base", "default") not in NAMED:
+        raise InvalidConfig(f"{path} must be a JSON object whose 'base', if given, is one of {', '.join(NAMED)}.")
+    whole = asdict(NAMED[raw.pop("base", "default")])
+    for key, value in raw.items():
+        if key not in whole:
+            raise InvalidConfig(f"{path}: a recipe has no {key!r}; it has {', '.join(whole)}.")
+        if key == "augment" and whole[key] is None:
+            whole[key] = asdict(AugmentConfig())
+        if isinstance(value, dict) and isinstance(whole[key], dict):
+            unknown = sorted(value.keys() - whole[key].keys())
+            if unknown:
+                raise InvalidConfig(f"{path}: {key!r} has no {unknown[0]!r}; it has {', '.join(whole[key])}.")
+            whole[key] |= value
+        else:
+            whole[key] = value
+    try:
+        return TypeAdapter(TrainConfig).validate_python(whole)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidConfig(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error

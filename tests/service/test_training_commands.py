@@ -1,0 +1,64 @@
+"""``seisbind train`` and ``evaluate`` through the real command, on a handful of pairs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from seisbind.model.descriptors import describe
+from seisbind.model.geology import mixed
+from seisbind.model.pairs import PairSet, save_pairs
+
+
+def seisbind(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from seisbind.service.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards to train on, others to calibrate on, and a recipe of two steps."""
+    root = tmp_path_factory.mktemp("training")
+    velocity, _ = mixed(24, seed=6)
+    traces = torch.from_numpy(np.random.default_rng(0).standard_normal((24, 5, 250, 70)).astype(np.float16))
+    described = torch.from_numpy(describe(velocity))
+    family = torch.arange(24) % 2
+    pairs = PairSet(traces, torch.from_numpy(velocity), described, family, ("a", "b"))
+    save_pairs(root / "train", pairs)
+    save_pairs(root / "other", pairs.select(range(12)))
+    recipe = {"steps": 2, "batch": 4, "warmup": 1, "encoders": {"width": 8, "velocity_width": 8, "hidden": 16}}
+    (root / "recipe.json").write_text(json.dumps(recipe))
+    return root
+
+
+def test_train_then_evaluate(folder: Path) -> None:
+    options = ("--config", folder / "recipe.json", "--out", folder / "run")
+    refused = seisbind("train", "--data", folder / "train", *options)
+    assert refused.returncode == 1 and "--held-out" in refused.stderr and not (folder / "run" / "log.csv").exists()
+    done = seisbind("train", "--data", folder / "train", "--held-out", folder / "other", *options)
+    assert done.returncode == 0, done.stderr
+    weights = folder / "run" / "weights.safetensors"
+    report = seisbind("evaluate", "--data", folder / "other", "--weights", weights, "--json")
+    assert report.returncode == 0, report.stderr
+    parsed = json.loads(report.stdout)
+    assert parsed["overall"]["pairs"] == 12 and set(parsed["families"]) == {"a", "b"}
+    again = seisbind("train", "--data", folder / "train", "--held-out", folder / "other", *options)
+    assert again.returncode == 1 and "--resume" in again.stderr
+
+
+def test_bad_arguments_are_one_sentence(folder: Path) -> None:
+    for arguments, words in (
+        (("train", "--data", folder / "nowhere", "--out", folder / "x"), "nowhere"),
+        (("train", "--data", folder / "train", "--out", folder / "x", "--config", "nosuch"), "nosuch"),
+        (("evaluate", "--data", folder / "other", "--weights", folder / "recipe.json"), "safetensors"),
+    ):
+        result = seisbind(*arguments)
+        assert result.returncode == 1 and words in result.stderr, result.stderr
+        assert "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
