@@ -5,6 +5,7 @@ The server, the command line, bulk jobs and the tests answer through `Engine`, s
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from seisbind.service.answers import InDistribution, Match, Quantity, Retrieval,
 
 Float32 = NDArray[np.float32]
 
-ATTEMPTS = 3  # a model found and removed before its record is read: search again
+ATTEMPTS = 3  # a model found, and removed elsewhere before its record is read: look again at what there is
 
 
 @dataclass(slots=True)
@@ -56,13 +57,18 @@ class Engine:
         self.embedder = embedder
         self.gallery = gallery
         self._info: GalleryInfo | None = None
+        self._describing = threading.Lock()  # around _info: a change forgets it only after a count that began before
 
     def info(self) -> GalleryInfo:
         """What the gallery is, computed again only after a change made here: it reads every record's descriptors."""
-        info = self._info
-        if info is None:
-            info = self._info = self.gallery.info()
-        return info
+        with self._describing:
+            if self._info is None:
+                self._info = self.gallery.info()
+            return self._info
+
+    def _changed(self) -> None:
+        with self._describing:
+            self._info = None
 
     def retrieve(
         self,
@@ -205,19 +211,19 @@ class Engine:
             source=source,
             skip_existing=skip_existing,
         )
-        self._info = None
+        self._changed()
         return added
 
     def remove(self, model_ids: Sequence[str]) -> int:
         """See `seisbind.index.Gallery.remove`."""
         removed = self.gallery.remove(model_ids)
-        self._info = None
+        self._changed()
         return removed
 
     def refresh(self) -> bool:
         """See `seisbind.index.Gallery.refresh`."""
         changed = self.gallery.refresh()
-        self._info = None
+        self._changed()
         return changed
 
     def canary(self) -> None:
@@ -245,6 +251,7 @@ class Engine:
             except UnknownModel:
                 if attempt == ATTEMPTS - 1:
                     raise
+                self.refresh()  # another process removed it
         matches = [
             tuple(
                 Match(

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seisbind.index import Filter, Gallery
+from seisbind.index import Filter, Gallery, GalleryInfo
 from seisbind.model.descriptors import NAMES, describe
 from seisbind.model.errors import InvalidQuery, InvalidVelocityModel, WeightsMismatch
 from seisbind.model.inference import Embedder
 from seisbind.model.survey import prepare
+from seisbind.model.weights_file import Calibration
 from seisbind.service.building import build_gallery, from_files
 from seisbind.service.engine import Engine, canary_gather
 
@@ -82,8 +89,62 @@ def test_an_empty_gallery_answers_with_physics_alone(tmp_path: Path, embedder: E
 
 def test_in_distribution_compares_with_the_calibration(engine: Engine, gathers: Float32) -> None:
     likeness = engine.retrieve(gathers)[0].in_distribution
-    assert likeness.threshold == -0.5
-    assert likeness.likely is (likeness.similarity is not None and likeness.similarity >= -0.5)
+    assert (likeness.threshold, likeness.likely) == (-0.5, True)
+    assert likeness.similarity == engine.retrieve(gathers, top_k=1)[0].matches[0].similarity
+
+
+def test_out_of_distribution_below_the_threshold(gallery_path: Path, embedder: Embedder, gathers: Float32) -> None:
+    """Cosines never reach a threshold above 1."""
+    description = replace(
+        embedder.weights.description, calibration=Calibration((2.0,) * 13, similarity_low=1.01, pairs=100)
+    )
+    strict = Embedder(replace(embedder.weights, description=description), device="cpu")
+    with Gallery.open(gallery_path, fingerprint=strict.fingerprint) as gallery:
+        likeness = Engine(strict, gallery).retrieve(gathers[0])[0].in_distribution
+    assert (likeness.threshold, likeness.likely) == (1.01, False)
+
+
+def test_models_removed_by_another_process_are_no_longer_found(
+    make_gallery: Callable[[], Path], embedder: Embedder, gathers: Float32
+) -> None:
+    path = make_gallery()
+    with Gallery.open(path, fingerprint=embedder.fingerprint) as gallery:
+        engine = Engine(embedder, gallery)
+        assert engine.info().count == 60
+        best = [match.model_id for match in engine.retrieve(gathers[0], top_k=3)[0].matches]
+        remove = "import sys; from seisbind.service.cli import main; main()"
+        subprocess.run([sys.executable, "-c", remove, "gallery", "remove", str(path), *best], check=True)
+        left = [match.model_id for match in engine.retrieve(gathers[0], top_k=100)[0].matches]
+        assert len(left) == 57
+        assert not set(left) & set(best)
+        assert engine.info().count == 57
+
+
+def test_a_change_while_the_gallery_is_described_is_not_forgotten(
+    tmp_path: Path, embedder: Embedder, models: tuple[Float32, Sequence[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count began before an addition and ends after it: what is remembered is not the old count."""
+    counted, go_on = threading.Event(), threading.Event()
+    with Gallery.create(tmp_path / "grown", fingerprint=embedder.fingerprint) as gallery:
+        engine, count = Engine(embedder, gallery), gallery.info
+
+        def slowly() -> GalleryInfo:
+            found = count()
+            counted.set()
+            go_on.wait(30)
+            return found
+
+        monkeypatch.setattr(gallery, "info", slowly)
+        with ThreadPoolExecutor(2) as pool:
+            described = pool.submit(engine.info)
+            assert counted.wait(30)
+            added = pool.submit(engine.add_models, models[0][:2])
+            while len(gallery) < 2:
+                time.sleep(0.01)
+            go_on.set()
+            added.result()
+            assert described.result().count == 0
+        assert engine.info().count == 2
 
 
 def test_a_model_finds_itself(engine: Engine, models: tuple[Float32, Sequence[str]]) -> None:
