@@ -18,7 +18,7 @@ class WriterLock:
 
     Raises:
         GalleryLocked: another gallery object, here or in another process, holds it. The sentence names the holder.
-        GalleryWriteFailed: the file cannot be made.
+        GalleryWriteFailed: the file cannot be made, or its file system cannot lock it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,11 +28,16 @@ class WriterLock:
             raise GalleryWriteFailed(f"The lock {path} cannot be opened for writing: {error.strerror}.") from error
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             holder = os.pread(self._handle, 500, 0).decode(errors="replace").strip() or "another process"
             os.close(self._handle)
             raise GalleryLocked(
                 f"{path.parent} is being written by {holder}. Wait for it, or open the gallery for reading."
+            ) from error
+        except OSError as error:
+            os.close(self._handle)
+            raise GalleryWriteFailed(
+                f"The lock {path} cannot be taken: {error.strerror}. Put the gallery on a file system with locks."
             ) from error
         try:
             os.ftruncate(self._handle, 0)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
+import os
 import sqlite3
 import subprocess
 import sys
@@ -23,6 +26,7 @@ from seisbind.model.errors import (
     GalleryError,
     GalleryLocked,
     GalleryNotFound,
+    GalleryWriteFailed,
     InvalidConfig,
     InvalidQuery,
     InvalidVelocityModel,
@@ -248,6 +252,17 @@ def test_the_second_writer_is_told_who_is_first(filled: Path) -> None:
         assert len(second) == 40
         with pytest.raises(GalleryLocked):
             Gallery.open(filled, fingerprint=None, writable=True)
+
+
+def test_a_file_system_without_locks_is_not_another_writer(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    handles = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(GalleryWriteFailed, match="No locks available"):
+        Gallery.open(filled, fingerprint=None, writable=True)
+    assert len(list(Path("/proc/self/fd").iterdir())) == handles
 
 
 def test_a_gallery_opened_for_reading_cannot_be_changed(filled: Path, make_batch: MakeBatch) -> None:
