@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from seisbind.index import Gallery
 from seisbind.index.record import content_id
 from seisbind.model.descriptors import describe
-from seisbind.model.errors import GalleryError, PortTaken, ServiceError
+from seisbind.model.errors import GalleryError, GalleryNotFound, PortTaken, ServiceError
 from seisbind.model.geology import FAMILIES, generate, mixed
 from seisbind.model.inference import Embedder
 from seisbind.model.wavefield import simulate
@@ -37,6 +39,7 @@ KNOWN = ("FlatVel-A", "CurveVel-B", "FlatFault-A", "Style-A")  # families of the
 NOVEL = ("CurveVel-A", "CurveFault-B")  # and of those whose model is not
 START_S = 120.0  # for a server to become ready on a busy machine
 STOP_S = 30.0
+SOURCE = "seisbind demo, seed "  # of the models of a gallery that the demo may replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,9 @@ def demo(*, count: int, seed: int, out: Path, port: int, weights: Path | None, s
     """Build a gallery, serve it, ask about simulated gathers, show the answers; see `seisbind demo --help`.
 
     Raises:
-        SeisBindError: no weights, no simulation engine, a full disk, a server that does not start.
+        SeisBindError: no weights, no simulation engine, a full disk, a server that does not start or goes on.
     """
+    signal.signal(signal.SIGTERM, _end)  # so that a demo that is told to end takes its server along
     began = time.monotonic()
     embedder = Embedder.load(weights)
     say(f"Weights {embedder.weights.description.name!r} ({embedder.fingerprint}) on {embedder.device}.")
@@ -87,7 +91,7 @@ def demo(*, count: int, seed: int, out: Path, port: int, weights: Path | None, s
     velocity, family = mixed(count, seed)
     prepare_gallery(out / "gallery", embedder, velocity, family, seed)
     questions = ask_about(velocity, family, seed)
-    with serving(out / "gallery", port, weights, out / "server.log") as url, Client(url) as client:
+    with serving(out / "gallery", port, weights, out / "server.log") as (url, server), Client(url) as client:
         say(f"The server is ready at {url}. Posting {len(questions)} gathers to {url}/v1/retrieve.")
         asked = [ask(client, question, velocity) for question in questions]
         show(asked)
@@ -99,10 +103,11 @@ def demo(*, count: int, seed: int, out: Path, port: int, weights: Path | None, s
             print(f"\nThe server goes on at {url} until Ctrl-C. Try:", flush=True)
             print(f"  curl -F file=@{out}/gathers/1.npy -F top_k=3 {url}/v1/retrieve\n  open {url}/", flush=True)
             try:
-                while True:
-                    time.sleep(3600)
+                server.wait()
             except KeyboardInterrupt:
                 say("Stopping.")
+            else:
+                raise _ended(server, out / "server.log")
 
 
 def say(sentence: str) -> None:
@@ -111,19 +116,30 @@ def say(sentence: str) -> None:
 
 
 def prepare_gallery(path: Path, embedder: Embedder, velocity: Float32, family: NDArray[np.str_], seed: int) -> None:
-    """Make the gallery of ``velocity`` in ``path``, unless it is there from before."""
+    """Make the gallery of ``velocity`` in ``path``, unless it is there from before.
+
+    Raises:
+        GalleryError: a gallery is there that is not the demo's own, or that is damaged.
+    """
     wanted = {content_id(model) for model in velocity}
     try:
-        with Gallery.open(path, fingerprint=embedder.fingerprint) as gallery:
-            if set(gallery.model_ids()) == wanted:
+        with Gallery.open(path, fingerprint=None) as gallery:
+            held = gallery.model_ids()
+            if set(held) == wanted and gallery.fingerprint == embedder.fingerprint:
                 say(f"The gallery at {path} holds them already, embedded by these weights.")
                 return
-    except GalleryError:
-        pass  # none there, or of other weights
+            for start in range(0, len(held), BATCH):
+                for record in gallery.records(held[start : start + BATCH]):
+                    if not (record.source or "").startswith(SOURCE):
+                        raise GalleryError(
+                            f"The gallery at {path} is not the demo's: its model {record.model_id!r} comes from "
+                            f"{record.source or 'elsewhere'!r}. Give the demo another folder with --out."
+                        )
+    except GalleryNotFound:
+        pass
     models = ((velocity[i : i + BATCH], family[i : i + BATCH].tolist()) for i in range(0, len(velocity), BATCH))
     with counting("Describing and embedding velocity models", len(velocity)) as progress:
-        source = f"seisbind demo, seed {seed}"
-        build_gallery(path, embedder, models, source=source, overwrite=True, progress=progress)
+        build_gallery(path, embedder, models, source=f"{SOURCE}{seed}", overwrite=True, progress=progress)
 
 
 def ask_about(velocity: Float32, family: NDArray[np.str_], seed: int) -> list[Question]:
@@ -146,8 +162,8 @@ def ask_about(velocity: Float32, family: NDArray[np.str_], seed: int) -> list[Qu
 
 
 @contextmanager
-def serving(gallery: Path, port: int, weights: Path | None, log: Path) -> Iterator[str]:
-    """A server in a process of its own, ready; stopped at the end. The value is its address."""
+def serving(gallery: Path, port: int, weights: Path | None, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server in a process of its own, ready; stopped at the end. Gives its address and the process."""
     try:
         listener = listen(HOST, port)
     except PortTaken:
@@ -164,7 +180,7 @@ def serving(gallery: Path, port: int, weights: Path | None, log: Path) -> Iterat
     try:
         url = f"http://{HOST}:{port}"
         wait_until_ready(url, server, log)
-        yield url
+        yield url, server
     finally:
         server.terminate()
         try:
@@ -184,11 +200,19 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> No
     with Client(url, timeout_s=START_S) as client:
         while not client.ready():
             if server.poll() is not None:
-                last = log.read_text(errors="replace").strip().splitlines() or ["(it said nothing)"]
-                raise ServiceError(f"The server ended with code {server.returncode}: {last[-1]}")
+                raise _ended(server, log)
             if time.monotonic() > deadline:
                 raise ServiceError(f"The server was not ready after {START_S:g} s; see {log}.")
             time.sleep(0.1)
+
+
+def _ended(server: subprocess.Popen[bytes], log: Path) -> ServiceError:
+    last = log.read_text(errors="replace").strip().splitlines() or ["(it said nothing)"]
+    return ServiceError(f"The server ended with code {server.returncode}: {last[-1]}")
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def ask(client: Client, question: Question, velocity: Float32) -> Asked:

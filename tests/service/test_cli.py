@@ -8,6 +8,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,10 +23,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from seisbind.index import Gallery
+from seisbind.model.errors import GalleryDamaged, GalleryError
+from seisbind.model.geology import mixed
 from seisbind.model.inference import Embedder
 from seisbind.model.openfwi import write_pairs
 from seisbind.model.weights_file import SHIPPED
 from seisbind.service.asking import ask_gallery
+from seisbind.service.demo import prepare_gallery
 
 Float32 = NDArray[np.float32]
 SCRIPT = Path(sys.executable).with_name("seisbind")
@@ -235,3 +240,59 @@ def test_demo_with_weights_of_any_kind(tmp_path: Path, weights: Path) -> None:
     assert (tmp_path / "out" / "retrieval.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "out" / "gathers").glob("*.json"))) == 6
     assert Embedder.load(weights).fingerprint in done.stdout
+
+
+def test_demo_leaves_the_galleries_of_others_alone(gallery_path: Path, embedder: Embedder, tmp_path: Path) -> None:
+    path = tmp_path / "gallery"
+    shutil.copytree(gallery_path, path)
+    velocity, family = mixed(20, 1)
+    with pytest.raises(GalleryError, match=r"comes from 'tests'.*--out"):
+        prepare_gallery(path, embedder, velocity, family, 1)
+    with Gallery.open(path, fingerprint=embedder.fingerprint) as gallery:
+        assert len(gallery) == 60
+
+    prepare_gallery(tmp_path / "own", embedder, velocity, family, 1)
+    velocity, family = mixed(30, 2)
+    prepare_gallery(tmp_path / "own", embedder, velocity, family, 2)  # its own is replaced
+    with Gallery.open(tmp_path / "own", fingerprint=embedder.fingerprint) as gallery:
+        assert len(gallery) == 30
+
+    (path / "records.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(GalleryDamaged):
+        prepare_gallery(path, embedder, velocity, family, 2)
+    assert (path / "records.sqlite").read_bytes().startswith(b"no database")
+
+
+@contextlib.contextmanager
+def staying(out: Path, weights: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """``seisbind demo --stay`` once it stays, and the process id of its server."""
+    command = [str(SCRIPT), "demo", "--count", "20", "--port", "0", "--stay", "--out", str(out)]
+    command += ["--weights", str(weights)]
+    demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    try:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "goes on at" in line:
+                break
+        children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()
+        assert len(children) == 1, demo.communicate()
+        yield demo, int(children[0])
+    finally:
+        if demo.poll() is None:
+            demo.kill()
+        demo.communicate()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks Linux for the demo's server")
+@pytest.mark.parametrize("whom", ["demo", "server"])
+def test_demo_and_its_server_end_together(tmp_path: Path, weights: Path, whom: str) -> None:
+    with staying(tmp_path / "out", weights) as (demo, server):
+        os.kill(demo.pid if whom == "demo" else server, signal.SIGTERM)
+        _, stderr = demo.communicate(timeout=40)
+    assert not Path(f"/proc/{server}").exists()
+    if whom == "demo":
+        assert demo.returncode == 128 + signal.SIGTERM
+        assert "Traceback" not in stderr
+    else:
+        assert demo.returncode == 1
+        assert "The server ended with code" in stderr
