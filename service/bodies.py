@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from seisbind.index import Filter
 from seisbind.model.errors import InvalidQuery, InvalidSurvey, MalformedUpload, UnsupportedFormat
-from seisbind.service.schemas import PARTS, RetrieveFields
+from seisbind.service.schemas import RetrieveFields
 from seisbind.service.uploads import Geometry
 
 FieldsT = TypeVar("FieldsT", bound=BaseModel)
@@ -57,6 +58,9 @@ async def read_file(request: Request) -> Sent:
             "(curl -H 'Content-Type: application/octet-stream' --data-binary @gather.npy), or as 'file' of a "
             "multipart form (curl -F file=@gather.npy)."
         )
+    charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8")
+    if charset.lower() not in (b"utf-8", b"utf8"):  # Python knows 100 more, and some of them raise what they like
+        raise UnsupportedFormat(f"The form's text is in {charset[:30].decode('latin-1')!r}; only UTF-8 is read.")
     try:
         form = await _FormInMemory(
             request.headers,
@@ -65,7 +69,7 @@ async def read_file(request: Request) -> Sent:
             max_fields=MAX_FORM_FIELDS,
             max_part_size=MAX_FIELD_BYTES,
         ).parse()
-    except (MultiPartException, KeyError, UnicodeDecodeError, LookupError) as error:
+    except (MultiPartException, KeyError, UnicodeError) as error:
         raise MalformedUpload(f"The multipart form cannot be read: {getattr(error, 'message', error)}") from error
     try:
         fields |= {name: value for name, value in form.multi_items() if isinstance(value, str)}
@@ -116,16 +120,16 @@ def parse_filter(text: str | None) -> Filter | None:
     return None if text is None else Filter.parse(parse_json(text, "The filter"))
 
 
-def parse_include(parts: str | list[str]) -> tuple[str, ...]:
-    """The parts asked for.
+def parse_include(parts: str | list[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """The parts asked for, of those ``known``.
 
     Raises:
         InvalidQuery: one that is not there to ask for.
     """
     names = split(parts) if isinstance(parts, str) else tuple(parts)
-    unknown = [name for name in names if name not in PARTS]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise InvalidQuery(f"There is no part {unknown[0][:60]!r} to include; known: {', '.join(PARTS)}.")
+        raise InvalidQuery(f"There is no part {unknown[0][:60]!r} to include; known: {', '.join(known)}.")
     return names
 
 

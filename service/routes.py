@@ -28,6 +28,8 @@ from seisbind.service.bodies import (
 from seisbind.service.engine import Engine, Stopwatch
 from seisbind.service.images import velocity_png
 from seisbind.service.schemas import (
+    PARTS,
+    SEARCH_PARTS,
     AddAnswer,
     AddFields,
     DescriptorBody,
@@ -69,7 +71,11 @@ async def retrieve(request: Request) -> Response:
     serving, request_id = serving_of(request), _request_id(request)
     sent = await read_file(request)
     fields = parse_fields(RetrieveFields, sent.fields)
-    top_k, wanted, include = _top_k(fields.top_k, serving), parse_filter(fields.filter), parse_include(fields.include)
+    top_k, wanted, include = (
+        _top_k(fields.top_k, serving),
+        parse_filter(fields.filter),
+        parse_include(fields.include, PARTS),
+    )
     geometry, limits, watch = parse_geometry(fields), _limits(serving), Stopwatch()
 
     def read(engine: Engine) -> tuple[Prepared, tuple[Note, ...]]:
@@ -102,7 +108,7 @@ async def search(request: Request) -> Response:
     serving, request_id, watch = serving_of(request), _request_id(request), Stopwatch()
     if content_type(request) == JSON:
         query = parse_fields(DescriptorSearch, parse_json(await request.body(), "The body"))
-        top_k, include = _top_k(query.top_k, serving), parse_include(query.include)
+        top_k, include = _top_k(query.top_k, serving), parse_include(query.include, SEARCH_PARTS)
         wanted = None if query.filter is None else Filter.parse(query.filter)
 
         def find(engine: Engine) -> list[SearchResult]:
@@ -111,7 +117,7 @@ async def search(request: Request) -> Response:
     else:
         sent = await read_file(request)
         fields = parse_fields(SearchFields, sent.fields)
-        top_k, include = _top_k(fields.top_k, serving), parse_include(fields.include)
+        top_k, include = _top_k(fields.top_k, serving), parse_include(fields.include, SEARCH_PARTS)
         wanted, limits = parse_filter(fields.filter), _limits(serving)
 
         def find(engine: Engine) -> list[SearchResult]:

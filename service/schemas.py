@@ -12,7 +12,8 @@ if TYPE_CHECKING:  # a client of the server needs neither torch nor FAISS
     from seisbind.model.weights_file import Weights
     from seisbind.service.answers import Match, Retrieval, SearchResult
 
-PARTS = ("descriptors", "physics")
+PARTS = ("descriptors", "physics")  # of a retrieval
+SEARCH_PARTS = ("descriptors",)
 
 
 class Strict(BaseModel):
@@ -30,14 +31,17 @@ class SearchFields(Strict):
         max_length=20_000,
         description='JSON: {"family": ["FlatVel-A"], "tag": "field", "mean_velocity": [2000, null]}; all must hold.',
     )
-    include: str = Field(
-        "descriptors,physics", max_length=100, description="Parts of the answer, separated by commas; may be empty."
-    )
+    include: str = Field("descriptors", max_length=100, description="Parts of the answer: descriptors; may be empty.")
 
 
 class RetrieveFields(SearchFields):
     """Query parameters or form fields of a retrieval; geometry given here goes before what an npz says."""
 
+    include: str = Field(
+        "descriptors,physics",
+        max_length=100,
+        description="Parts of the answer, separated by commas: descriptors, physics; may be empty.",
+    )
     dt_s: float | None = Field(None, description="Sampling interval, seconds; 0.001 is assumed.")
     shot_x_m: str | None = Field(None, max_length=2_000, description="Shot positions, metres, separated by commas.")
     receiver_x_m: str | None = Field(
@@ -63,7 +67,7 @@ class DescriptorSearch(Strict):
     descriptors: dict[str, float] = Field(description="Name → value, in the units that GET /v1/gallery lists.")
     top_k: int = Field(5, ge=1, description="Matches wanted.")
     filter: dict[str, object] | None = Field(None, description="As in POST /v1/retrieve, as an object.")
-    include: list[str] = Field(list(PARTS), description="Parts of the answer.")
+    include: list[str] = Field(list(SEARCH_PARTS), description="Parts of the answer: descriptors; may be empty.")
 
 
 class WeightsBody(BaseModel):

@@ -10,6 +10,7 @@ from seisbind.model.survey import OPENFWI, Note, Survey
 from seisbind.service.arrays import Array, Limits, read_arrays
 
 MAX_RECEIVERS = 1024  # traces a shot; the mapping to 70 receivers costs 70 x this
+TRAINED_PEAK_HZ = (8.0, 28.0)  # `seisbind.model.acquisition` draws wavelets from this range
 SURVEY_KEYS = ("dt_s", "shot_x_m", "receiver_x_m", "peak_hz")
 GATHER_KEYS = ("gathers", "data")
 VELOCITY_KEYS = ("velocity", "velocities", "data")
@@ -77,6 +78,10 @@ def read_velocity(body: bytes, *, limits: Limits | None = None) -> Array:
     """
     limits = Limits() if limits is None else limits
     velocity = _only(read_arrays(body, limits=limits), VELOCITY_KEYS, "velocity")
+    if velocity.ndim not in (2, 3, 4):
+        raise MalformedUpload(
+            f"Velocity models have the axes (depth, x) or (model, depth, x); got shape {velocity.shape}."
+        )
     if velocity.ndim > 2 and len(velocity) > limits.items:
         raise UploadTooLarge(f"{len(velocity)} velocity models in one request; at most {limits.items}.")
     return velocity
@@ -126,6 +131,10 @@ def _survey(geometry: Geometry, *, shots: int, samples: int, receivers: int) -> 
     peak_hz = geometry.peak_hz
     if peak_hz is not None and not 0 < peak_hz < 1000:
         raise InvalidSurvey(f"peak_hz is {peak_hz:g}; a source's peak frequency lies between 0 and 1000 Hz.")
+    if peak_hz is not None and not TRAINED_PEAK_HZ[0] <= peak_hz <= TRAINED_PEAK_HZ[1]:
+        low, high = TRAINED_PEAK_HZ
+        text = f"The source's peak frequency is {peak_hz:g} Hz; the encoders were trained on {low:g} to {high:g} Hz."
+        notes.append(Note("peak_frequency_untrained", text))
     survey = Survey(
         shot_x_m=OPENFWI.shot_x_m if geometry.shot_x_m is None else geometry.shot_x_m,
         receiver_x_m=OPENFWI.receiver_x_m if geometry.receiver_x_m is None else geometry.receiver_x_m,

@@ -158,3 +158,19 @@ def served(weights: Path, gallery_path: Path) -> Iterator[Served]:
     )
     with running(settings) as one:
         yield one
+
+
+@pytest.fixture(scope="session")
+def writable(weights: Path, make_gallery: MakeGallery) -> Iterator[Served]:
+    """As `served`, over a gallery of its own that it may change."""
+    settings = Settings(
+        gallery=make_gallery(),
+        weights=weights,
+        device="cpu",
+        port=0,
+        writable=True,
+        max_body_bytes=8 << 20,
+        max_gathers=5,
+    )
+    with running(settings) as one:
+        yield one

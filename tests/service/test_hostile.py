@@ -23,6 +23,7 @@ from seisbind.service.uploads import Geometry, read_gathers, read_velocity
 
 CAP = 8 << 20  # as `conftest.served`; a gather in float32 is 1.4 MB
 BOMB_BYTES = 200 << 20
+UNTRAINED = "peak_frequency_untrained"
 Float32 = NDArray[np.float32]
 
 
@@ -203,6 +204,20 @@ def test_refused_by_the_server_with_its_code(name: str, served) -> None:  # type
     assert response.json()["detail"].endswith((".", ")", "?")), response.json()["detail"]
 
 
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/models"])
+@pytest.mark.parametrize("name", CORPUS)
+def test_no_velocity_model_either(name: str, path: str, writable) -> None:  # type: ignore[no-untyped-def]
+    """None of the corpus holds models of 70 x 70 cells: each is refused, and what bounds every upload holds here."""
+    code, status, make = CORPUS[name]
+    response = writable.http.post(path, content=make(), headers={"Content-Type": "application/octet-stream"})
+    assert 400 <= response.status_code < 500, response.text
+    found = response.json()["code"]
+    if not code.startswith(("invalid", "malformed")):
+        assert (response.status_code, found) == (status, code), response.text
+    assert found.startswith(("malformed", "unsupported", "upload", "invalid_velocity_model")), response.text
+    assert writable.http.get("/v1/gallery").json()["gallery"]["models"] == 60
+
+
 @pytest.mark.parametrize("name", CORPUS)
 def test_refused_within_twice_the_cap(name: str) -> None:
     body = CORPUS[name][2]()
@@ -264,6 +279,12 @@ def test_an_npz_brings_its_geometry(save: Callable[..., None]) -> None:
 
 def test_an_assumed_sampling_interval_is_said() -> None:
     assert [note.code for note in read_gathers(npy(np.repeat(GOOD, 2, axis=1))).notes] == ["assumed_dt"]
+
+
+@pytest.mark.parametrize(("peak_hz", "codes"), [(8, []), (28, []), (7.9, [UNTRAINED]), (45, [UNTRAINED])])
+def test_a_wavelet_that_was_never_trained_on_is_said(peak_hz: float, codes: list[str]) -> None:
+    notes = read_gathers(npy(GOOD), geometry=Geometry(peak_hz=peak_hz)).notes
+    assert [note.code for note in notes] == codes
 
 
 def test_velocity_models_in_npy_and_npz() -> None:

@@ -23,7 +23,7 @@ from seisbind.model.inference import Embedder
 from seisbind.service.app import create_app
 from seisbind.service.engine import Engine
 from seisbind.service.errors import CODE, INTERNAL, REQUEST_INVALID, STATUS, status_of
-from seisbind.service.schemas import PARTS, Problem, RetrievalBody, RetrieveAnswer, SearchResultBody
+from seisbind.service.schemas import PARTS, SEARCH_PARTS, Problem, RetrievalBody, RetrieveAnswer, SearchResultBody
 from seisbind.service.settings import Settings
 
 Float32 = NDArray[np.float32]
@@ -89,7 +89,7 @@ def test_include_leaves_parts_out(served: Any, gathers: Float32) -> None:
 
 
 def test_search_by_velocity(served: Any, engine: Engine, models: tuple[Float32, Sequence[str]]) -> None:
-    expected = [SearchResultBody.of(one, PARTS) for one in engine.search_velocity(models[0][:2], top_k=4)]
+    expected = [SearchResultBody.of(one, SEARCH_PARTS) for one in engine.search_velocity(models[0][:2], top_k=4)]
     response = served.http.post("/v1/search", files={"file": npy(models[0][:2])}, data={"top_k": 4})
     assert [SearchResultBody.model_validate(one) for one in response.json()["results"]] == expected
     assert expected[0].matches[0].similarity == pytest.approx(1, abs=1e-5)
@@ -101,7 +101,7 @@ def test_search_by_descriptors(served: Any, engine: Engine) -> None:
         {"mean_velocity": 2500, "deep_velocity": 3000}, top_k=2, filter=Filter.parse({"family": "Style-A"})
     )
     (found,) = served.http.post("/v1/search", json=query).json()["results"]
-    assert SearchResultBody.model_validate(found) == SearchResultBody.of(expected, PARTS)
+    assert SearchResultBody.model_validate(found) == SearchResultBody.of(expected, SEARCH_PARTS)
 
 
 def test_one_model(served: Any, engine: Engine) -> None:
@@ -236,6 +236,8 @@ def typed(path: str, kind: str, content: bytes) -> Call:
     return post(path, content=content, headers={"Content-Type": kind})
 
 
+FORM = b'--b\r\nContent-Disposition: form-data; name="top_k"\r\n\r\n3\r\n--b--\r\n'
+
 BAD: dict[str, tuple[str, int, Call]] = {
     "nothing there": ("not_found", 404, lambda http: http.get("/v2/retrieve")),
     "another method": ("method_not_allowed", 405, lambda http: http.get("/v1/retrieve")),
@@ -246,6 +248,14 @@ BAD: dict[str, tuple[str, int, Call]] = {
     "a form without files": ("malformed_upload", 422, post("/v1/retrieve", files={"file": (None, "x")})),
     "a form without boundary": ("malformed_upload", 422, typed("/v1/retrieve", "multipart/form-data", b"x")),
     "a broken form": ("malformed_upload", 422, typed("/v1/retrieve", "multipart/form-data; boundary=b", b"x")),
+    **{
+        f"a form in {charset}": (
+            "unsupported_format",
+            415,
+            typed("/v1/retrieve", f"multipart/form-data; boundary=b; charset={charset}", FORM),
+        )
+        for charset in ("undefined", "punycode", "idna", "utf-16", "none-such")
+    },
     "a huge field": ("malformed_upload", 422, form({"top_k": "1" * 40_000})),
     "many fields": ("malformed_upload", 422, form({f"a{i}": i for i in range(40)})),
     "an unknown field": ("invalid_request", 422, form({"topk": 1})),
@@ -253,6 +263,12 @@ BAD: dict[str, tuple[str, int, Call]] = {
     "top_k a word": ("invalid_request", 422, raw("top_k=many")),
     "top_k too large": ("invalid_query", 422, raw("top_k=71")),
     "an unknown part": ("invalid_query", 422, raw("include=all")),
+    "physics of a search": ("invalid_query", 422, post("/v1/search?include=physics", files={"file": b"x"})),
+    "physics of a search in JSON": (
+        "invalid_query",
+        422,
+        post("/v1/search", json={"descriptors": {"mean_velocity": 2500}, "include": ["physics"]}),
+    ),
     "a filter cut off": ("invalid_query", 422, raw("filter={")),
     "a filter of a list": ("invalid_query", 422, raw("filter=[]")),
     "a filter by colour": ("invalid_query", 422, raw('filter={"color":1}')),
