@@ -202,6 +202,11 @@ class Gallery:
     def __len__(self) -> int:
         return len(self._contents)
 
+    @property
+    def generation(self) -> int:
+        """Of what is being searched, from memory: it moves with each change made here, and with `refresh`."""
+        return self._contents.generation
+
     def families(self) -> dict[str, int]:
         """How many models each family has, by name. Models without a family are not counted."""
         return self._records.families()
@@ -254,15 +259,16 @@ class Gallery:
             return []
         with self._changing:
             generation, rows, written = self._records.add(models, skip_existing=skip_existing)
+            if not written:
+                return [model.model_id for model in models]
             ids = np.empty(len(written), object)
             ids[:] = [model.model_id for model in written]
-            empty = np.empty((0, self.dimension), np.float32)
             self._contents = self._contents.extended(
                 generation,
                 rows,
                 ids,
-                np.stack([model.velocity_embedding for model in written]) if written else empty,
-                np.stack([model.physics_embedding for model in written]) if written else empty,
+                np.stack([model.velocity_embedding for model in written]),
+                np.stack([model.physics_embedding for model in written]),
             )
             self._at_step("add:published")
         return [model.model_id for model in models]
@@ -327,19 +333,6 @@ class Gallery:
     def velocity(self, model_id: str) -> Float32:
         """The map of one model, ``(depth, x)`` float32, m/s. Raises UnknownModel, GalleryDamaged."""
         return self._records.velocity(model_id)
-
-    def velocities(self, model_ids: Sequence[str]) -> Float32:
-        """Maps ``(model, depth, x)`` float32, m/s.
-
-        Raises:
-            InvalidQuery: no ids, or maps of different shapes (take those one by one).
-            UnknownModel, GalleryDamaged.
-        """
-        maps = [self._records.velocity(model_id) for model_id in model_ids]
-        shapes = {each.shape for each in maps}
-        if len(shapes) != 1:
-            raise InvalidQuery(f"Maps of one shape can be returned together; these have {sorted(shapes)}.")
-        return np.stack(maps)
 
     def embeddings(self, model_ids: Sequence[str]) -> tuple[Float32, Float32]:
         """Velocity and physics embeddings, ``(model, dimension)`` each, as they are searched. Raises UnknownModel."""
@@ -411,7 +404,7 @@ class Gallery:
             fingerprint=self.fingerprint,
             dimension=self.dimension,
             format_version=FORMAT_VERSION,
-            generation=self._contents.generation,
+            generation=self.generation,
             bytes=size_bytes(self.path),
             created_at=self._records.created_at,
             descriptor_ranges=self._records.descriptor_ranges(),

@@ -240,7 +240,7 @@ class Records:
 
         Returns:
             The generation, the rows given, and the models written: all of them, or with ``skip_existing`` those
-            whose id was free.
+            whose id was free. If that is none, nothing was changed and the generation is the one before.
 
         Raises:
             InvalidQuery: an id is taken. With ``skip_existing`` only if it is taken by another velocity map.
@@ -248,6 +248,8 @@ class Records:
         """
         with self._writing("add") as connection:
             models = list(self._free(connection, models, skip_existing))
+            if not models:
+                return int(self._facts(connection)["generation"]), np.empty(0, np.int64), []
             last = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'models'").fetchone()[0]
             rows = np.arange(len(models), dtype=np.int64) + (last or 0) + 1
             self._at_step("add:begun")

@@ -91,7 +91,8 @@ limit(resource.RLIM_INFINITY)
 with Gallery.open(path, fingerprint="w", writable=True) as gallery:
     later = add(gallery, 5000)
 with Gallery.open(path, fingerprint="w") as gallery:
-    gallery.velocities(gallery.model_ids())
+    for model_id in gallery.model_ids():
+        gallery.velocity(model_id)
     print(json.dumps({
         "expected": [f"m{n}" for n in acknowledged if not (removed and n == 0)], "full": full, "seen": seen,
         "later": [f"m{n}" for n in later], "held": gallery.model_ids(), "refused": refused,
