@@ -98,8 +98,6 @@ def test_weights_of_another_kind_are_refused_by_name(
 
 
 def test_the_shipped_weights_load() -> None:
-    if not SHIPPED.exists():
-        pytest.skip("no weights are shipped yet")
     weights = load_weights()
     assert weights.description.calibration is not None and weights.description.training["pairs"] >= 20_000
     assert SHIPPED.stat().st_size < 25_000_000
