@@ -20,7 +20,7 @@ from seisbind.service.schemas import Problem
 log = logging.getLogger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
-RETRY_AFTER_S = 1  # a queue of 32 gathers takes about as long on two CPU cores
+RETRY_AFTER_S = 1  # the least that the header can say: a place is free again after milliseconds, or after a stack
 
 # The nearest class in an error's ancestry decides.
 STATUS: dict[type[tree.SeisBindError], int] = {

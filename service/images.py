@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,22 +36,23 @@ def velocity_png(velocity: NDArray[np.float32], *, title: str) -> bytes:
 
 
 class PictureCache:
-    """The last `CACHED` pictures, by the checksum of what they show."""
+    """The last `CACHED` pictures, by the checksum and the title of what they show. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._pictures: OrderedDict[str, bytes] = OrderedDict()
+        self._pictures: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, checksum: str, draw: Callable[[], bytes]) -> bytes:
-        """The picture of ``checksum``, drawn if it is not at hand."""
+    def get(self, key: tuple[str, str]) -> bytes | None:
+        """The picture, if it is at hand."""
         with self._lock:
-            picture = self._pictures.get(checksum)
+            picture = self._pictures.get(key)
             if picture is not None:
-                self._pictures.move_to_end(checksum)
-                return picture
-        picture = draw()
+                self._pictures.move_to_end(key)
+            return picture
+
+    def put(self, key: tuple[str, str], picture: bytes) -> None:
+        """Keep a picture, and forget the one that was wanted longest ago."""
         with self._lock:
-            self._pictures[checksum] = picture
+            self._pictures[key] = picture
             while len(self._pictures) > CACHED:
                 self._pictures.popitem(last=False)
-        return picture

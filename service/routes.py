@@ -1,4 +1,7 @@
-"""The calls under /v1: retrieve, search, models, gallery. Each parses fields on the loop and works on a thread."""
+"""The calls under /v1: retrieve, search, models, gallery. Each parses fields on the loop and works on a thread.
+
+Those that read a body, search, draw or change the gallery are `working`, which admits only so many at once; the others are `quick`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import io
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
 
 from seisbind.index import Filter
 from seisbind.model.descriptors import CELL_M, DESCRIPTORS
@@ -52,8 +57,6 @@ from seisbind.service.uploads import read_gathers, read_velocity
 JSON = "application/json"
 NPY = "application/x-npy"
 
-router = APIRouter(prefix="/v1", responses=openapi.PROBLEMS)
-
 
 def serving_of(request: Request) -> Serving:
     """What the application owns."""
@@ -61,7 +64,20 @@ def serving_of(request: Request) -> Serving:
     return held
 
 
-@router.post("/retrieve", response_model=RetrieveAnswer, tags=["search"], openapi_extra=openapi.upload(RetrieveFields))
+class _Admitted(APIRoute):
+    """A call that needs a place among those worked on, from before its body is read until its answer is sent."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with serving_of(Request(scope)).admitted():
+            await super().handle(scope, receive, send)
+
+
+router = APIRouter(prefix="/v1", responses=openapi.PROBLEMS)
+quick = APIRouter()
+working = APIRouter(route_class=_Admitted)
+
+
+@working.post("/retrieve", response_model=RetrieveAnswer, tags=["search"], openapi_extra=openapi.upload(RetrieveFields))
 async def retrieve(request: Request) -> Response:
     """Velocity models that go with shot gathers, and the physics of the ground under them.
 
@@ -84,7 +100,7 @@ async def retrieve(request: Request) -> Response:
         with watch("prepare"):
             return prepare(upload.gathers, upload.survey), upload.notes
 
-    with serving.admitted(), watch("total"):
+    with watch("total"):
         prepared, notes = await serving.on_file(read)
 
         def answer(engine: Engine) -> RetrieveAnswer:
@@ -102,7 +118,7 @@ async def retrieve(request: Request) -> Response:
     return await _written(answered, serving)
 
 
-@router.post("/search", response_model=SearchAnswer, tags=["search"], openapi_extra=openapi.search())
+@working.post("/search", response_model=SearchAnswer, tags=["search"], openapi_extra=openapi.search())
 async def search(request: Request) -> Response:
     """Gallery models most like a velocity model (npy), or like descriptors (JSON)."""
     serving, request_id, watch = serving_of(request), _request_id(request), Stopwatch()
@@ -135,13 +151,13 @@ async def search(request: Request) -> Response:
             timings_ms={},
         )
 
-    with serving.admitted(), watch("total"):
+    with watch("total"):
         answered = await serving.on_model(answer)
     answered.timings_ms = watch.timings_ms
     return await _written(answered, serving)
 
 
-@router.get("/models/{model_id}", tags=["gallery"])
+@quick.get("/models/{model_id}", tags=["gallery"])
 async def model(request: Request, model_id: str) -> ModelBody:
     """One velocity model of the gallery: where it comes from and its physics."""
     units = {d.name: d.unit for d in DESCRIPTORS}
@@ -149,7 +165,7 @@ async def model(request: Request, model_id: str) -> ModelBody:
     return ModelBody.of(record, units, CELL_M)
 
 
-@router.get("/models/{model_id}/velocity.npy", tags=["gallery"], response_class=Response, responses=openapi.binary(NPY))
+@quick.get("/models/{model_id}/velocity.npy", tags=["gallery"], response_class=Response, responses=openapi.binary(NPY))
 async def model_velocity(request: Request, model_id: str) -> Response:
     """The velocity model as npy: `(depth, x)` float32, m/s, cells of 10 m."""
 
@@ -161,24 +177,31 @@ async def model_velocity(request: Request, model_id: str) -> Response:
     return Response(await serving_of(request).on_file(read), media_type=NPY)
 
 
-@router.get(
+@working.get(
     "/models/{model_id}/image.png", tags=["gallery"], response_class=Response, responses=openapi.binary("image/png")
 )
 async def model_image(request: Request, model_id: str) -> Response:
     """The velocity model as a picture, axes in metres, colours in m/s."""
     serving = serving_of(request)
 
-    def draw(engine: Engine) -> bytes:
+    def look(engine: Engine) -> tuple[tuple[str, str], bytes | None]:
         record = engine.gallery.record(model_id)
-        title = f"{record.model_id}  {record.family or ''}"
-        return serving.pictures.get(
-            record.checksum, lambda: velocity_png(engine.gallery.velocity(model_id), title=title)
-        )
+        key = (record.checksum, f"{record.model_id}  {record.family or ''}")
+        return key, serving.pictures.get(key)
 
-    return Response(await serving.on_file(draw), media_type="image/png")
+    key, picture = await serving.on_file(look)
+
+    def draw(engine: Engine) -> bytes:
+        drawn = serving.pictures.get(key)  # by the request before this one
+        if drawn is None:
+            drawn = velocity_png(engine.gallery.velocity(model_id), title=key[1])
+            serving.pictures.put(key, drawn)
+        return drawn
+
+    return Response(picture or await serving.picture(draw), media_type="image/png")
 
 
-@router.post(
+@working.post(
     "/models", response_model=AddAnswer, status_code=201, tags=["gallery"], openapi_extra=openapi.upload(AddFields)
 )
 async def add_models(request: Request) -> Response:
@@ -200,18 +223,17 @@ async def add_models(request: Request) -> Response:
         )
         return AddAnswer(model_ids=added, gallery=GalleryBody.of(engine.info()))
 
-    with serving.admitted():
-        return await _written(await serving.on_model(add), serving, status=201)
+    return await _written(await serving.on_model(add), serving, status=201)
 
 
-@router.delete("/models/{model_id}", status_code=204, tags=["gallery"])
+@working.delete("/models/{model_id}", status_code=204, tags=["gallery"])
 async def remove_model(request: Request, model_id: str) -> Response:
     """Remove a velocity model from the gallery."""
     await _writable(request).on_model(lambda engine: engine.remove([model_id]))
     return Response(status_code=204)
 
 
-@router.get("/gallery", tags=["gallery"])
+@quick.get("/gallery", tags=["gallery"])
 async def gallery(request: Request) -> GalleryAnswer:
     """What is being served: gallery, weights, the descriptors with their units and ranges."""
     serving = serving_of(request)
@@ -243,11 +265,15 @@ async def gallery(request: Request) -> GalleryAnswer:
     return await serving.on_file(look)
 
 
-@router.post("/gallery/reload", tags=["gallery"])
+@quick.post("/gallery/reload", tags=["gallery"])
 async def reload(request: Request) -> ReloadAnswer:
     """Open the gallery's folder again and serve what is there now; running requests finish with the old one."""
     before, after = await serving_of(request).reload()
     return ReloadAnswer(before=GalleryBody.of(before), after=GalleryBody.of(after))
+
+
+router.include_router(working)
+router.include_router(quick)
 
 
 def _writable(request: Request) -> Serving:

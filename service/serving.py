@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CANARY_DEADLINE_S = 10.0  # behind a full queue of single gathers a canary waits about as long on two CPU cores
-FILE_THREADS = 4  # reading uploads, records, pictures: short, and mostly outside the interpreter's lock
+CANARY_DEADLINE_S = 10.0  # two stacks of 64 gathers on a CPU; a server further behind than that is not ready for more
+FILE_THREADS = 4  # reading uploads and records: short, and mostly outside the interpreter's lock
 
 
 class _Held:
@@ -39,8 +39,9 @@ class Serving:
     """Opens weights and gallery, and lets requests at them.
 
     Who owns what: one *model* thread runs the encoders and searches (torch spreads each call over the cores by
-    itself); `FILE_THREADS` *file* threads read uploads, records and pictures. The event loop owns ``admitted``. The
-    engine of the moment is replaced as a whole under ``_lock``; a job keeps the one it began with.
+    itself); `FILE_THREADS` *file* threads read uploads and records; one *picture* thread draws, so that pictures that
+    wait for each other keep nobody else waiting. The event loop owns ``admitted`` and ``_reloading``. The engine of the
+    moment is replaced as a whole under ``_lock``; a job keeps the one it began with.
 
     Raises:
         SeisBindError: no usable weights, device or gallery.
@@ -54,6 +55,8 @@ class Serving:
         self._held = _Held(self._open())
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
+        self._drawing = ThreadPoolExecutor(1, thread_name_prefix="picture")
+        self._reloading = asyncio.Lock()
         self._admitted = 0
         self._canary_at = float("-inf")
         self._canary: asyncio.Task[bool] | None = None
@@ -68,13 +71,15 @@ class Serving:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """A place among the requests that are worked on at once.
+        """A place among the requests whose bodies are read, that are worked on or whose answers are sent at once.
 
         Raises:
             Overloaded: there is none.
         """
         if self._admitted >= self.settings.max_concurrency:
-            raise Overloaded(f"{self._admitted} requests are being worked on or queued already. Try again in a second.")
+            raise Overloaded(
+                f"{self._admitted} requests are being read, worked on or answered already. Try again soon."
+            )
         self._admitted += 1
         try:
             yield
@@ -88,6 +93,10 @@ class Serving:
     async def on_file(self, job: Callable[[Engine], T]) -> T:
         """Run ``job`` on a file thread."""
         return await self._run(self._files, job)
+
+    async def picture(self, draw: Callable[[Engine], bytes]) -> bytes:
+        """Run ``draw`` on the picture thread."""
+        return await self._run(self._drawing, draw)
 
     async def _run(self, pool: ThreadPoolExecutor, job: Callable[[Engine], T]) -> T:
         with self._lock:
@@ -113,17 +122,19 @@ class Serving:
             SeisBindError: what is there now cannot be served; the old one goes on being served.
         """
 
-        def fresh(engine: Engine) -> tuple[GalleryInfo, Engine]:
+        def fresh(engine: Engine) -> tuple[GalleryInfo, Engine, GalleryInfo]:
             before = engine.info()
             if self.settings.writable:
                 engine.refresh()
-                return before, engine
-            return before, self._open()
+            else:
+                engine = self._open()
+            return before, engine, engine.info()
 
-        before, engine = await self.on_file(fresh)
-        if engine is not self._held.engine:
-            self._replace(_Held(engine))
-        return before, engine.info()
+        async with self._reloading:  # one at a time: each opens a whole gallery, and the last one opened is served
+            before, engine, after = await self.on_file(fresh)
+            if engine is not self._held.engine:
+                self._replace(_Held(engine))
+        return before, after
 
     def _replace(self, new: _Held) -> None:
         with self._lock:
@@ -162,4 +173,5 @@ class Serving:
         """Finish what is running, then let go of the gallery."""
         self._model.shutdown(wait=True)
         self._files.shutdown(wait=True)
+        self._drawing.shutdown(wait=True)
         self._held.engine.gallery.close()

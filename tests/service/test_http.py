@@ -23,6 +23,7 @@ from seisbind.model.inference import Embedder
 from seisbind.service.app import create_app
 from seisbind.service.engine import Engine
 from seisbind.service.errors import CODE, INTERNAL, REQUEST_INVALID, STATUS, status_of
+from seisbind.service.images import DRAWING
 from seisbind.service.schemas import PARTS, SEARCH_PARTS, Problem, RetrievalBody, RetrieveAnswer, SearchResultBody
 from seisbind.service.settings import Settings
 
@@ -187,7 +188,7 @@ def test_reload_serves_what_another_process_added(
     server = serve(gallery=path)
     with Gallery.open(path, fingerprint=embedder.fingerprint, writable=True) as gallery:
         Engine(embedder, gallery).add_models(np.linspace(2000, 3000, 4900).reshape(1, 70, 70), model_ids=["ramp"])
-    assert server.http.get("/v1/models/ramp").status_code in (200, 404)
+    assert server.http.get("/v1/gallery").json()["gallery"]["models"] == 60  # not before it is told to
     body = server.http.post("/v1/gallery/reload").json()
     assert (body["before"]["models"], body["after"]["models"]) == (60, 61)
     assert server.http.get("/v1/models/ramp").status_code == 200
@@ -199,22 +200,42 @@ def test_reload_serves_what_another_process_added(
     assert answer["gallery"]["models"] == 61
 
 
-def test_reload_under_load_mixes_nothing(serve: Any, make_gallery: Any, gathers: Float32) -> None:
-    server = serve(gallery=make_gallery())
+def test_reload_under_load_mixes_nothing(
+    serve: Any, make_gallery: Any, embedder: Embedder, models: tuple[Float32, Sequence[str]], gathers: Float32
+) -> None:
+    """Two galleries take turns in one place; each answer is wholly that of the one whose generation it states."""
+    path, other = make_gallery(), make_gallery()
+    with Gallery.open(other, fingerprint=embedder.fingerprint, writable=True) as gallery:
+        gallery.remove([match.model_id for match in Engine(embedder, gallery).retrieve(gathers[0])[0].matches])
+    expected = {}
+    for each in (path, other):
+        with Gallery.open(each, fingerprint=embedder.fingerprint) as gallery:
+            engine = Engine(embedder, gallery)
+            results = [RetrievalBody.of(one, PARTS).model_dump() for one in engine.retrieve(gathers[0])]
+            expected[engine.info().generation] = (engine.info().count, results)
+    assert len(expected) == 2
+    server = serve(gallery=path)
     body = npy(gathers[0])
+    seen = []
 
-    async def hammer() -> list[httpx.Response]:
+    async def swap_and_ask() -> None:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
-            calls = []
-            for i in range(24):
-                calls.append(http.post("/v1/gallery/reload") if i % 3 == 2 else http.post(
-                    "/v1/retrieve", content=body, headers=RAW))  # fmt: skip
-            return list(await asyncio.gather(*calls))
+            for _ in range(8):
+                calls = [asyncio.create_task(http.post("/v1/retrieve", content=body, headers=RAW)) for _ in range(3)]
+                aside = path.with_name("aside")
+                path.rename(aside)
+                other.rename(path)
+                aside.rename(other)
+                assert (await http.post("/v1/gallery/reload")).status_code == 200
+                calls += [asyncio.create_task(http.post("/v1/retrieve", content=body, headers=RAW)) for _ in range(2)]
+                for response in await asyncio.gather(*calls):
+                    assert response.status_code == 200, response.text
+                    seen.append(response.json())
 
-    found = asyncio.run(hammer())
-    assert {response.status_code for response in found} == {200}
-    answers = [response.json() for response in found if "results" in response.json()]
-    assert len({json.dumps(answer["results"]) for answer in answers}) == 1
+    asyncio.run(swap_and_ask())
+    for answer in seen:
+        assert (answer["gallery"]["models"], answer["results"]) == expected[answer["gallery"]["generation"]]
+    assert {answer["gallery"]["generation"] for answer in seen} == set(expected)
 
 
 Call = Callable[[httpx.Client], httpx.Response]
@@ -428,6 +449,92 @@ def test_overload_is_told_to_retry(serve: Any, gathers: Float32) -> None:
     assert codes[-1] == 429
     late = next(response for response in found if response.status_code == 429)
     assert (late.json()["code"], late.headers["retry-after"]) == ("overloaded", "1")
+
+
+POST_HEAD = "POST {} HTTP/1.1\r\nHost: x\r\nContent-Type: {}\r\nContent-Length: 1000\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        POST_HEAD.format("/v1/retrieve", "application/octet-stream"),
+        POST_HEAD.format("/v1/retrieve", "multipart/form-data; boundary=b"),
+        POST_HEAD.format("/v1/search", "application/octet-stream"),
+        POST_HEAD.format("/v1/search", "application/json"),
+        POST_HEAD.format("/v1/models", "application/octet-stream"),
+        "GET /v1/models/any/image.png HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        "DELETE /v1/models/any HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    ],
+)
+def test_no_place_no_body_read(serve: Any, make_gallery: Any, request_head: str) -> None:
+    """A body that is on its way holds the only place; the next request is refused before it has sent a byte of its own.
+
+    Read first and admitted later, it would be waited for until `body_deadline_s`, and then answered 408.
+    """
+    server = serve(gallery=make_gallery(), writable=True, max_concurrency=1, body_deadline_s=10)
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port or 80)) as first:
+        first.sendall(HEAD + b"Content-Length: 1000\r\n\r\nabc")
+        answer = b""
+        for _ in range(50):  # until the first one has its place
+            answer = raw_exchange(server.url, request_head.encode())
+            if not answer.startswith(b"HTTP/1.1 404"):
+                break
+        assert answer.startswith(b"HTTP/1.1 429"), answer
+        assert b'"overloaded"' in answer
+        assert server.http.get("/healthz").status_code == 200  # what is small and quick goes on
+        assert server.http.get("/v1/gallery").status_code == 200
+
+
+def test_a_place_is_held_until_the_answer_is_sent(weights: Path, gallery_path: Path, gathers: Float32) -> None:
+    app = create_app(Settings(gallery=gallery_path, weights=weights, device="cpu", max_concurrency=1))
+    serving, codes = app.state.serving, []
+
+    async def call() -> None:
+        sending, sent = asyncio.Event(), asyncio.Event()
+
+        async def exchange(send: Callable[[Any], Any]) -> None:
+            scope = {"type": "http", "method": "POST", "path": "/v1/retrieve", "query_string": b"", "app": app}
+            scope |= {"headers": [(b"content-type", b"application/octet-stream")]}
+            messages = [{"type": "http.request", "body": npy(gathers[0]), "more_body": False}]
+            await app(scope, lambda: asyncio.sleep(0, messages.pop()), send)
+
+        async def slow(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                codes.append(message["status"])
+                sending.set()
+                await sent.wait()
+
+        async def quick(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                codes.append(message["status"])
+
+        first = asyncio.create_task(exchange(slow))
+        await sending.wait()
+        await exchange(quick)
+        sent.set()
+        await first
+        await exchange(quick)
+
+    asyncio.run(call())
+    serving.close()
+    assert codes == [200, 429, 200]
+
+
+def test_pictures_that_wait_keep_nobody_else_waiting(serve: Any, engine: Engine) -> None:
+    server, ids = serve(), engine.gallery.model_ids()
+
+    async def fetch() -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            with DRAWING:
+                pictures = [asyncio.create_task(http.get(f"/v1/models/{i}/image.png")) for i in ids[:8]]
+                await asyncio.sleep(0.5)
+                assert (await http.get(f"/v1/models/{ids[0]}/velocity.npy", timeout=20)).status_code == 200
+                assert (await http.get("/v1/gallery", timeout=20)).status_code == 200
+                assert not any(picture.done() for picture in pictures)
+            assert {(await picture).status_code for picture in pictures} == {200}
+
+    asyncio.run(fetch())
 
 
 def test_a_client_that_leaves_does_no_harm(served: Any, gathers: Float32) -> None:
