@@ -59,7 +59,7 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line. An error of SeisBind is one line on standard error, and exit code 1."""
+    """Run the command line. An error of SeisBind or of a file is one line on standard error, and exit code 1."""
     try:
         app()
     except SeisBindError as error:
@@ -67,4 +67,8 @@ def main() -> None:
         sys.exit(1)
     except BrokenPipeError:  # the reader of a pipe has had enough
         sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"seisbind: {' '.join(what.split())} [os_error]", file=sys.stderr)
         sys.exit(1)

@@ -32,6 +32,8 @@ def retrieve(
 
     if (url is None) == (gallery is None):
         raise InvalidConfig("Say whom to ask: --url http://… (a server), or --gallery PATH (on this machine).")
+    if out is not None:
+        out.open("a").close()  # a folder that is not there is told before anyone is asked
     if url is not None:
         answers = ask_server(url, file, top_k=top_k, filter=filter, dt_s=dt_s)
     else:

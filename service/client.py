@@ -6,9 +6,10 @@ from types import TracebackType
 from typing import Self
 
 import httpx
+from pydantic import ValidationError
 
 from seisbind.model.errors import ServerUnreachable, ServiceError
-from seisbind.service.schemas import GalleryAnswer, RetrieveAnswer
+from seisbind.service.schemas import RetrieveAnswer
 
 TIMEOUT_S = 60.0  # a stack of 64 gathers takes a CPU core 10 s
 
@@ -43,15 +44,18 @@ class Client:
         """POST /v1/retrieve: the bytes of an npy or npz, and fields as in `schemas.RetrieveFields`."""
         form = {name: str(value) for name, value in fields.items() if value is not None}
         files = {"file": ("gathers", content, "application/octet-stream")}
-        return RetrieveAnswer.model_validate_json(self._call("POST", "/v1/retrieve", data=form, files=files).content)
+        response = self._call("POST", "/v1/retrieve", data=form, files=files)
+        try:
+            return RetrieveAnswer.model_validate_json(response.content)
+        except ValidationError as error:
+            raise ServiceError(
+                f"{self.url} answered something else than a retrieval ({error.error_count()} differences). Is it a "
+                "SeisBind server of this version?"
+            ) from error
 
     def velocity_npy(self, model_id: str) -> bytes:
         """GET /v1/models/{id}/velocity.npy."""
         return self._call("GET", f"/v1/models/{model_id}/velocity.npy").content
-
-    def gallery(self) -> GalleryAnswer:
-        """GET /v1/gallery."""
-        return GalleryAnswer.model_validate_json(self._call("GET", "/v1/gallery").content)
 
     def ready(self) -> bool:
         """GET /readyz: whether it is; False also while nobody answers."""
@@ -70,7 +74,7 @@ class Client:
     ) -> httpx.Response:
         try:
             response = self._http.request(method, path, data=data, files=files)
-        except (httpx.TransportError, httpx.UnsupportedProtocol) as error:
+        except httpx.RequestError as error:
             raise ServerUnreachable(
                 f"No answer from {self.url} ({error}). Is the server running? 'seisbind serve' starts one."
             ) from error

@@ -1,6 +1,7 @@
 """The calls under /v1: retrieve, search, models, gallery. Each parses fields on the loop and works on a thread.
 
-Those that read a body, search, draw or change the gallery are `working`, which admits only so many at once; the others are `quick`.
+Those that read a body, search, draw or change the gallery are `working`, which admits only so many at once; the others
+are `quick`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.server
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -209,6 +211,35 @@ def test_retrieve_refuses_in_one_line(served: Any, tmp_path: Path, gathers: Floa
     one_line(seisbind("retrieve", tmp_path / "text.npy", "--url", served.url), "service_error")
     one_line(seisbind("retrieve", tmp_path / "gather.npy", "--url", "http://127.0.0.1:9"), "server_unreachable")
     one_line(seisbind("retrieve", tmp_path / "gather.npy", "--url", "nonsense"), "server_unreachable")
+    missing = ("--out", tmp_path / "missing" / "x.json")
+    refused = seisbind("retrieve", tmp_path / "gather.npy", "--url", "http://127.0.0.1:9", *missing)
+    one_line(refused, "os_error")  # before anyone is asked
+    assert "missing/x.json: No such file or directory" in refused.stderr
+
+
+def test_a_foreign_server_is_told(tmp_path: Path, gathers: Float32) -> None:
+    """Something else answers there, with JSON of its own."""
+
+    class Foreign(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"hello": "world"}')
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    np.save(tmp_path / "gather.npy", gathers[0])
+    with http.server.HTTPServer(("127.0.0.1", 0), Foreign) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            one_line(seisbind("retrieve", tmp_path / "gather.npy", "--url", url), "service_error")
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_simulate_writes_pairs(tmp_path: Path) -> None:
