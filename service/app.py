@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -18,8 +19,6 @@ from seisbind.service.routes import serving_of
 from seisbind.service.schemas import Health
 from seisbind.service.serving import Serving
 from seisbind.service.settings import Settings
-
-VERSION = "0.1.0"
 
 outside = APIRouter()
 
@@ -68,7 +67,7 @@ def _assembled(settings: Settings, serving: Serving | None) -> FastAPI:
 
     app = FastAPI(
         title="SeisBind",
-        version=VERSION,
+        version=version("seisbind"),
         summary="Velocity models and their physics from seismic shot gathers.",
         docs_url=None,  # FastAPI's pages load scripts from other hosts
         redoc_url=None,

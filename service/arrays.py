@@ -122,7 +122,6 @@ def _npy_header(body: bytes) -> tuple[str, int]:
 def _read_npz(body: bytes, limits: Limits) -> dict[str, Array]:
     _check_directory(body)
     arrays: dict[str, Array] = {}
-    left = limits.unpacked_bytes
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             members = archive.infolist()
@@ -130,8 +129,8 @@ def _read_npz(body: bytes, limits: Limits) -> dict[str, Array]:
             if len(set(names)) < len(names):
                 raise MalformedUpload(f"The npz holds a name twice: {', '.join(names)}.")
             total = sum(member.file_size for member in members)
-            if total > left:
-                raise UploadTooLarge(f"The npz unpacks to {total} bytes; the limit is {left}.")
+            if total > limits.unpacked_bytes:
+                raise UploadTooLarge(f"The npz unpacks to {total} bytes; the limit is {limits.unpacked_bytes}.")
             for name, member in zip(names, members, strict=True):
                 with archive.open(member) as packed:
                     content = packed.read(member.file_size)  # stops there whatever the stream holds
