@@ -51,6 +51,7 @@ CODE = {
     413: "upload_too_large",
     415: "unsupported_format",
 }
+OTHER = "http_error"
 REQUEST_INVALID = "invalid_request"
 INTERNAL = "internal_error"
 
@@ -110,7 +111,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _framework(request: Request, error: HTTPException) -> Response:
-        code = CODE.get(error.status_code, "http_error")
+        code = CODE.get(error.status_code, OTHER)
         detail = {
             404: f"There is nothing at {request.url.path}; GET / lists the calls.",
             405: f"{request.url.path} does not take {request.method}; GET / lists the calls.",
