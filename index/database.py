@@ -86,6 +86,26 @@ def create_database(path: Path, *, fingerprint: str, dimension: int, created_at:
         connection.execute("PRAGMA journal_mode = WAL")
 
 
+def settle(path: Path) -> None:
+    """Bring a database's write-ahead log into its file, synced, so that the file alone has everything.
+
+    Raises:
+        GalleryLocked, GalleryWriteFailed, GalleryDamaged: a reader does not let go; the disk refused; not a database.
+    """
+    with (
+        told(path.parent, "settle"),
+        closing(
+            sqlite3.connect(
+                f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S
+            )
+        ) as connection,
+    ):
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # opens the log, which the next needs
+        if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            raise GalleryLocked(f"Another program kept {path} locked for {BUSY_TIMEOUT_S:g} s. Nothing was changed.")
+
+
 def facts_check(facts: Mapping[str, str]) -> str:
     """The checksum of everything in the ``meta`` table but itself."""
     rest = sorted((name, value) for name, value in facts.items() if name != "check")
@@ -146,7 +166,7 @@ def _check_format(connection: sqlite3.Connection, path: Path) -> None:
 def told(folder: Path, doing: str) -> Iterator[None]:
     """Turn what SQLite and the operating system raise inside into the gallery errors that they mean.
 
-    ``doing`` is the verb of the sentence: "open", "add", "remove", "read", "snapshot".
+    ``doing`` is the verb of the sentence: "open", "add", "remove", "read", "snapshot", "settle".
     """
     try:
         yield

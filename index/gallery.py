@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,11 +20,11 @@ from seisbind.index.batch import checked_batch, unit_vectors
 from seisbind.index.contents import load_contents
 from seisbind.index.database import FORMAT_VERSION, create_database, told
 from seisbind.index.filter import Filter
-from seisbind.index.folder import LOCK, RECORDS, SPACES, make_room, size_bytes
+from seisbind.index.folder import BUILDING, LOCK, RECORDS, SPACES, install, make_folder, make_room, size_bytes
 from seisbind.index.lock import WriterLock
 from seisbind.index.record import Float32, Record
 from seisbind.index.records import Records
-from seisbind.index.snapshot import sync_folder, write_snapshot
+from seisbind.index.snapshot import write_snapshot
 from seisbind.index.verify import VerifyReport, verify
 from seisbind.model.errors import (
     GalleryDamaged,
@@ -116,7 +118,7 @@ class Gallery:
         Args:
             fingerprint: of the weights whose embeddings it will hold.
             dimension: of the embeddings.
-            overwrite: replace a gallery that is there already, with everything in it.
+            overwrite: replace a gallery that is there already, with everything in it, at once (see `building`).
             at_step: called with a name at each step of a change, for crash tests.
 
         Raises:
@@ -124,24 +126,61 @@ class Gallery:
             GalleryLocked: it is being written.
             GalleryWriteFailed: the disk refused.
         """
+        lock = cls._begun(path, fingerprint, dimension, overwrite, at_step)
+        try:
+            with told(path, "create a gallery"):
+                install(path, at_step=at_step)
+                return cls._opened(path, fingerprint, lock, at_step)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    @contextmanager
+    def building(
+        cls,
+        path: Path,
+        *,
+        fingerprint: str,
+        dimension: int = 256,
+        overwrite: bool = False,
+        at_step: Callable[[str], None] = _no_step,
+    ) -> Iterator[Gallery]:
+        """A new gallery to fill, which is in the folder ``path`` when the block has ended: wholly, or not at all.
+
+        Until then, and if the block raises or the process is killed, what was there before stays, is served to readers
+        and can be opened. Nobody else may write it meanwhile, and there has to be room for both.
+
+        Args and errors: as `create`.
+        """
+        lock = cls._begun(path, fingerprint, dimension, overwrite, at_step)
+        try:
+            with cls.open(path / BUILDING, fingerprint=fingerprint, writable=True, at_step=at_step) as gallery:
+                yield gallery
+            with told(path, "put the new gallery"):
+                install(path, at_step=at_step)
+        finally:
+            shutil.rmtree(path / BUILDING, ignore_errors=True)
+            lock.release()
+
+    @staticmethod
+    def _begun(
+        path: Path, fingerprint: str, dimension: int, overwrite: bool, at_step: Callable[[str], None]
+    ) -> WriterLock:
+        """Take the lock of ``path`` and put an empty gallery in ``building/`` there."""
         if not fingerprint or not 1 <= dimension <= 4096:
             raise InvalidConfig(f"A gallery needs a fingerprint and 1 to 4096 dimensions; got {dimension}.")
         with told(path, "create a gallery"):
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             lock = WriterLock(path / LOCK)
             try:
-                make_room(path, overwrite=overwrite)
-                fresh = path / (RECORDS + ".new")
-                fresh.unlink(missing_ok=True)
-                create_database(fresh, fingerprint=fingerprint, dimension=dimension, created_at=_now())
+                fresh = make_room(path, overwrite=overwrite)
+                create_database(fresh / RECORDS, fingerprint=fingerprint, dimension=dimension, created_at=_now())
                 at_step("create:written")
-                fresh.replace(path / RECORDS)
-                sync_folder(path)
-                at_step("create:renamed")
-                return cls._opened(path, fingerprint, lock, at_step)
             except BaseException:
                 lock.release()
                 raise
+        return lock
 
     @classmethod
     def open(

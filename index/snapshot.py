@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from seisbind.index.faiss_index import Float32, Int64, VectorIndex, faiss
+from seisbind.index.folder import sync_folder
 
 FORMAT_VERSION = 1
 IO_BYTES = 1 << 20
@@ -119,15 +120,6 @@ def replace_file(path: Path, write_to: Callable[[Callable[[bytes], None]], None]
         raise
     at_step(f"{path.name}:renamed")
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def load_snapshot(folder: Path, space: str, *, fingerprint: str, dimension: int) -> Snapshot:

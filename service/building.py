@@ -33,16 +33,18 @@ def build_gallery(
 ) -> int:
     """Make a gallery in the folder ``path`` and fill it; returns how many models it holds.
 
+    If it fails or is killed, a gallery that was there is there still, and otherwise there is none.
+
     Args:
         models: batches of velocity models with their families.
         source: where they came from.
-        overwrite: replace a gallery that is there.
+        overwrite: replace a gallery that is there, when all is done.
         progress: called with the number of models done so far.
 
     Raises:
         GalleryError, GalleryWriteFailed, InvalidVelocityModel: see `seisbind.index.Gallery`.
     """
-    with Gallery.create(path, fingerprint=embedder.fingerprint, overwrite=overwrite) as gallery:
+    with Gallery.building(path, fingerprint=embedder.fingerprint, overwrite=overwrite) as gallery:
         fill_gallery(Engine(embedder, gallery), models, source=source, progress=progress)
         return len(gallery)
 

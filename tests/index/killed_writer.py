@@ -146,7 +146,7 @@ class NaiveStore:
 STORES: dict[str, Callable[[Path, Callable[[str], None]], Store]] = {"gallery": GalleryStore, "naive": NaiveStore}
 STEPS = {
     "gallery": [
-        *("create:written", "create:renamed"),
+        *("create:written", *(f"install:{step}" for step in ("settled", "cleared", "renamed", "indices"))),
         *("add:begun", "add:first-row", "add:before-commit", "add:committed", "add:published"),
         *("remove:begun", "remove:before-commit", "remove:committed"),
         *(
@@ -232,11 +232,11 @@ def main() -> None:
     steps = STEPS[store] + ["random"] * (len(STEPS[store]) // 2 + 1)
     for kill in range(kills):
         step = steps[kill % len(steps)]
-        if step.startswith("create") and store == "gallery":
+        if step.startswith(("create", "install")) and store == "gallery":
             shutil.rmtree(folder / "gallery", ignore_errors=True)
             there = set()
         turn = random.Random(dice.random())
-        before, countdown = set(there), dice.randint(1, 3) if not step.startswith("create") else 1
+        before, countdown = set(there), dice.randint(1, 3) if not step.startswith(("create", "install")) else 1
 
         def writer(
             out: int, there: set[int] = before, step: str = step, n: int = countdown, turn: random.Random = turn

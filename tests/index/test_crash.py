@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from seisbind.index import Gallery
 
 HERE = Path(__file__).parent
 
@@ -29,10 +32,10 @@ def harness(folder: Path, store: str, kills: int) -> dict[str, Any]:
 
 
 def test_killed_at_every_step_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
-    result = harness(tmp_path, "gallery", 68)
+    result = harness(tmp_path, "gallery", 114)
     assert result["broken"] == {}, result["examples"]
     # It did die, at every step: a step that is never reached proves nothing.
-    assert len(result["deaths"]) == 23 and min(result["deaths"].values()) >= 1, result["deaths"]
+    assert len(result["deaths"]) == 26 and min(result["deaths"].values()) >= 1, result["deaths"]
 
 
 def test_a_naive_writer_does_not_survive_the_same_harness(tmp_path: Path) -> None:
@@ -121,3 +124,92 @@ def test_a_full_disk_is_said_and_costs_nothing(tmp_path: Path, kib: int) -> None
     assert result["seen"] == len(result["expected"])
     assert result["held"] == result["expected"] + result["later"]
     assert (result["leftovers"], result["problems"], result["notes"]) == ([], [], [])
+
+
+REPLACED = """
+import os, resource, signal, sys
+from pathlib import Path
+import numpy as np
+from seisbind.index import Gallery
+from seisbind.model.errors import GalleryWriteFailed
+from killed_writer import DIMENSION, arrays
+
+path, way, last = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+
+def at_step(name):
+    if name == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def add(gallery, first):
+    numbers = range(first, first + 20)
+    columns = map(np.stack, zip(*map(arrays, numbers), strict=True))
+    gallery.add(*columns, model_ids=[f"m{n}" for n in numbers])
+
+with Gallery.create(path, fingerprint="w", dimension=DIMENSION) as gallery:
+    add(gallery, 0)
+    add(gallery, 20)
+if last.isdigit():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(last) << 10, resource.RLIM_INFINITY))
+make = getattr(Gallery, way)  # both are context managers
+try:
+    with make(path, fingerprint="w", dimension=DIMENSION, overwrite=True, at_step=at_step) as gallery:
+        for first in range(1000, 1200, 20):
+            add(gallery, first)
+except GalleryWriteFailed as error:
+    sys.exit(str(error))
+"""
+
+
+def replaced(folder: Path, way: str, last: str) -> tuple[str, str]:
+    """Overwrite a gallery of 40 models with 200 others up to ``last``, a step where it is killed or the KiB that a file
+    may have; returns which of them are there then, and what the writer said."""
+    path = folder / way
+    run = subprocess.run(
+        [sys.executable, "-c", REPLACED, str(path), way, last], capture_output=True, text=True, timeout=60, cwd=HERE
+    )
+    assert run.returncode == (1 if last.isdigit() else -signal.SIGKILL), run.stderr
+    with Gallery.open(path, fingerprint="w") as gallery:
+        assert gallery.verify().ok
+        model_ids = gallery.model_ids()
+    with Gallery.building(path, fingerprint="w", overwrite=True):
+        pass  # what was left behind is not in the way
+    assert not (path / "building").exists()
+    if model_ids == [f"m{n}" for n in range(40)]:
+        return "old", run.stderr
+    return "new" if model_ids == [f"m{n}" for n in range(1000, 1200)] else "neither", run.stderr
+
+
+@pytest.mark.parametrize(
+    ("step", "held"),
+    [
+        ("create:written", "old"),
+        ("add:committed", "old"),
+        ("velocity.faiss:synced", "old"),
+        ("install:settled", "old"),
+        ("install:cleared", "old"),
+        ("install:renamed", "new"),
+        ("install:indices", "new"),
+    ],
+)
+def test_killed_while_replacing_the_old_gallery_or_the_new_is_there(tmp_path: Path, step: str, held: str) -> None:
+    assert replaced(tmp_path, "building", step)[0] == held
+
+
+@pytest.mark.parametrize("kib", [1, 40, 100])
+def test_a_full_disk_while_replacing_leaves_the_old_gallery(tmp_path: Path, kib: int) -> None:
+    held, said = replaced(tmp_path, "building", str(kib))
+    assert held == "old" and "Nothing was changed" in said
+
+
+def test_replacing_at_once_and_filling_later_does_not_survive_the_same(tmp_path: Path) -> None:
+    assert replaced(tmp_path, "create", "add:committed")[0] == "neither"
+
+
+def test_replacing_at_once_on_a_full_disk_does_not_survive_it(tmp_path: Path) -> None:
+    assert replaced(tmp_path, "create", "100")[0] == "neither"
+
+
+def test_a_full_disk_when_creating_leaves_the_old_gallery(tmp_path: Path) -> None:
+    held, said = replaced(tmp_path, "create", "1")
+    assert held == "old" and "Nothing was changed" in said

@@ -223,6 +223,77 @@ def test_making_one_over_another_has_to_be_meant(filled: Path, make_batch: MakeB
         assert opened.info().notes == ()
 
 
+def test_the_old_gallery_is_served_until_the_new_one_is_done(filled: Path, make_batch: MakeBatch) -> None:
+    def only(model_ids: list[str]) -> None:
+        with Gallery.open(filled, fingerprint=None) as opened:
+            assert opened.model_ids() == model_ids and opened.verify().ok and opened.info().notes == ()
+
+    old = make_batch(40).model_ids
+    reader = Gallery.open(filled, fingerprint=None)
+    with pytest.raises(ZeroDivisionError), Gallery.building(filled, fingerprint="w", overwrite=True):
+        only(old)
+        raise ZeroDivisionError
+    only(old)
+    assert not reader.refresh()
+    with pytest.raises(GalleryError, match="already is a gallery"), Gallery.building(filled, fingerprint="w"):
+        pass
+    with Gallery.building(filled, fingerprint="w", dimension=16, overwrite=True) as fresh:
+        make_batch(2, first=100).add_to(fresh)
+        with pytest.raises(GalleryLocked):
+            Gallery.open(filled, fingerprint=None, writable=True)
+        only(old)
+    only(["m100", "m101"])
+    np.testing.assert_array_equal(reader.velocity("m5"), make_batch(1, first=5).velocity[0])
+    with pytest.raises(GalleryError, match="replaced"):
+        reader.refresh()
+    reader.close()
+    assert not (filled / "building").exists()
+
+
+def test_a_gallery_that_was_not_finished_is_none(tmp_path: Path, make_batch: MakeBatch) -> None:
+    with pytest.raises(ZeroDivisionError), Gallery.building(tmp_path / "g", fingerprint="w", dimension=16) as fresh:
+        make_batch(2).add_to(fresh)
+        raise ZeroDivisionError
+    with pytest.raises(GalleryNotFound):
+        Gallery.open(tmp_path / "g", fingerprint=None)
+    with Gallery.building(tmp_path / "g", fingerprint="w", dimension=16) as fresh:
+        make_batch(2).add_to(fresh)
+    with Gallery.open(tmp_path / "g", fingerprint=None) as opened:
+        assert opened.model_ids() == ["m0", "m1"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database" * 1000])
+def test_a_ruined_gallery_can_be_replaced(filled: Path, content: bytes) -> None:
+    (filled / "records.sqlite").write_bytes(content)
+    Gallery.create(filled, fingerprint="w", overwrite=True).close()
+    with Gallery.open(filled, fingerprint="w") as opened:
+        assert opened.verify().ok
+
+
+@pytest.mark.parametrize("name", ["records.sqlite.bak-2025", "records.sqlite-old", "building/thesis.tex", "old/a"])
+def test_a_backup_beside_the_records_is_not_ours(filled: Path, name: str) -> None:
+    (filled / name).parent.mkdir(exist_ok=True)
+    (filled / name).write_text("years of work")
+    with pytest.raises(GalleryError, match="other files"):
+        Gallery.create(filled, fingerprint="w", overwrite=True)
+    assert (filled / name).read_text() == "years of work"
+    with Gallery.open(filled, fingerprint=None) as opened:
+        assert len(opened) == 40
+
+
+def test_folders_that_it_makes_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+
+    def recorded(handle: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    Gallery.create(tmp_path / "a" / "b" / "g", fingerprint="w").close()
+    assert {str(tmp_path / each) for each in (".", "a", "a/b", "a/b/g")} <= set(synced)
+
+
 def test_other_files_are_not_swept_away(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(GalleryError, match=r"thesis\.tex"):
