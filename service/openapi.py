@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from seisbind.service.bodies import MULTIPART, RAW_TYPES
 from seisbind.service.schemas import DescriptorSearch, Problem, SearchFields
 
 JsonObject = dict[str, Any]
@@ -39,14 +40,45 @@ DESCRIPTOR_EXAMPLES: JsonObject = {
 }
 
 
-def upload(fields: type[BaseModel]) -> JsonObject:
+FILE_EXAMPLE = "@gather.npy"  # as curl writes "the bytes of this file"
+RETRIEVE_EXAMPLES: JsonObject = {
+    "one gather": {
+        "summary": "A gather of OpenFWI's geometry: its three best matches",
+        "value": {"file": FILE_EXAMPLE, "top_k": 3},
+    },
+    "half the samples": {
+        "summary": "Sampled at 2 ms; physics alone, from models of two families",
+        "value": {
+            "file": FILE_EXAMPLE,
+            "dt_s": 0.002,
+            "include": "physics",
+            "filter": '{"family": ["FlatVel-A", "CurveVel-A"], "max_velocity": [null, 4200]}',
+        },
+    },
+}
+SEARCH_EXAMPLES: JsonObject = {
+    "one model": {
+        "summary": "The three models most like this one",
+        "value": {"file": "@velocity.npy", "top_k": 3},
+    },
+}
+ADD_EXAMPLES: JsonObject = {
+    "one model": {
+        "summary": "A model with an id, a family and tags of one's own",
+        "value": {"file": "@velocity.npy", "model_id": "mine-1", "family": "mine", "tags": "field,2026"},
+    },
+}
+
+
+def upload(fields: type[BaseModel], examples: JsonObject) -> JsonObject:
     """The request of a call that takes a file and ``fields``, beside it in a form or as query parameters."""
-    return {"parameters": _parameters(fields), "requestBody": {"required": True, "content": _content(fields)}}
+    content = _content(fields, examples)
+    return {"parameters": _parameters(fields), "requestBody": {"required": True, "content": content}}
 
 
 def search() -> JsonObject:
     """The request of POST /v1/search: a file as elsewhere, or JSON."""
-    content = _content(SearchFields)
+    content = _content(SearchFields, SEARCH_EXAMPLES)
     content["application/json"] = {"schema": _inline(DescriptorSearch), "examples": DESCRIPTOR_EXAMPLES}
     return {"parameters": _parameters(SearchFields), "requestBody": {"required": True, "content": content}}
 
@@ -75,7 +107,7 @@ def _parameters(fields: type[BaseModel]) -> list[JsonObject]:
     ]
 
 
-def _content(fields: type[BaseModel]) -> JsonObject:
+def _content(fields: type[BaseModel], examples: JsonObject) -> JsonObject:
     file = BINARY | {"description": "An npy or npz file."}
     form = {
         "type": "object",
@@ -83,8 +115,4 @@ def _content(fields: type[BaseModel]) -> JsonObject:
         "additionalProperties": False,
         "properties": {"file": file} | fields.model_json_schema()["properties"],
     }
-    return {
-        "multipart/form-data": {"schema": form},
-        "application/octet-stream": {"schema": BINARY},
-        "application/x-npy": {"schema": BINARY},
-    }
+    return {MULTIPART: {"schema": form, "examples": examples}} | {kind: {"schema": file} for kind in RAW_TYPES}

@@ -78,7 +78,12 @@ quick = APIRouter()
 working = APIRouter(route_class=_Admitted)
 
 
-@working.post("/retrieve", response_model=RetrieveAnswer, tags=["search"], openapi_extra=openapi.upload(RetrieveFields))
+@working.post(
+    "/retrieve",
+    response_model=RetrieveAnswer,
+    tags=["search"],
+    openapi_extra=openapi.upload(RetrieveFields, openapi.RETRIEVE_EXAMPLES),
+)
 async def retrieve(request: Request) -> Response:
     """Velocity models that go with shot gathers, and the physics of the ground under them.
 
@@ -203,7 +208,11 @@ async def model_image(request: Request, model_id: str) -> Response:
 
 
 @working.post(
-    "/models", response_model=AddAnswer, status_code=201, tags=["gallery"], openapi_extra=openapi.upload(AddFields)
+    "/models",
+    response_model=AddAnswer,
+    status_code=201,
+    tags=["gallery"],
+    openapi_extra=openapi.upload(AddFields, openapi.ADD_EXAMPLES),
 )
 async def add_models(request: Request) -> Response:
     """Add velocity models `(70, 70)` or `(model, 70, 70)`, m/s; they are described and embedded here. All or none."""

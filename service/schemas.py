@@ -25,13 +25,16 @@ class Strict(BaseModel):
 class SearchFields(Strict):
     """Query parameters or form fields of a search."""
 
-    top_k: int = Field(5, ge=1, description="Matches wanted.")
+    top_k: int = Field(5, ge=1, description="Matches wanted.", examples=[3])
     filter: str | None = Field(
         None,
         max_length=20_000,
         description='JSON: {"family": ["FlatVel-A"], "tag": "field", "mean_velocity": [2000, null]}; all must hold.',
+        examples=['{"family": "FlatVel-A", "max_velocity": [null, 4200]}'],
     )
-    include: str = Field("descriptors", max_length=100, description="Parts of the answer: descriptors; may be empty.")
+    include: str = Field(
+        "descriptors", max_length=100, description="Parts of the answer: descriptors; may be empty.", examples=[""]
+    )
 
 
 class RetrieveFields(SearchFields):
@@ -41,24 +44,38 @@ class RetrieveFields(SearchFields):
         "descriptors,physics",
         max_length=100,
         description="Parts of the answer, separated by commas: descriptors, physics; may be empty.",
+        examples=["physics"],
     )
-    dt_s: float | None = Field(None, description="Sampling interval, seconds; 0.001 is assumed.")
-    shot_x_m: str | None = Field(None, max_length=2_000, description="Shot positions, metres, separated by commas.")
+    dt_s: float | None = Field(None, description="Sampling interval, seconds; 0.001 is assumed.", examples=[0.001])
+    shot_x_m: str | None = Field(
+        None,
+        max_length=2_000,
+        description="Shot positions, metres, separated by commas.",
+        examples=["0,170,340,520,690"],
+    )
     receiver_x_m: str | None = Field(
-        None, max_length=30_000, description="Receiver positions, metres, increasing, separated by commas."
+        None,
+        max_length=30_000,
+        description="Receiver positions, metres, increasing, separated by commas.",
+        examples=[",".join(str(10 * i) for i in range(70))],
     )
-    peak_hz: float | None = Field(None, description="Peak frequency of the source wavelet, hertz.")
+    peak_hz: float | None = Field(None, description="Peak frequency of the source wavelet, hertz.", examples=[15])
 
 
 class AddFields(Strict):
     """Query parameters or form fields of an addition."""
 
-    family: str | None = Field(None, max_length=200, description="Family of all of the models.")
-    tags: str = Field("", max_length=10_000, description="Tags of all of the models, separated by commas.")
-    model_id: str | None = Field(
-        None, max_length=10_000, description="Ids, separated by commas, one a model; by default made from the content."
+    family: str | None = Field(None, max_length=200, description="Family of all of the models.", examples=["mine"])
+    tags: str = Field(
+        "", max_length=10_000, description="Tags of all of the models, separated by commas.", examples=["field,2026"]
     )
-    source: str | None = Field(None, max_length=200, description="Where the models come from.")
+    model_id: str | None = Field(
+        None,
+        max_length=10_000,
+        description="Ids, separated by commas, one a model; by default made from the content.",
+        examples=["mine-2"],
+    )
+    source: str | None = Field(None, max_length=200, description="Where the models come from.", examples=["survey 7"])
 
 
 class DescriptorSearch(Strict):

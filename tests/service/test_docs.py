@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from seisbind.service.app import openapi_document
+from seisbind.service.bodies import RAW_TYPES
+from seisbind.service.demo import npy
 
 DOCS = Path(__file__).parents[2] / "docs"
 HINT = """write it again: python -c 'import json; from seisbind.service.app import openapi_document
@@ -35,6 +37,35 @@ def test_every_example_of_the_description_runs(served: Any) -> None:
                 assert response.json()["results"][0]["matches"]
                 ran += 1
     assert ran >= 2
+
+
+FILES = {"/v1/retrieve": "gather", "/v1/search": "velocity", "/v1/models": "velocity"}
+
+
+def test_every_form_and_parameter_of_the_description_runs(
+    serve: Any, make_gallery: Any, models: tuple[Any, list[str]], gathers: Any
+) -> None:
+    server, document = serve(gallery=make_gallery(), writable=True), openapi_document()
+    sent = {"gather": npy(gathers[0]), "velocity": npy(models[0][0] + 1), "half": npy(gathers[0][:, ::2])}
+    for path, what in FILES.items():
+        operation = document["paths"][path]["post"]
+        content = operation["requestBody"]["content"]
+        assert set(RAW_TYPES) < set(content)
+        for example in content["multipart/form-data"]["examples"].values():
+            fields = dict(example["value"])
+            assert fields.pop("file") == f"@{what}.npy"
+            file = sent["half"] if fields.get("dt_s") == 0.002 else sent[what]
+            response = server.http.post(path, files={"file": file}, data=fields)
+            assert response.is_success, response.text
+            server.http.delete(f"/v1/models/{fields.get('model_id')}")
+        for number, parameter in enumerate(operation["parameters"]):
+            for value in parameter["schema"]["examples"]:
+                params = {parameter["name"]: value} if parameter["name"] == "model_id" or path != "/v1/models" else {
+                    parameter["name"]: value, "model_id": f"own-{number}"
+                }  # fmt: skip
+                raw = {"Content-Type": RAW_TYPES[number % len(RAW_TYPES)]}
+                response = server.http.post(path, content=sent[what], params=params, headers=raw)
+                assert response.is_success, response.text
 
 
 def test_the_answers_are_as_described(served: Any) -> None:
