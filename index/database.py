@@ -23,6 +23,7 @@ from seisbind.model.errors import (
 APPLICATION_ID = 0x53424E44  # "SBND"
 FORMAT_VERSION = 1
 PAGE_BYTES = 8192  # three pairs of 256-d embeddings a page; a 70 x 70 map wastes no more than a few per cent
+RECORDS = "records.sqlite"
 BUSY_TIMEOUT_S = 30.0
 WAL_LIMIT_BYTES = 64 << 20  # what a checkpoint leaves of the write-ahead log
 
@@ -124,8 +125,9 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
         raise GalleryNotFound(f"There is no gallery at {path.parent}. 'seisbind gallery build' makes one.")
     mode = "rw" if writable else "ro"
     wal = path.with_name(path.name + "-wal")
-    if not writable and not os.access(path.parent, os.W_OK) and not (wal.exists() and wal.stat().st_size):
-        mode = "ro&immutable=1"  # a read-only mount: nobody can write, and SQLite could not make its -shm file
+    read_only = bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
+    if not writable and read_only and not (wal.exists() and wal.stat().st_size):
+        mode = "ro&immutable=1"  # nobody can write, and SQLite could not make its -shm file; no other reason will do
     with told(path.parent, "open"):
         connection = sqlite3.connect(
             f"{path.resolve().as_uri()}?mode={mode}",
@@ -194,7 +196,11 @@ def _meaning(error: sqlite3.Error, folder: Path, doing: str) -> GalleryError:
             f"Could not {doing} in {folder}: {error}. Free some space or make it writable. Nothing was changed."
         )
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
-        return GalleryError(f"Could not {doing} {folder}: {error}. Check its owner and permissions.")
+        return GalleryError(
+            f"Could not {doing} {folder}: {error}. Check its owner and permissions: reading too needs to write in the "
+            f"folder ({RECORDS}-shm, which tells readers of a writer), unless its file system is read-only and "
+            f"{RECORDS}-wal is empty or gone."
+        )
     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL):
         return GalleryError(
             f"Could not {doing} {folder}: {error}. Check the disk. It may be full: reading needs 32 KiB too."

@@ -21,10 +21,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from seisbind.index.database import settle
+from seisbind.index.database import RECORDS, settle
 from seisbind.model.errors import GalleryDamaged, GalleryError
 
-RECORDS = "records.sqlite"
 LOCK = "writer.lock"
 BUILDING = "building"
 SPACES = ("velocity", "physics")

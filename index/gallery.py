@@ -18,9 +18,9 @@ from numpy.typing import ArrayLike
 
 from seisbind.index.batch import checked_batch, unit_vectors
 from seisbind.index.contents import load_contents
-from seisbind.index.database import FORMAT_VERSION, create_database, told
+from seisbind.index.database import FORMAT_VERSION, RECORDS, create_database, told
 from seisbind.index.filter import Filter
-from seisbind.index.folder import BUILDING, LOCK, RECORDS, SPACES, install, make_folder, make_room, size_bytes
+from seisbind.index.folder import BUILDING, LOCK, SPACES, install, make_folder, make_room, size_bytes
 from seisbind.index.lock import WriterLock
 from seisbind.index.record import Float32, Record
 from seisbind.index.records import Records

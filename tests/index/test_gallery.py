@@ -10,8 +10,9 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import closing
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from seisbind.model.errors import (
 )
 
 MakeBatch = Callable[..., Any]
+NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 
 
 @pytest.fixture
@@ -367,6 +370,48 @@ def test_a_gallery_opened_for_reading_cannot_be_changed(filled: Path, make_batch
             with pytest.raises(GalleryError, match="opened for reading"):
                 attempt()
     assert {name: (filled / name).read_bytes() for name in before} == before
+
+
+@pytest.fixture
+def for_all(make_batch: MakeBatch) -> Iterator[Path]:
+    """A gallery of 40 models that other users may read and not write; the test runs as one of them."""
+    with tempfile.TemporaryDirectory() as name:  # tmp_path is closed to others
+        path = Path(name) / "g"
+        with Gallery.create(path, fingerprint="w", dimension=16) as gallery:
+            make_batch(40).add_to(gallery)
+        Path(name).chmod(0o755)
+        yield path
+
+
+@contextmanager
+def as_someone_else() -> Iterator[None]:
+    os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@needs_root
+def test_who_may_not_write_does_not_take_a_living_gallery_for_frozen(for_all: Path, make_batch: MakeBatch) -> None:
+    """Told that a file never changes, SQLite would look at neither the log nor the locks of a writer."""
+    with as_someone_else(), pytest.raises(GalleryError, match="needs to write in the folder"):
+        Gallery.open(for_all, fingerprint=None)
+    with Gallery.open(for_all, fingerprint=None, writable=True) as writer:
+        with as_someone_else():
+            reader = Gallery.open(for_all, fingerprint=None)
+        make_batch(2, first=40).add_to(writer)
+        with as_someone_else(), reader:
+            assert reader.refresh() and reader.model_ids() == writer.model_ids()
+
+
+@needs_root
+def test_on_a_read_only_file_system_it_can_be_read(for_all: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = os.statvfs(for_all)
+    read_only = os.statvfs_result((*where[:8], where.f_flag | os.ST_RDONLY, where.f_namemax))
+    monkeypatch.setattr(os, "statvfs", lambda path: read_only)
+    with as_someone_else(), Gallery.open(for_all, fingerprint=None) as reader:
+        assert len(reader) == 40 and reader.verify().ok
 
 
 def test_a_reader_sees_changes_when_it_asks(filled: Path, make_batch: MakeBatch) -> None:
