@@ -5,7 +5,6 @@ The server, the command line, bulk jobs and the tests answer through `Engine`, s
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,18 +56,15 @@ class Engine:
         self.embedder = embedder
         self.gallery = gallery
         self._info: GalleryInfo | None = None
-        self._describing = threading.Lock()  # around _info: a change forgets it only after a count that began before
 
     def info(self) -> GalleryInfo:
-        """What the gallery is, computed again only after a change made here: it reads every record's descriptors."""
-        with self._describing:
-            if self._info is None:
-                self._info = self.gallery.info()
-            return self._info
-
-    def _changed(self) -> None:
-        with self._describing:
-            self._info = None
+        """What the gallery is, computed again only after a change: it reads every record's descriptors."""
+        generation, info = self.gallery.generation, self._info
+        if info is None or info.generation != generation:
+            info = self.gallery.info()
+            if self.gallery.generation == generation:  # nothing changed while it was counted
+                self._info = info
+        return info
 
     def retrieve(
         self,
@@ -200,7 +196,7 @@ class Engine:
                 f"{models.shape[1]} x {models.shape[2]}."
             )
         descriptors = describe(models)
-        added = self.gallery.add(
+        return self.gallery.add(
             models,
             descriptors,
             self.embedder.embed_velocity(models),
@@ -211,20 +207,14 @@ class Engine:
             source=source,
             skip_existing=skip_existing,
         )
-        self._changed()
-        return added
 
     def remove(self, model_ids: Sequence[str]) -> int:
         """See `seisbind.index.Gallery.remove`."""
-        removed = self.gallery.remove(model_ids)
-        self._changed()
-        return removed
+        return self.gallery.remove(model_ids)
 
     def refresh(self) -> bool:
         """See `seisbind.index.Gallery.refresh`."""
-        changed = self.gallery.refresh()
-        self._changed()
-        return changed
+        return self.gallery.refresh()
 
     def canary(self) -> None:
         """Encode and search one made-up gather, to show that every part answers.

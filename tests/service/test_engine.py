@@ -145,6 +145,8 @@ def test_a_change_while_the_gallery_is_described_is_not_forgotten(
             added.result()
             assert described.result().count == 0
         assert engine.info().count == 2
+        gallery.remove(gallery.model_ids()[:1])  # not through the engine
+        assert engine.info().count == 1
 
 
 def test_a_model_finds_itself(engine: Engine, models: tuple[Float32, Sequence[str]]) -> None:
