@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CANARY_DEADLINE_S = 10.0  # two stacks of 64 gathers on a CPU; a server further behind than that is not ready for more
+CANARY_DEADLINE_S = 10.0  # behind what the model thread has to do first; a server later than this is not ready for more
 FILE_THREADS = 4  # reading uploads and records: short, and mostly outside the interpreter's lock
 
 

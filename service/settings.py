@@ -30,7 +30,9 @@ class Settings(BaseSettings):
     max_gathers: int = Field(64, ge=1, description="Most gathers (or velocity models) in one request, count.")
     max_top_k: int = Field(100, ge=1, description="Largest top_k of a request, matches per gather.")
     max_concurrency: int = Field(
-        32, ge=1, description="Requests worked on or queued at once, count; the next one is told to retry (429)."
+        32,
+        ge=1,
+        description="Requests being received, worked on or answered at once, count; one more is told to retry (429).",
     )
     canary_max_age_s: float = Field(
         10.0, gt=0, le=30, description="How old the last answered canary may be for /readyz to reuse it, seconds."
