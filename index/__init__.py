@@ -6,6 +6,6 @@ if __name__ != "seisbind.index":
 from seisbind.index.filter import Filter
 from seisbind.index.gallery import Gallery, GalleryInfo, Hit
 from seisbind.index.record import Record
-from seisbind.index.verify import VerifyReport
+from seisbind.index.verify import VerifyReport, verify_folder
 
-__all__ = ["Filter", "Gallery", "GalleryInfo", "Hit", "Record", "VerifyReport"]
+__all__ = ["Filter", "Gallery", "GalleryInfo", "Hit", "Record", "VerifyReport", "verify_folder"]

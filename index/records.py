@@ -137,6 +137,12 @@ class Records:
             keys = np.frombuffer(checksums, np.dtype("<i8")).reshape(-1, 4)[:, 0].astype(np.int64)
         return Catalogue(int(facts["generation"]), rows, ids, keys)
 
+    def listed(self) -> tuple[Int64, list[str]]:
+        """Rows and ids as they are found, whether or not they match the digest; see `catalogue`."""
+        with self.reading() as connection:
+            found = connection.execute("SELECT row, model_id FROM models ORDER BY row").fetchall()
+            return np.fromiter((row for row, _ in found), np.int64, len(found)), [model_id for _, model_id in found]
+
     def embeddings(self, rows: Int64) -> tuple[Float32, Float32]:
         """The velocity and physics embeddings of ``rows`` (ascending), ``(len(rows), dimension)`` each.
 
@@ -370,5 +376,5 @@ class Records:
     def _damaged(self, what: str) -> GalleryDamaged:
         return GalleryDamaged(
             f"The gallery at {self.path.parent} is damaged: {what}. Restore it from a copy, or build it again; "
-            "'seisbind gallery verify' lists everything that is wrong."
+            "'seisbind gallery verify' lists what is wrong."
         )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from seisbind.index.contents import Contents
+from seisbind.index.contents import Contents, load_contents
+from seisbind.index.database import RECORDS
 from seisbind.index.faiss_index import Float32, Int64
 from seisbind.index.folder import SPACES
 from seisbind.index.record import Ids
 from seisbind.index.records import Records
 from seisbind.index.snapshot import Snapshot, load_snapshot
-from seisbind.model.errors import GalleryError, UnknownModel
+from seisbind.model.errors import GalleryDamaged, GalleryError, UnknownModel
 
 UNIT_TOLERANCE = 1e-5  # of a stored embedding: they are normalised in float64 when they come in
 CHUNK_MODELS = 2048  # embeddings in memory at a time: 4 MB
@@ -34,30 +36,59 @@ class VerifyReport:
         return not self.problems
 
 
-def verify(records: Records, contents: Contents, folder: Path) -> VerifyReport:
-    """Check structure, catalogue, each record and map, embeddings, what is searched, and the snapshots."""
+def verify_folder(path: Path) -> VerifyReport:
+    """`Gallery.verify` for a gallery that may be too damaged to be opened.
+
+    Raises:
+        GalleryNotFound, GalleryError: nothing there; a format of another version; no permission.
+    """
+    try:
+        records = Records(path / RECORDS, writable=False, at_step=lambda step: None)
+    except GalleryDamaged as error:  # its first page or the facts about the whole: nothing further can be asked
+        return VerifyReport(0, (str(error),))
+    with closing(records):
+        try:
+            contents = load_contents(records, path).contents
+        except GalleryDamaged:
+            contents = None  # why is found again, with everything else
+        return verify(records, contents, path)
+
+
+def verify(records: Records, contents: Contents | None, folder: Path) -> VerifyReport:
+    """Check structure, catalogue, each record and map, embeddings, what is searched if given, and the snapshots."""
     with records.reading():
         problems = tuple(islice(_problems(records, contents, folder), MAX_PROBLEMS))
-    return VerifyReport(len(contents), problems)
+        try:
+            count = len(records.listed()[0])
+        except GalleryDamaged:
+            count = 0
+    return VerifyReport(count, problems)
 
 
-def _problems(records: Records, contents: Contents, folder: Path) -> Iterator[str]:
+def _problems(records: Records, contents: Contents | None, folder: Path) -> Iterator[str]:
     yield from records.structure()
     try:
-        catalogue = records.catalogue()
-    except GalleryError as error:
+        rows, model_ids = records.listed()
+    except GalleryDamaged as error:
         yield str(error)
         return
-    for model_id in catalogue.ids:
+    for model_id in model_ids:
         try:
             records.velocity(model_id)
         except (GalleryError, UnknownModel) as error:
             yield str(error)
-    if contents.generation != catalogue.generation:
-        contents = contents.refreshed(records)  # others may write while this gallery only reads
-    if not np.array_equal(contents.rows[contents.alive], catalogue.rows):
-        yield "The models being searched are not those of the records. Open the gallery again."
+    try:
+        catalogue = records.catalogue()
+    except GalleryError as error:
+        yield str(error)
+        yield from _embedding_problems(records, rows)
         return
+    if contents is not None:
+        if contents.generation != catalogue.generation:
+            contents = contents.refreshed(records)  # others may write while this gallery only reads
+        if not np.array_equal(contents.rows[contents.alive], catalogue.rows):
+            yield "The models being searched are not those of the records. Open the gallery again."
+            return
     snapshots: dict[str, Snapshot] = {}
     for space in SPACES:
         try:
@@ -72,15 +103,26 @@ def _problems(records: Records, contents: Contents, folder: Path) -> Iterator[st
         part = slice(start, start + CHUNK_MODELS)
         try:
             stored = records.embeddings(catalogue.rows[part])
-        except GalleryError as error:
-            yield str(error)
+        except GalleryError:
+            yield from _embedding_problems(records, catalogue.rows[part])
             continue
-        positions = np.flatnonzero(contents.alive)[part]
-        searched = (contents.velocity.taken(positions), contents.physics.taken(positions))
+        searched = stored
+        if contents is not None:
+            positions = np.flatnonzero(contents.alive)[part]
+            searched = (contents.velocity.taken(positions), contents.physics.taken(positions))
         for space, truth, used in zip(SPACES, stored, searched, strict=True):
             yield from _differences(space, catalogue.ids[part], truth, used)
             if space in snapshots:
                 yield from _snapshot_differences(space, catalogue.keys[part], truth, snapshots[space])
+
+
+def _embedding_problems(records: Records, rows: Int64) -> Iterator[str]:
+    """One by one: reading many stops at the first that is wrong."""
+    for start in range(len(rows)):
+        try:
+            records.embeddings(rows[start : start + 1])
+        except GalleryError as error:
+            yield str(error)
 
 
 def _differences(space: str, ids: Ids, truth: Float32, used: Float32) -> Iterator[str]:

@@ -126,10 +126,9 @@ def verify(path: PathArgument, as_json: JsonOption = False) -> None:
     import json
     import sys
 
-    from seisbind.index import Gallery
+    from seisbind.index import verify_folder
 
-    with Gallery.open(path, fingerprint=None) as gallery:
-        report = gallery.verify()
+    report = verify_folder(path)  # which needs no gallery that can be opened
     if as_json:
         print(json.dumps({"ok": report.ok, "models": report.count, "problems": list(report.problems)}, indent=1))
     else:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seisbind.index import Filter, Gallery
+from seisbind.index import Filter, Gallery, VerifyReport, verify_folder
 from seisbind.model.descriptors import DESCRIPTORS, NAMES
 from seisbind.model.errors import (
     GalleryDamaged,
@@ -550,6 +550,38 @@ def test_a_row_that_vanished_is_damage(filled: Path) -> None:
         connection.execute("DELETE FROM models WHERE row = 4")
     with pytest.raises(GalleryDamaged, match="digest"):
         Gallery.open(filled, fingerprint=None)
+
+
+def test_verify_lists_what_is_wrong_in_a_gallery_that_cannot_be_opened(filled: Path) -> None:
+    with closing(sqlite3.connect(filled / "records.sqlite", isolation_level=None)) as connection:
+        connection.execute("UPDATE models SET checksum = zeroblob(32) WHERE row = 4")
+        connection.execute("UPDATE velocities SET velocity = zeroblob(144) WHERE row = 6")
+        connection.execute("UPDATE embeddings SET physics = velocity WHERE row IN (8, 9)")
+    with pytest.raises(GalleryDamaged, match=r"digest.*'seisbind gallery verify' lists what is wrong"):
+        Gallery.open(filled, fingerprint=None)
+    report = verify_folder(filled)
+    for wanted in ("record of 'm3'", "velocity map of m5", "digest", "embeddings of row 8", "embeddings of row 9"):
+        assert any(wanted in problem for problem in report.problems), wanted
+    assert (len(report.problems), report.count) == (5, 40)
+
+
+def test_verify_of_a_folder_is_that_of_the_gallery(filled: Path, tmp_path: Path) -> None:
+    with Gallery.open(filled, fingerprint=None) as opened:
+        assert verify_folder(filled) == opened.verify() == VerifyReport(40, ())
+    for name in ("velocity.faiss", "velocity.json", "physics.faiss", "physics.json"):
+        (filled / name).unlink()
+    with closing(sqlite3.connect(filled / "records.sqlite", isolation_level=None)) as connection:
+        connection.execute("UPDATE embeddings SET physics = velocity WHERE row = 7")
+    with pytest.raises(GalleryDamaged, match="embeddings of row 7"):
+        Gallery.open(filled, fingerprint=None)
+    [problem] = verify_folder(filled).problems
+    assert "embeddings of row 7" in problem
+    with closing(sqlite3.connect(filled / "records.sqlite", isolation_level=None)) as connection:
+        connection.execute("UPDATE meta SET value = 'others' WHERE name = 'fingerprint'")
+    [problem] = verify_folder(filled).problems
+    assert "facts about the whole gallery" in problem
+    with pytest.raises(GalleryNotFound):
+        verify_folder(tmp_path / "absent")
 
 
 def test_the_manifest_is_readable_and_says_what_the_index_is(filled: Path) -> None:
