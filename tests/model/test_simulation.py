@@ -28,7 +28,8 @@ from pathlib import Path
 from seisbind.model.simulation import simulate_dataset
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    simulate_dataset(out, families=["FlatVel-A"], count=int(sys.argv[2]), seed=5, engine="openfwi", processes=1, per_file=2)
+    count = int(sys.argv[2])
+    simulate_dataset(out, families=["FlatVel-A"], count=count, seed=5, engine="openfwi", processes=1, per_file=2)
 """
 
 
