@@ -30,7 +30,6 @@ from seisbind.model.errors import GalleryDamaged, GalleryError
 from seisbind.model.geology import mixed
 from seisbind.model.inference import Embedder
 from seisbind.model.openfwi import write_pairs
-from seisbind.model.weights_file import SHIPPED
 from seisbind.service.asking import ask_gallery
 from seisbind.service.demo import prepare_gallery
 
@@ -249,7 +248,6 @@ def test_simulate_writes_pairs(tmp_path: Path) -> None:
     one_line(seisbind("simulate", tmp_path / "pairs", "--count", 1, "--family", "Volcano"), "invalid_config")
 
 
-@pytest.mark.skipif(not SHIPPED.is_file(), reason="no weights are shipped yet")
 def test_demo_in_a_pipe(tmp_path: Path) -> None:
     began = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as taken:
