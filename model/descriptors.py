@@ -71,7 +71,9 @@ def _contrast_size(v: NDArray[np.float64], cell_m: float) -> NDArray[np.float64]
 def _interface_share(v: NDArray[np.float64], cell_m: float) -> NDArray[np.float64]:
     at = np.zeros(v.shape, dtype=bool)
     at[:, 1:] |= np.abs(np.diff(v, axis=1)) > INTERFACE_STEP_M_S
-    at[:, :, 1:] |= np.abs(np.diff(v, axis=2)) > INTERFACE_STEP_M_S
+    across = np.abs(np.diff(v, axis=2)) > INTERFACE_STEP_M_S
+    at[:, :, 1:] |= across
+    at[:, :, :-1] |= across  # both sides, so that a mirrored map has the same share
     return np.asarray(at.mean(axis=(1, 2)))
 
 
@@ -124,7 +126,7 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
     Descriptor(
         "interface_share",
         "",
-        f"share of cells that differ from the cell above or to the left by more than {INTERFACE_STEP_M_S:g} m/s",
+        f"share of cells that differ from the cell above or beside them by more than {INTERFACE_STEP_M_S:g} m/s",
         False,
         _interface_share,
         3,
