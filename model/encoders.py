@@ -18,6 +18,8 @@ from seisbind.model.descriptors import NAMES
 from seisbind.model.survey import CANONICAL_RECEIVERS, CANONICAL_SPACING_M, LINE_M, OPENFWI
 
 EMBEDDING = 256
+# A patch of the stem: a 15 Hz Ricker is 17 samples long, so 20 ms still sees each of its lobes
+PATCH_SAMPLES, PATCH_RECEIVERS = 5, 2
 STEM = 16  # channels that each shot brings to the merge
 MAP_CELLS = 35  # the map head predicts every second cell of the 70 x 70 model, each the mean of 2 x 2
 MIDDLE_M_S, SPREAD_M_S = 3000.0, 1000.0  # OpenFWI's velocities run from 1500 to 4500 m/s
@@ -105,8 +107,13 @@ def _stages(inputs: int, widths: tuple[int, ...], *, first_stride: int = 2) -> n
 
 
 def _channels_last(module: nn.Sequential) -> nn.Sequential:
-    """Kernels laid out for channels-last convolutions: a fifth faster from 48 channels on, slower below."""
+    """Kernels laid out for channels-last convolutions, a quarter faster here on the CPU, as on a GPU in bf16."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _as_channels(last: Tensor) -> Tensor:
+    """(batch, height, width, channel) -> (batch, channel, height, width), without a copy: channels-last."""
+    return last.permute(0, 3, 1, 2)
 
 
 class ShotMerge(nn.Module):
@@ -122,13 +129,14 @@ class ShotMerge(nn.Module):
         super().__init__()
         self.register_buffer("centres", torch.tensor(OPENFWI.shot_x_m) / LINE_M, persistent=False)
         bins = len(OPENFWI.shot_x_m)
-        self.join = nn.Conv2d(bins * channels, outputs, 1, bias=False)
+        bound = (bins * channels) ** -0.5
+        self.join = nn.Parameter(torch.empty(bins, channels * outputs).uniform_(-bound, bound))
         self.filled = nn.Linear(bins, outputs, bias=False)
         self.norm = nn.BatchNorm2d(outputs)
 
     def forward(self, features: Tensor, shot_x: Tensor, present: Tensor) -> Tensor:
-        """``features``: (batch, shot, channel, time, receiver); ``shot_x``: (batch, shot) in lines; -> merged."""
-        batch, shots, channels, height, width = features.shape
+        """``features``: (batch, shot, time, receiver, channel); ``shot_x``: (batch, shot) in lines; -> merged."""
+        batch, shots, height, width, channels = features.shape
         centres = self.centres
         x = shot_x.clamp(0, 1)
         right = torch.searchsorted(centres, x.contiguous()).clamp(1, len(centres) - 1)
@@ -138,10 +146,12 @@ class ShotMerge(nn.Module):
         weights = weights * present[..., None]  # (batch, shot, bin)
         total = weights.sum(dim=1)  # (batch, bin)
         weights = (weights / total.clamp_min(1.0)[:, None]).to(features.dtype)
-        merged = torch.bmm(weights.transpose(1, 2), features.reshape(batch, shots, -1))  # (batch, bin, rest)
-        merged = merged.reshape(batch, len(centres) * channels, height, width)
+        # spreading over bins and joining them is one matrix a gather: (batch, shot * channel, output)
+        matrix = (weights @ self.join).reshape(batch, shots * channels, -1)
+        joined = features.permute(0, 2, 3, 1, 4).reshape(batch, height * width, shots * channels)
         filled = self.filled(total.clamp_max(1.0).to(features.dtype))
-        return F.relu(self.norm(self.join(merged) + filled[:, :, None, None]), inplace=True)
+        merged = torch.baddbmm(filled[:, None].to(matrix.dtype), joined, matrix).reshape(batch, height, width, -1)
+        return F.relu(self.norm(_as_channels(merged)), inplace=True)
 
 
 class SeismicEncoder(nn.Module):
@@ -153,8 +163,9 @@ class SeismicEncoder(nn.Module):
         super().__init__()
         nodes = torch.arange(CANONICAL_RECEIVERS) * CANONICAL_SPACING_M / LINE_M
         self.register_buffer("receivers", nodes, persistent=False)
-        # (250, 70) -> (50, 35): a 15 Hz Ricker is 17 samples long, so 20 ms still sees each of its lobes
-        self.stem = nn.Sequential(nn.Conv2d(3, STEM, (9, 5), (5, 2), (4, 2)), nn.ReLU(inplace=True))
+        # (250, 70) -> (50, 35) patches: their samples, which of their receivers live, and their offset
+        inputs = PATCH_SAMPLES * PATCH_RECEIVERS + PATCH_RECEIVERS + 1
+        self.stem = _channels_last(nn.Sequential(nn.Conv2d(inputs, STEM, 3, 1, 1), nn.ReLU(inplace=True)))
         self.merge = ShotMerge(STEM, config.width)
         widths = (config.width, 2 * config.width, 4 * config.width)
         self.trunk = _channels_last(_stages(config.width, widths))  # (50, 35) -> (25, 18) -> (13, 9) -> (7, 5)
@@ -173,14 +184,11 @@ class SeismicEncoder(nn.Module):
 
     def forward(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
         """``traces``: (batch, shot, 250, 70) linear; ``live``: (batch, shot, 70); ``shot_x_m``: (batch, shot)."""
-        batch, shots, samples, receivers = traces.shape
-        p = condition(traces, live)
-        alive = live.to(p.dtype)[:, :, None, :].expand_as(p)
+        batch, shots = live.shape[:2]
         shot_x = shot_x_m / LINE_M
-        offset = (self.receivers - shot_x[..., None]).to(p.dtype)[:, :, None, :].expand_as(p)
-        each = torch.stack([p, alive, offset], dim=2).reshape(batch * shots, 3, samples, receivers)
-        f = self.stem(each)
-        x = self.merge(f.reshape(batch, shots, *f.shape[1:]), shot_x, live.any(dim=-1).to(p.dtype))
+        f = self.stem(_as_channels(self._patches(condition(traces, live), live, shot_x)))
+        f = f.permute(0, 2, 3, 1)  # (batch * shot, time, receiver, channel)
+        x = self.merge(f.reshape(batch, shots, *f.shape[1:]), shot_x, live.any(dim=-1).to(f.dtype))
         x = self.squeeze(self.trunk(x))
         h = self.features(x.flatten(1))
         value, log_scale = self.descriptor_head(h).float().chunk(2, dim=1)
@@ -191,6 +199,17 @@ class SeismicEncoder(nn.Module):
             velocity=self.map_head(h).float().reshape(batch, MAP_CELLS, MAP_CELLS),
         )
 
+    def _patches(self, p: Tensor, live: Tensor, shot_x: Tensor) -> Tensor:
+        """(batch * shot, 50, 35, channel): each patch's 5 x 2 samples, its 2 receivers alive, its offset in lines."""
+        batch, shots, samples, receivers = p.shape
+        high, wide = samples // PATCH_SAMPLES, receivers // PATCH_RECEIVERS
+        cut = p.reshape(batch * shots, high, PATCH_SAMPLES, wide, PATCH_RECEIVERS).permute(0, 1, 3, 2, 4)
+        cut = cut.reshape(batch * shots, high, wide, -1)
+        alive = live.to(p.dtype).reshape(batch * shots, 1, wide, PATCH_RECEIVERS)
+        offset = (self.receivers - shot_x[..., None]).reshape(batch * shots, 1, wide, PATCH_RECEIVERS)
+        about = torch.cat([alive, offset.mean(dim=-1, keepdim=True).to(p.dtype)], dim=-1)
+        return torch.cat([cut, about.expand(-1, high, -1, -1)], dim=-1)
+
 
 class VelocityEncoder(nn.Module):
     """Residual network over velocity and its vertical and lateral differences."""
@@ -198,7 +217,8 @@ class VelocityEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         w = config.velocity_width
-        self.stem = nn.Sequential(nn.Conv2d(3, w, 5, 2, 2, bias=False), nn.BatchNorm2d(w), nn.ReLU(inplace=True))
+        stem = nn.Sequential(nn.Conv2d(3, w, 5, 2, 2, bias=False), nn.BatchNorm2d(w), nn.ReLU(inplace=True))
+        self.stem = _channels_last(stem)
         self.trunk = _channels_last(_stages(w, (w, 2 * w, 4 * w)))  # 35 -> 18, 9, 5
         self.squeeze = nn.Sequential(nn.Conv2d(4 * w, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True))
         self.features = nn.Sequential(nn.Linear(64 * 5 * 5, config.hidden), nn.LayerNorm(config.hidden), nn.GELU())
@@ -209,7 +229,7 @@ class VelocityEncoder(nn.Module):
         v = (velocity.float() - MIDDLE_M_S) / SPREAD_M_S
         down = F.pad(v[:, 1:] - v[:, :-1], (0, 0, 0, 1))
         across = F.pad(v[:, :, 1:] - v[:, :, :-1], (0, 1))
-        x = torch.stack([v, 4 * down, 4 * across], dim=1)  # (batch, 3, depth, x)
+        x = _as_channels(torch.stack([v, 4 * down, 4 * across], dim=-1))  # (batch, 3, depth, x)
         x = self.squeeze(self.trunk(self.stem(x)))
         return F.normalize(self.project(self.features(x.flatten(1))).float(), dim=-1)
 
@@ -240,7 +260,7 @@ class PaperSeismicEncoder(nn.Module):
             kernel, stride = (7, (5, 2)) if inputs == 1 else (3, 2)
             conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
             blocks += [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
-        self.shared = nn.Sequential(*blocks)  # (250, 70) -> (50, 35) -> (25, 18) -> (13, 9) -> (7, 5)
+        self.shared = _channels_last(nn.Sequential(*blocks))  # (250, 70) -> (50, 35) -> (25, 18) -> (13, 9) -> (7, 5)
         self.project = nn.Sequential(nn.Linear(128 * 7 * 5, 512), nn.ReLU(), nn.Linear(512, EMBEDDING))
 
     def forward(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
@@ -257,9 +277,10 @@ class PaperVelocityEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
+        stem = nn.Sequential(
             nn.Conv2d(1, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
         )
+        self.stem = _channels_last(stem)
         self.trunk = _channels_last(_stages(64, (64, 128, 256, 512), first_stride=1))
         self.project = nn.Linear(512, EMBEDDING)
 
