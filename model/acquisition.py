@@ -7,8 +7,10 @@ velocity model, so that no two share an operator.
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -19,11 +21,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from scipy.signal import hilbert
 
 from seisbind.model.descriptors import describe
+from seisbind.model.errors import DatasetError
 from seisbind.model.geology import checksum, generate
-from seisbind.model.pairs import SHARD, PairSet, claim_recipe, save_shard, scale_to_unit_rms, shard_path
+from seisbind.model.pairs import (
+    PAIR_BYTES,
+    SHARD,
+    PairSet,
+    claim_recipe,
+    save_shard,
+    scale_to_unit_rms,
+    shard_path,
+)
+from seisbind.model.simulation import only_writer
 from seisbind.model.survey import OPENFWI, Survey, prepare
 from seisbind.model.wavefield import Boundary, Engine, GridDispersionWarning, ricker, simulate
 
@@ -123,21 +136,38 @@ def simulate_pairs(
         progress: called with (done, total).
 
     Raises:
-        DatasetError: ``out`` holds pairs of another recipe.
+        DatasetError: ``out`` holds pairs of another recipe, another process writes it, or the disk is too full.
     """
     config = config or AcquisitionConfig()
     recipe = {"count": count, "seed": seed, "families": list(families), "config": asdict(config)}
-    claim_recipe(out, recipe | {"geology": checksum(families)})
-    starts = [s for s in range(0, count, SHARD) if not shard_path(out, s // SHARD).exists()]
-    done = count - sum(min(SHARD, count - s) for s in starts)
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(processes or os.cpu_count(), context, initializer=_single_threaded) as pool:
-        task = partial(_simulate_shard, out, count=count, seed=seed, families=tuple(families), config=config)
-        jobs = [pool.submit(task, start) for start in starts]
-        for job in as_completed(jobs):
-            done += job.result()
-            if progress is not None:
-                progress(done, count)
+    out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out):
+        claim_recipe(out, recipe | {"geology": checksum(families)})
+        starts = [s for s in range(0, count, SHARD) if not shard_path(out, s // SHARD).exists()]
+        left = sum(min(SHARD, count - s) for s in starts)
+        free = shutil.disk_usage(out).free
+        if free < left * PAIR_BYTES:
+            raise _disk_full(out, left, f"{free:,} are free")
+        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        with ProcessPoolExecutor(processes or os.cpu_count(), context, initializer=_single_threaded) as pool:
+            task = partial(_simulate_shard, out, count=count, seed=seed, families=tuple(families), config=config)
+            jobs = [pool.submit(task, start) for start in starts]
+            try:
+                for job in as_completed(jobs):
+                    left -= job.result()
+                    if progress is not None:
+                        progress(count - left, count)
+            except (OSError, SafetensorError) as error:
+                pool.shutdown(cancel_futures=True)
+                if getattr(error, "errno", None) not in (None, errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise _disk_full(out, left, str(error)) from error
+
+
+def _disk_full(out: Path, left: int, cause: str) -> DatasetError:
+    return DatasetError(
+        f"The {left} pairs to go need {left * PAIR_BYTES:,} bytes in {out}: {cause}. Make room, and run again to go on."
+    )
 
 
 def _single_threaded() -> None:

@@ -26,6 +26,7 @@ from seisbind.model.openfwi import Dataset
 from seisbind.model.survey import prepare
 
 SHARD = 250  # pairs a file: 49 MB, about half a minute of simulation
+PAIR_BYTES = 2 * 5 * 250 * 70 + 4 * 70 * 70  # float16 gathers, float32 velocity
 FIELDS = ("traces", "velocity", "descriptors", "family")
 
 

@@ -123,7 +123,7 @@ def simulate_dataset(
     if workers < 1:
         raise InvalidConfig(f"{workers} processes; at least 1 is needed.")
     out.mkdir(parents=True, exist_ok=True)
-    with _only_writer(out):
+    with only_writer(out):
         _claim(out, manifest)
         files = _files(manifest)
         written = {family: set(written_numbers(out, family)) for family in manifest.families}
@@ -195,7 +195,7 @@ def _velocity(manifest: Manifest, file: _File) -> Float32:
 
 
 @contextmanager
-def _only_writer(out: Path) -> Iterator[None]:
+def only_writer(out: Path) -> Iterator[None]:
     """Hold the directory's lock; the system lets go of it when the process ends, however it ends."""
     with (out / LOCK).open("w") as file:
         try:

@@ -1,3 +1,5 @@
+import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ from seisbind.model.acquisition import EXACT, AcquisitionConfig, draw, record, s
 from seisbind.model.errors import DatasetError
 from seisbind.model.openfwi import Dataset, find_pairs, write_pairs
 from seisbind.model.pairs import FIELDS, PairSet, load_pairs, prepare_files, save_pairs
+from seisbind.model.simulation import only_writer
 from seisbind.model.survey import prepare
 from seisbind.model.wavefield import simulate
 
@@ -62,6 +65,16 @@ def test_simulated_pairs_do_not_depend_on_processes_and_go_on(tmp_path: Path, mo
     assert done == []  # nothing was left to do
     with pytest.raises(DatasetError, match="another recipe"):
         simulate_pairs(tmp_path / "one", 3, 6, families, config=config)
+
+
+def test_a_second_writer_and_a_full_disk_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with only_writer(tmp_path), pytest.raises(DatasetError, match="Another process"):
+        simulate_pairs(tmp_path, 3, 5, ("FlatVel-A",))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**5, 10**5))
+    with pytest.raises(DatasetError, match=r"3 pairs to go need 583,800 bytes .* 100,000 are free"):
+        simulate_pairs(tmp_path, 3, 5, ("FlatVel-A",))
+    assert not list(tmp_path.glob("pairs-*"))
 
 
 def test_the_exact_acquisition_is_openfwis(velocity: np.ndarray) -> None:
