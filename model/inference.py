@@ -13,6 +13,7 @@ from scipy.ndimage import zoom
 from seisbind.model.descriptors import NAMES, check_velocity
 from seisbind.model.encoders import MIDDLE_M_S, SPREAD_M_S
 from seisbind.model.errors import InvalidConfig, InvalidQuery, InvalidVelocityModel
+from seisbind.model.familiarity import Verdict, judge, measure
 from seisbind.model.survey import Prepared
 from seisbind.model.weights_file import Weights, load_weights
 
@@ -40,6 +41,12 @@ class EncodedGathers:
     descriptors: Float32 | None
     descriptor_scale: Float32 | None
     velocity: Float32 | None
+
+    def doubt(self, spread: Float32) -> Float32:
+        """``(batch,)`` mean logarithm of `descriptor_scale` in units of ``spread`` (13,); zero without a head."""
+        if self.descriptor_scale is None:
+            return np.zeros(len(self.embedding), dtype=np.float32)
+        return np.asarray(np.log(self.descriptor_scale / spread).mean(axis=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,11 @@ class Embedder:
     @property
     def fingerprint(self) -> str:
         return self.weights.fingerprint
+
+    @property
+    def descriptor_spread(self) -> Float32:
+        """``(13,)`` standard deviation of each descriptor over the training set."""
+        return np.asarray(self._encoders.descriptor_std.cpu().numpy())
 
     @torch.inference_mode()
     def embed_gathers(self, prepared: Prepared) -> EncodedGathers:
@@ -168,6 +180,13 @@ class Embedder:
             raise InvalidQuery("These weights have no descriptor head, and no model was retrieved to infer from.")
         half = factor * scale
         return InferredPhysics(*(np.asarray(a, dtype=np.float32) for a in (value, value - half, value + half)))
+
+    def familiar(self, prepared: Prepared, encoded: EncodedGathers) -> list[Verdict] | None:
+        """Whether each gather is like those of training; None where the weights are not calibrated."""
+        calibration = self.weights.description.calibration
+        if calibration is None:
+            return None
+        return judge(measure(prepared, encoded.doubt(self.descriptor_spread)), calibration.familiar)
 
     def _tensor(self, array: NDArray[np.float32] | NDArray[np.bool_]) -> torch.Tensor:
         return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device)

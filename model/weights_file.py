@@ -22,6 +22,7 @@ from torch import Tensor
 from seisbind.model.descriptors import INTERFACE_STEP_M_S, NAMES
 from seisbind.model.encoders import COMPRESSION, OPENFWI_RMS, EncoderConfig, Encoders
 from seisbind.model.errors import WeightsError
+from seisbind.model.familiarity import Familiar
 from seisbind.model.survey import (
     CANONICAL_DT_S,
     CANONICAL_RECEIVERS,
@@ -32,7 +33,7 @@ from seisbind.model.survey import (
     SINC_HALF_WIDTH,
 )
 
-FORMAT = 1
+FORMAT = 2
 SHIPPED = Path(__file__).parent / "weights" / "seisbind.safetensors"
 FINGERPRINT_LENGTH = 16
 
@@ -56,12 +57,12 @@ class Calibration:
 
     Attributes:
         half_width: per descriptor, the conformal factor of the 90 % interval: half width = factor x the head's scale.
-        similarity_low: similarity to the nearest other model of the split below which 1 % of its gathers fall.
+        familiar: what gathers looked like in training; see `familiarity`.
         pairs: size of the split.
     """
 
     half_width: tuple[float, ...]
-    similarity_low: float
+    familiar: Familiar
     pairs: int
 
 
@@ -162,7 +163,11 @@ def _parse_description(text: str, path: Path) -> Description:
             if calibration is None
             else Calibration(
                 half_width=tuple(calibration["half_width"]),
-                similarity_low=float(calibration["similarity_low"]),
+                familiar=Familiar(
+                    low=tuple(calibration["familiar"]["low"]),
+                    high=tuple(calibration["familiar"]["high"]),
+                    limit=float(calibration["familiar"]["limit"]),
+                ),
                 pairs=int(calibration["pairs"]),
             ),
             descriptors=tuple(raw.pop("descriptors")),

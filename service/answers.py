@@ -33,17 +33,22 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True)
 class InDistribution:
-    """Whether a gather looks like those the weights were trained on.
+    """Whether a gather looks like those the weights were trained on (`seisbind.model.familiarity`).
 
     Attributes:
-        likely: ``similarity >= threshold``; None where the weights are not calibrated or the gallery is empty.
-        similarity: to the best match in the whole gallery, whatever the filter.
-        threshold: 1 % of held-out gathers fell below it.
+        likely: None, like ``score`` and ``limit``, where the weights are not calibrated.
+        score: 1 on the edge of what training saw, larger beyond it.
+        limit: the score that 1 % of the gathers of training exceed.
+        reason, detail: the respect in which it is unlike them, a word and a sentence; None where ``likely``.
+        similarity: to the best match in the whole gallery, whatever the filter; None if it is empty.
     """
 
     likely: bool | None
+    score: float | None
+    limit: float | None
+    reason: str | None
+    detail: str | None
     similarity: float | None
-    threshold: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,8 @@ def train(
     """Train encoders on pairs of gathers and velocity models."""
     from dataclasses import asdict
 
-    from seisbind.model.calibrate import calibrate
+    from seisbind.model.augment import as_trained
+    from seisbind.model.calibrate import SEEN, calibrate
     from seisbind.model.inference import Embedder
     from seisbind.model.recipe import load_config
     from seisbind.model.train import Progress
@@ -93,7 +94,8 @@ def train(
     training = {"config": asdict(recipe), "pairs": len(pairs)}
     save_weights(path, encoders, Description(out.name, recipe.encoders, training=training))
     if split is not None:
-        calibration = calibrate(Embedder(load_weights(path), device=device), split)
+        seen = as_trained(pairs, recipe.augment, count=SEEN)
+        calibration = calibrate(Embedder(load_weights(path), device=device), split, seen=seen)
         save_weights(path, encoders, Description(out.name, recipe.encoders, training=training, calibration=calibration))
     print(f"{path}: weights {load_weights(path).fingerprint}")
 

@@ -72,6 +72,6 @@ def _show(path: Path, answer: RetrieveAnswer) -> None:
                 physics.add_row(d.name.replace("_", " "), d.format(q.value), interval)
         out.print(physics)
         if result.in_distribution.likely is False:
-            out.print("This gather is unlike those that the weights were trained on.")
+            out.print(f"Unlike the gathers of training: {result.in_distribution.detail}", markup=False)
         for warning in result.warnings:
             out.print(f"{warning.code}: {warning.detail}", markup=False)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from seisbind.index import Filter, Gallery, GalleryInfo, Hit
 from seisbind.model.descriptors import DESCRIPTORS, NAMES, check_velocity, describe
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
+from seisbind.model.familiarity import Verdict
 from seisbind.model.inference import MODEL_CELLS, NEIGHBOURS, Embedder, InferredPhysics
 from seisbind.model.survey import OPENFWI, Note, Prepared, Survey, prepare
 from seisbind.service.answers import InDistribution, Match, Quantity, Retrieval, SearchResult
@@ -120,11 +121,12 @@ class Engine:
                 [[list(match.descriptors.values()) for match in row[:count]] for row in near_matches], dtype=np.float32
             ).reshape(len(near), count, len(NAMES))
             physics = self._physics(self.embedder.infer_physics(encoded, neighbours))
+            verdicts = self.embedder.familiar(prepared, encoded)
         return [
             Retrieval(
                 matches=(chosen := matches[i][:top_k]),
                 physics=physics[i],
-                in_distribution=self._in_distribution(near[i]),
+                in_distribution=self._in_distribution(near[i], None if verdicts is None else verdicts[i]),
                 warnings=(*notes, *prepared.notes[i], *self._fewer(chosen, top_k, filter)),
                 timings_ms=watch.timings_ms,
             )
@@ -257,12 +259,12 @@ class Engine:
         ]
         return hits, matches
 
-    def _in_distribution(self, near: Sequence[Hit]) -> InDistribution:
-        calibration = self.embedder.weights.description.calibration
-        threshold = None if calibration is None else calibration.similarity_low
+    @staticmethod
+    def _in_distribution(near: Sequence[Hit], verdict: Verdict | None) -> InDistribution:
         similarity = near[0].similarity if near else None
-        likely = None if threshold is None or similarity is None else similarity >= threshold
-        return InDistribution(likely, similarity, threshold)
+        if verdict is None:
+            return InDistribution(None, None, None, None, None, similarity)
+        return InDistribution(verdict.likely, verdict.score, verdict.limit, verdict.reason, verdict.detail, similarity)
 
     @staticmethod
     def _physics(inferred: InferredPhysics) -> list[dict[str, Quantity]]:

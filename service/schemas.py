@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -137,9 +138,14 @@ class QuantityBody(BaseModel):
 
 
 class InDistributionBody(BaseModel):
-    likely: bool | None = Field(description="Null where the weights are not calibrated.")
-    similarity: float | None = Field(description="To the best match in the whole gallery.")
-    threshold: float | None = Field(description="1 % of held-out gathers fell below it.")
+    likely: bool | None = Field(description="score <= limit; null where the weights are not calibrated.")
+    score: float | None = Field(description="1 on the edge of what training saw, larger beyond it.")
+    limit: float | None = Field(description="The score that 1 % of the gathers of training exceed.")
+    reason: str | None = Field(
+        description="noise, frequency, slow_waves, amplitudes, geometry or ground; null where likely."
+    )
+    detail: str | None = Field(description="The reason with its numbers.")
+    similarity: float | None = Field(description="To the best match in the whole gallery; null if it is empty.")
 
 
 class WarningBody(BaseModel):
@@ -155,7 +161,6 @@ class RetrievalBody(BaseModel):
 
     @classmethod
     def of(cls, retrieval: Retrieval, include: Sequence[str]) -> RetrievalBody:
-        likeness = retrieval.in_distribution
         physics = None
         if "physics" in include:
             physics = {
@@ -165,9 +170,7 @@ class RetrievalBody(BaseModel):
         return cls(
             matches=[MatchBody.of(match, descriptors="descriptors" in include) for match in retrieval.matches],
             physics=physics,
-            in_distribution=InDistributionBody(
-                likely=likeness.likely, similarity=likeness.similarity, threshold=likeness.threshold
-            ),
+            in_distribution=InDistributionBody.model_validate(asdict(retrieval.in_distribution)),
             warnings=[WarningBody(code=note.code, detail=note.sentence) for note in retrieval.warnings],
         )
 

@@ -90,11 +90,12 @@ def test_calibrated_intervals_cover_nine_in_ten(embedder: Embedder, pairs: PairS
     traces = torch.from_numpy(rng.standard_normal((400, 5, 250, 70)).astype(np.float16))
     rows = torch.from_numpy(rng.integers(0, len(pairs), 400))
     many = PairSet(traces, pairs.velocity[rows], pairs.descriptors[rows], pairs.family[rows], pairs.families)
-    calibration = calibrate(embedder, many.select(range(200)))
+    seen = as_prepared(many.select(range(50)))
+    calibration = calibrate(embedder, many.select(range(200)), seen=seen)
     heads = embedder.embed_gathers(as_prepared(many.select(range(200, 400))))
     assert heads.descriptors is not None and heads.descriptor_scale is not None
     half = np.asarray(calibration.half_width) * heads.descriptor_scale
     covered = np.abs(heads.descriptors - many.descriptors[200:].numpy()) <= half
     assert 0.85 <= covered.mean() <= 0.95 and calibration.pairs == 200
     with pytest.raises(InvalidConfig, match="too few"):
-        calibrate(embedder, pairs.select(range(5)))
+        calibrate(embedder, pairs.select(range(5)), seen=seen)

@@ -9,9 +9,11 @@ from safetensors.torch import save_file
 from seisbind.model.descriptors import NAMES
 from seisbind.model.encoders import EncoderConfig, Encoders
 from seisbind.model.errors import WeightsError
+from seisbind.model.familiarity import MEASURES, Familiar
 from seisbind.model.weights_file import SHIPPED, Calibration, Description, load_weights, save_weights
 
-CALIBRATION = Calibration(half_width=tuple(float(i) for i in range(len(NAMES))), similarity_low=0.25, pairs=100)
+FAMILIAR = Familiar((0.0,) * len(MEASURES), (1.5,) * len(MEASURES), 1.25)
+CALIBRATION = Calibration(half_width=tuple(float(i) for i in range(len(NAMES))), familiar=FAMILIAR, pairs=100)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from seisbind.index import Gallery
 from seisbind.model.encoders import EncoderConfig, Encoders
+from seisbind.model.familiarity import MEASURES, Familiar
 from seisbind.model.geology import mixed
 from seisbind.model.inference import Embedder
 from seisbind.model.wavefield import simulate
@@ -42,7 +43,8 @@ def make_weights(path: Path, seed: int) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoders = Encoders(CONFIG)
-    calibration = Calibration(half_width=(2.0,) * 13, similarity_low=-0.5, pairs=100)
+    familiar = Familiar((-200.0,) * len(MEASURES), (200.0,) * len(MEASURES), 1.0)  # whatever was measured, it is likely
+    calibration = Calibration(half_width=(2.0,) * 13, familiar=familiar, pairs=100)
     save_weights(path, encoders, Description("untrained", CONFIG, calibration=calibration))
     return path
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from seisbind.index import Filter, Gallery, GalleryInfo
 from seisbind.model.descriptors import NAMES, describe
 from seisbind.model.errors import InvalidQuery, InvalidVelocityModel, WeightsMismatch
+from seisbind.model.familiarity import MEASURES
 from seisbind.model.inference import Embedder
 from seisbind.model.survey import prepare
-from seisbind.model.weights_file import Calibration
 from seisbind.service.building import build_gallery, from_files
 from seisbind.service.engine import Engine, canary_gather
 
@@ -83,25 +83,33 @@ def test_fewer_hits_are_said_to_be_fewer(engine: Engine, gathers: Float32) -> No
 def test_an_empty_gallery_answers_with_physics_alone(tmp_path: Path, embedder: Embedder, gathers: Float32) -> None:
     with Gallery.create(tmp_path / "empty", fingerprint=embedder.fingerprint) as gallery:
         one = Engine(embedder, gallery).retrieve(gathers[0])[0]
-    assert (one.matches, one.in_distribution.likely, one.in_distribution.similarity) == ((), None, None)
+    assert (one.matches, one.in_distribution.likely, one.in_distribution.similarity) == ((), True, None)
     assert len(one.physics) == 13
 
 
 def test_in_distribution_compares_with_the_calibration(engine: Engine, gathers: Float32) -> None:
     likeness = engine.retrieve(gathers)[0].in_distribution
-    assert (likeness.threshold, likeness.likely) == (-0.5, True)
+    assert (likeness.limit, likeness.likely, likeness.reason) == (1.0, True, None)
+    assert likeness.score is not None and 0 <= likeness.score <= 1
     assert likeness.similarity == engine.retrieve(gathers, top_k=1)[0].matches[0].similarity
 
 
-def test_out_of_distribution_below_the_threshold(gallery_path: Path, embedder: Embedder, gathers: Float32) -> None:
-    """Cosines never reach a threshold above 1."""
-    description = replace(
-        embedder.weights.description, calibration=Calibration((2.0,) * 13, similarity_low=1.01, pairs=100)
-    )
+def test_a_gather_beyond_the_calibration_names_the_respect(
+    gallery_path: Path, embedder: Embedder, gathers: Float32
+) -> None:
+    """Weights that saw one shot only are told of five."""
+    calibration = embedder.weights.description.calibration
+    assert calibration is not None
+    at = [m.name for m in MEASURES].index("shots")
+    high = tuple(1.0 if i == at else value for i, value in enumerate(calibration.familiar.high))
+    low = tuple(0.0 if i == at else value for i, value in enumerate(calibration.familiar.low))
+    narrow = replace(calibration, familiar=replace(calibration.familiar, low=low, high=high))
+    description = replace(embedder.weights.description, calibration=narrow)
     strict = Embedder(replace(embedder.weights, description=description), device="cpu")
     with Gallery.open(gallery_path, fingerprint=strict.fingerprint) as gallery:
         likeness = Engine(strict, gallery).retrieve(gathers[0])[0].in_distribution
-    assert (likeness.threshold, likeness.likely) == (1.01, False)
+    assert (likeness.likely, likeness.reason, likeness.score) == (False, "geometry", 9.0)
+    assert likeness.detail is not None and "is 5; in training it lay between 0 and 1" in likeness.detail
 
 
 def test_models_removed_by_another_process_are_no_longer_found(

@@ -1,0 +1,163 @@
+"""How far a gather lies from those that the encoders were trained on, and in what respect.
+
+Similarity to a gallery says little: an encoder maps noise, too, next to some model. So a gather is measured directly,
+by what a processing geophysicist would look at, and each measure is held against the range that it had in training.
+The measure that lies furthest outside names the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import fft, rfft
+
+from seisbind.model.survey import CANONICAL_DT_S, CANONICAL_RECEIVERS, CANONICAL_SPACING_M, Prepared
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+FASTEST_M_S = 4600.0  # nothing from the source arrives before offset / this ..
+EARLY_S = 0.02  # .. but for a delay that training saw, too
+SLOWEST_M_S = 1300.0  # apparent velocities below this are no pressure waves: OpenFWI's ground starts at 1500 m/s
+HIGH_HZ = 62.5  # a Ricker of 28 Hz has 1e-3 of its power above
+BAND_HZ = (4.0, 60.0)  # where slow waves are looked for
+NARROWEST = 0.05  # half a range, in the units of the measures: what never varied may still round
+FLOOR = 1e-9  # of power shares, -90 dB
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One respect in which gathers are compared: ``reason`` is the stable word in answers, ``unit`` that of values."""
+
+    name: str
+    reason: str
+    unit: str
+    definition: str
+
+
+MEASURES: tuple[Measure, ...] = (
+    Measure("early_power", "noise", "dB", f"power before offset / {FASTEST_M_S:g} m/s against that of the record"),
+    Measure("high_power", "noise", "dB", f"share of the power above {HIGH_HZ:g} Hz"),
+    Measure("late_power", "noise", "dB", "power of the last 0.2 s against that of the record"),
+    Measure("centroid", "frequency", "Hz", "mean frequency, weighted by power"),
+    Measure("slow_power", "slow_waves", "dB", f"share of the power that moves slower than {SLOWEST_M_S:g} m/s"),
+    Measure("crest", "amplitudes", "dB", "largest amplitude against the rms: low when clipped or gained by AGC"),
+    Measure("live_traces", "geometry", "", "share of the canonical traces that are live"),
+    Measure("shots", "geometry", "", "shots on the line"),
+    Measure("doubt", "ground", "", "mean logarithm of the scale of error that the descriptor head states"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Familiar:
+    """The ranges of `MEASURES` in training, and how far beyond them is too far.
+
+    Attributes:
+        low, high: per measure, the 0.5 % and 99.5 % quantiles in training.
+        limit: the score that 1 % of the gathers of training exceed.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether one gather is like those of training.
+
+    Attributes:
+        likely: ``score <= limit``.
+        score: 1 on the edge of the range of the worst measure, 0 in its middle, 3 a whole range beyond its edge.
+        limit: `Familiar.limit`.
+        reason: of the measure that decides (`Measure.reason`); None where ``likely``.
+        detail: a sentence with the numbers; None where ``likely``.
+    """
+
+    likely: bool
+    score: float
+    limit: float
+    reason: str | None
+    detail: str | None
+
+
+def measure(prepared: Prepared, doubt: Float32) -> Float64:
+    """``(batch, len(MEASURES))`` values of gathers.
+
+    Args:
+        prepared: the gathers.
+        doubt: ``(batch,)`` mean logarithm of the head's scale, in standard deviations of the descriptors.
+    """
+    traces, live = prepared.traces, prepared.live
+    rows = [_measure_one(t, alive, x) for t, alive, x in zip(traces, live, prepared.shot_x_m, strict=True)]
+    return np.column_stack([np.asarray(rows, dtype=np.float64).reshape(len(traces), len(MEASURES) - 1), doubt])
+
+
+def _measure_one(traces: Float32, live: NDArray[np.bool_], shot_x_m: Float32) -> list[float]:
+    """``traces``: (shot, 250, 70); the measures in order, but for the last."""
+    shots, samples, _ = traces.shape
+    scale = np.abs(traces).max()
+    p = traces / scale if scale > 0 else traces
+    count = max(1, int(live.sum()))
+    power = np.square(p)
+    whole = float(power.sum()) / (count * samples) + 1e-30
+
+    offset = np.abs(np.arange(CANONICAL_RECEIVERS) * CANONICAL_SPACING_M - shot_x_m[:, None])  # (shot, receiver)
+    t = np.arange(samples)[:, None] * CANONICAL_DT_S
+    early = (t < offset[:, None] / FASTEST_M_S - EARLY_S) & live[:, None]
+    early_power = float(power[early].mean()) / whole if early.any() else 0.0
+    late = samples - round(0.2 / CANONICAL_DT_S)
+    late_power = float(power[:, late:].sum()) / (count * (samples - late)) / whole
+
+    f = np.fft.rfftfreq(samples, CANONICAL_DT_S)
+    transformed = rfft(p, axis=1)  # (shot, frequency, receiver)
+    spectrum = np.square(np.abs(transformed)).sum(axis=(0, 2))  # (frequency,)
+    spectrum[0] = 0.0
+    total = spectrum.sum() + 1e-30
+    high_power, centroid = float(spectrum[f > HIGH_HZ].sum() / total), float((f * spectrum).sum() / total)
+
+    # every trace at the same power, or those next to the shot are all that is seen, spread over all wavenumbers
+    band = (f >= BAND_HZ[0]) & (f <= BAND_HZ[1])
+    alike = transformed[:, band] / np.sqrt(power.sum(axis=1, keepdims=True) + 1e-12)
+    fk = np.square(np.abs(fft(alike, n=2 * CANONICAL_RECEIVERS, axis=2))).sum(axis=0)  # (frequency, wavenumber)
+    k = np.abs(np.fft.fftfreq(2 * CANONICAL_RECEIVERS, CANONICAL_SPACING_M))
+    slow_power = float(fk[k * SLOWEST_M_S > f[band, None]].sum() / (fk.sum() + 1e-30))
+    crest = float(power.max() / whole)
+    decibel = [10 * np.log10(max(share, FLOOR)) for share in (early_power, high_power, late_power, slow_power, crest)]
+    present = float(live.any(axis=1).sum())
+    return [*decibel[:3], centroid, *decibel[3:], float(live.mean()) * shots / max(1.0, present), present]
+
+
+def learn(values: Float64) -> Familiar:
+    """The ranges of ``values`` (n, len(MEASURES)), measured on gathers as training sees them."""
+    low, high = np.quantile(values, [0.005, 0.995], axis=0)
+    known = Familiar(tuple(low.tolist()), tuple(high.tolist()), 0.0)
+    return Familiar(known.low, known.high, float(np.quantile(scores(values, known).max(axis=1), 0.99)))
+
+
+def scores(values: Float64, known: Familiar) -> Float64:
+    """``(batch, len(MEASURES))``: 0 in the middle of the range that was seen, 1 on its edges."""
+    low, high = np.asarray(known.low), np.asarray(known.high)
+    half = np.maximum((high - low) / 2, NARROWEST)
+    return np.asarray(np.abs(values - (low + high) / 2) / half)
+
+
+def judge(values: Float64, known: Familiar) -> list[Verdict]:
+    """A verdict for each row of ``values`` (batch, len(MEASURES))."""
+    return [_verdict(row, score, known) for row, score in zip(values, scores(values, known), strict=True)]
+
+
+def _verdict(values: Sequence[float], score: Float64, known: Familiar) -> Verdict:
+    worst = int(score.argmax())
+    if score[worst] <= known.limit:
+        return Verdict(True, float(score[worst]), known.limit, None, None)
+    m, low, high = MEASURES[worst], known.low[worst], known.high[worst]
+    unit = f" {m.unit}" if m.unit else ""
+    detail = (
+        f"{m.name.replace('_', ' ').capitalize()} ({m.definition}) is {values[worst]:.4g}{unit}; in training it lay "
+        f"between {low:.4g} and {high:.4g}{unit}."
+    )
+    return Verdict(False, float(score[worst]), known.limit, m.reason, detail)
