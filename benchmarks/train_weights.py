@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 
 from seisbind.model.acquisition import EXACT, AcquisitionConfig, simulate_pairs
-from seisbind.model.calibrate import calibrate
+from seisbind.model.augment import as_trained
+from seisbind.model.calibrate import SEEN, calibrate
 from seisbind.model.evaluate import evaluate
 from seisbind.model.geology import FAMILIES
 from seisbind.model.inference import Embedder
-from seisbind.model.pairs import load_pairs
+from seisbind.model.pairs import PairSet, load_pairs
 from seisbind.model.recipe import load_config
 from seisbind.model.train import Progress, train
 from seisbind.model.weights_file import Description, load_weights, save_weights
@@ -31,7 +32,7 @@ from seisbind.model.weights_file import Description, load_weights, save_weights
 # name: (pairs, seed, acquisitions); the last two are never trained on
 SETS = {
     "train": (20_000, 11, AcquisitionConfig()),
-    "calibration": (1_000, 12, EXACT),
+    "calibration": (3_000, 12, EXACT),
     "test": (1_000, 13, EXACT),
 }
 
@@ -46,15 +47,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    for name, (count, seed, acquisition) in SETS.items():
-        if args.only not in (None, name):
-            continue
+    def simulated(name: str) -> PairSet:
+        count, seed, acquisition = SETS[name]
         simulate_pairs(args.pairs / name, count, seed, FAMILIES, config=acquisition, progress=counter(name))
+        return load_pairs(args.pairs / name)
 
     if args.only:
+        simulated(args.only)
         return
     config = load_config(args.config)
-    pairs = load_pairs(args.pairs / "train")
+    pairs = simulated("train")
 
     def say(progress: Progress) -> None:
         if progress.step % 10 == 0:
@@ -73,9 +75,10 @@ def main() -> None:
     save_weights(path, encoders, Description(args.name, config.encoders, training))
     if config.encoders.kind == "seisbind":
         loaded = load_weights(path)  # as it will be served: after rounding to float16
-        measured = calibrate(Embedder(loaded), load_pairs(args.pairs / "calibration"))
+        seen = as_trained(pairs, config.augment, count=SEEN)
+        measured = calibrate(Embedder(loaded), simulated("calibration"), seen=seen)
         save_weights(path, loaded.encoders, Description(args.name, config.encoders, training, measured))
-    report = evaluate(Embedder.load(path), load_pairs(args.pairs / "test"))
+    report = evaluate(Embedder.load(path), simulated("test"))
     (args.out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     print(json.dumps(report["overall"], indent=1))
 

@@ -14,18 +14,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seisbind.model.pairs import PairSet
 from seisbind.model.survey import (
     CANONICAL_DT_S,
     CANONICAL_RECEIVERS,
     CANONICAL_SAMPLES,
     CANONICAL_SPACING_M,
     LINE_M,
+    OPENFWI,
+    Prepared,
     receiver_map,
 )
 
 Chosen = Callable[[float], Tensor]  # probability -> (batch,) bool
 Uniform = Callable[..., Tensor]  # shape -> U(0, 1)
 
+AT_A_TIME = 128  # gathers that `as_trained` disturbs together
 FFT_SAMPLES = 288  # 250 + 38: a shift of up to 150 ms does not wrap into the record
 
 
@@ -79,6 +83,29 @@ class Batch:
     velocity: Tensor
 
 
+def whole_batch(pairs: PairSet) -> Batch:
+    """``pairs`` as a batch of undisturbed OpenFWI records."""
+    count, shots, _, receivers = pairs.traces.shape
+    live = torch.ones((count, shots, receivers), dtype=torch.bool, device=pairs.traces.device)
+    shot_x_m = torch.tensor(OPENFWI.shot_x_m, device=pairs.traces.device).expand(count, -1)
+    return Batch(pairs.traces, live, shot_x_m, pairs.velocity)
+
+
+def as_trained(pairs: PairSet, config: AugmentConfig | None, *, count: int, seed: int = 0) -> Prepared:
+    """Up to ``count`` gathers of ``pairs`` as training sees them, disturbed by ``config`` (None: as they are)."""
+    rows = np.random.default_rng(seed).permutation(len(pairs))[:count]
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for start in range(0, len(rows), AT_A_TIME):
+        batch = whole_batch(pairs.select(torch.from_numpy(rows[start : start + AT_A_TIME])).to("cpu"))
+        parts.append(batch if config is None else augment(batch, config, generator))
+    return Prepared(
+        traces=torch.cat([part.traces.float() for part in parts]).numpy(),
+        live=torch.cat([part.live for part in parts]).numpy(),
+        shot_x_m=torch.cat([part.shot_x_m for part in parts]).numpy(),
+    )
+
+
 def mirror(batch: Batch, which: Tensor) -> Batch:
     """Reverse x of the models ``which`` (bool, batch): traces, positions and velocity together.
 
@@ -124,14 +151,16 @@ def _filter_and_noise(
     spectrum = torch.fft.rfft(traces, n=FFT_SAMPLES, dim=2) * response[:, None, :, None]
 
     low, high = config.noise_db
-    sigma = chosen(config.noise) * rms * 10 ** (-(low + (high - low) * uniform(count)) / 20)
-    limited = chosen(0.5)
-    corners = torch.stack([1 + 9 * uniform(count), 25 + 45 * uniform(count)])  # Hz
+    at = chosen(config.noise).nonzero()[:, 0]
+    noisy = len(at)
+    sigma = rms[at] * 10 ** (-(low + (high - low) * uniform(noisy)) / 20)
+    limited = uniform(noisy) < 0.5
+    corners = torch.stack([1 + 9 * uniform(noisy), 25 + 45 * uniform(noisy)])  # Hz
     inside = ((f > corners[0][:, None]) & (f < corners[1][:, None])) | ~limited[:, None]
     # white noise of variance 1 has a spectrum of variance N; a band keeps its share of it
     level = sigma * (FFT_SAMPLES / inside.float().mean(dim=1) / 2).sqrt()
-    real = torch.randn((*spectrum.shape, 2), device=device, generator=generator)
-    spectrum += torch.view_as_complex(real) * (inside * level[:, None])[:, None, :, None]
+    real = torch.randn((noisy, *spectrum.shape[1:], 2), device=device, generator=generator)
+    spectrum[at] += torch.view_as_complex(real) * (inside * level[:, None])[:, None, :, None]
     disturbed: Tensor = torch.fft.irfft(spectrum, n=FFT_SAMPLES, dim=2)
     return disturbed[:, :, :CANONICAL_SAMPLES]
 
@@ -140,13 +169,10 @@ def _record(
     traces: Tensor, live: Tensor, config: AugmentConfig, chosen: Chosen, uniform: Uniform
 ) -> tuple[Tensor, Tensor]:
     count, shots, samples, receivers = traces.shape
-    gain = torch.exp(
-        config.trace_gain_std
-        * chosen(config.trace_gain)[:, None, None]
-        * 3.4
-        * (uniform(count, shots, receivers) - 0.5)
-    )  # uniform of standard deviation trace_gain_std
-    traces = traces * gain[:, :, None, :]
+    at = chosen(config.trace_gain).nonzero()[:, 0]
+    # uniform of standard deviation `trace_gain_std`
+    gain = torch.exp(config.trace_gain_std * 3.4 * (uniform(len(at), shots, receivers) - 0.5))
+    traces[at] *= gain[:, :, None, :]
 
     share = chosen(config.dead) * uniform(count) * config.dead_share
     live = live & (uniform(count, shots, receivers) >= share[:, None, None])
@@ -166,8 +192,8 @@ def _record(
         traces = traces.index_copy(0, at, thin)
         live = live.index_copy(0, at, whole & covered[kind][:, None, :] & live[at].any(dim=2, keepdim=True))
 
-    end = torch.where(chosen(config.short), (samples * (0.6 + 0.4 * uniform(count))).long(), samples)
-    traces = traces * (torch.arange(samples, device=traces.device) < end[:, None])[:, None, :, None]
+    for row in chosen(config.short).nonzero()[:, 0].tolist():
+        traces[row, :, int(samples * (0.6 + 0.4 * float(uniform(1)))) :] = 0
     empty = ~live.flatten(1).any(dim=1)  # keep one shot of a gather that lost everything
     live[empty, 0] = True
     return traces, live

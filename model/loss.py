@@ -29,10 +29,10 @@ class LossConfig:
     seismic_velocity: float = 1.0
     velocity_physics: float = 0.5
     seismic_physics: float = 0.1
-    soft_share: float = 0.4
+    soft_share: float = 0.25
     softness_m_s: float = 40.0
     descriptor_head: float = 0.2
-    map_head: float = 1.0
+    map_head: float = 2.0
 
 
 PAPER_LOSS = LossConfig(1.0, 0.1, 0.0, soft_share=0.0, descriptor_head=0.0, map_head=0.0)

@@ -23,7 +23,7 @@ class TrainConfig:
         steps, batch: updates, and pairs in each.
         learning_rate, weight_decay, warmup: AdamW, linear warm-up over ``warmup`` steps, then a cosine to zero.
         ema: decay of the averaged weights that are kept; 0 keeps the last ones.
-        hard_negatives: share of the epochs whose batches draw on few families at a time.
+        hard_negatives: share of the batches that hold a few runs of models that are alike (`train._order`).
         augment: disturbances; None trains on the pairs as they are.
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the device computes in it (a CPU without
             AVX-512 or AMX emulates it, thirty times slower).
@@ -33,13 +33,13 @@ class TrainConfig:
     encoders: EncoderConfig = field(default_factory=EncoderConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
-    steps: int = 900
+    steps: int = 1500
     batch: int = 128
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     warmup: int = 60
     ema: float = 0.99
-    hard_negatives: float = 0.3
+    hard_negatives: float = 0.4
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
     checkpoint_every: int = 50

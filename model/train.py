@@ -26,16 +26,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from seisbind.model.augment import Batch, augment
+from seisbind.model.augment import Batch, augment, whole_batch
 from seisbind.model.encoders import Encoders
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.inference import choose_device
 from seisbind.model.loss import total_loss
 from seisbind.model.pairs import PairSet
 from seisbind.model.recipe import TrainConfig
-from seisbind.model.survey import OPENFWI
 
-FAMILY_RUN = 4  # a batch of hard negatives draws from this many runs of one family each
+RUNS_A_BATCH = 4  # a batch of hard negatives holds this many runs of models that are alike
 ORDER_STREAM, AUGMENT_STREAM = 0, 1  # independent random streams of one seed
 
 
@@ -204,16 +203,23 @@ def _average(state: State, config: TrainConfig) -> None:
 
 
 def _order(pairs: PairSet, config: TrainConfig, epoch: int) -> NDArray[np.intp]:
-    """The order of an epoch: shuffled; in hard epochs in runs of one family, dealt so that a batch holds a few."""
+    """The order of an epoch, in whole batches: a share of them hold runs of models that are alike, the rest are random.
+
+    A run comes from one family, from neighbours along a direction of descriptor space drawn anew for each epoch.
+    """
     rng = np.random.default_rng([config.seed, ORDER_STREAM, epoch])
     order = rng.permutation(len(pairs))
-    if rng.random() >= config.hard_negatives:
-        return order
-    family = pairs.family.cpu().numpy()
-    order = order[np.argsort(family[order], kind="stable")]
-    run = max(1, config.batch // FAMILY_RUN)
-    runs = np.array_split(order, max(1, len(order) // run))
-    return np.concatenate([runs[i] for i in rng.permutation(len(runs))])
+    batches = len(pairs) // config.batch
+    hard = round(config.hard_negatives * batches) * config.batch
+    alike, rest = order[:hard], order[hard : batches * config.batch]
+    direction = rng.standard_normal(pairs.descriptors.shape[1])
+    described = pairs.descriptors.cpu().numpy()
+    along = ((described - described.mean(axis=0)) / (described.std(axis=0) + 1e-6)) @ direction
+    alike = alike[np.lexsort((along[alike], pairs.family.cpu().numpy()[alike]))]
+    runs = np.array_split(alike, max(1, hard // max(1, config.batch // RUNS_A_BATCH)))
+    alike = np.concatenate([runs[i] for i in rng.permutation(len(runs))])
+    cut = np.concatenate([alike, rest]).reshape(batches, config.batch)
+    return np.asarray(cut[rng.permutation(batches)].reshape(-1))
 
 
 def _batches(
@@ -221,7 +227,6 @@ def _batches(
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Batches ``first``..``last - 1``, each made in the background while the step before it runs."""
     per_epoch = len(pairs) // config.batch
-    shot_x_m = torch.tensor(OPENFWI.shot_x_m, device=device).expand(config.batch, -1)
     orders: dict[int, NDArray[np.intp]] = {}
 
     def make(step: int) -> tuple[Batch, Tensor]:
@@ -232,12 +237,11 @@ def _batches(
         index = torch.from_numpy(orders[epoch][at * config.batch : (at + 1) * config.batch]).to(pairs.traces.device)
         part = pairs.select(index)
         part = part.to(device)
-        live = torch.ones((*part.traces.shape[:2], part.traces.shape[3]), dtype=torch.bool, device=device)
-        batch = Batch(part.traces, live, shot_x_m, part.velocity)
+        batch = whole_batch(part)
         if config.augment is not None:
             generator = torch.Generator(device)
             generator.manual_seed(
-                int(np.random.SeedSequence([config.seed, 1, step]).generate_state(1, np.uint64)[0] >> 1)
+                int(np.random.SeedSequence([config.seed, AUGMENT_STREAM, step]).generate_state(1, np.uint64)[0] >> 1)
             )
             batch = augment(batch, config.augment, generator)
         return batch, part.descriptors
