@@ -73,7 +73,7 @@ def geometry(velocity: NDArray[np.float32]) -> dict[str, Float]:
                 note("largest lateral jump, cells", jumps.max())
                 note("position of that jump, cells", float(jumps.argmax()))
                 note("columns where it moves", float((jumps > 0).sum()))
-                note("net step left to right, cells", abs(depth[k, -1] - depth[k, 0]))
+                note("throw: net step left to right, cells", abs(depth[k, -1] - depth[k, 0]))
     return {name: np.asarray(values) for name, values in pooled.items()}
 
 
