@@ -108,8 +108,10 @@ async def retrieve(request: Request) -> Response:
 
     with watch("total"):
         prepared, notes = await serving.on_file(read)
+        request.state.gathers = len(prepared)
 
         def answer(engine: Engine) -> RetrieveAnswer:
+            serving.metrics.batch_gathers.observe(len(prepared))
             found = engine.retrieve_prepared(prepared, top_k=top_k, filter=wanted, notes=notes, watch=watch)
             return RetrieveAnswer(
                 request_id=request_id,
@@ -121,6 +123,7 @@ async def retrieve(request: Request) -> Response:
 
         answered = await serving.on_model(answer)
     answered.timings_ms = watch.timings_ms
+    serving.metrics.observe_stages(watch.timings_ms)
     return await _written(answered, serving)
 
 
@@ -160,6 +163,7 @@ async def search(request: Request) -> Response:
     with watch("total"):
         answered = await serving.on_model(answer)
     answered.timings_ms = watch.timings_ms
+    serving.metrics.observe_stages(watch.timings_ms)
     return await _written(answered, serving)
 
 
@@ -200,7 +204,8 @@ async def model_image(request: Request, model_id: str) -> Response:
     def draw(engine: Engine) -> bytes:
         drawn = serving.pictures.get(key)  # by the request before this one
         if drawn is None:
-            drawn = velocity_png(engine.gallery.velocity(model_id), title=key[1])
+            with serving.metrics.stage("render"):
+                drawn = velocity_png(engine.gallery.velocity(model_id), title=key[1])
             serving.pictures.put(key, drawn)
         return drawn
 
@@ -233,13 +238,16 @@ async def add_models(request: Request) -> Response:
         )
         return AddAnswer(model_ids=added, gallery=GalleryBody.of(engine.info()))
 
-    return await _written(await serving.on_model(add), serving, status=201)
+    answered = await serving.on_model(add)
+    request.state.changed = {"added": answered.model_ids}
+    return await _written(answered, serving, status=201)
 
 
 @working.delete("/models/{model_id}", status_code=204, tags=["gallery"])
 async def remove_model(request: Request, model_id: str) -> Response:
     """Remove a velocity model from the gallery."""
     await _writable(request).on_model(lambda engine: engine.remove([model_id]))
+    request.state.changed = {"removed": [model_id]}
     return Response(status_code=204)
 
 
@@ -279,6 +287,7 @@ async def gallery(request: Request) -> GalleryAnswer:
 async def reload(request: Request) -> ReloadAnswer:
     """Open the gallery's folder again and serve what is there now; running requests finish with the old one."""
     before, after = await serving_of(request).reload()
+    request.state.changed = {"generation": after.generation}
     return ReloadAnswer(before=GalleryBody.of(before), after=GalleryBody.of(after))
 
 
@@ -310,5 +319,10 @@ def _request_id(request: Request) -> str:
 
 async def _written(answer: BaseModel, serving: Serving, *, status: int = 200) -> Response:
     """``answer`` as JSON; a large one takes long enough to write that it is done on a thread."""
-    content = await serving.on_file(lambda engine: answer.model_dump_json(exclude_none=False))
+
+    def write(engine: Engine) -> str:
+        with serving.metrics.stage("render"):
+            return answer.model_dump_json(exclude_none=False)
+
+    content = await serving.on_file(write)
     return Response(content, status_code=status, media_type=JSON)

@@ -15,7 +15,9 @@ from seisbind.index import Gallery, GalleryInfo
 from seisbind.model.errors import NotReady, Overloaded, SeisBindError
 from seisbind.model.inference import Embedder
 from seisbind.service.engine import Engine
+from seisbind.service.errors import INTERNAL
 from seisbind.service.images import PictureCache
+from seisbind.service.metrics import Metrics
 from seisbind.service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class Serving:
         self.settings = settings
         self.embedder = Embedder.load(settings.weights, device=settings.device)
         self.pictures = PictureCache()
+        self.metrics = Metrics()
         self._lock = threading.Lock()
         self._held = _Held(self._open())
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -60,6 +63,9 @@ class Serving:
         self._admitted = 0
         self._canary_at = float("-inf")
         self._canary: asyncio.Task[bool] | None = None
+        self.metrics.admitted.set_function(lambda: self._admitted)
+        self.metrics.gallery_models.set_function(lambda: len(self._held.engine.gallery))
+        self.metrics.gallery_generation.set_function(lambda: self._held.engine.gallery.generation)
 
     def _open(self) -> Engine:
         gallery = Gallery.open(
@@ -88,7 +94,13 @@ class Serving:
 
     async def on_model(self, job: Callable[[Engine], T]) -> T:
         """Run ``job`` on the model thread."""
-        return await self._run(self._model, job)
+        with self.metrics.queued() as begun:
+
+            def begin(engine: Engine) -> T:
+                begun()
+                return job(engine)
+
+            return await self._run(self._model, begin)
 
     async def on_file(self, job: Callable[[Engine], T]) -> T:
         """Run ``job`` on a file thread."""
@@ -131,7 +143,13 @@ class Serving:
             return before, engine, engine.info()
 
         async with self._reloading:  # one at a time: each opens a whole gallery, and the last one opened is served
-            before, engine, after = await self.on_file(fresh)
+            try:
+                before, engine, after = await self.on_file(fresh)
+            except Exception as error:  # whatever it is, the old gallery goes on being served
+                code = error.code if isinstance(error, SeisBindError) else INTERNAL
+                self.metrics.reload_failures.labels(code).inc()
+                log.error("The gallery was not reloaded; the one before goes on being served: %s [%s]", error, code)
+                raise
             if engine is not self._held.engine:
                 self._replace(_Held(engine))
         return before, after
