@@ -26,6 +26,9 @@
         ├── PortTaken                     another program listens there
         ├── ServerUnreachable             no server answers at that address
         ├── NotWritable                   this server does not change its gallery
+        ├── KeyRequired                   a call without the API key that this server asks for
+        ├── KeyUnknown                    a call with an API key that this server does not have
+        ├── WriteScopeRequired            a call that may change something, with a key that may only read
         ├── Overloaded                    more requests than are admitted at once
         └── NotReady                      the canary gather was not answered
 
@@ -148,6 +151,18 @@ class ServerUnreachable(ServiceError):
 
 class NotWritable(ServiceError):
     code = "not_writable"
+
+
+class KeyRequired(ServiceError):
+    code = "key_required"
+
+
+class KeyUnknown(ServiceError):
+    code = "key_unknown"
+
+
+class WriteScopeRequired(ServiceError):
+    code = "write_scope_required"
 
 
 class Overloaded(ServiceError):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from seisbind.model.errors import SeisBindError
-from seisbind.service import cli_gallery, cli_model, cli_query
+from seisbind.service import cli_gallery, cli_keys, cli_model, cli_query
 
 app = typer.Typer(
     name="seisbind",
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_gallery.app, name="gallery")
+app.add_typer(cli_keys.app, name="key")
 app.command()(cli_model.simulate)
 app.command()(cli_model.train)
 app.command()(cli_model.evaluate)

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from seisbind.model.errors import InvalidConfig
 
 MIB = 1 << 20
+
+
+class Access(StrEnum):
+    """Who reaches a page: anyone, those with a key (anyone where no keys are set), or nobody."""
+
+    OPEN = "open"
+    KEY = "key"
+    OFF = "off"
+
+
+class LogFormat(StrEnum):
+    """How a log line is written: for people, or one JSON object."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 class Settings(BaseSettings):
@@ -38,6 +54,24 @@ class Settings(BaseSettings):
         10.0, gt=0, le=30, description="How old the last answered canary may be for /readyz to reuse it, seconds."
     )
     shutdown_s: float = Field(30.0, gt=0, description="Time for running requests to finish after SIGTERM, seconds.")
+    api_keys: SecretStr | None = Field(
+        None,
+        description="Who may call: lines of 'seisbind key new', separated by commas; without keys, everybody may.",
+    )
+    api_keys_file: Path | None = Field(None, description="File of such lines, one a line; # begins a comment.")
+    metrics_access: Access = Field(
+        Access.KEY, description="Who reads /metrics: open (anyone), key (anyone where no keys are set), off (nobody)."
+    )
+    page_access: Access = Field(Access.KEY, description="Who sees the page at /: open, key, off.")
+    openapi_access: Access = Field(Access.KEY, description="Who reads /openapi.json: open, key, off.")
+    cors_origins: str | None = Field(
+        None,
+        description="Origins whose pages may call from a browser, separated by commas; unset: none.",
+    )
+    audit_log: Path | None = Field(
+        None, description="File that a JSON line is added to for each call that may change something; unset: the log."
+    )
+    log_format: LogFormat = Field(LogFormat.TEXT, description="Log lines on standard error: text, json.")
 
 
 def read_settings(**given: object) -> Settings:
