@@ -8,12 +8,19 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse
+from starlette.types import ASGIApp
 
 import seisbind.service.errors as errors
-from seisbind.service import openapi, pages
+from seisbind.service import metrics, openapi, pages
+from seisbind.service.audit import AuditLog
+from seisbind.service.bodies import split
+from seisbind.service.bounds import BodyBounds
+from seisbind.service.calls import Calls
 from seisbind.service.edge import RequestEdge
+from seisbind.service.gate import KeyGate, Origins
+from seisbind.service.keys import Keys, read_keys
 from seisbind.service.routes import router as v1
 from seisbind.service.routes import serving_of
 from seisbind.service.schemas import Health
@@ -36,12 +43,52 @@ async def readyz(request: Request) -> Health:
     return Health(status="ready")
 
 
+@outside.get("/metrics", tags=["state"], response_class=PlainTextResponse, responses=openapi.PROBLEMS)
+async def read_metrics(request: Request) -> Response:
+    """What the server measures of itself, as the text that Prometheus reads."""
+    return Response(serving_of(request).metrics.text(), media_type=metrics.TEXT)
+
+
 @outside.get("/", include_in_schema=False)
 async def landing(request: Request) -> HTMLResponse:
     """A page that says what this is."""
     app: FastAPI = request.app
     info = await serving_of(request).on_file(lambda engine: engine.info())
-    return HTMLResponse(pages.landing(info, app.openapi()))
+    headers = {"Content-Security-Policy": pages.POLICY}
+    return HTMLResponse(pages.landing(info, app.openapi()), headers=headers)
+
+
+class Application(FastAPI):
+    """FastAPI behind the edge, which is outermost: outside of Starlette's own answer to a bug, so that no answer leaves
+    without its id and its headers, and none is left out of the metrics.
+
+    From the outside in: the edge; origins, because a browser's preflight brings no key; keys, before a byte of the body
+    is read; the body's bounds; the routes, which admit only so many at once.
+    """
+
+    def __init__(self, settings: Settings, serving: Serving | None, keys: Keys, audit: AuditLog, **more: Any) -> None:
+        super().__init__(**more)
+        self._settings = settings
+        self._measured = serving.metrics if serving else metrics.Metrics()
+        self._audit = audit
+        self.state.serving = serving
+        self.add_middleware(  # each one that is added goes outside of those before it
+            BodyBounds, max_body_bytes=settings.max_body_bytes, body_deadline_s=settings.body_deadline_s
+        )
+        self.add_middleware(KeyGate, keys=keys)
+        if settings.cors_origins:
+            self.add_middleware(Origins, origins=split(settings.cors_origins))
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Starlette's stack, inside the edge."""
+        calls = Calls(self.openapi()["paths"], self._settings)
+        return RequestEdge(super().build_middleware_stack(), calls=calls, metrics=self._measured, audit=self._audit)
+
+    def openapi(self) -> dict[str, Any]:
+        """The API description, with the key that a server may ask for."""
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi.with_keys(super().openapi())
+        return self.openapi_schema
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -50,22 +97,27 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         SeisBindError: they cannot be opened; the sentence says why.
     """
-    return _assembled(settings, Serving(settings))
+    keys, audit = read_keys(settings), AuditLog(settings.audit_log)
+    return _assembled(settings, Serving(settings), keys, audit)
 
 
 def openapi_document() -> dict[str, Any]:
     """The API description; needs neither weights nor a gallery."""
-    return _assembled(Settings.model_construct(), None).openapi()
+    return _assembled(Settings.model_construct(), None, Keys(), AuditLog(None)).openapi()
 
 
-def _assembled(settings: Settings, serving: Serving | None) -> FastAPI:
+def _assembled(settings: Settings, serving: Serving | None, keys: Keys, audit: AuditLog) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         if serving is not None:
             await asyncio.to_thread(serving.close)
 
-    app = FastAPI(
+    app = Application(
+        settings,
+        serving,
+        keys,
+        audit,
         title="SeisBind",
         version=version("seisbind"),
         summary="Velocity models and their physics from seismic shot gathers.",
@@ -73,9 +125,14 @@ def _assembled(settings: Settings, serving: Serving | None) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.serving = serving
     app.include_router(v1)
     app.include_router(outside)
     errors.install(app)
-    app.add_middleware(RequestEdge, max_body_bytes=settings.max_body_bytes, body_deadline_s=settings.body_deadline_s)
+    if serving is not None:
+        serving.metrics.describe_build(
+            version=app.version,
+            weights=serving.embedder.fingerprint,
+            weights_name=serving.embedder.weights.description.name,
+            gallery=settings.gallery.resolve().name,
+        )
     return app

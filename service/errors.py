@@ -39,6 +39,9 @@ STATUS: dict[type[tree.SeisBindError], int] = {
     tree.GalleryWriteFailed: 507,
     tree.WeightsMismatch: 409,
     tree.NotWritable: 403,
+    tree.KeyRequired: 401,
+    tree.KeyUnknown: 401,
+    tree.WriteScopeRequired: 403,
     tree.Overloaded: 429,
     tree.NotReady: 503,
 }
@@ -70,7 +73,9 @@ def problem(
     errors: Sequence[str] = (),
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """A problem document about the request in ``scope``."""
+    """A problem document about the request in ``scope``, whose state keeps its code for `edge.RequestEdge`."""
+    state = scope.setdefault("state", {})
+    state["code"] = code
     body = Problem(
         type=f"urn:seisbind:error:{code}",
         title=http.HTTPStatus(status).phrase,
@@ -78,7 +83,7 @@ def problem(
         detail=detail,
         code=code,
         instance=scope.get("path", "/"),
-        request_id=scope.get("state", {}).get("request_id", ""),
+        request_id=state.get("request_id", ""),
         errors=list(errors) or None,
     )
     content = json.dumps(body.model_dump(exclude_none=True)).encode()
@@ -91,6 +96,8 @@ def refused(scope: Scope, error: tree.SeisBindError) -> Response:
     headers: dict[str, str] = {}
     if status in (429, 503):
         headers["Retry-After"] = str(RETRY_AFTER_S)
+    if status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="seisbind"'
     if status >= 500:
         log.error("%s %s: %s", scope.get("method"), scope.get("path"), error, exc_info=error)
     return problem(scope, status, error.code, error.sentence, headers=headers)
@@ -127,6 +134,4 @@ def install(app: FastAPI) -> None:
     async def _bug(request: Request, error: Exception) -> Response:
         # Starlette logs the traceback; the answer says nothing of the inside.
         detail = "Something went wrong inside the server; its log has the details under this request_id."
-        response = problem(request.scope, 500, INTERNAL, detail)
-        response.headers["X-Request-ID"] = request.scope.get("state", {}).get("request_id", "")
-        return response
+        return problem(request.scope, 500, INTERNAL, detail)

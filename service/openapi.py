@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from seisbind.service.bodies import MULTIPART, RAW_TYPES
+from seisbind.service.calls import ALIVE
 from seisbind.service.schemas import DescriptorSearch, Problem, SearchFields
 
 JsonObject = dict[str, Any]
@@ -86,6 +87,21 @@ def search() -> JsonObject:
 def binary(media_type: str) -> dict[int | str, JsonObject]:
     """The answer of a call that returns a file."""
     return {200: {"description": "The file.", "content": {media_type: {"schema": BINARY}}}}
+
+
+def with_keys(document: JsonObject) -> JsonObject:
+    """``document``, which then says that a call may need a key, and which calls never do."""
+    scheme = {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A key of `seisbind key new`, where the server has keys; changes need one with the scope write.",
+    }
+    document.setdefault("components", {})["securitySchemes"] = {"key": scheme}
+    document["security"] = [{}, {"key": []}]
+    for path in ALIVE:
+        for operation in document["paths"][path].values():
+            operation["security"] = []
+    return document
 
 
 def _inline(model: type[BaseModel]) -> JsonObject:

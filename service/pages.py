@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from base64 import b64encode
 from html import escape
 from typing import Any
 
@@ -13,6 +15,12 @@ STYLE = (
     "code{padding:.1em .3em}pre{padding:.8rem;overflow-x:auto}"
     "table{border-collapse:collapse;width:100%}td{border-top:1px solid #dde4ea;padding:.35rem .8rem .35rem 0;"
     "vertical-align:top}td:first-child{white-space:nowrap}"
+)
+
+_STYLE_HASH = b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+# of the page: its own style, known by its hash, and nothing else from anywhere
+POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 

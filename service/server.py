@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 
 from seisbind.model.errors import PortTaken, ServiceError
+from seisbind.service import logs
 from seisbind.service.settings import Settings
 
 BACKLOG = 512  # connections that wait while the loop is busy
@@ -66,14 +65,14 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     """
     for ending in (signal.SIGTERM, signal.SIGINT):  # while opening; uvicorn raises them again when it has finished
         signal.signal(ending, _end)
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("seisbind").setLevel(logging.INFO)
+    logs.configure(settings.log_format)
     with listen(settings.host, settings.port) as listener:
         from seisbind.service.app import create_app  # torch takes seconds; a taken port is said at once
 
         config = uvicorn.Config(
             create_app(settings),
-            access_log=False,
+            access_log=False,  # the edge writes its own lines
+            log_config=None,  # nor handlers of its own
             log_level="warning",
             server_header=False,
             backlog=BACKLOG,

@@ -1,0 +1,71 @@
+"""The bounds on a request's body: how many bytes, and how long they may take. Pure ASGI, before any parsing."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from seisbind.model.errors import BodyTooSlow, UploadTooLarge
+from seisbind.service.errors import refused
+
+
+class BodyBounds:
+    """Refuses a body that declares too many bytes, cuts off one that sends too many or too slowly.
+
+    A body is cut within one read of the cap; the handler sees the error where it reads.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, body_deadline_s: float) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+        self.body_deadline_s = body_deadline_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        cut = False
+
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start" and cut:
+                # the rest of the body is not read, so the connection cannot be used again
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self.max_body_bytes:
+            cut = True
+            await refused(scope, self._too_large(int(declared)))(scope, receive, send_and_close)
+            return
+
+        received, complete = 0, False
+        deadline = asyncio.get_running_loop().time() + self.body_deadline_s
+
+        async def bounded_receive() -> Message:
+            nonlocal received, complete, cut
+            if complete:
+                return await receive()  # waits for the client to leave: no deadline
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                cut = True
+                raise BodyTooSlow(
+                    f"{received} bytes of the body arrived in {self.body_deadline_s:g} s, and then no end. Send it "
+                    "faster, or in smaller requests."
+                ) from error
+            received += len(message.get("body", b""))
+            complete = message["type"] != "http.request" or not message.get("more_body", False)
+            if received > self.max_body_bytes:
+                cut = True
+                raise self._too_large(received)
+            return message
+
+        await self.app(scope, bounded_receive, send_and_close)
+
+    def _too_large(self, size: int) -> UploadTooLarge:
+        return UploadTooLarge(
+            f"The body has {size} bytes or more; the limit is {self.max_body_bytes}. Send fewer gathers a request, or "
+            "as float16."
+        )

@@ -1,0 +1,107 @@
+"""Who may pass: API keys before any byte of a body is read, and the origins whose pages may call. Pure ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from seisbind.model.errors import SeisBindError, WriteScopeRequired
+from seisbind.service.calls import Call, Need
+from seisbind.service.errors import CODE, problem, refused
+from seisbind.service.keys import Keys
+from seisbind.service.keys import Scope as KeyScope
+
+LINGER_S = 2.0  # for a refused body: long enough to be told in place of being reset, short enough to be of no use
+
+CORS_METHODS = ("GET", "POST", "DELETE")
+CORS_REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID")
+CORS_ANSWER_HEADERS = ("X-Request-ID", "Retry-After")
+
+
+class KeyGate:
+    """Lets through what `calls.Call.need` allows; the scope's state then says whose key it was (``caller``)."""
+
+    def __init__(self, app: ASGIApp, *, keys: Keys) -> None:
+        self.app = app
+        self.keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        call: Call = scope["state"]["call"]
+        if call.need is Need.OFF:
+            await refuse(problem(scope, 404, CODE[404], "This server does not show that."), scope, receive, send)
+            return
+        if self.keys and call.need is not Need.NOTHING:
+            try:
+                self._check(call, scope)
+            except SeisBindError as error:
+                await refuse(refused(scope, error), scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _check(self, call: Call, scope: Scope) -> None:
+        key = self.keys.find([value for name, value in scope["headers"] if name == b"authorization"])
+        scope["state"]["caller"] = key.name
+        if call.need is Need.WRITE and key.scope is not KeyScope.WRITE:
+            raise WriteScopeRequired(
+                f"{scope['method']} {call.template} needs a key with the scope write; that of {key.name} is "
+                f"{key.scope}."
+            )
+
+
+async def refuse(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer before the body has been read, and close.
+
+    The client is told at once. What it goes on sending for `LINGER_S` is thrown away unread, because closing on a
+    sender resets the connection, and the answer with it.
+    """
+    headers = dict(scope["headers"])
+    if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
+        await response(scope, receive, send)
+        return
+    response.headers["Connection"] = "close"
+
+    async def send_open(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message["more_body"] = True
+        await send(message)
+
+    await response(scope, receive, send_open)
+    try:
+        async with asyncio.timeout(LINGER_S):
+            while (await receive()).get("more_body", False):
+                pass
+    except TimeoutError:
+        pass
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class Origins(CORSMiddleware):
+    """Starlette's CORS, with a problem document where it refuses a preflight."""
+
+    def __init__(self, app: ASGIApp, *, origins: tuple[str, ...]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=CORS_METHODS,
+            allow_headers=CORS_REQUEST_HEADERS,
+            expose_headers=CORS_ANSWER_HEADERS,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        preflight = "origin" in headers and "access-control-request-method" in headers
+        if preflight and scope["method"] == "OPTIONS":
+            response = self.preflight_response(request_headers=headers)
+            if response.status_code >= 400:
+                detail = f"{bytes(response.body).decode()}. SEISBIND_CORS_ORIGINS says which pages may call."
+                response = problem(scope, 400, CODE[400], detail, headers={"Vary": "Origin"})
+            await response(scope, receive, send)
+            return
+        await super().__call__(scope, receive, send)
