@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +130,12 @@ def running(settings: Settings) -> Iterator[Served]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@pytest.fixture(scope="session")
+def run_server() -> Callable[[Settings], AbstractContextManager[Served]]:
+    """`running`, for fixtures that a module keeps to itself."""
+    return running
 
 
 Serve = Callable[..., Served]
