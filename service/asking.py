@@ -11,7 +11,7 @@ from seisbind.service.schemas import PARTS, GalleryBody, RetrievalBody, Retrieve
 
 
 def ask_server(
-    url: str, paths: Sequence[Path], *, top_k: int, filter: str | None, dt_s: float | None
+    url: str, paths: Sequence[Path], *, top_k: int, filter: str | None, dt_s: float | None, key: str | None = None
 ) -> Iterator[tuple[Path, RetrieveAnswer]]:
     """The answer of the server at ``url`` for each file.
 
@@ -19,7 +19,7 @@ def ask_server(
         DatasetError: a file that cannot be read.
         ServiceError: see `client.Client`.
     """
-    with Client(url) as client:
+    with Client(url, key=key) as client:
         for path in paths:
             yield path, client.retrieve(_bytes(path), top_k=top_k, filter=filter, dt_s=dt_s)
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 def retrieve(
     file: Annotated[list[Path], typer.Argument(help="npy or npz files of gathers; each may hold a stack.")],
     url: Annotated[str | None, typer.Option(help="A running server, as in http://127.0.0.1:8000.")] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar="SEISBIND_API_KEY", help="API key; other users see options, not variables.")
+    ] = None,
     gallery: Annotated[Path | None, typer.Option(help="Folder of a gallery to ask without a server.")] = None,
     weights: Annotated[Path | None, typer.Option(help="With --gallery; default: those that ship.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda; with --gallery.")] = "auto",
@@ -35,7 +38,7 @@ def retrieve(
     if out is not None:
         out.open("a").close()  # a folder that is not there is told before anyone is asked
     if url is not None:
-        answers = ask_server(url, file, top_k=top_k, filter=filter, dt_s=dt_s)
+        answers = ask_server(url, file, top_k=top_k, filter=filter, dt_s=dt_s, key=key)
     else:
         answers = ask_gallery(gallery or Path(), weights, device, file, top_k=top_k, filter=filter, dt_s=dt_s)
     found: dict[str, RetrieveAnswer] = {}

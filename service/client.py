@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from types import TracebackType
 from typing import Self
 
 import httpx
 from pydantic import ValidationError
 
-from seisbind.model.errors import ServerUnreachable, ServiceError
+from seisbind.model.errors import InvalidConfig, ServerUnreachable, ServiceError
 from seisbind.service.schemas import RetrieveAnswer
 
+KEY = re.compile(r"[\x21-\x7e]+")  # what a header can hold
 TIMEOUT_S = 60.0  # a stack of 64 gathers takes a CPU core 10 s
 
 
@@ -19,12 +21,21 @@ class Client:
 
     Every call raises `ServerUnreachable` if nobody answers and `ServiceError`, with what the server said, if it
     refuses.
+
+    Args:
+        key: the API key that the server asks for, if it does.
+
+    Raises:
+        InvalidConfig: characters that no key has.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
+        if key and not KEY.fullmatch(key):  # not repeated: it may be a key with something behind it
+            raise InvalidConfig("The API key has characters that no key has. Look for spaces or a line end around it.")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            self._http = httpx.Client(base_url=self.url, timeout=timeout_s)
+            self._http = httpx.Client(base_url=self.url, timeout=timeout_s, headers=headers)
         except (httpx.InvalidURL, ValueError) as error:
             raise ServerUnreachable(f"{url!r} is no address of a server; expected http://host:port.") from error
 

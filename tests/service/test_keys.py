@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -17,9 +18,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seisbind.model.errors import InvalidConfig, KeyRequired, KeyUnknown
+from seisbind.model.errors import InvalidConfig, KeyRequired, KeyUnknown, ServiceError
 from seisbind.service import keys as module
 from seisbind.service.calls import READING_POSTS, Calls, Need
+from seisbind.service.client import Client
 from seisbind.service.demo import npy
 from seisbind.service.keys import ApiKey, Keys, Scope, make_key, read_keys
 from seisbind.service.settings import Access, Settings
@@ -276,3 +278,21 @@ def test_the_command_prints_a_key_and_its_line() -> None:
     bad = run("a b")
     assert bad.returncode == 1
     assert bad.stderr.strip().endswith("[invalid_config]")
+
+
+def test_the_client_sends_its_key(keyed: Any, gathers: Float32, tmp_path: Path) -> None:
+    """And the command takes it from the environment."""
+    with Client(keyed.url, key=READ) as client:
+        assert client.retrieve(npy(gathers[0]), top_k=1).gallery.models == 60
+    with Client(keyed.url) as client, pytest.raises(ServiceError, match="key_required"):
+        client.retrieve(npy(gathers[0]))
+    for bad in (f"{READ}\n", "a b", "é"):
+        with pytest.raises(InvalidConfig) as caught:
+            Client(keyed.url, key=bad)
+        assert READ not in str(caught.value)
+    (tmp_path / "gather.npy").write_bytes(npy(gathers[0]))
+    command = [str(SCRIPT), "retrieve", str(tmp_path / "gather.npy"), "--url", keyed.url, "--json"]
+    environment = os.environ | {"SEISBIND_API_KEY": READ}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert READ not in done.stdout + done.stderr
