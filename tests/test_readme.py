@@ -37,7 +37,7 @@ def help_of(*path: str) -> str:
 
 @pytest.mark.parametrize(("page", "words"), commands("seisbind"), ids=lambda value: str(value)[:60])
 def test_seisbind_commands_exist(page: str, words: list[str]) -> None:
-    path = [words[0]] + ([words[1]] if words[0] == "gallery" else [])
+    path = [words[0]] + ([words[1]] if words[0] in ("gallery", "key") else [])
     text = help_of(*path)
     for word in words:
         if word.startswith("--"):

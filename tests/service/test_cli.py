@@ -55,7 +55,7 @@ def one_line(done: subprocess.CompletedProcess[str], code: str) -> None:
 def test_help_lists_the_commands_without_importing_torch() -> None:
     done = seisbind("--help")
     assert done.returncode == 0
-    for command in ("demo", "simulate", "train", "evaluate", "gallery", "serve", "retrieve"):
+    for command in ("demo", "simulate", "train", "evaluate", "gallery", "serve", "retrieve", "key"):
         assert command in done.stdout
     probe = "import seisbind.service.cli, sys; print(sorted({'torch', 'faiss', 'fastapi', 'numpy'} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
