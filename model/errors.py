@@ -17,8 +17,8 @@
     │   ├── GalleryWriteFailed            the disk refused (full, read-only); nothing half-written counts
     │   └── WeightsMismatch               the gallery was made with other weights
     ├── UploadRefused (ValueError)        bytes that were sent cannot be read as what they should be
-    │   ├── UnsupportedFormat             neither npy nor npz
-    │   ├── MalformedUpload               an npy or npz that contradicts itself, or has the wrong content
+    │   ├── UnsupportedFormat             not npy, npz, SEG-Y or SU
+    │   ├── MalformedUpload               a file that contradicts itself, or has the wrong content
     │   ├── UnsupportedDtype              not real numbers of a size that is read
     │   ├── UploadTooLarge                more bytes, members or gathers than the limits allow
     │   └── BodyTooSlow                   the bytes did not arrive in time

@@ -58,11 +58,10 @@ def read_arrays(body: bytes, *, limits: Limits) -> dict[str, Array]:
     if body.startswith(ZIP_MAGIC):
         return _read_npz(body, limits)
     if not body:
-        raise MalformedUpload("The upload is empty (0 bytes); send an npy or npz file.")
-    if len(body) >= 3600 and body[:1] in (b"\xc3", b"C"):
-        raise UnsupportedFormat("This looks like SEG-Y, which this version does not read yet. Send npy or npz.")
+        raise MalformedUpload("The upload is empty (0 bytes); send an npy, npz or SEG-Y file.")
     raise UnsupportedFormat(
-        f"The upload starts with {body[:6]!r}: neither npy nor npz. Write it with numpy.save or numpy.savez."
+        f"The upload starts with {body[:6]!r}: neither npy nor npz (nor SEG-Y or SU, which are read as gathers). Write "
+        "it with numpy.save or numpy.savez."
     )
 
 

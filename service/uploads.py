@@ -1,13 +1,19 @@
-"""Gathers with their survey, and velocity models, from uploaded bytes (`arrays`) and what the sender says of them."""
+"""Gathers with their survey, and velocity models, from uploaded bytes and what the sender says of them.
+
+Arrays come from `arrays`, field files from `segy` and `field_record`; which it is, the bytes say, never a name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
-from seisbind.model.errors import InvalidSurvey, MalformedUpload, UploadTooLarge
+from seisbind.model.errors import InvalidSurvey, MalformedUpload, UnsupportedFormat, UploadTooLarge
 from seisbind.model.survey import OPENFWI, Note, Survey
-from seisbind.service.arrays import Array, Limits, read_arrays
+from seisbind.service.arrays import NPY_MAGIC, ZIP_MAGIC, Array, Limits, read_arrays
+from seisbind.service.field_record import read_field_record
+from seisbind.service.ingest import Ingest
+from seisbind.service.segy import TraceFile, looks_like_segy, looks_like_su, read_segy, read_su
 
 MAX_RECEIVERS = 1024  # traces a shot; the mapping to 70 receivers costs 70 x this
 TRAINED_PEAK_HZ = (8.0, 28.0)  # `seisbind.model.acquisition` draws wavelets from this range
@@ -33,25 +39,30 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """``gathers``: ``(batch, shot, time, receiver)`` or one without the batch axis, as stored; not yet checked."""
+    """``gathers``: ``(batch, shot, time, receiver)`` or one without the batch axis; not yet checked."""
 
     gathers: Array
     survey: Survey
+    ingest: Ingest
     notes: tuple[Note, ...] = ()
 
 
 def read_gathers(body: bytes, *, geometry: Geometry | None = None, limits: Limits | None = None) -> Upload:
-    """Gathers and their survey from the bytes of an npy or npz file.
+    """Gathers and their survey from the bytes of an npy, npz, SEG-Y or SU file.
 
     An npz holds ``gathers`` (or ``data``, or one array of any name) and may hold ``dt_s``, ``shot_x_m``,
     ``receiver_x_m`` and ``peak_hz``; ``geometry`` goes before what the file says. Five shots and 70 receivers without
-    positions are taken for OpenFWI's line.
+    positions are taken for OpenFWI's line. A SEG-Y or SU file is one gather of its shots on one line.
 
     Raises:
-        UploadRefused: not npy or npz, self-contradictory, too large, or not of real numbers.
+        UploadRefused: of no such format, self-contradictory, too large, or not of real numbers.
         InvalidSurvey: a geometry that is missing or cannot be used.
+        InvalidGather: a field file whose traces or record are of no use.
     """
     limits = Limits() if limits is None else limits
+    traces = _trace_file(body)
+    if traces is not None:
+        return _field(traces, geometry or Geometry(), limits)
     arrays = read_arrays(body, limits=limits)
     stored = {name: arrays.pop(name) for name in SURVEY_KEYS if name in arrays}
     gathers = _only(arrays, GATHER_KEYS, "gathers")
@@ -64,7 +75,22 @@ def read_gathers(body: bytes, *, geometry: Geometry | None = None, limits: Limit
         raise UploadTooLarge(f"{len(gathers)} gathers in one request; at most {limits.items}. Send several requests.")
     geometry = (geometry or Geometry()).over(_stored_geometry(stored))
     survey, notes = _survey(geometry, shots=gathers.shape[-3], samples=gathers.shape[-2], receivers=gathers.shape[-1])
-    return Upload(gathers, survey, notes)
+    ingest = Ingest(
+        format="npy" if body.startswith(NPY_MAGIC) else "npz",
+        sample_format=gathers.dtype.name,
+        byte_order="big" if gathers.dtype.str.startswith(">") else "little",
+        gathers=len(gathers) if gathers.ndim == 4 else 1,
+        shots=gathers.shape[-3],
+        receivers=gathers.shape[-1],
+        samples=gathers.shape[-2],
+        traces=None,
+        dt_s=survey.dt_s,
+        shot_x_m=_range(survey.shot_x_m),
+        receiver_x_m=_range(survey.receiver_x_m),
+        units="m",
+        assumptions=notes,
+    )
+    return Upload(gathers, survey, ingest, notes)
 
 
 def read_velocity(body: bytes, *, limits: Limits | None = None) -> Array:
@@ -74,9 +100,11 @@ def read_velocity(body: bytes, *, limits: Limits | None = None) -> Array:
         ``(depth, x)``, ``(batch, depth, x)`` or ``(batch, 1, depth, x)`` as stored; not yet checked.
 
     Raises:
-        UploadRefused: as `read_gathers`.
+        UploadRefused: as `read_gathers`; SEG-Y and SU are read as gathers only.
     """
     limits = Limits() if limits is None else limits
+    if not body.startswith((NPY_MAGIC, ZIP_MAGIC)) and (looks_like_segy(body) or looks_like_su(body)):
+        raise UnsupportedFormat("Velocity models are read from npy or npz; this looks like SEG-Y or SU.")
     velocity = _only(read_arrays(body, limits=limits), VELOCITY_KEYS, "velocity")
     if velocity.ndim not in (2, 3, 4):
         raise MalformedUpload(
@@ -85,6 +113,49 @@ def read_velocity(body: bytes, *, limits: Limits | None = None) -> Array:
     if velocity.ndim > 2 and len(velocity) > limits.items:
         raise UploadTooLarge(f"{len(velocity)} velocity models in one request; at most {limits.items}.")
     return velocity
+
+
+def _trace_file(body: bytes) -> TraceFile | None:
+    """The traces of a SEG-Y or SU file; None if the bytes begin as an npy or npz, or as nothing that is known."""
+    if body.startswith((NPY_MAGIC, ZIP_MAGIC)):
+        return None
+    if looks_like_segy(body):
+        return read_segy(body)
+    return read_su(body) if looks_like_su(body) else None
+
+
+def _field(traces: TraceFile, geometry: Geometry, limits: Limits) -> Upload:
+    record = read_field_record(
+        traces,
+        max_bytes=limits.unpacked_bytes,
+        dt_s=geometry.dt_s,
+        shot_x_m=geometry.shot_x_m,
+        receiver_x_m=geometry.receiver_x_m,
+    )
+    stored = Geometry(record.dt_s, record.line.shot_x_m, record.line.receiver_x_m)
+    shots, samples, receivers = record.gathers.shape
+    survey, notes = _survey(geometry.over(stored), shots=shots, samples=samples, receivers=receivers)
+    notes = (*record.notes, *notes)
+    ingest = Ingest(
+        format=traces.format,
+        sample_format=traces.coding.name,
+        byte_order=traces.order,
+        gathers=1,
+        shots=shots,
+        receivers=receivers,
+        samples=samples,
+        traces=record.traces,
+        dt_s=survey.dt_s,
+        shot_x_m=_range(survey.shot_x_m),
+        receiver_x_m=_range(survey.receiver_x_m),
+        units=record.units,
+        assumptions=notes,
+    )
+    return Upload(record.gathers, survey, ingest, notes)
+
+
+def _range(positions: tuple[float, ...]) -> tuple[float, float]:
+    return float(min(positions)), float(max(positions))
 
 
 def _only(arrays: dict[str, Array], keys: tuple[str, ...], what: str) -> Array:

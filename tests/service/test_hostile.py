@@ -83,6 +83,19 @@ def huge_directory() -> bytes:
     return entries + b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 1, 1, len(entries), 0, 0)
 
 
+def segy(traces: int, samples: int, step: int = 0) -> bytes:
+    """8-bit traces; each ``step`` m further, with its source, than the one before."""
+    binary = bytearray(400)
+    struct.pack_into(">HHHHH", binary, 16, 4000, 0, samples, 0, 8)  # bytes 3217-3226
+    header = bytearray(240)
+    struct.pack_into(">HH", header, 114, samples, 4000)
+    blocks = []
+    for number in range(traces):
+        struct.pack_into(">iiii", header, 72, number * step, 0, number * step, 0)
+        blocks.append(bytes(header) + b"\1" * samples)
+    return b"\xc3\x40" + bytes(3198) + bytes(binary) + b"".join(blocks)
+
+
 def pickled(touched: Path) -> bytes:
     """An array of dtype object whose unpickling would make a file."""
     payload = b"cos\nsystem\n(S'touch " + str(touched).encode() + b"'\ntR."
@@ -101,7 +114,14 @@ def changed(position: tuple[int, ...], value: float) -> Float32:
 CORPUS: dict[str, tuple[str, int, Callable[[], bytes]]] = {
     "empty": ("malformed_upload", 422, lambda: b""),
     "text": ("unsupported_format", 415, lambda: b"hello, world"),
-    "SEG-Y": ("unsupported_format", 415, lambda: b"\xc3\x40\xf1" + bytes(4000)),
+    "SEG-Y of zeros": ("malformed_upload", 422, lambda: b"\xc3\x40\xf1" + bytes(4000)),
+    "SEG-Y of ones": ("malformed_upload", 422, lambda: b"\xc3\x40\xf1" + b"\xff" * 4000),
+    "SEG-Y that ends in its header": ("malformed_upload", 422, lambda: b"\xc3\x40\xf1" * 100),
+    "SEG-Y of traces without samples": ("malformed_upload", 422, lambda: segy(traces=2000, samples=0)),
+    "SEG-Y of traces of one sample": ("invalid_gather", 422, lambda: segy(traces=20_000, samples=1, step=7)),
+    "SEG-Y of single traces": ("invalid_survey", 422, lambda: segy(traces=8_000, samples=160, step=7)),
+    "SEG-Y that repeats a trace": ("invalid_survey", 422, lambda: segy(traces=8_000, samples=160)),
+    "SU of equal bytes": ("malformed_upload", 422, lambda: b"a" * 300_001),
     "only the magic": ("malformed_upload", 422, lambda: b"\x93NUMPY"),
     "cut in the header": ("malformed_upload", 422, lambda: npy(GOOD)[:40]),
     "cut in the samples": ("malformed_upload", 422, lambda: npy(GOOD)[:-1]),
