@@ -7,7 +7,7 @@ from pathlib import Path
 
 from seisbind.model.errors import DatasetError
 from seisbind.service.client import Client
-from seisbind.service.schemas import PARTS, GalleryBody, RetrievalBody, RetrieveAnswer, WeightsBody
+from seisbind.service.schemas import PARTS, GalleryBody, IngestBody, RetrievalBody, RetrieveAnswer, WeightsBody
 
 
 def ask_server(
@@ -56,6 +56,7 @@ def ask_gallery(
                     request_id="",
                     weights=WeightsBody.of(embedder.weights),
                     gallery=GalleryBody.of(engine.info()),
+                    ingest=IngestBody.of(upload.ingest),
                     results=[RetrievalBody.of(each, PARTS) for each in found],
                     timings_ms=found[0].timings_ms,
                 ),

@@ -20,7 +20,14 @@ from seisbind.service.uploads import Geometry
 
 FieldsT = TypeVar("FieldsT", bound=BaseModel)
 
-RAW_TYPES = ("application/octet-stream", "application/x-npy", "application/x-npz", "application/zip")
+RAW_TYPES = (
+    "application/octet-stream",
+    "application/x-npy",
+    "application/x-npz",
+    "application/zip",
+    "application/vnd.seg-y",
+    "application/x-segy",
+)  # the content decides what it is
 MULTIPART = "multipart/form-data"
 MAX_FORM_FIELDS = 16
 MAX_FIELD_BYTES = 32_768  # 1024 receiver positions with 30 characters each
@@ -54,9 +61,9 @@ async def read_file(request: Request) -> Sent:
         return Sent(await request.body(), fields)
     if kind != MULTIPART:
         raise UnsupportedFormat(
-            f"The body has the content type {kind or 'none'!r}. Send the npy or npz bytes as application/octet-stream "
-            "(curl -H 'Content-Type: application/octet-stream' --data-binary @gather.npy), or as 'file' of a "
-            "multipart form (curl -F file=@gather.npy)."
+            f"The body has the content type {kind or 'none'!r}. Send the bytes of an npy, npz or SEG-Y file as "
+            "application/octet-stream (curl -H 'Content-Type: application/octet-stream' --data-binary @gather.npy), or "
+            "as 'file' of a multipart form (curl -F file=@gather.npy)."
         )
     charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8")
     if charset.lower() not in (b"utf-8", b"utf8"):  # Python knows 100 more, and some of them raise what they like

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def retrieve(
-    file: Annotated[list[Path], typer.Argument(help="npy or npz files of gathers; each may hold a stack.")],
+    file: Annotated[list[Path], typer.Argument(help="npy, npz, SEG-Y or SU files of gathers.")],
     url: Annotated[str | None, typer.Option(help="A running server, as in http://127.0.0.1:8000.")] = None,
     key: Annotated[
         str | None, typer.Option(envvar="SEISBIND_API_KEY", help="API key; other users see options, not variables.")
@@ -61,6 +61,13 @@ def _show(path: Path, answer: RetrieveAnswer) -> None:
     from seisbind.service.progress import console
 
     out = console()
+    read = answer.ingest
+    out.print(
+        f"{path.name}: {read.format}, {read.sample_format}, {read.shots} shots into {read.receivers} receivers, "
+        f"{read.samples} samples of {read.dt_s * 1e3:g} ms, receivers at {read.receiver_x_m[0]:g} to "
+        f"{read.receiver_x_m[1]:g} m",
+        markup=False,
+    )
     for number, result in enumerate(answer.results):
         title = f"{path.name}, gather {number}" if len(answer.results) > 1 else path.name
         table = Table("rank", "model", "family", "similarity", title=title, title_justify="left")

@@ -52,7 +52,7 @@ class Client:
         self._http.close()
 
     def retrieve(self, content: bytes, **fields: str | int | float | None) -> RetrieveAnswer:
-        """POST /v1/retrieve: the bytes of an npy or npz, and fields as in `schemas.RetrieveFields`."""
+        """POST /v1/retrieve: the bytes of an npy, npz, SEG-Y or SU file, and fields as in `schemas.RetrieveFields`."""
         form = {name: str(value) for name, value in fields.items() if value is not None}
         files = {"file": ("gathers", content, "application/octet-stream")}
         response = self._call("POST", "/v1/retrieve", data=form, files=files)

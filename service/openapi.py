@@ -124,7 +124,7 @@ def _parameters(fields: type[BaseModel]) -> list[JsonObject]:
 
 
 def _content(fields: type[BaseModel], examples: JsonObject) -> JsonObject:
-    file = BINARY | {"description": "An npy or npz file."}
+    file = BINARY | {"description": "An npy or npz file; for a retrieval also SEG-Y or SU."}
     form = {
         "type": "object",
         "required": ["file"],

@@ -33,6 +33,7 @@ from seisbind.service.bodies import (
 )
 from seisbind.service.engine import Engine, Stopwatch
 from seisbind.service.images import velocity_png
+from seisbind.service.ingest import Ingest
 from seisbind.service.schemas import (
     PARTS,
     SEARCH_PARTS,
@@ -42,6 +43,7 @@ from seisbind.service.schemas import (
     DescriptorSearch,
     GalleryAnswer,
     GalleryBody,
+    IngestBody,
     ModelBody,
     ReloadAnswer,
     RetrievalBody,
@@ -87,8 +89,8 @@ working = APIRouter(route_class=_Admitted)
 async def retrieve(request: Request) -> Response:
     """Velocity models that go with shot gathers, and the physics of the ground under them.
 
-    Send one gather `(shot, time, receiver)` or a stack `(gather, shot, time, receiver)` as npy, or as an npz that also
-    holds its geometry.
+    Send one gather `(shot, time, receiver)` or a stack `(gather, shot, time, receiver)` as npy, as an npz that also
+    holds its geometry, or the shots of one line as SEG-Y or SU. `ingest` says how the file was understood.
     """
     serving, request_id = serving_of(request), _request_id(request)
     sent = await read_file(request)
@@ -100,14 +102,14 @@ async def retrieve(request: Request) -> Response:
     )
     geometry, limits, watch = parse_geometry(fields), _limits(serving), Stopwatch()
 
-    def read(engine: Engine) -> tuple[Prepared, tuple[Note, ...]]:
+    def read(engine: Engine) -> tuple[Prepared, tuple[Note, ...], Ingest]:
         with watch("read"):
             upload = read_gathers(sent.content, geometry=geometry, limits=limits)
         with watch("prepare"):
-            return prepare(upload.gathers, upload.survey), upload.notes
+            return prepare(upload.gathers, upload.survey), upload.notes, upload.ingest
 
     with watch("total"):
-        prepared, notes = await serving.on_file(read)
+        prepared, notes, ingest = await serving.on_file(read)
         request.state.gathers = len(prepared)
 
         def answer(engine: Engine) -> RetrieveAnswer:
@@ -117,6 +119,7 @@ async def retrieve(request: Request) -> Response:
                 request_id=request_id,
                 weights=WeightsBody.of(engine.embedder.weights),
                 gallery=GalleryBody.of(engine.info()),
+                ingest=IngestBody.of(ingest),
                 results=[RetrievalBody.of(each, include) for each in found],
                 timings_ms={},
             )

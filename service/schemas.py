@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # a client of the server needs neither torch nor FAISS
     from seisbind.index import GalleryInfo, Record
     from seisbind.model.weights_file import Weights
     from seisbind.service.answers import Match, Retrieval, SearchResult
+    from seisbind.service.ingest import Ingest
 
 PARTS = ("descriptors", "physics")  # of a retrieval
 SEARCH_PARTS = ("descriptors",)
@@ -39,7 +40,7 @@ class SearchFields(Strict):
 
 
 class RetrieveFields(SearchFields):
-    """Query parameters or form fields of a retrieval; geometry given here goes before what an npz says."""
+    """Query parameters or form fields of a retrieval; geometry given here goes before what the file says."""
 
     include: str = Field(
         "descriptors,physics",
@@ -47,7 +48,9 @@ class RetrieveFields(SearchFields):
         description="Parts of the answer, separated by commas: descriptors, physics; may be empty.",
         examples=["physics"],
     )
-    dt_s: float | None = Field(None, description="Sampling interval, seconds; 0.001 is assumed.", examples=[0.001])
+    dt_s: float | None = Field(
+        None, description="Sampling interval, seconds; 0.001 is assumed for arrays.", examples=[0.001]
+    )
     shot_x_m: str | None = Field(
         None,
         max_length=2_000,
@@ -187,12 +190,49 @@ class SearchResultBody(BaseModel):
         )
 
 
+class IngestBody(BaseModel):
+    """What reading the upload found, in the file's own words where it has some; positions in metres along the line."""
+
+    format: str = Field(description="npy, npz, segy or su; told by the bytes.", examples=["segy"])
+    sample_format: str = Field(description="As stored.", examples=["IBM float32"])
+    byte_order: str
+    gathers: int
+    shots: int = Field(description="In each gather, as used.")
+    receivers: int = Field(description="In each shot, as used.")
+    samples: int = Field(description="In each trace, as used.")
+    traces: int | None = Field(description="In a SEG-Y or SU file, used or not.")
+    dt_s: float
+    shot_x_m: tuple[float, float] = Field(description="Lowest and highest used.")
+    receiver_x_m: tuple[float, float] = Field(description="Lowest and highest used.")
+    units: str = Field(description="Of positions in the file: m or ft.")
+    assumptions: list[WarningBody] = Field(description="Assumed or done while reading; also among the warnings.")
+
+    @classmethod
+    def of(cls, ingest: Ingest) -> IngestBody:
+        return cls(
+            format=ingest.format,
+            sample_format=ingest.sample_format,
+            byte_order=ingest.byte_order,
+            gathers=ingest.gathers,
+            shots=ingest.shots,
+            receivers=ingest.receivers,
+            samples=ingest.samples,
+            traces=ingest.traces,
+            dt_s=ingest.dt_s,
+            shot_x_m=ingest.shot_x_m,
+            receiver_x_m=ingest.receiver_x_m,
+            units=ingest.units,
+            assumptions=[WarningBody(code=note.code, detail=note.sentence) for note in ingest.assumptions],
+        )
+
+
 class RetrieveAnswer(BaseModel):
     """One entry of ``results`` for each gather sent, in that order."""
 
     request_id: str
     weights: WeightsBody
     gallery: GalleryBody
+    ingest: IngestBody
     results: list[RetrievalBody]
     timings_ms: dict[str, float]
 
