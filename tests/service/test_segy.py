@@ -6,6 +6,7 @@ Files are written by hand here, byte for byte, so that each can be wrong in one 
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -552,6 +553,17 @@ def test_the_command_reads_files_by_content(
     (_, field_file), (_, array) = ask_gallery(gallery_path, weights, "cpu", paths, top_k=3, filter=None, dt_s=None)
     assert (field_file.ingest.format, array.ingest.format) == ("segy", "npy")
     assert [m.model_id for m in field_file.results[0].matches] == [m.model_id for m in array.results[0].matches]
+
+
+def test_every_note_about_a_field_file_is_documented() -> None:
+    root = Path(__file__).parents[2]
+    modules = ("model/line.py", "service/segy.py", "service/field_record.py", "service/sample_formats.py")
+    made = {code for name in modules for code in re.findall(r'Note\("(\w+)"', (root / name).read_text("utf-8"))}
+    table = (root / "docs" / "formats.md").read_text("utf-8").partition("### What is said")[2].partition("### ")[0]
+    first_column = " ".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))
+    assert made == set(re.findall(r"`(\w+)`", first_column))
+    tested = set().union(*(codes for codes, _ in SAID.values()), *(codes for _, codes in SAME.values()))
+    assert made - tested <= {"line_window", "shots_thinned", "dt_overridden"}  # tests of their own
 
 
 VIKING = Path(__file__).parents[3] / "shared" / "data" / "viking_small.segy"
