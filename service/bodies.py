@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,13 +13,14 @@ from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from seisbind.index import Filter
 from seisbind.model.errors import InvalidQuery, InvalidSurvey, MalformedUpload, UnsupportedFormat
 from seisbind.service.schemas import RetrieveFields
 from seisbind.service.uploads import Geometry
 
+T = TypeVar("T")
 FieldsT = TypeVar("FieldsT", bound=BaseModel)
 
 RAW_TYPES = (
@@ -92,6 +95,29 @@ async def read_file(request: Request) -> Sent:
 def content_type(request: Request) -> str:
     """The media type of the body, without its parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` returns, unless the client leaves first: then it is cancelled. The body has been read.
+
+    Raises:
+        ClientDisconnect: the client has left.
+    """
+
+    async def leaving() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, left = asyncio.create_task(work), asyncio.create_task(leaving())
+    try:
+        await asyncio.wait({working, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        left.cancel()
+        await asyncio.gather(working, left, return_exceptions=True)
 
 
 def parse_fields(model: type[FieldsT], fields: dict[str, Any]) -> FieldsT:

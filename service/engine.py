@@ -17,9 +17,10 @@ from seisbind.index import Filter, Gallery, GalleryInfo, Hit
 from seisbind.model.descriptors import DESCRIPTORS, NAMES, check_velocity, describe
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
 from seisbind.model.familiarity import Verdict
-from seisbind.model.inference import MODEL_CELLS, NEIGHBOURS, Embedder, InferredPhysics
-from seisbind.model.survey import OPENFWI, Note, Prepared, Survey, prepare
+from seisbind.model.inference import MODEL_CELLS, NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
+from seisbind.model.survey import OPENFWI, Note, Survey, prepare
 from seisbind.service.answers import InDistribution, Match, Quantity, Retrieval, SearchResult
+from seisbind.service.query import Query, encode, rows_of, taken
 
 Float32 = NDArray[np.float32]
 
@@ -28,7 +29,7 @@ ATTEMPTS = 3  # a model found, and removed elsewhere before its record is read: 
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Milliseconds by stage."""
+    """Milliseconds by stage; a stage that comes twice is added up."""
 
     timings_ms: dict[str, float] = field(default_factory=dict)
 
@@ -36,7 +37,8 @@ class Stopwatch:
     def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.timings_ms[stage] = round((time.perf_counter() - start) * 1e3, 3)
+        spent = (time.perf_counter() - start) * 1e3
+        self.timings_ms[stage] = round(self.timings_ms.get(stage, 0.0) + spent, 3)
 
 
 class Engine:
@@ -93,45 +95,71 @@ class Engine:
         watch = Stopwatch()
         with watch("prepare"):
             prepared = prepare(gathers, survey)
-        return self.retrieve_prepared(prepared, top_k=top_k, filter=filter, notes=notes, watch=watch)
+        return self.retrieve_batch([Query(prepared, top_k, filter, notes)], watch=watch)[0]
 
-    def retrieve_prepared(
-        self,
-        prepared: Prepared,
-        *,
-        top_k: int = 5,
-        filter: Filter | None = None,
-        notes: tuple[Note, ...] = (),
-        watch: Stopwatch | None = None,
-    ) -> list[Retrieval]:
-        """`retrieve` for gathers that are on the canonical grid already."""
+    def retrieve_batch(self, queries: Sequence[Query], *, watch: Stopwatch | None = None) -> list[list[Retrieval]]:
+        """`retrieve` for the gathers of several requests at once, which are on the canonical grid already.
+
+        Each answer is what its query alone would get, but for rounding (see `query.encode`).
+
+        Returns:
+            For each query, for each of its gathers, the answer.
+
+        Raises:
+            SeisBindError: one of the queries cannot be answered; which one is found by asking them one by one.
+        """
         watch = Stopwatch() if watch is None else watch
         with watch("encode"):
-            encoded = self.embedder.embed_gathers(prepared)
+            encoded = encode(self.embedder, queries)
             if not np.isfinite(encoded.embedding).all():
                 raise InvalidGather("The samples are too large or too small for float32 arithmetic; scale the gathers.")
+        rows = rows_of(queries)
+        by_k: dict[int, list[int]] = {}  # most requests ask for as many matches as the others: one search for all
+        for number, query in enumerate(queries):
+            by_k.setdefault(max(query.top_k, NEIGHBOURS), []).append(number)
+        answers: list[list[Retrieval]] = [[] for _ in queries]
+        for k, members in by_k.items():
+            batch = [queries[number] for number in members]
+            part = taken(encoded, np.concatenate([rows[number] for number in members]))
+            for number, found in zip(members, self._retrieve_encoded(part, batch, k, watch), strict=True):
+                answers[number] = found
+        return answers
+
+    def _retrieve_encoded(
+        self, encoded: EncodedGathers, queries: Sequence[Query], k: int, watch: Stopwatch
+    ) -> Iterator[list[Retrieval]]:
+        """The answers to ``queries``, whose gathers are ``encoded`` one after another, from ``k`` neighbours each."""
         with watch("search"):
-            near, near_matches = self._search(self.gallery.search_velocity, encoded.embedding, max(top_k, NEIGHBOURS))
-            matches = near_matches
-            if filter:
-                _, matches = self._search(self.gallery.search_velocity, encoded.embedding, top_k, filter)
+            near, near_matches = self._search(self.gallery.search_velocity, encoded.embedding, k)
+            matches, start = list(near_matches), 0
+            for query in queries:
+                mine = slice(start, start := start + len(query))
+                if query.filter:
+                    _, matches[mine] = self._search(
+                        self.gallery.search_velocity, encoded.embedding[mine], query.top_k, query.filter
+                    )
         with watch("infer"):
             count = min(min(map(len, near)), NEIGHBOURS)
             neighbours = np.array(
                 [[list(match.descriptors.values()) for match in row[:count]] for row in near_matches], dtype=np.float32
             ).reshape(len(near), count, len(NAMES))
             physics = self._physics(self.embedder.infer_physics(encoded, neighbours))
-            verdicts = self.embedder.familiar(prepared, encoded)
-        return [
-            Retrieval(
-                matches=(chosen := matches[i][:top_k]),
-                physics=physics[i],
-                in_distribution=self._in_distribution(near[i], None if verdicts is None else verdicts[i]),
-                warnings=(*notes, *prepared.notes[i], *self._fewer(chosen, top_k, filter)),
-                timings_ms=watch.timings_ms,
-            )
-            for i in range(len(prepared))
-        ]
+            rows = rows_of(queries)
+            verdicts = [
+                self.embedder.familiar(query.prepared, taken(encoded, mine))
+                for query, mine in zip(queries, rows, strict=True)
+            ]
+        for query, mine, likely in zip(queries, rows, verdicts, strict=True):
+            yield [
+                Retrieval(
+                    matches=(chosen := matches[row][: query.top_k]),
+                    physics=physics[row],
+                    in_distribution=self._in_distribution(near[row], None if likely is None else likely[i]),
+                    warnings=(*query.notes, *query.prepared.notes[i], *self._fewer(chosen, query.top_k, query.filter)),
+                    timings_ms=watch.timings_ms,
+                )
+                for i, row in enumerate(mine.tolist())
+            ]
 
     def search_velocity(
         self, velocity: ArrayLike, *, top_k: int = 5, filter: Filter | None = None

@@ -17,10 +17,11 @@ from starlette.types import Receive, Scope, Send
 from seisbind.index import Filter
 from seisbind.model.descriptors import CELL_M, DESCRIPTORS
 from seisbind.model.errors import InvalidQuery, NotWritable
-from seisbind.model.survey import Note, Prepared, prepare
+from seisbind.model.survey import prepare
 from seisbind.service import openapi
 from seisbind.service.answers import SearchResult
 from seisbind.service.arrays import Limits
+from seisbind.service.batching import Answered
 from seisbind.service.bodies import (
     content_type,
     parse_fields,
@@ -30,10 +31,12 @@ from seisbind.service.bodies import (
     parse_json,
     read_file,
     split,
+    unless_left,
 )
 from seisbind.service.engine import Engine, Stopwatch
 from seisbind.service.images import velocity_png
 from seisbind.service.ingest import Ingest
+from seisbind.service.query import Query
 from seisbind.service.schemas import (
     PARTS,
     SEARCH_PARTS,
@@ -93,6 +96,7 @@ async def retrieve(request: Request) -> Response:
     holds its geometry, or the shots of one line as SEG-Y or SU. `ingest` says how the file was understood.
     """
     serving, request_id = serving_of(request), _request_id(request)
+    serving.batches.check()
     sent = await read_file(request)
     fields = parse_fields(RetrieveFields, sent.fields)
     top_k, wanted, include = (
@@ -102,32 +106,35 @@ async def retrieve(request: Request) -> Response:
     )
     geometry, limits, watch = parse_geometry(fields), _limits(serving), Stopwatch()
 
-    def read(engine: Engine) -> tuple[Prepared, tuple[Note, ...], Ingest]:
+    def read(engine: Engine) -> tuple[Query, Ingest]:
         with watch("read"):
             upload = read_gathers(sent.content, geometry=geometry, limits=limits)
         with watch("prepare"):
-            return prepare(upload.gathers, upload.survey), upload.notes, upload.ingest
+            return Query(prepare(upload.gathers, upload.survey), top_k, wanted, upload.notes), upload.ingest
+
+    async def answer() -> tuple[Answered, Ingest]:
+        with serving.batches.coming():
+            query, ingest = await serving.on_file(read)
+        request.state.gathers = len(query)
+        return await serving.batches.answer(query), ingest
 
     with watch("total"):
-        prepared, notes, ingest = await serving.on_file(read)
-        request.state.gathers = len(prepared)
+        answered, ingest = await unless_left(request, answer())
+    timings_ms = watch.timings_ms | answered.timings_ms
+    serving.metrics.observe_stages(timings_ms)
 
-        def answer(engine: Engine) -> RetrieveAnswer:
-            serving.metrics.batch_gathers.observe(len(prepared))
-            found = engine.retrieve_prepared(prepared, top_k=top_k, filter=wanted, notes=notes, watch=watch)
-            return RetrieveAnswer(
-                request_id=request_id,
-                weights=WeightsBody.of(engine.embedder.weights),
-                gallery=GalleryBody.of(engine.info()),
-                ingest=IngestBody.of(ingest),
-                results=[RetrievalBody.of(each, include) for each in found],
-                timings_ms={},
-            )
+    def write(engine: Engine) -> bytes:
+        body = RetrieveAnswer(
+            request_id=request_id,
+            weights=WeightsBody.of(engine.embedder.weights),
+            gallery=GalleryBody.of(answered.gallery),
+            ingest=IngestBody.of(ingest),
+            results=[RetrievalBody.of(each, include) for each in answered.retrievals],
+            timings_ms=timings_ms,
+        )
+        return body.model_dump_json(exclude_none=False).encode()
 
-        answered = await serving.on_model(answer)
-    answered.timings_ms = watch.timings_ms
-    serving.metrics.observe_stages(watch.timings_ms)
-    return await _written(answered, serving)
+    return Response(await serving.on_file(write), media_type=JSON)
 
 
 @working.post("/search", response_model=SearchAnswer, tags=["search"], openapi_extra=openapi.search())

@@ -7,14 +7,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
+
+import numpy as np
 
 from seisbind.index import Gallery, GalleryInfo
 from seisbind.model.errors import NotReady, Overloaded, SeisBindError
 from seisbind.model.inference import Embedder
-from seisbind.service.engine import Engine
+from seisbind.model.survey import prepare
+from seisbind.service.batching import Batcher
+from seisbind.service.engine import Engine, canary_gather
 from seisbind.service.errors import INTERNAL
 from seisbind.service.images import PictureCache
 from seisbind.service.metrics import Metrics
@@ -41,9 +45,10 @@ class Serving:
     """Opens weights and gallery, and lets requests at them.
 
     Who owns what: one *model* thread runs the encoders and searches (torch spreads each call over the cores by
-    itself); `FILE_THREADS` *file* threads read uploads and records; one *picture* thread draws, so that pictures that
-    wait for each other keep nobody else waiting. The event loop owns ``admitted`` and ``_reloading``. The engine of the
-    moment is replaced as a whole under ``_lock``; a job keeps the one it began with.
+    itself), for gathers in the batches that ``batches`` forms; `FILE_THREADS` *file* threads read uploads and records;
+    one *picture* thread draws, so that pictures that wait for each other keep nobody else waiting. The event loop owns
+    ``admitted``, ``stopping`` and ``_reloading``. The engine of the moment is replaced as a whole under ``_lock``; a
+    job keeps the one it began with.
 
     Raises:
         SeisBindError: no usable weights, device or gallery.
@@ -59,11 +64,21 @@ class Serving:
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
         self._drawing = ThreadPoolExecutor(1, thread_name_prefix="picture")
+        self.batches = Batcher(
+            lambda job: self._submit(self._model, job),
+            max_batch=settings.max_batch,
+            max_wait_s=settings.max_wait_ms / 1e3,
+            max_queue=settings.max_queue,
+            on_batch=self.metrics.batch_gathers.observe,
+        )
+        self.stopping = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._admitted = 0
         self._canary_at = float("-inf")
         self._canary: asyncio.Task[bool] | None = None
+        self._warm_up()
         self.metrics.admitted.set_function(lambda: self._admitted)
+        self.metrics.waiting_gathers.set_function(lambda: self.batches.waiting)
         self.metrics.gallery_models.set_function(lambda: len(self._held.engine.gallery))
         self.metrics.gallery_generation.set_function(lambda: self._held.engine.gallery.generation)
 
@@ -74,6 +89,11 @@ class Serving:
         engine = Engine(self.embedder, gallery)
         engine.info()
         return engine
+
+    def _warm_up(self) -> None:
+        """Encode once what will be encoded, so that the first request does not wait for kernels to be chosen."""
+        for gathers in (1, self.settings.max_batch) if self.embedder.device.type == "cuda" else (1,):
+            self.embedder.embed_gathers(prepare(np.repeat(canary_gather(), gathers, axis=0)))
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -111,19 +131,29 @@ class Serving:
         return await self._run(self._drawing, draw)
 
     async def _run(self, pool: ThreadPoolExecutor, job: Callable[[Engine], T]) -> T:
+        return await asyncio.wrap_future(self._submit(pool, job))  # cancelled before it runs, it never runs
+
+    def _submit(self, pool: ThreadPoolExecutor, job: Callable[[Engine], T]) -> Future[T]:
+        def run() -> T:
+            with self._using() as engine:
+                return job(engine)
+
+        return pool.submit(run)
+
+    @contextmanager
+    def _using(self) -> Iterator[Engine]:
+        """The engine of the moment, whose gallery stays open until the block ends."""
         with self._lock:
             held = self._held
             held.users += 1
-        future = pool.submit(job, held.engine)
-        future.add_done_callback(lambda done: self._release(held))  # also when cancelled before it ran
-        return await asyncio.wrap_future(future)
-
-    def _release(self, held: _Held) -> None:
-        with self._lock:
-            held.users -= 1
-            last = held.retired and not held.users
-        if last:
-            held.engine.gallery.close()
+        try:
+            yield held.engine
+        finally:
+            with self._lock:
+                held.users -= 1
+                last = held.retired and not held.users
+            if last:
+                held.engine.gallery.close()
 
     async def reload(self) -> tuple[GalleryInfo, GalleryInfo]:
         """Open the gallery anew and serve it from the next job on; says what was served before and what is now.
@@ -166,8 +196,10 @@ class Serving:
         """Return if a canary gather was encoded and searched lately, or now.
 
         Raises:
-            NotReady: it was not.
+            NotReady: it was not, or the server is shutting down.
         """
+        if self.stopping.is_set():
+            raise NotReady("The server is shutting down; ask another one.")
         if time.monotonic() - self._canary_at <= self.settings.canary_max_age_s:
             return
         if self._canary is None or self._canary.done():

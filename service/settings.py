@@ -50,6 +50,20 @@ class Settings(BaseSettings):
         ge=1,
         description="Requests being received, worked on or answered at once, count; one more is told to retry (429).",
     )
+    max_batch: int = Field(64, ge=1, description="Most gathers of several requests that are encoded at once, count.")
+    max_wait_ms: float = Field(
+        2.0,
+        ge=0,
+        description="How long idle encoders wait for gathers that are being prepared, milliseconds; none, no wait.",
+    )
+    max_queue: int = Field(
+        512, ge=1, description="Gathers that wait for the encoders, count (about 0.4 MB each); beyond, 429."
+    )
+    stream_buffer_bytes: int = Field(
+        32 * MIB,
+        ge=1024,
+        description="Answers of one stream that are kept while its client sends and does not read, bytes.",
+    )
     canary_max_age_s: float = Field(
         10.0, gt=0, le=30, description="How old the last answered canary may be for /readyz to reuse it, seconds."
     )

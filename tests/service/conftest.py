@@ -27,6 +27,7 @@ from seisbind.service.app import create_app
 from seisbind.service.building import build_gallery
 from seisbind.service.engine import Engine
 from seisbind.service.server import listen, url_of
+from seisbind.service.serving import Serving
 from seisbind.service.settings import Settings
 
 Float32 = NDArray[np.float32]
@@ -106,11 +107,12 @@ def engine(embedder: Embedder, gallery_path: Path) -> Iterator[Engine]:
 
 @dataclass(frozen=True)
 class Served:
-    """A running server and a client of it."""
+    """A running server, a client of it, and what it owns (for tests that hold its threads)."""
 
     url: str
     http: httpx.Client
     settings: Settings
+    serving: Serving
 
 
 @contextmanager
@@ -126,7 +128,7 @@ def running(settings: Settings) -> Iterator[Served]:
                 time.sleep(0.01)
             url = url_of(listener)
             with httpx.Client(base_url=url, timeout=60) as http:
-                yield Served(url, http, settings)
+                yield Served(url, http, settings, app.state.serving)
         finally:
             server.should_exit = True
             thread.join()

@@ -39,6 +39,22 @@ def npy(array: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
+def assert_same(found: Any, expected: Any) -> None:
+    """JSON that differs by no more than the rounding of float32 does with the size of a batch."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name in expected:
+            assert_same(found[name], expected[name])
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for pair in zip(found, expected, strict=True):
+            assert_same(*pair)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    else:
+        assert found == expected
+
+
 def test_retrieve_says_what_the_engine_says(served: Any, engine: Engine, gathers: Float32) -> None:
     """Promise 11: in process and over HTTP, in a form and raw, one gather and a stack."""
     wanted = {"max_velocity": [None, 4400]}
@@ -52,7 +68,7 @@ def test_retrieve_says_what_the_engine_says(served: Any, engine: Engine, gathers
     assert answer.gallery.models == 60
     assert answer.weights.fingerprint == engine.gallery.fingerprint
     assert answer.request_id == form.headers["x-request-id"]
-    assert set(answer.timings_ms) == {"read", "prepare", "encode", "search", "infer", "total"}
+    assert set(answer.timings_ms) == {"read", "prepare", "wait", "encode", "search", "infer", "total"}
     raw = served.http.post(
         "/v1/retrieve",
         content=npy(gathers[1]),
@@ -235,7 +251,9 @@ def test_reload_under_load_mixes_nothing(
 
     asyncio.run(swap_and_ask())
     for answer in seen:
-        assert (answer["gallery"]["models"], answer["results"]) == expected[answer["gallery"]["generation"]]
+        models, results = expected[answer["gallery"]["generation"]]
+        assert answer["gallery"]["models"] == models
+        assert_same(answer["results"], results)
     assert {answer["gallery"]["generation"] for answer in seen} == set(expected)
 
 
@@ -508,8 +526,9 @@ def test_a_place_is_held_until_the_answer_is_sent(weights: Path, gallery_path: P
         async def exchange(send: Callable[[Any], Any]) -> None:
             scope = {"type": "http", "method": "POST", "path": "/v1/retrieve", "query_string": b"", "app": app}
             scope |= {"headers": [(b"content-type", b"application/octet-stream")]}
-            messages = [{"type": "http.request", "body": npy(gathers[0]), "more_body": False}]
-            await app(scope, lambda: asyncio.sleep(0, messages.pop()), send)
+            messages: asyncio.Queue[Any] = asyncio.Queue()
+            messages.put_nowait({"type": "http.request", "body": npy(gathers[0]), "more_body": False})
+            await app(scope, messages.get, send)
 
         async def slow(message: Any) -> None:
             if message["type"] == "http.response.start":
