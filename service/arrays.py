@@ -51,6 +51,26 @@ class Limits:
     items: int = 64
 
 
+@dataclass(frozen=True, slots=True)
+class NpyHeader:
+    """What an npy file states of itself; its samples begin at byte ``start``, ``fortran``: the first axis fastest."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
+    start: int
+
+    @property
+    def count(self) -> int:
+        """Samples."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Of the samples."""
+        return self.count * self.dtype.itemsize
+
+
 def read_arrays(body: bytes, *, limits: Limits) -> dict[str, Array]:
     """The named arrays of an npz, or the one of an npy under the name ``""``; told apart by their first bytes."""
     if body.startswith(NPY_MAGIC):
@@ -73,6 +93,24 @@ def read_npy(body: bytes, *, limits: Limits) -> Array:
         UnsupportedDtype: anything but 2, 4 or 8-byte floats and 1 to 8-byte integers.
         UploadTooLarge: more than ``limits.unpacked_bytes`` as stored, or more than twice that as float32.
     """
+    header = read_npy_header(body)
+    if header.bytes != len(body) - header.start:
+        raise MalformedUpload(
+            f"The npy header states {header.shape} of {header.dtype}, which is {header.bytes} bytes; "
+            f"{len(body) - header.start} follow. The file is cut off or damaged."
+        )
+    if header.bytes > limits.unpacked_bytes or header.count * 4 > 2 * limits.unpacked_bytes:
+        raise UploadTooLarge(f"An array of {header.count} samples; the limit is {limits.unpacked_bytes} bytes.")
+    array = np.frombuffer(body, dtype=header.dtype, offset=header.start)
+    return array.reshape(header.shape, order="F" if header.fortran else "C")
+
+
+def read_npy_header(body: bytes) -> NpyHeader:
+    """What an npy file states of itself, from its start.
+
+    Raises:
+        MalformedUpload, UnsupportedDtype: as `read_npy`.
+    """
     header, start = _npy_header(body)
     try:
         fields_ = ast.literal_eval(header)
@@ -89,18 +127,10 @@ def read_npy(body: bytes, *, limits: Limits) -> Array:
         or not all(type(n) is int and 0 <= n < 2**40 for n in shape)
     ):
         raise MalformedUpload("The npy header states no valid shape and order.")
-    dtype, count = np.dtype(descr), math.prod(shape)
-    if len(shape) > MAX_AXES or count == 0:
+    found = NpyHeader(np.dtype(descr), shape, fortran, start)
+    if len(shape) > MAX_AXES or found.count == 0:
         raise MalformedUpload(f"An array of shape {shape} holds no gathers or velocity models.")
-    if count * dtype.itemsize != len(body) - start:
-        raise MalformedUpload(
-            f"The npy header states {shape} of {dtype}, which is {count * dtype.itemsize} bytes; "
-            f"{len(body) - start} follow. The file is cut off or damaged."
-        )
-    if count * dtype.itemsize > limits.unpacked_bytes or count * 4 > 2 * limits.unpacked_bytes:
-        raise UploadTooLarge(f"An array of {count} samples; the limit is {limits.unpacked_bytes} bytes.")
-    array = np.frombuffer(body, dtype=dtype, offset=start)
-    return array.reshape(shape, order="F" if fortran else "C")
+    return found
 
 
 def _npy_header(body: bytes) -> tuple[str, int]:
