@@ -26,6 +26,8 @@ from seisbind.service.routes import serving_of
 from seisbind.service.schemas import Health
 from seisbind.service.serving import Serving
 from seisbind.service.settings import Settings
+from seisbind.service.stream import STREAM_PATH
+from seisbind.service.stream import router as streams
 
 outside = APIRouter()
 
@@ -73,7 +75,10 @@ class Application(FastAPI):
         self._audit = audit
         self.state.serving = serving
         self.add_middleware(  # each one that is added goes outside of those before it
-            BodyBounds, max_body_bytes=settings.max_body_bytes, body_deadline_s=settings.body_deadline_s
+            BodyBounds,
+            max_body_bytes=settings.max_body_bytes,
+            body_deadline_s=settings.body_deadline_s,
+            streams=frozenset({STREAM_PATH}),
         )
         self.add_middleware(KeyGate, keys=keys)
         if settings.cors_origins:
@@ -126,6 +131,7 @@ def _assembled(settings: Settings, serving: Serving | None, keys: Keys, audit: A
         lifespan=lifespan,
     )
     app.include_router(v1)
+    app.include_router(streams)
     app.include_router(outside)
     errors.install(app)
     if serving is not None:

@@ -31,6 +31,7 @@ RAW_TYPES = (
     "application/vnd.seg-y",
     "application/x-segy",
 )  # the content decides what it is
+STREAM_TYPES = ("application/octet-stream", "application/x-npy")
 MULTIPART = "multipart/form-data"
 MAX_FORM_FIELDS = 16
 MAX_FIELD_BYTES = 32_768  # 1024 receiver positions with 30 characters each

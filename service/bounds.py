@@ -13,11 +13,15 @@ from seisbind.service.errors import refused
 class BodyBounds:
     """Refuses a body that declares too many bytes, cuts off one that sends too many or too slowly.
 
-    A body is cut within one read of the cap; the handler sees the error where it reads.
+    A body is cut within one read of the cap; the handler sees the error where it reads. The calls in ``streams`` bound
+    each part of their body themselves, and often answer before its end: after them the connection is closed.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, body_deadline_s: float) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_body_bytes: int, body_deadline_s: float, streams: frozenset[str] = frozenset()
+    ) -> None:
         self.app = app
+        self.streams = streams
         self.max_body_bytes = max_body_bytes
         self.body_deadline_s = body_deadline_s
 
@@ -25,13 +29,18 @@ class BodyBounds:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        cut = False
+        streamed = scope["path"] in self.streams
+        cut = streamed
 
         async def send_and_close(message: Message) -> None:
             if message["type"] == "http.response.start" and cut:
                 # the rest of the body is not read, so the connection cannot be used again
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
+
+        if streamed:
+            await self.app(scope, receive, send_and_close)
+            return
 
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self.max_body_bytes:

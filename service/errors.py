@@ -103,6 +103,12 @@ def refused(scope: Scope, error: tree.SeisBindError) -> Response:
     return problem(scope, status, error.code, error.sentence, headers=headers)
 
 
+def broken(scope: Scope) -> Response:
+    """What a fault of the server answers: nothing of the inside, which is in the log."""
+    detail = "Something went wrong inside the server; its log has the details under this request_id."
+    return problem(scope, 500, INTERNAL, detail)
+
+
 def install(app: FastAPI) -> None:
     """Give every way in which a request can fail its problem document."""
 
@@ -133,5 +139,4 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def _bug(request: Request, error: Exception) -> Response:
         # Starlette logs the traceback; the answer says nothing of the inside.
-        detail = "Something went wrong inside the server; its log has the details under this request_id."
-        return problem(request.scope, 500, INTERNAL, detail)
+        return broken(request.scope)

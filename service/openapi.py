@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from seisbind.service.bodies import MULTIPART, RAW_TYPES
+from seisbind.service.bodies import MULTIPART, RAW_TYPES, STREAM_TYPES
 from seisbind.service.calls import ALIVE
-from seisbind.service.schemas import DescriptorSearch, Problem, SearchFields
+from seisbind.service.schemas import DescriptorSearch, Problem, SearchFields, StreamAnswer, StreamError
 
 JsonObject = dict[str, Any]
 
@@ -23,6 +23,7 @@ PROBLEMS: dict[int | str, JsonObject] = {
     },
 }
 
+NDJSON = "application/x-ndjson"
 BINARY = {"type": "string", "format": "binary"}
 
 DESCRIPTOR_EXAMPLES: JsonObject = {
@@ -75,6 +76,30 @@ def upload(fields: type[BaseModel], examples: JsonObject) -> JsonObject:
     """The request of a call that takes a file and ``fields``, beside it in a form or as query parameters."""
     content = _content(fields, examples)
     return {"parameters": _parameters(fields), "requestBody": {"required": True, "content": content}}
+
+
+def stream(fields: type[BaseModel]) -> JsonObject:
+    """The request of POST /v1/retrieve/stream: npy alone, in a form as its last part."""
+    file = BINARY | {"description": "An npy file."}
+    form = {
+        "type": "object",
+        "required": ["file"],
+        "additionalProperties": False,
+        "properties": fields.model_json_schema()["properties"] | {"file": file},  # in this order
+    }
+    content = {MULTIPART: {"schema": form}} | {kind: {"schema": file} for kind in STREAM_TYPES}
+    return {"parameters": _parameters(fields), "requestBody": {"required": True, "content": content}}
+
+
+def lines() -> dict[int | str, JsonObject]:
+    """The answer of POST /v1/retrieve/stream; what it shares with other calls is among the document's components."""
+    answer = StreamAnswer.model_json_schema(ref_template="#/components/schemas/{model}")
+    error = StreamError.model_json_schema()
+    error["properties"]["error"] = Problem.model_json_schema()
+    for schema in (answer, error):
+        del schema["$defs"]
+    content = {NDJSON: {"schema": {"oneOf": [answer, error]}}}
+    return {200: {"description": "A line of JSON for each gather.", "content": content}}
 
 
 def search() -> JsonObject:

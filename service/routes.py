@@ -70,7 +70,7 @@ def serving_of(request: Request) -> Serving:
     return held
 
 
-class _Admitted(APIRoute):
+class Admitted(APIRoute):
     """A call that needs a place among those worked on, from before its body is read until its answer is sent."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,7 +80,7 @@ class _Admitted(APIRoute):
 
 router = APIRouter(prefix="/v1", responses=openapi.PROBLEMS)
 quick = APIRouter()
-working = APIRouter(route_class=_Admitted)
+working = APIRouter(route_class=Admitted)
 
 
 @working.post(
@@ -100,7 +100,7 @@ async def retrieve(request: Request) -> Response:
     sent = await read_file(request)
     fields = parse_fields(RetrieveFields, sent.fields)
     top_k, wanted, include = (
-        _top_k(fields.top_k, serving),
+        allowed_top_k(fields.top_k, serving),
         parse_filter(fields.filter),
         parse_include(fields.include, PARTS),
     )
@@ -143,7 +143,7 @@ async def search(request: Request) -> Response:
     serving, request_id, watch = serving_of(request), _request_id(request), Stopwatch()
     if content_type(request) == JSON:
         query = parse_fields(DescriptorSearch, parse_json(await request.body(), "The body"))
-        top_k, include = _top_k(query.top_k, serving), parse_include(query.include, SEARCH_PARTS)
+        top_k, include = allowed_top_k(query.top_k, serving), parse_include(query.include, SEARCH_PARTS)
         wanted = None if query.filter is None else Filter.parse(query.filter)
 
         def find(engine: Engine) -> list[SearchResult]:
@@ -152,7 +152,7 @@ async def search(request: Request) -> Response:
     else:
         sent = await read_file(request)
         fields = parse_fields(SearchFields, sent.fields)
-        top_k, include = _top_k(fields.top_k, serving), parse_include(fields.include, SEARCH_PARTS)
+        top_k, include = allowed_top_k(fields.top_k, serving), parse_include(fields.include, SEARCH_PARTS)
         wanted, limits = parse_filter(fields.filter), _limits(serving)
 
         def find(engine: Engine) -> list[SearchResult]:
@@ -312,7 +312,8 @@ def _writable(request: Request) -> Serving:
     return serving
 
 
-def _top_k(top_k: int, serving: Serving) -> int:
+def allowed_top_k(top_k: int, serving: Serving) -> int:
+    """``top_k``, if this server gives so many. Raises InvalidQuery."""
     if top_k > serving.settings.max_top_k:
         raise InvalidQuery(f"top_k is {top_k}; this server gives at most {serving.settings.max_top_k} matches.")
     return top_k

@@ -237,6 +237,22 @@ class RetrieveAnswer(BaseModel):
     timings_ms: dict[str, float]
 
 
+class StreamAnswer(BaseModel):
+    """A line of a stream: the answer for one gather."""
+
+    index: int = Field(description="Of the gather in the stack, from 0.")
+    weights: WeightsBody
+    gallery: GalleryBody
+    result: RetrievalBody
+
+
+class StreamError(BaseModel):
+    """A line of a stream: what is wrong with one gather, or with the stack from there on."""
+
+    index: int = Field(description="Of the gather in the stack, from 0.")
+    error: Problem
+
+
 class SearchAnswer(BaseModel):
     """One entry of ``results`` for each velocity model sent, or one for the descriptors."""
 

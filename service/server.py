@@ -54,6 +54,19 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class Server(uvicorn.Server):
+    """Says that it is shutting down when it begins to; ASGI's own event comes after the last request has ended."""
+
+    def __init__(self, config: uvicorn.Config, *, stopping: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End running streams where they are, finish everything else that was admitted."""
+        self._stopping()
+        await super().shutdown(sockets)
+
+
 def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish what was admitted and return (or exit with code 0).
 
@@ -69,8 +82,9 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     with listen(settings.host, settings.port) as listener:
         from seisbind.service.app import create_app  # torch takes seconds; a taken port is said at once
 
+        app = create_app(settings)
         config = uvicorn.Config(
-            create_app(settings),
+            app,
             access_log=False,  # the edge writes its own lines
             log_config=None,  # nor handlers of its own
             log_level="warning",
@@ -79,7 +93,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
             timeout_graceful_shutdown=round(settings.shutdown_s),
         )
         announce(url_of(listener))
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config, stopping=app.state.serving.stopping.set).run(sockets=[listener])
 
 
 def _end(number: int, frame: FrameType | None) -> None:

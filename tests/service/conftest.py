@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +30,7 @@ from seisbind.model.weights_file import Calibration, Description, save_weights
 from seisbind.service.app import create_app
 from seisbind.service.building import build_gallery
 from seisbind.service.engine import Engine
-from seisbind.service.server import listen, url_of
+from seisbind.service.server import Server, listen, url_of
 from seisbind.service.serving import Serving
 from seisbind.service.settings import Settings
 
@@ -120,7 +124,8 @@ def running(settings: Settings) -> Iterator[Served]:
     """The real application in a real uvicorn on a free port, in a thread."""
     app = create_app(settings)
     with listen("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
+        server = Server(config, stopping=app.state.serving.stopping.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -140,7 +145,59 @@ def run_server() -> Callable[[Settings], AbstractContextManager[Served]]:
     return running
 
 
+@contextmanager
+def spawned(weights: Path, gallery: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``seisbind serve`` as a process of its own, which gets signals, and its address."""
+    settings = {"GALLERY": str(gallery), "WEIGHTS": str(weights), "DEVICE": "cpu", "PORT": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-c", "from seisbind.service.cli import main; main()", "serve"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {f"SEISBIND_{name}": value for name, value in settings.items()},
+    ) as server:
+        try:
+            url = ""
+            while not url and server.stdout is not None and (line := server.stdout.readline()):
+                url = next((word.strip(".,") for word in line.split() if word.startswith("http://")), "")
+            yield server, url
+        finally:
+            server.kill()
+
+
 Serve = Callable[..., Served]
+
+
+Spawn = Callable[[], AbstractContextManager[tuple["subprocess.Popen[str]", str]]]
+
+
+@pytest.fixture
+def spawn(weights: Path, gallery_path: Path) -> Spawn:
+    return lambda: spawned(weights, gallery_path)
+
+
+@contextmanager
+def held_up(served: Served) -> Iterator[None]:
+    """While the server's model thread has something else to do."""
+    gate, begun = threading.Event(), threading.Event()
+
+    def wait(engine: Engine) -> None:
+        begun.set()
+        gate.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(served.serving.on_model(wait)))
+    thread.start()
+    begun.wait()
+    try:
+        yield
+    finally:
+        gate.set()
+        thread.join()
+
+
+@pytest.fixture
+def busy() -> Callable[[Served], AbstractContextManager[None]]:
+    return held_up
 
 
 @pytest.fixture

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -243,27 +239,7 @@ def test_the_fault_of_one_is_not_the_fault_of_all(engine: Engine, gathers: Float
         assert_alike(answered.retrievals[0], expected)
 
 
-@contextmanager
-def busy(served: Any) -> Iterator[None]:
-    """While its model thread has something else to do."""
-    gate = threading.Event()
-    begun = threading.Event()
-
-    def wait(engine: Engine) -> None:
-        begun.set()
-        gate.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(served.serving.on_model(wait)))
-    thread.start()
-    begun.wait()
-    try:
-        yield
-    finally:
-        gate.set()
-        thread.join()
-
-
-def test_a_batch_over_http_says_what_the_engine_says(serve: Any, engine: Engine, gathers: Float32) -> None:
+def test_a_batch_over_http_says_what_the_engine_says(serve: Any, busy: Any, engine: Engine, gathers: Float32) -> None:
     """Promise 11: requests that were encoded together, against the in-process engine."""
     server = serve()
 
@@ -290,7 +266,7 @@ def test_a_batch_over_http_says_what_the_engine_says(serve: Any, engine: Engine,
             assert (found.physics or {})[name].value == pytest.approx(quantity.value, rel=1e-4, abs=1e-4)
 
 
-def test_a_client_that_leaves_frees_its_place(serve: Any, gathers: Float32) -> None:
+def test_a_client_that_leaves_frees_its_place(serve: Any, busy: Any, gathers: Float32) -> None:
     """Promise 26, over HTTP: while the model thread is still at something else, the queue and the places shrink."""
     server = serve(max_queue=3)
     body = npy(gathers[0])
@@ -314,7 +290,7 @@ def test_a_client_that_leaves_frees_its_place(serve: Any, gathers: Float32) -> N
     assert fresh.result().json()["timings_ms"]["wait"] > 0
 
 
-def test_beyond_the_queue_at_once(serve: Any, gathers: Float32) -> None:
+def test_beyond_the_queue_at_once(serve: Any, busy: Any, gathers: Float32) -> None:
     """Promise 22: the excess is refused while those admitted still wait, and those are answered."""
     server = serve(max_queue=4)
     body = npy(gathers[0])
@@ -344,25 +320,9 @@ def test_a_request_larger_than_the_queue_is_not_refused_for_ever(serve: Any, gat
     assert len(server.http.post("/v1/retrieve", content=npy(gathers), headers=RAW).json()["results"]) == 3
 
 
-def test_sigterm_under_load(weights: Path, gallery_path: Path, gathers: Float32) -> None:
+def test_sigterm_under_load(spawn: Any, gathers: Float32) -> None:
     """Promise 24: what was admitted is answered in full, what comes later is not let in, and the exit code is 0."""
-    command = "from seisbind.service.cli import main; main()"
-    settings = {"GALLERY": str(gallery_path), "WEIGHTS": str(weights), "DEVICE": "cpu", "PORT": "0"}
-    environment = os.environ | {f"SEISBIND_{name}": value for name, value in settings.items()}
-    with ExitStack() as ending:
-        server = ending.enter_context(
-            subprocess.Popen(
-                [sys.executable, "-c", command, "serve"],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=environment,
-            )
-        )
-        ending.callback(server.kill)
-        url = ""
-        while not url and server.stdout is not None and (line := server.stdout.readline()):
-            url = next((word.strip(".,") for word in line.split() if word.startswith("http://")), "")
+    with spawn() as (server, url):
         body = npy(np.repeat(gathers, 6, axis=0)[:, :, ::2].astype(np.float16))
 
         async def load() -> list[Any]:

@@ -68,6 +68,24 @@ def test_every_form_and_parameter_of_the_description_runs(
                 assert response.is_success, response.text
 
 
+def test_the_stream_of_the_description_runs(served: Any, gathers: Any) -> None:
+    document = openapi_document()
+    operation = document["paths"]["/v1/retrieve/stream"]["post"]
+    schema = operation["responses"]["200"]["content"]["application/x-ndjson"]["schema"]
+    (answer, _) = schema["oneOf"]
+    for kind in set(operation["requestBody"]["content"]) - {"multipart/form-data"}:
+        for parameter in operation["parameters"]:
+            for value in parameter["schema"]["examples"]:
+                response = served.http.post(
+                    "/v1/retrieve/stream",
+                    content=npy(gathers[0]),
+                    params={parameter["name"]: value},
+                    headers={"Content-Type": kind},
+                )
+                (line,) = response.text.splitlines()
+                assert set(answer["required"]) == set(json.loads(line)), response.text
+
+
 def test_the_answers_are_as_described(served: Any) -> None:
     """Each documented answer names its schema, and each schema that is named exists."""
     document = openapi_document()
