@@ -9,9 +9,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from seisbind.model.errors import BodyTooSlow, MalformedUpload
+from seisbind.service.bodies import MAX_FIELD_BYTES, MAX_FORM_FIELDS
 
-MAX_FORM_FIELDS = 16
-MAX_FIELD_BYTES = 32_768  # as in `bodies`
 MAX_FORM_BYTES = 2 * MAX_FORM_FIELDS * MAX_FIELD_BYTES  # before the file, headers and boundaries included
 
 
