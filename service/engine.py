@@ -129,27 +129,26 @@ class Engine:
         self, encoded: EncodedGathers, queries: Sequence[Query], k: int, watch: Stopwatch
     ) -> Iterator[list[Retrieval]]:
         """The answers to ``queries``, whose gathers are ``encoded`` one after another, from ``k`` neighbours each."""
+        rows = rows_of(queries)
         with watch("search"):
-            near, near_matches = self._search(self.gallery.search_velocity, encoded.embedding, k)
-            matches, start = list(near_matches), 0
-            for query in queries:
-                mine = slice(start, start := start + len(query))
+            search = self.gallery.search_velocity
+            near, near_matches = self._search(search, encoded.embedding, k)
+            matches = list(near_matches)
+            for query, own in zip(queries, rows, strict=True):
                 if query.filter:
-                    _, matches[mine] = self._search(
-                        self.gallery.search_velocity, encoded.embedding[mine], query.top_k, query.filter
-                    )
+                    _, allowed = self._search(search, encoded.embedding[own], query.top_k, query.filter)
+                    matches[own[0] : own[-1] + 1] = allowed
         with watch("infer"):
             count = min(min(map(len, near)), NEIGHBOURS)
             neighbours = np.array(
                 [[list(match.descriptors.values()) for match in row[:count]] for row in near_matches], dtype=np.float32
             ).reshape(len(near), count, len(NAMES))
             physics = self._physics(self.embedder.infer_physics(encoded, neighbours))
-            rows = rows_of(queries)
             verdicts = [
-                self.embedder.familiar(query.prepared, taken(encoded, mine))
-                for query, mine in zip(queries, rows, strict=True)
+                self.embedder.familiar(query.prepared, taken(encoded, own))
+                for query, own in zip(queries, rows, strict=True)
             ]
-        for query, mine, likely in zip(queries, rows, verdicts, strict=True):
+        for query, own, likely in zip(queries, rows, verdicts, strict=True):
             yield [
                 Retrieval(
                     matches=(chosen := matches[row][: query.top_k]),
@@ -158,7 +157,7 @@ class Engine:
                     warnings=(*query.notes, *query.prepared.notes[i], *self._fewer(chosen, query.top_k, query.filter)),
                     timings_ms=watch.timings_ms,
                 )
-                for i, row in enumerate(mine.tolist())
+                for i, row in enumerate(own.tolist())
             ]
 
     def search_velocity(
