@@ -124,15 +124,16 @@ async def retrieve(request: Request) -> Response:
     serving.metrics.observe_stages(timings_ms)
 
     def write(engine: Engine) -> bytes:
-        body = RetrieveAnswer(
-            request_id=request_id,
-            weights=WeightsBody.of(engine.embedder.weights),
-            gallery=GalleryBody.of(answered.gallery),
-            ingest=IngestBody.of(ingest),
-            results=[RetrievalBody.of(each, include) for each in answered.retrievals],
-            timings_ms=timings_ms,
-        )
-        return body.model_dump_json(exclude_none=False).encode()
+        with serving.metrics.stage("render"):
+            body = RetrieveAnswer(
+                request_id=request_id,
+                weights=WeightsBody.of(engine.embedder.weights),
+                gallery=GalleryBody.of(answered.gallery),
+                ingest=IngestBody.of(ingest),
+                results=[RetrievalBody.of(each, include) for each in answered.retrievals],
+                timings_ms=timings_ms,
+            )
+            return body.model_dump_json(exclude_none=False).encode()
 
     return Response(await serving.on_file(write), media_type=JSON)
 
