@@ -1,6 +1,6 @@
 """Retrieval on real OpenFWI maps, their gathers simulated by either engine, clean and with white noise.
 
-    python benchmarks/real_maps.py [--maps ../shared/data/openfwi_dev.npz] [--weights W] [--count 500] [--json]
+    python benchmarks/real_maps.py [--maps ../shared/data/openfwi_dev.npz] [--count 500] [--engine openfwi] [--json]
 
 The gallery of each row is the family itself: the maps of the file, nothing else. No real map has been seen in
 training. Signal over noise compares the rms of the whole record with that of the noise.
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=None)
     parser.add_argument("--count", type=int, default=500, help="maps a family at most")
     parser.add_argument("--cache", type=Path, default=Path("runs/real"), help="simulated gathers are kept here")
+    parser.add_argument("--engine", action="append", choices=["openfwi", "deepwave"], help="gathers by; default: both")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if not args.maps.exists():
@@ -81,7 +82,7 @@ def main() -> None:
             if len(velocity) < 10:
                 print(f"{name}: {len(velocity)} maps are no gallery; left out", file=sys.stderr)
                 continue
-            for engine in ("openfwi", "deepwave"):
+            for engine in args.engine or ("openfwi", "deepwave"):
                 pairs = pairs_of(name, velocity, engine, args.cache)
                 embedded = embed_pairs(embedder, pairs)
                 found = {"clean": recall(embedded.gathers.embedding, embedded.velocity)}

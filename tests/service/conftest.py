@@ -152,7 +152,7 @@ def spawned(weights: Path, gallery: Path) -> Iterator[tuple[subprocess.Popen[str
     with subprocess.Popen(
         [sys.executable, "-c", "from seisbind.service.cli import main; main()", "serve"],
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.DEVNULL,  # an access line a request, which nobody reads
         text=True,
         env=os.environ | {f"SEISBIND_{name}": value for name, value in settings.items()},
     ) as server:
