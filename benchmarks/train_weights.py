@@ -1,7 +1,7 @@
 """Make the shipped weights again, from seeds to safetensors: simulate, train, calibrate, evaluate.
 
     python benchmarks/train_weights.py --only test                       # the 1,000 pairs of the model card's table
-    python benchmarks/train_weights.py                                   # all of it: half an hour on two cores, 80 minutes on one
+    python benchmarks/train_weights.py                                   # all: half an hour on 2 cores, 80 minutes on 1
     python benchmarks/train_weights.py --config paper --out runs/paper   # the baseline, on the same pairs
 
 Every stage goes on where an earlier run of the same command stopped. Prints the report as JSON, and leaves

@@ -30,24 +30,29 @@ FLOOR = 1e-9  # of power shares, -90 dB
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One respect in which gathers are compared: ``reason`` is the stable word in answers, ``unit`` that of values."""
+    """One respect in which gathers are compared.
+
+    ``reason`` is the stable word in answers, ``unit`` that of values. ``side``: what is unlike training, values above
+    its range (1), below it (-1) or either (0): a record cannot have too little noise.
+    """
 
     name: str
     reason: str
     unit: str
+    side: int
     definition: str
 
 
 MEASURES: tuple[Measure, ...] = (
-    Measure("early_power", "noise", "dB", f"power before offset / {FASTEST_M_S:g} m/s against that of the record"),
-    Measure("high_power", "noise", "dB", f"share of the power above {HIGH_HZ:g} Hz"),
-    Measure("late_power", "noise", "dB", "power of the last 0.2 s against that of the record"),
-    Measure("centroid", "frequency", "Hz", "mean frequency, weighted by power"),
-    Measure("slow_power", "slow_waves", "dB", f"share of the power that moves slower than {SLOWEST_M_S:g} m/s"),
-    Measure("crest", "amplitudes", "dB", "largest amplitude against the rms: low when clipped or gained by AGC"),
-    Measure("live_traces", "geometry", "", "share of the canonical traces that are live"),
-    Measure("shots", "geometry", "", "shots on the line"),
-    Measure("doubt", "ground", "", "mean logarithm of the scale of error that the descriptor head states"),
+    Measure("early_power", "noise", "dB", 1, f"power before offset / {FASTEST_M_S:g} m/s against that of the record"),
+    Measure("high_power", "noise", "dB", 1, f"share of the power above {HIGH_HZ:g} Hz"),
+    Measure("late_power", "noise", "dB", 1, "power of the last 0.2 s against that of the record"),
+    Measure("centroid", "frequency", "Hz", 0, "mean frequency, weighted by power"),
+    Measure("slow_power", "slow_waves", "dB", 1, f"share of the power that moves slower than {SLOWEST_M_S:g} m/s"),
+    Measure("crest", "amplitudes", "dB", -1, "largest amplitude against the rms: low when clipped or gained by AGC"),
+    Measure("live_traces", "geometry", "", -1, "share of the canonical traces that are live"),
+    Measure("shots", "geometry", "", 0, "shots on the line"),
+    Measure("doubt", "ground", "", 1, "mean logarithm of the scale of error that the descriptor head states"),
 )
 
 
@@ -139,10 +144,12 @@ def learn(values: Float64) -> Familiar:
 
 
 def scores(values: Float64, known: Familiar) -> Float64:
-    """``(batch, len(MEASURES))``: 0 in the middle of the range that was seen, 1 on its edges."""
+    """``(batch, len(MEASURES))``: 0 in the middle of the range that was seen, 1 on the edge that counts."""
     low, high = np.asarray(known.low), np.asarray(known.high)
     half = np.maximum((high - low) / 2, NARROWEST)
-    return np.asarray(np.abs(values - (low + high) / 2) / half)
+    beyond = (values - (low + high) / 2) / half
+    side = np.array([m.side for m in MEASURES])
+    return np.asarray(np.where(side == 0, np.abs(beyond), np.maximum(side * beyond, 0.0)))
 
 
 def judge(values: Float64, known: Familiar) -> list[Verdict]:

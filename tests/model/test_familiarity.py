@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from seisbind.model.augment import AugmentConfig, as_trained
-from seisbind.model.familiarity import MEASURES, Familiar, judge, learn, measure
+from seisbind.model.familiarity import MEASURES, Familiar, judge, learn, measure, scores
 from seisbind.model.pairs import PairSet
 from seisbind.model.survey import Prepared, prepare
 from seisbind.model.wavefield import simulate
@@ -44,6 +44,14 @@ def test_what_was_seen_is_likely(recorded: Prepared) -> None:
     verdicts = judge(values(recorded), known)
     assert sum(v.likely for v in verdicts) >= 11  # 1 % of them exceed the limit, by its definition
     assert all((v.reason is None) == (v.detail is None) == v.likely for v in verdicts)
+
+
+def test_a_record_without_noise_is_not_unlike_noisy_ones(recorded: Prepared) -> None:
+    rng = np.random.default_rng(2)
+    noise = np.sqrt(np.square(recorded.traces).mean()) * rng.standard_normal(recorded.traces.shape)
+    noisy = learn(np.concatenate([values(with_traces(recorded, recorded.traces + g * noise)) for g in (0.1, 0.05)]))
+    at = [i for i, m in enumerate(MEASURES) if m.reason == "noise"]
+    assert scores(values(recorded), noisy)[:, at].max() <= 1
 
 
 def test_gain_changes_no_measure(recorded: Prepared) -> None:
