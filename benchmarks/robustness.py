@@ -5,9 +5,9 @@
 
 Every disturbed gather goes the whole way of an uploaded one, `survey.prepare` included, and is looked for among all
 velocity models. Kinds marked * are never part of training (`acquisition`, `augment`), so they show what
-generalises. Signal over noise compares the rms of the whole record with that of the noise. The last column is the area
-under the ROC curve of the similarity of the first match (the right one left out: new ground) as a detector of the
-disturbance: .5 is blind, 1 sees every one. The peak frequencies are simulated anew and kept in --cache.
+generalises. Signal over noise compares the rms of the whole record with that of the noise. The last two columns are of
+`in_distribution`: the area under the ROC curve of its score as a detector of the disturbance (.5 is blind, 1 sees every
+one), and the share of gathers that it calls unlike training. The peak frequencies are simulated anew, kept in --cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.signal import butter, sosfiltfilt
 
 from seisbind.model.acquisition import Acquisition, record
-from seisbind.model.evaluate import nearest, recall
+from seisbind.model.evaluate import recall
 from seisbind.model.geology import EXTRA_FAMILIES, mixed
 from seisbind.model.inference import Embedder
 from seisbind.model.pairs import PairSet, load_pairs, save_pairs
@@ -189,18 +189,21 @@ def main() -> None:
     traces, velocity = pairs.traces.float().numpy(), pairs.velocity.numpy()
     gallery = embedder.embed_velocity(velocity)
 
-    def similarity(prepared: Prepared) -> tuple[Array, Array]:
-        query = embedder.embed_gathers(prepared).embedding
-        first = nearest(query, gallery, 1, leave_out=True)[:, 0]
-        return query, np.asarray((query * gallery[first]).sum(axis=1))
+    def judged(prepared: Prepared) -> tuple[Array, Array, float]:
+        encoded = embedder.embed_gathers(prepared)
+        verdicts = embedder.familiar(prepared, encoded)
+        if verdicts is None:
+            sys.exit("These weights are not calibrated: there is no in_distribution to measure.")
+        score = np.asarray([verdict.score for verdict in verdicts], dtype=np.float32)
+        return encoded.embedding, score, float(np.mean([not verdict.likely for verdict in verdicts]))
 
-    usual = similarity(prepare(traces, SURVEY))[1]
+    usual = judged(prepare(traces, SURVEY))[1]
     rows = []
 
     def add(name: str, prepared: Prepared, *, own: bool = True) -> None:
-        query, near = similarity(prepared)
+        query, score, unlikely = judged(prepared)
         found = recall(query, gallery) if own else {}
-        rows.append({"kind": name, **found, "similarity": float(near.mean()), "auroc": auroc(usual, near)})
+        rows.append({"kind": name, **found, "auroc": auroc(-usual, -score), "unlikely": unlikely})
 
     for name, disturb in KINDS.items():
         add(name, prepare(*disturb(traces, np.random.default_rng(0))))
@@ -217,9 +220,9 @@ def main() -> None:
         print(json.dumps({"weights": embedder.fingerprint, "pairs": len(pairs), "rows": rows}, indent=1))
         return
     print(f"weights {embedder.fingerprint}, {len(pairs)} pairs")
-    print("| gathers | R@1 | R@10 | similarity to new ground | AUROC |\n|---|---|---|---|---|")
+    print("| gathers | R@1 | R@10 | AUROC | called unlike training |\n|---|---|---|---|---|")
     for row in rows:
-        cells = [f"{row[key]:.3f}" if key in row else "" for key in ("r_at_1", "r_at_10", "similarity", "auroc")]
+        cells = [f"{row[key]:.3f}" if key in row else "" for key in ("r_at_1", "r_at_10", "auroc", "unlikely")]
         print(f"| {row['kind']} | " + " | ".join(cells) + " |")
 
 
