@@ -70,6 +70,7 @@ def test_keys_from_the_environment_and_a_file(tmp_path: Path, monkeypatch: pytes
     "text",
     ["", "  ", "# none", READ, f"a:read:{READ}", f"a:admin:{READER.digest}", f"a b:read:{READER.digest}", "a:read",
      f"{READER.line}\n{READER.line}", f"a:read:{READER.digest.upper()}"],
+    ids=range(10),  # keys are made anew in each process, and no part of a test's name
 )  # fmt: skip
 @pytest.mark.parametrize("where", ["environment", "file"])
 def test_keys_that_cannot_be_read_open_no_server(text: str, where: str, tmp_path: Path) -> None:
