@@ -23,10 +23,12 @@ from seisbind.model.wavefield import Boundary, simulate
 
 FAMILIES = ("FlatVel-A", "Style-B")
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
 from seisbind.model.simulation import simulate_dataset
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     out = Path(sys.argv[1])
     count = int(sys.argv[2])
     simulate_dataset(out, families=["FlatVel-A"], count=count, seed=5, engine="openfwi", processes=1, per_file=2)
