@@ -1,7 +1,8 @@
 """Make the shipped weights again, from seeds to safetensors: simulate, train, calibrate, evaluate.
 
     python benchmarks/train_weights.py --only test                       # the 1,000 pairs of the model card's table
-    python benchmarks/train_weights.py                                   # all: half an hour on 2 cores, 80 minutes on 1
+    python benchmarks/train_weights.py --only train &                    # simulate on one core ..
+    python benchmarks/train_weights.py                                   # .. and train on the other as pairs arrive
     python benchmarks/train_weights.py --config paper --out runs/paper   # the baseline, on the same pairs
 
 Every stage goes on where an earlier run of the same command stopped. Prints the report as JSON, and leaves
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,20 +23,26 @@ import torch
 from seisbind.model.acquisition import EXACT, AcquisitionConfig, simulate_pairs
 from seisbind.model.augment import as_trained
 from seisbind.model.calibrate import SEEN, calibrate
+from seisbind.model.errors import DatasetError
 from seisbind.model.evaluate import evaluate
 from seisbind.model.geology import FAMILIES
 from seisbind.model.inference import Embedder
-from seisbind.model.pairs import PairSet, load_pairs
+from seisbind.model.pairs import SHARD, PairSet, load_pairs, shard_path
 from seisbind.model.recipe import load_config
+from seisbind.model.simulation import only_writer
 from seisbind.model.train import Progress, train
 from seisbind.model.weights_file import Description, load_weights, save_weights
 
 # name: (pairs, seed, acquisitions); the last two are never trained on
 SETS = {
-    "train": (20_000, 11, AcquisitionConfig()),
-    "calibration": (3_000, 12, EXACT),
+    "train": (32_000, 11, AcquisitionConfig()),
+    "calibration": (4_000, 12, EXACT),
     "test": (1_000, 13, EXACT),
+    "coverage": (3_000, 15, EXACT),
 }
+# (until this share of the steps, pairs): training starts while the rest is being simulated in another process
+GROWTH = ((0.15, 10_000), (0.5, 20_000), (1.0, 32_000))
+PATIENCE_S = 10
 
 
 def main() -> None:
@@ -56,13 +64,16 @@ def main() -> None:
         simulated(args.only)
         return
     config = load_config(args.config)
-    pairs = simulated("train")
 
     def say(progress: Progress) -> None:
         if progress.step % 10 == 0:
             tell(f"step {progress.step}/{progress.steps} loss {progress.loss:.3f} {progress.samples_per_s:.0f} pairs/s")
 
-    encoders = train(pairs, config, args.out, resume=True, progress=say)
+    for share, count in GROWTH:
+        if not simulating(args.pairs / "train", count):
+            simulated("train")
+        pairs = load_pairs(args.pairs / "train", count)
+        encoders = train(pairs, config, args.out, resume=True, stop_at=round(share * config.steps), progress=say)
     training = {
         "pairs": len(pairs),
         "families": list(pairs.families),
@@ -72,15 +83,26 @@ def main() -> None:
         "acquisition": asdict(AcquisitionConfig()),
     }
     path = args.out / "weights.safetensors"
-    save_weights(path, encoders, Description(args.name, config.encoders, training))
+    save_weights(path, encoders, Description(args.name, encoders.config, training))
     if config.encoders.kind == "seisbind":
         loaded = load_weights(path)  # as it will be served: after rounding to float16
         seen = as_trained(pairs, config.augment, count=SEEN)
         measured = calibrate(Embedder(loaded), simulated("calibration"), seen=seen)
-        save_weights(path, loaded.encoders, Description(args.name, config.encoders, training, measured))
+        save_weights(path, loaded.encoders, Description(args.name, encoders.config, training, measured))
     report = evaluate(Embedder.load(path), simulated("test"))
     (args.out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     print(json.dumps(report["overall"], indent=1))
+
+
+def simulating(folder: Path, count: int) -> bool:
+    """Wait until the first ``count`` pairs are in ``folder``; False when nobody is making them."""
+    while not all(shard_path(folder, number).exists() for number in range(count // SHARD)):
+        try:
+            with only_writer(folder):
+                return False
+        except DatasetError:
+            time.sleep(PATIENCE_S)  # another process holds the folder
+    return True
 
 
 def tell(text: str) -> None:

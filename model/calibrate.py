@@ -1,16 +1,22 @@
-"""What trained encoders can be held to: conformal factors from a held-out split, the looks of what training saw."""
+"""What trained encoders can be held to, measured on a held-out split: intervals, presence in a gallery, familiarity."""
 
 from __future__ import annotations
 
 import numpy as np
+import scipy.sparse
+from numpy.typing import NDArray
+from scipy.optimize import linprog
 
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.evaluate import embed
 from seisbind.model.familiarity import learn, measure
 from seisbind.model.inference import Embedder
 from seisbind.model.pairs import PairSet
+from seisbind.model.presence import fit_presence
 from seisbind.model.survey import Prepared
 from seisbind.model.weights_file import Calibration
+
+Float64 = NDArray[np.float64]
 
 COVERAGE = 0.9
 FEWEST = 10  # pairs below which no order statistic bounds 90 %
@@ -18,10 +24,12 @@ SEEN = 2_000  # gathers of training that are enough for 0.5 % quantiles
 
 
 def calibrate(embedder: Embedder, pairs: PairSet, *, seen: Prepared) -> Calibration:
-    """Split conformal prediction (Papadopoulos et al. 2002) on pairs that training never saw.
+    """Measure on pairs that training never saw what the answers claim.
 
-    The factor of a descriptor is the smallest that lets the head's scale, times it, cover 90 % of the split, with
-    the finite-sample correction ``ceil((n + 1) 0.9) / n``.
+    The interval of a descriptor is the head's scale times a factor, so chosen that 90 % of the split are covered, and
+    90 % within each family as far as the gather tells its family: the logarithm of the factor is linear in the
+    families' probabilities, and the line is the 90 % regression quantile (Koenker and Bassett 1978) of the logarithm
+    of error over scale. One family, or no family head, makes it split conformal prediction (Papadopoulos et al. 2002).
 
     Args:
         embedder: the encoders.
@@ -38,8 +46,32 @@ def calibrate(embedder: Embedder, pairs: PairSet, *, seen: Prepared) -> Calibrat
     n = len(embedded)
     if n < FEWEST:
         raise InvalidConfig(f"{n} pairs are too few for {COVERAGE:.0%} intervals; at least {FEWEST} are needed.")
-    level = np.ceil((n + 1) * COVERAGE) / n
     score = np.abs(heads.descriptors - embedded.descriptors) / heads.descriptor_scale
-    factors = np.quantile(score, level, axis=0, method="higher")
+    share = np.ones((n, 1)) if heads.family is None else heads.family.astype(np.float64)
+    level = np.ceil((n + 1) * COVERAGE) / n
+    factors = np.column_stack([regression_quantile(np.log(column + 1e-9), share, level) for column in score.T])
     familiar = learn(measure(seen, embedder.embed_gathers(seen).doubt(embedder.descriptor_spread)))
-    return Calibration(half_width=tuple(float(f) for f in factors), familiar=familiar, pairs=n)
+    return Calibration(
+        log_factor=tuple(tuple(row) for row in factors.tolist()),
+        presence=fit_presence(heads.embedding, embedded.velocity),
+        familiar=familiar,
+        pairs=n,
+    )
+
+
+def regression_quantile(y: Float64, x: Float64, level: float) -> Float64:
+    """``(columns,)`` coefficients whose line ``x @ a`` lies above a share ``level`` of ``y`` (n,).
+
+    Solved exactly, as a linear programme. One more point a column, at the plain quantile, holds those that ``x`` lacks.
+    """
+    plain = float(np.quantile(y, level, method="higher"))
+    columns = x.shape[1]
+    if columns == 1:
+        return np.array([plain])
+    x, y = np.concatenate([x, np.eye(columns)]), np.concatenate([y, np.full(columns, plain)])
+    n = len(y)
+    above, below = scipy.sparse.eye_array(n), -scipy.sparse.eye_array(n)
+    cost = np.concatenate([np.zeros(columns), np.full(n, level), np.full(n, 1 - level)])
+    bounds = [(None, None)] * columns + [(0, None)] * (2 * n)
+    solved = linprog(cost, A_eq=scipy.sparse.hstack([x, above, below]), b_eq=y, bounds=bounds, method="highs")
+    return np.asarray(solved.x[:columns])

@@ -36,13 +36,17 @@ class EncoderConfig:
         kind: ``seisbind`` or ``paper``.
         width: channels of the first residual stage over the gathers; doubled in each of the next two.
         velocity_width: the same for the velocity encoder.
+        neck: channels of the last feature map over the gathers, before it is read as a whole.
         hidden: width of the layer before each embedding.
+        families: names that the family head tells apart; none, no head. Training takes them from its pairs.
     """
 
     kind: Literal["seisbind", "paper"] = "seisbind"
     width: int = 48
     velocity_width: int = 32
-    hidden: int = 512
+    neck: int = 96
+    hidden: int = 768
+    families: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,14 @@ class GatherEmbedding:
         descriptors: ``(batch, 13)`` in standard deviations of the training set, or None (paper's encoders).
         descriptor_scale: ``(batch, 13)`` the scale of a Laplace law about them, same unit, or None.
         velocity: ``(batch, 35, 35)`` coarse velocity model in units of `SPREAD_M_S` about `MIDDLE_M_S`, or None.
+        family: ``(batch, families)`` logits, or None.
     """
 
     embedding: Tensor
     descriptors: Tensor | None = None
     descriptor_scale: Tensor | None = None
     velocity: Tensor | None = None
+    family: Tensor | None = None
 
 
 def condition(traces: Tensor, live: Tensor) -> Tensor:
@@ -154,6 +160,29 @@ class ShotMerge(nn.Module):
         return F.relu(self.norm(_as_channels(merged)), inplace=True)
 
 
+class MapHead(nn.Module):
+    """A coarse velocity model from one vector: a 9 x 9 seed, doubled twice between convolutions."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.seed = nn.Linear(inputs, 48 * 9 * 9)
+        self.layers = nn.Sequential(
+            nn.GELU(),
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+            nn.Conv2d(48, 32, 3, 1, 1),
+            nn.GELU(),
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+            nn.Conv2d(32, 16, 3, 1, 1),
+            nn.GELU(),
+            nn.Conv2d(16, 1, 3, 1, 1),
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        """``(batch, inputs)`` -> ``(batch, 35, 35)``; the 36th row and column of what is drawn are cut off."""
+        drawn: Tensor = self.layers(self.seed(h).reshape(-1, 48, 9, 9))
+        return drawn[:, 0, :MAP_CELLS, :MAP_CELLS].float()
+
+
 class SeismicEncoder(nn.Module):
     """Residual network over 4 ms samples; a shared stem sees each shot with its offsets, then shots are merged."""
 
@@ -169,18 +198,21 @@ class SeismicEncoder(nn.Module):
         self.merge = ShotMerge(STEM, config.width)
         widths = (config.width, 2 * config.width, 4 * config.width)
         self.trunk = _channels_last(_stages(config.width, widths))  # (50, 35) -> (25, 18) -> (13, 9) -> (7, 5)
-        squeezed = 64
         self.squeeze = nn.Sequential(
-            nn.Conv2d(widths[-1], squeezed, 1, bias=False), nn.BatchNorm2d(squeezed), nn.ReLU(inplace=True)
+            nn.Conv2d(widths[-1], config.neck, 1, bias=False), nn.BatchNorm2d(config.neck), nn.ReLU(inplace=True)
         )
         self.features = nn.Sequential(
-            nn.Linear(squeezed * 7 * 5, config.hidden), nn.LayerNorm(config.hidden), nn.GELU()
+            nn.Linear(config.neck * 7 * 5, config.hidden), nn.LayerNorm(config.hidden), nn.GELU()
         )
         self.project = nn.Linear(config.hidden, EMBEDDING)
+        self.map_head = MapHead(config.hidden)
+        # beside the features, it reads each depth's mean and scatter off the predicted model
         self.descriptor_head = nn.Sequential(
-            nn.Linear(config.hidden, config.hidden // 2), nn.GELU(), nn.Linear(config.hidden // 2, 2 * len(NAMES))
+            nn.Linear(config.hidden + 2 * MAP_CELLS, config.hidden // 2),
+            nn.GELU(),
+            nn.Linear(config.hidden // 2, 2 * len(NAMES)),
         )
-        self.map_head = nn.Linear(config.hidden, MAP_CELLS * MAP_CELLS)
+        self.family_head = nn.Linear(config.hidden, len(config.families)) if config.families else None
 
     def forward(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
         """``traces``: (batch, shot, 250, 70) linear; ``live``: (batch, shot, 70); ``shot_x_m``: (batch, shot)."""
@@ -191,12 +223,15 @@ class SeismicEncoder(nn.Module):
         x = self.merge(f.reshape(batch, shots, *f.shape[1:]), shot_x, live.any(dim=-1).to(f.dtype))
         x = self.squeeze(self.trunk(x))
         h = self.features(x.flatten(1))
-        value, log_scale = self.descriptor_head(h).float().chunk(2, dim=1)
+        velocity = self.map_head(h)
+        profile = torch.cat([velocity.mean(dim=2), velocity.std(dim=2)], dim=1).to(h.dtype)
+        value, log_scale = self.descriptor_head(torch.cat([h, profile], dim=1)).float().chunk(2, dim=1)
         return GatherEmbedding(
             embedding=F.normalize(self.project(h).float(), dim=-1),
             descriptors=value,
             descriptor_scale=log_scale.clamp(-6, 2).exp(),
-            velocity=self.map_head(h).float().reshape(batch, MAP_CELLS, MAP_CELLS),
+            velocity=velocity,
+            family=None if self.family_head is None else self.family_head(h).float(),
         )
 
     def _patches(self, p: Tensor, live: Tensor, shot_x: Tensor) -> Tensor:

@@ -44,7 +44,9 @@ class Embedded:
 
     def select(self, rows: NDArray[np.intp]) -> Embedded:
         g = self.gathers
-        heads = (None if part is None else part[rows] for part in (g.descriptors, g.descriptor_scale, g.velocity))
+        heads = (
+            None if part is None else part[rows] for part in (g.descriptors, g.descriptor_scale, g.velocity, g.family)
+        )
         return Embedded(
             gathers=EncodedGathers(g.embedding[rows], *heads),
             velocity=self.velocity[rows],

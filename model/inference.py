@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,12 +36,22 @@ class EncodedGathers:
         descriptors: ``(batch, 13)`` read by the head, in the units of `descriptors.DESCRIPTORS`; None without one.
         descriptor_scale: ``(batch, 13)`` the head's own scale of its error, same units; None without one.
         velocity: ``(batch, 35, 35)`` coarse velocity model, m/s; None without a head.
+        family: ``(batch, families)`` probability of each of the configuration's families; None without a head.
     """
 
     embedding: Float32
     descriptors: Float32 | None
     descriptor_scale: Float32 | None
     velocity: Float32 | None
+    family: Float32 | None = None
+
+    def take(self, rows: NDArray[np.intp]) -> EncodedGathers:
+        """Some of the gathers, in the order of ``rows``."""
+        some: dict[str, Any] = {}
+        for head in fields(self):
+            whole = getattr(self, head.name)
+            some[head.name] = None if whole is None else whole[rows]
+        return EncodedGathers(**some)
 
     def doubt(self, spread: Float32) -> Float32:
         """``(batch,)`` mean logarithm of `descriptor_scale` in units of ``spread`` (13,); zero without a head."""
@@ -105,7 +116,7 @@ class Embedder:
     def embed_gathers(self, prepared: Prepared) -> EncodedGathers:
         """Embeddings, descriptors and coarse models of prepared gathers."""
         std, mean = self._encoders.descriptor_std, self._encoders.descriptor_mean
-        parts: dict[str, list[Float32]] = {"embedding": [], "descriptors": [], "descriptor_scale": [], "velocity": []}
+        parts: dict[str, list[Float32]] = {head.name: [] for head in fields(EncodedGathers)}
         for start in range(0, len(prepared), self._batch):
             batch = slice(start, start + self._batch)
             out = self._encoders.embed_gathers(
@@ -114,6 +125,8 @@ class Embedder:
                 self._tensor(prepared.shot_x_m[batch]),
             )
             parts["embedding"].append(out.embedding.cpu().numpy())
+            if out.family is not None:
+                parts["family"].append(out.family.softmax(dim=1).cpu().numpy())
             if out.descriptors is not None and out.descriptor_scale is not None and out.velocity is not None:
                 parts["descriptors"].append((out.descriptors * std + mean).cpu().numpy())
                 parts["descriptor_scale"].append((out.descriptor_scale * std).cpu().numpy())
@@ -159,7 +172,7 @@ class Embedder:
         """Descriptors of the ground under each gather, with their 90 % interval.
 
         Weights with a descriptor head answer by it, whatever the gallery holds; its scale, times a factor calibrated
-        on held-out pairs (split conformal prediction), is the interval. Weights without one answer as the paper
+        on held-out pairs (`calibrate`), is the interval. Weights without one answer as the paper
         does: by the mean of the `NEIGHBOURS` nearest models, with their spread (uncalibrated).
 
         Args:
@@ -172,7 +185,11 @@ class Embedder:
         if encoded.descriptors is not None and encoded.descriptor_scale is not None:
             value, scale = encoded.descriptors, encoded.descriptor_scale
             calibration = self.weights.description.calibration
-            factor = LAPLACE_90 if calibration is None else np.asarray(calibration.half_width, np.float32)
+            if calibration is None:
+                factor: float | Float32 = LAPLACE_90
+            else:
+                share = np.ones((len(value), 1), np.float32) if encoded.family is None else encoded.family
+                factor = np.exp(share @ np.asarray(calibration.log_factor, np.float32))
         elif neighbours is not None and neighbours.shape[1] > 0:
             near = neighbours[:, :NEIGHBOURS]
             value, scale, factor = near.mean(axis=1), near.std(axis=1), NORMAL_90

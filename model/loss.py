@@ -24,18 +24,20 @@ class LossConfig:
         soft_share: share of the target that follows the distance between velocity models; the rest is one-hot.
         softness_m_s: mean absolute difference at which a model's share falls by e.
         descriptor_head, map_head: weights of the regressions on the gathers.
+        family_head: weight of telling the family (cross-entropy).
     """
 
     seismic_velocity: float = 1.0
-    velocity_physics: float = 0.5
+    velocity_physics: float = 1.0
     seismic_physics: float = 0.1
     soft_share: float = 0.25
     softness_m_s: float = 40.0
     descriptor_head: float = 0.2
     map_head: float = 2.0
+    family_head: float = 0.05
 
 
-PAPER_LOSS = LossConfig(1.0, 0.1, 0.0, soft_share=0.0, descriptor_head=0.0, map_head=0.0)
+PAPER_LOSS = LossConfig(1.0, 0.1, 0.0, soft_share=0.0, descriptor_head=0.0, map_head=0.0, family_head=0.0)
 
 
 def structure_distance(velocity: Tensor) -> Tensor:
@@ -83,6 +85,7 @@ def total_loss(
     *,
     velocity: Tensor,
     descriptors: Tensor,
+    family: Tensor,
     scale: Tensor,
     config: LossConfig,
 ) -> LossTerms:
@@ -93,6 +96,7 @@ def total_loss(
         velocity_embedding, physics_embedding: ``(batch, 256)`` unit vectors.
         velocity: ``(batch, 70, 70)``, m/s.
         descriptors: ``(batch, 13)``, standardised.
+        family: ``(batch,)`` index of each model's family.
         scale: inverse temperature, clamped.
     """
     target = targets(velocity, config)
@@ -112,5 +116,8 @@ def total_loss(
         coarse = F.avg_pool2d((velocity.float()[:, None] - MIDDLE_M_S) / SPREAD_M_S, velocity.shape[-1] // MAP_CELLS)
         parts["map"] = F.l1_loss(gathers.velocity, coarse[:, 0])
         weights["map"] = config.map_head
+    if config.family_head and gathers.family is not None:
+        parts["family"] = F.cross_entropy(gathers.family, family)
+        weights["family"] = config.family_head
     total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
     return LossTerms(total, {name: part.detach() for name, part in parts.items()})

@@ -7,6 +7,7 @@ On disk a set is a folder of safetensors shards; in memory a pair takes 0.2 MB.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -116,13 +117,16 @@ def claim_recipe(directory: Path, recipe: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def load_pairs(directory: Path) -> PairSet:
-    """Read the shards of `save_pairs`.
+def load_pairs(directory: Path, first: int | None = None) -> PairSet:
+    """Read the shards of `save_pairs`; with ``first``, only those that hold the first so many pairs.
 
     Raises:
         DatasetError: no shards there, or one that is not what it should be.
     """
-    files = sorted(directory.glob("pairs-*.safetensors"))
+    if first is None:
+        files = sorted(directory.glob("pairs-*.safetensors"))
+    else:
+        files = [shard_path(directory, number) for number in range(math.ceil(first / SHARD))]
     if not files:
         raise DatasetError(f"No pairs-*.safetensors in {directory}.")
     counts, families = [], set()

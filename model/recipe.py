@@ -33,7 +33,7 @@ class TrainConfig:
     encoders: EncoderConfig = field(default_factory=EncoderConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
-    steps: int = 1500
+    steps: int = 3600
     batch: int = 128
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -99,8 +99,8 @@ def train(
     log_path = out / "log.csv"
     _forget_later_rows(log_path, state.step)
     with log_path.open("a", newline="", encoding="utf-8") as log:
-        for batch, descriptors, rate in _timed(_batches(pairs, config, state.step, last, target), config.batch):
-            loss = _update(state, batch, descriptors, config, log)
+        for batch, part, rate in _timed(_batches(pairs, config, state.step, last, target), config.batch):
+            loss = _update(state, batch, part, config, log)
             if progress is not None:
                 progress(Progress(state.step, config.steps, loss, rate))
             if state.step % config.checkpoint_every == 0 or state.step == last:
@@ -120,7 +120,7 @@ def _forget_later_rows(log: Path, step: int) -> None:
 def _fresh_state(pairs: PairSet, config: TrainConfig, device: torch.device) -> State:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        encoders = Encoders(config.encoders)
+        encoders = Encoders(replace(config.encoders, families=pairs.families))
     described = pairs.descriptors.float().cpu()
     encoders.descriptor_mean.copy_(described.mean(dim=0))
     encoders.descriptor_std.copy_(described.std(dim=0).clamp_min(1e-6))
@@ -135,7 +135,8 @@ def _fresh_state(pairs: PairSet, config: TrainConfig, device: torch.device) -> S
     return State(encoders, deepcopy(encoders).requires_grad_(False), optimizer)
 
 
-def _update(state: State, batch: Batch, descriptors: Tensor, config: TrainConfig, log: TextIO) -> float:
+def _update(state: State, batch: Batch, part: PairSet, config: TrainConfig, log: TextIO) -> float:
+    """One step on ``batch``, the disturbed gathers of ``part``; returns the loss."""
     device = batch.traces.device
     rate = _learning_rate(state.step, config)
     for group in state.optimizer.param_groups:
@@ -143,13 +144,14 @@ def _update(state: State, batch: Batch, descriptors: Tensor, config: TrainConfig
     with torch.autocast(device.type, torch.bfloat16) if _bf16(config, device) else nullcontext():
         gathers = state.encoders.embed_gathers(batch.traces, batch.live, batch.shot_x_m)
         velocity = state.encoders.embed_velocity(batch.velocity)
-        physics = state.encoders.embed_descriptors(descriptors)
+        physics = state.encoders.embed_descriptors(part.descriptors)
     terms = total_loss(
         gathers,
         velocity,
         physics,
         velocity=batch.velocity,
-        descriptors=state.encoders.standardise(descriptors),
+        descriptors=state.encoders.standardise(part.descriptors),
+        family=part.family,
         scale=state.encoders.scale(),
         config=config.loss,
     )
@@ -224,12 +226,12 @@ def _order(pairs: PairSet, config: TrainConfig, epoch: int) -> NDArray[np.intp]:
 
 def _batches(
     pairs: PairSet, config: TrainConfig, first: int, last: int, device: torch.device
-) -> Iterator[tuple[Batch, Tensor]]:
+) -> Iterator[tuple[Batch, PairSet]]:
     """Batches ``first``..``last - 1``, each made in the background while the step before it runs."""
     per_epoch = len(pairs) // config.batch
     orders: dict[int, NDArray[np.intp]] = {}
 
-    def make(step: int) -> tuple[Batch, Tensor]:
+    def make(step: int) -> tuple[Batch, PairSet]:
         epoch, at = divmod(step, per_epoch)
         if epoch not in orders:
             orders.clear()
@@ -244,7 +246,7 @@ def _batches(
                 int(np.random.SeedSequence([config.seed, AUGMENT_STREAM, step]).generate_state(1, np.uint64)[0] >> 1)
             )
             batch = augment(batch, config.augment, generator)
-        return batch, part.descriptors
+        return batch, part
 
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as background:
         ahead = background.submit(make, first) if first < last else None
@@ -256,11 +258,11 @@ def _batches(
             yield ready
 
 
-def _timed(batches: Iterator[tuple[Batch, Tensor]], size: int) -> Iterator[tuple[Batch, Tensor, float]]:
+def _timed(batches: Iterator[tuple[Batch, PairSet]], size: int) -> Iterator[tuple[Batch, PairSet, float]]:
     """Adds pairs a second, averaged over some twenty steps."""
     rate, before = 0.0, time.perf_counter()
-    for batch, descriptors in batches:
-        yield batch, descriptors, rate
+    for batch, part in batches:
+        yield batch, part, rate
         now = time.perf_counter()
         own = size / (now - before)
         rate, before = (own if not rate else 0.95 * rate + 0.05 * own), now

@@ -23,6 +23,7 @@ from seisbind.model.descriptors import INTERFACE_STEP_M_S, NAMES
 from seisbind.model.encoders import COMPRESSION, OPENFWI_RMS, EncoderConfig, Encoders
 from seisbind.model.errors import WeightsError
 from seisbind.model.familiarity import Familiar
+from seisbind.model.presence import Presence
 from seisbind.model.survey import (
     CANONICAL_DT_S,
     CANONICAL_RECEIVERS,
@@ -33,7 +34,7 @@ from seisbind.model.survey import (
     SINC_HALF_WIDTH,
 )
 
-FORMAT = 2
+FORMAT = 3
 SHIPPED = Path(__file__).parent / "weights" / "seisbind.safetensors"
 FINGERPRINT_LENGTH = 16
 
@@ -56,12 +57,15 @@ class Calibration:
     """What a held-out split says of the encoders; all of it measured, none of it learned by gradient.
 
     Attributes:
-        half_width: per descriptor, the conformal factor of the 90 % interval: half width = factor x the head's scale.
+        log_factor: ``(families, 13)``, one row where no family head is: the 90 % interval's half width is the head's
+            scale times exp(the rows' mean, weighted by the family's probability).
+        presence: how likely the best match is the ground itself; see `presence`.
         familiar: what gathers looked like in training; see `familiarity`.
         pairs: size of the split.
     """
 
-    half_width: tuple[float, ...]
+    log_factor: tuple[tuple[float, ...], ...]
+    presence: Presence
     familiar: Familiar
     pairs: int
 
@@ -156,13 +160,14 @@ def _parse_description(text: str, path: Path) -> Description:
         raw = json.loads(text)
         if raw.get("format") != FORMAT:
             raise WeightsError(f"{path} has weights format {raw.get('format')!r}; this SeisBind reads format {FORMAT}.")
-        calibration = raw.pop("calibration")
+        calibration, config = raw.pop("calibration"), raw.pop("config")
         description = Description(
-            config=EncoderConfig(**raw.pop("config")),
+            config=EncoderConfig(**config | {"families": tuple(config["families"])}),
             calibration=None
             if calibration is None
             else Calibration(
-                half_width=tuple(calibration["half_width"]),
+                log_factor=tuple(tuple(map(float, row)) for row in calibration["log_factor"]),
+                presence=Presence(**calibration["presence"]),
                 familiar=Familiar(
                     low=tuple(calibration["familiar"]["low"]),
                     high=tuple(calibration["familiar"]["high"]),

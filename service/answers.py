@@ -53,11 +53,19 @@ class InDistribution:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """The answer for one gather. ``timings_ms``: stage → time for the whole stack it came in."""
+    """The answer for one gather.
+
+    Attributes:
+        in_gallery: probability that the gallery's best match, whatever the filter, is the very ground of the gather, at
+            even odds before (`seisbind.model.presence`); None where the weights are not calibrated, or for fewer than
+            two models.
+        timings_ms: stage → time for the whole stack it came in.
+    """
 
     matches: tuple[Match, ...]
     physics: dict[str, Quantity]
     in_distribution: InDistribution
+    in_gallery: float | None
     warnings: tuple[Note, ...]
     timings_ms: dict[str, float]
 

@@ -20,7 +20,7 @@ from seisbind.model.familiarity import Verdict
 from seisbind.model.inference import MODEL_CELLS, NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
 from seisbind.model.survey import OPENFWI, Note, Survey, prepare
 from seisbind.service.answers import InDistribution, Match, Quantity, Retrieval, SearchResult
-from seisbind.service.query import Query, encode, rows_of, taken
+from seisbind.service.query import Query, encode, rows_of
 
 Float32 = NDArray[np.float32]
 
@@ -120,7 +120,7 @@ class Engine:
         answers: list[list[Retrieval]] = [[] for _ in queries]
         for k, members in by_k.items():
             batch = [queries[number] for number in members]
-            part = taken(encoded, np.concatenate([rows[number] for number in members]))
+            part = encoded.take(np.concatenate([rows[number] for number in members]))
             for number, found in zip(members, self._retrieve_encoded(part, batch, k, watch), strict=True):
                 answers[number] = found
         return answers
@@ -145,7 +145,7 @@ class Engine:
             ).reshape(len(near), count, len(NAMES))
             physics = self._physics(self.embedder.infer_physics(encoded, neighbours))
             verdicts = [
-                self.embedder.familiar(query.prepared, taken(encoded, own))
+                self.embedder.familiar(query.prepared, encoded.take(own))
                 for query, own in zip(queries, rows, strict=True)
             ]
         for query, own, likely in zip(queries, rows, verdicts, strict=True):
@@ -154,6 +154,7 @@ class Engine:
                     matches=(chosen := matches[row][: query.top_k]),
                     physics=physics[row],
                     in_distribution=self._in_distribution(near[row], None if likely is None else likely[i]),
+                    in_gallery=self._in_gallery(near[row]),
                     warnings=(*query.notes, *query.prepared.notes[i], *self._fewer(chosen, query.top_k, query.filter)),
                     timings_ms=watch.timings_ms,
                 )
@@ -292,6 +293,12 @@ class Engine:
         if verdict is None:
             return InDistribution(None, None, None, None, None, similarity)
         return InDistribution(verdict.likely, verdict.score, verdict.limit, verdict.reason, verdict.detail, similarity)
+
+    def _in_gallery(self, near: Sequence[Hit]) -> float | None:
+        calibration = self.embedder.weights.description.calibration
+        if calibration is None or len(near) < 2:
+            return None
+        return calibration.presence.probability(near[0].similarity, near[1].similarity, len(self.gallery))
 
     @staticmethod
     def _physics(inferred: InferredPhysics) -> list[dict[str, Quantity]]:

@@ -65,20 +65,13 @@ def encode(embedder: Embedder, queries: Sequence[Query]) -> EncodedGathers:
     for name in HEADS:
         heads = [getattr(part, name) for part in parts]
         joined[name] = None if heads[0] is None else np.concatenate(heads)
-    return taken(EncodedGathers(**joined), np.argsort(np.concatenate(order)))
+    return EncodedGathers(**joined).take(np.argsort(np.concatenate(order)))
 
 
 def rows_of(queries: Sequence[Query]) -> list[NDArray[np.intp]]:
     """For each query, where its gathers are among those of all of them."""
     ends = np.cumsum([len(query) for query in queries])
     return np.split(np.arange(ends[-1]), ends[:-1])
-
-
-def taken(encoded: EncodedGathers, rows: NDArray[np.intp]) -> EncodedGathers:
-    """Some of the gathers, in the order of ``rows``."""
-    heads = {name: getattr(encoded, name) for name in HEADS}
-    some: dict[str, Any] = {name: None if head is None else head[rows] for name, head in heads.items()}
-    return EncodedGathers(**some)
 
 
 def _joined(prepared: Sequence[Prepared]) -> Prepared:

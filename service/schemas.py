@@ -160,6 +160,9 @@ class RetrievalBody(BaseModel):
     matches: list[MatchBody]
     physics: dict[str, QuantityBody] | None = None
     in_distribution: InDistributionBody
+    in_gallery: float | None = Field(
+        description="Probability that the gallery's best match is the very ground of the gather, at even odds before."
+    )
     warnings: list[WarningBody]
 
     @classmethod
@@ -174,6 +177,7 @@ class RetrievalBody(BaseModel):
             matches=[MatchBody.of(match, descriptors="descriptors" in include) for match in retrieval.matches],
             physics=physics,
             in_distribution=InDistributionBody.model_validate(asdict(retrieval.in_distribution)),
+            in_gallery=retrieval.in_gallery,
             warnings=[WarningBody(code=note.code, detail=note.sentence) for note in retrieval.warnings],
         )
 

@@ -2,13 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from seisbind.model.calibrate import calibrate
+from seisbind.model.calibrate import calibrate, regression_quantile
 from seisbind.model.descriptors import NAMES
 from seisbind.model.encoders import EncoderConfig, Encoders
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.evaluate import Embedded, as_prepared, descriptor_errors, evaluate, nearest, ranks, recall, report
 from seisbind.model.inference import Embedder, EncodedGathers
 from seisbind.model.pairs import PairSet
+from seisbind.model.presence import fit_presence
 from seisbind.model.weights_file import Description, Weights
 
 
@@ -94,8 +95,33 @@ def test_calibrated_intervals_cover_nine_in_ten(embedder: Embedder, pairs: PairS
     calibration = calibrate(embedder, many.select(range(200)), seen=seen)
     heads = embedder.embed_gathers(as_prepared(many.select(range(200, 400))))
     assert heads.descriptors is not None and heads.descriptor_scale is not None
-    half = np.asarray(calibration.half_width) * heads.descriptor_scale
+    half = np.exp(np.asarray(calibration.log_factor)) * heads.descriptor_scale
     covered = np.abs(heads.descriptors - many.descriptors[200:].numpy()) <= half
     assert 0.85 <= covered.mean() <= 0.95 and calibration.pairs == 200
     with pytest.raises(InvalidConfig, match="too few"):
         calibrate(embedder, pairs.select(range(5)), seen=seen)
+
+
+def test_regression_quantile_holds_within_each_group() -> None:
+    """Nine in ten of either group, whose scatters differ tenfold; one factor for both would cover all of the first."""
+    rng = np.random.default_rng(0)
+    group = rng.integers(0, 2, 4000)
+    score = np.abs(rng.laplace(size=4000)) * np.where(group == 1, 10.0, 1.0)
+    share = np.eye(2)[group]
+    factor = np.exp(share[2000:] @ regression_quantile(np.log(score[:2000]), share[:2000], 0.9))
+    covered = score[2000:] <= factor
+    assert [0.87 <= covered[group[2000:] == g].mean() <= 0.93 for g in (0, 1)] == [True, True]
+    one = np.exp(regression_quantile(np.log(score[:2000]), np.ones((2000, 1)), 0.9))
+    assert (score[2000:] <= one)[group[2000:] == 0].mean() > 0.99
+
+
+def test_presence_tells_the_ground_from_its_relatives() -> None:
+    """Relatives are at .7 to .8; a ground that is there is at .9, and its probability is that of being so."""
+    rng = np.random.default_rng(1)
+    gallery = rng.standard_normal((400, 64)).astype(np.float32)
+    gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
+    queries = gallery + 0.06 * rng.standard_normal(gallery.shape).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    law = fit_presence(queries, gallery)
+    own = float((queries * gallery).sum(axis=1).mean())
+    assert law.probability(own, 0.3, 400) > 0.95 > 0.05 > law.probability(0.35, 0.33, 400)

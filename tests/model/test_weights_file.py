@@ -10,10 +10,16 @@ from seisbind.model.descriptors import NAMES
 from seisbind.model.encoders import EncoderConfig, Encoders
 from seisbind.model.errors import WeightsError
 from seisbind.model.familiarity import MEASURES, Familiar
+from seisbind.model.presence import Presence
 from seisbind.model.weights_file import SHIPPED, Calibration, Description, load_weights, save_weights
 
 FAMILIAR = Familiar((0.0,) * len(MEASURES), (1.5,) * len(MEASURES), 1.25)
-CALIBRATION = Calibration(half_width=tuple(float(i) for i in range(len(NAMES))), familiar=FAMILIAR, pairs=100)
+CALIBRATION = Calibration(
+    log_factor=(tuple(float(i) for i in range(len(NAMES))),),
+    presence=Presence(-1.0, 2.0, 3.0, -0.5),
+    familiar=FAMILIAR,
+    pairs=100,
+)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from seisbind.model.encoders import EncoderConfig, Encoders
 from seisbind.model.familiarity import MEASURES, Familiar
 from seisbind.model.geology import mixed
 from seisbind.model.inference import Embedder
+from seisbind.model.presence import Presence
 from seisbind.model.wavefield import simulate
 from seisbind.model.weights_file import Calibration, Description, save_weights
 from seisbind.service.app import create_app
@@ -49,7 +50,7 @@ def make_weights(path: Path, seed: int) -> Path:
         torch.manual_seed(seed)
         encoders = Encoders(CONFIG)
     familiar = Familiar((-200.0,) * len(MEASURES), (200.0,) * len(MEASURES), 1.0)  # whatever was measured, it is likely
-    calibration = Calibration(half_width=(2.0,) * 13, familiar=familiar, pairs=100)
+    calibration = Calibration(((float(np.log(2.0)),) * 13,), Presence(-5.0, 10.0, 5.0, -0.5), familiar, pairs=100)
     save_weights(path, encoders, Description("untrained", CONFIG, calibration=calibration))
     return path
 

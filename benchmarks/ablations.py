@@ -1,0 +1,117 @@
+"""What each ingredient of the recipe is worth: one left out at a time, all at the same budget, pairs and seed.
+
+    python benchmarks/train_weights.py --only train && python benchmarks/train_weights.py --only test
+    python benchmarks/ablations.py [--steps 300] [--only NAME ..] [--json]
+
+Each row is a recipe of its own, trained in --out (a stopped run goes on), and judged on the 1,000 mixed test pairs and,
+where --maps is there, on real maps through the exact operator. "New ground" leaves the right model out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from real_maps import noisy, pairs_of
+
+from seisbind.model.augment import AugmentConfig
+from seisbind.model.evaluate import embed, recall, report
+from seisbind.model.inference import Embedder
+from seisbind.model.pairs import load_pairs
+from seisbind.model.recipe import PAPER, TrainConfig
+from seisbind.model.train import Progress, train
+from seisbind.model.weights_file import Description, load_weights, save_weights
+
+FULL = TrainConfig()
+QUIET = AugmentConfig(noise=0.0)
+VARIANTS: dict[str, TrainConfig] = {
+    "the recipe": FULL,
+    "one-hot targets": replace(FULL, loss=replace(FULL.loss, soft_share=0.0)),
+    "no heads": replace(FULL, loss=replace(FULL.loss, descriptor_head=0.0, map_head=0.0, family_head=0.0)),
+    "no batches of alike models": replace(FULL, hard_negatives=0.0),
+    "no disturbances": replace(FULL, augment=None),
+    "disturbances, but no noise": replace(FULL, augment=QUIET),
+    "no averaged weights": replace(FULL, ema=0.0),
+    "the paper's recipe": PAPER,
+}
+
+
+def judge(path: Path, test: Path, maps: Path, cache: Path) -> dict[str, float | None]:
+    embedder = Embedder.load(path)
+    whole = report(embedder, embed(embedder, load_pairs(test)))
+    novel = whole["descriptors"]["novel"]
+    row: dict[str, float | None] = {
+        "s_to_v_r_at_1": whole["seismic_to_velocity"]["r_at_1"],
+        "v_to_p_r_at_1": whole["velocity_to_physics"]["r_at_1"],
+        "neighbours_mean_velocity": novel["neighbours"]["mean_velocity"],
+        "inferred_mean_velocity": novel["inferred"]["mean_velocity"],
+        "structure_ratio": whole["structure"]["ratio"],
+        "real_clean": None,
+        "real_20_db": None,
+    }
+    if maps.exists():
+        clean, disturbed = [], []
+        with np.load(maps, allow_pickle=False) as families:
+            for name in families.files:
+                velocity = families[name][:500].astype(np.float32)
+                if len(velocity) < 10:
+                    continue
+                pairs = pairs_of(name, velocity, "openfwi", cache)
+                gallery = embedder.embed_velocity(velocity)
+                clean.append(recall(embed(embedder, pairs).gathers.embedding, gallery)["r_at_1"])
+                disturbed.append(recall(embedder.embed_gathers(noisy(pairs, 20.0)).embedding, gallery)["r_at_1"])
+        row |= {"real_clean": float(np.mean(clean)), "real_20_db": float(np.mean(disturbed))}
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--pairs", type=Path, default=Path("runs/pairs"))
+    parser.add_argument("--first", type=int, default=20_000, help="training pairs")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--only", nargs="*", choices=list(VARIANTS), help="these rows alone; default: all")
+    parser.add_argument("--maps", type=Path, default=Path("../shared/data/openfwi_dev.npz"))
+    parser.add_argument("--cache", type=Path, default=Path("runs/real"), help="gathers of the real maps are kept here")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    pairs = load_pairs(args.pairs / "train", args.first)
+    rows = {}
+    for name in args.only or VARIANTS:
+        config = replace(VARIANTS[name], steps=args.steps)
+        out = args.out / f"{name.replace(' ', '-').replace(',', '')}-{args.steps}"
+        path, found = out / "weights.safetensors", out / "row.json"
+        if not found.exists():
+
+            def say(progress: Progress, name: str = name) -> None:
+                if progress.step % 20 == 0:
+                    print(f"{name}: step {progress.step}, {progress.loss:.3f}", file=sys.stderr, flush=True)
+
+            encoders = train(pairs, config, out, resume=True, progress=say)
+            save_weights(path, encoders, Description(name, encoders.config, {"config": asdict(config)}))
+            row = judge(path, args.pairs / "test", args.maps, args.cache)
+            found.write_text(json.dumps(row | {"weights": load_weights(path).fingerprint}), encoding="utf-8")
+        rows[name] = json.loads(found.read_text(encoding="utf-8"))
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return
+    print(f"{args.steps} steps of {FULL.batch} of the first {len(pairs)} pairs, seed {FULL.seed}")
+    print("| recipe | S→V | V→P | new ground: mean velocity, 5 neighbours / head | first match | real, clean / 20 dB |")
+    print("|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        real = "not measured" if row["real_clean"] is None else f"{row['real_clean']:.3f} / {row['real_20_db']:.3f}"
+        print(
+            f"| {name} | {row['s_to_v_r_at_1']:.3f} | {row['v_to_p_r_at_1']:.3f} | "
+            f"{row['neighbours_mean_velocity']:.1f} % / {row['inferred_mean_velocity']:.1f} % | "
+            f"{row['structure_ratio']:.2f}x | {real} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""How likely the best match is the very ground of a gather, rather than its nearest relative in the gallery.
+
+A cosine is not a probability: what counts as close depends on how many models there were to choose from, and on how far
+the second best falls behind. A logistic law over the three is fitted on held-out pairs, at even odds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+SIZES = (100, 300, 1_000, 3_000)  # galleries drawn to fit the law, as far as the pairs reach
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """Logistic law: log odds = ``constant`` + ``similarity`` s1 + ``gap`` (s1 - s2) + ``log_size`` log10(models)."""
+
+    constant: float
+    similarity: float
+    gap: float
+    log_size: float
+
+    def probability(self, first: float, second: float, size: int) -> float:
+        """Of the ground being the best match, at even odds before the gather was seen.
+
+        Args:
+            first, second: similarities of the two best matches in the whole gallery.
+            size: models in it.
+        """
+        return float(expit(np.dot(astuple(self), (1.0, first, first - second, np.log10(size)))))
+
+
+def fit_presence(queries: Float32, gallery: Float32, *, seed: int = 0) -> Presence:
+    """Fit the law on galleries drawn from ``gallery``, each query with its own row in and left out.
+
+    Args:
+        queries, gallery: ``(n, 256)`` unit vectors that match row by row.
+    """
+    n = len(queries)
+    similarity = queries @ gallery.T
+    own = np.arange(n)
+    rng = np.random.default_rng(seed)
+    rows, labels = [], []
+    for size in sorted({min(size, n - 1) for size in SIZES}):
+        drawn = rng.permutation(n)[:size]
+        for present in (True, False):
+            among = similarity[:, drawn]
+            among[drawn, np.arange(size)] = -np.inf  # of the others' rows only; its own comes back where it is present
+            if present:
+                among[:, 0] = similarity[own, own]
+            two = -np.partition(-among, 1, axis=1)[:, :2]
+            right = (two[:, 0] == similarity[own, own]) & present
+            rows.append(np.column_stack([np.ones(n), two[:, 0], two[:, 0] - two[:, 1], np.full(n, np.log10(size))]))
+            labels.append(right)
+    x, y = np.concatenate(rows), np.concatenate(labels).astype(np.float64)
+
+    def cost(weights: Float64) -> tuple[float, Float64]:
+        odds = x @ weights
+        loss = np.logaddexp(0.0, odds) - y * odds
+        return float(loss.mean()), np.asarray(x.T @ (expit(odds) - y) / len(y))
+
+    solved = minimize(cost, np.zeros(x.shape[1]), jac=True, method="BFGS")
+    return Presence(*(float(weight) for weight in solved.x))
