@@ -87,7 +87,7 @@ def main() -> None:
     if config.encoders.kind == "seisbind":
         loaded = load_weights(path)  # as it will be served: after rounding to float16
         seen = as_trained(pairs, config.augment, count=SEEN)
-        measured = calibrate(Embedder(loaded), simulated("calibration"), seen=seen)
+        measured = calibrate(Embedder(loaded), simulated("calibration"), seen=seen, augment=config.augment)
         save_weights(path, loaded.encoders, Description(args.name, encoders.config, training, measured))
     report = evaluate(Embedder.load(path), simulated("test"))
     (args.out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")

@@ -92,12 +92,17 @@ def whole_batch(pairs: PairSet) -> Batch:
 
 
 def as_trained(pairs: PairSet, config: AugmentConfig | None, *, count: int, seed: int = 0) -> Prepared:
-    """Up to ``count`` gathers of ``pairs`` as training sees them, disturbed by ``config`` (None: as they are)."""
+    """Up to ``count`` gathers of ``pairs``, drawn by ``seed``, as training sees them."""
     rows = np.random.default_rng(seed).permutation(len(pairs))[:count]
+    return disturbed(pairs.select(torch.from_numpy(rows)), config, seed=seed)
+
+
+def disturbed(pairs: PairSet, config: AugmentConfig | None, *, seed: int = 0) -> Prepared:
+    """The gathers of ``pairs``, in their order, disturbed by ``config`` (None: as they are)."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
-    for start in range(0, len(rows), AT_A_TIME):
-        batch = whole_batch(pairs.select(torch.from_numpy(rows[start : start + AT_A_TIME])).to("cpu"))
+    for start in range(0, len(pairs), AT_A_TIME):
+        batch = whole_batch(pairs.select(range(start, min(start + AT_A_TIME, len(pairs)))).to("cpu"))
         parts.append(batch if config is None else augment(batch, config, generator))
     return Prepared(
         traces=torch.cat([part.traces.float() for part in parts]).numpy(),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
+from seisbind.model.augment import AugmentConfig, disturbed
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.evaluate import embed
 from seisbind.model.familiarity import learn, measure
@@ -23,7 +26,9 @@ FEWEST = 10  # pairs below which no order statistic bounds 90 %
 SEEN = 2_000  # gathers of training that are enough for 0.5 % quantiles
 
 
-def calibrate(embedder: Embedder, pairs: PairSet, *, seen: Prepared) -> Calibration:
+def calibrate(
+    embedder: Embedder, pairs: PairSet, *, seen: Prepared, augment: AugmentConfig | None = None
+) -> Calibration:
     """Measure on pairs that training never saw what the answers claim.
 
     The interval of a descriptor is the head's scale times a factor, so chosen that 90 % of the split are covered, and
@@ -35,6 +40,8 @@ def calibrate(embedder: Embedder, pairs: PairSet, *, seen: Prepared) -> Calibrat
         embedder: the encoders.
         pairs: the held-out split.
         seen: gathers as training saw them (`augment.as_trained`); `SEEN` are enough.
+
+        augment: the disturbances of training; presence is fitted on the split with and without them.
 
     Raises:
         InvalidConfig: weights without a descriptor head, or too few pairs.
@@ -50,10 +57,14 @@ def calibrate(embedder: Embedder, pairs: PairSet, *, seen: Prepared) -> Calibrat
     share = np.ones((n, 1)) if heads.family is None else heads.family.astype(np.float64)
     level = np.ceil((n + 1) * COVERAGE) / n
     factors = np.column_stack([regression_quantile(np.log(column + 1e-9), share, level) for column in score.T])
+    queries, gallery = heads.embedding, embedded.velocity
+    if augment is not None:
+        rough = disturbed(pairs, replace(augment, mirror=0.0), seed=1)  # a mirrored gather is not of its own model
+        queries = np.concatenate([queries, embedder.embed_gathers(rough).embedding])
     familiar = learn(measure(seen, embedder.embed_gathers(seen).doubt(embedder.descriptor_spread)))
     return Calibration(
         log_factor=tuple(tuple(row) for row in factors.tolist()),
-        presence=fit_presence(heads.embedding, embedded.velocity),
+        presence=fit_presence(queries, gallery),
         familiar=familiar,
         pairs=n,
     )

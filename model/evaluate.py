@@ -18,6 +18,7 @@ from seisbind.model.descriptors import DESCRIPTORS, NAMES, describe
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.inference import NEIGHBOURS, Embedder, EncodedGathers
 from seisbind.model.pairs import PairSet
+from seisbind.model.presence import CANDIDATES, EVEN, by_structure
 from seisbind.model.survey import OPENFWI, Prepared
 
 Float32 = NDArray[np.float32]
@@ -183,9 +184,32 @@ def report(embedder: Embedder, pairs: Embedded, distractors: Float32 | None = No
             "neighbours": descriptor_errors(described[rows].mean(axis=1), pairs.descriptors, spread),
             "interval_coverage": dict(zip(NAMES, covered.mean(axis=0).tolist(), strict=True)),
         }
+        first, moved = served(embedder, pairs, gallery, models, leave_out=leave_out)
+        out["descriptors"][name]["ranked_by_structure"] = float(moved.mean())
         if leave_out:
-            out["structure"] = structure(pairs, models, rows[:, 0], leave_out=True)
+            out["structure"] = structure(pairs, models, first, leave_out=True)
+            by_similarity = structure(pairs, models, rows[:, 0], leave_out=True)
+            out["structure"] |= {"by_similarity_ratio": by_similarity["ratio"]}
+        else:
+            out["served"] = {"r_at_1": float((first == np.arange(len(pairs))).mean())}
     return out
+
+
+def served(
+    embedder: Embedder, pairs: Embedded, gallery: Float32, models: Float32, *, leave_out: bool
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """``(n,)`` rows of ``gallery`` that the service puts first, and which of them it ranked by structure."""
+    k = min(CANDIDATES, len(gallery) - 1)
+    near = nearest(pairs.gathers.embedding, gallery, k, leave_out=leave_out)
+    first, moved = near[:, 0].copy(), np.zeros(len(near), dtype=bool)
+    calibration, predicted = embedder.weights.description.calibration, pairs.gathers.velocity
+    if calibration is None or predicted is None or k < 2:
+        return first, moved
+    similarity = np.einsum("nd,nkd->nk", pairs.gathers.embedding, gallery[near[:, :2]])
+    for i, (one, two) in enumerate(similarity.tolist()):
+        if calibration.presence.probability(one, two, len(gallery) - leave_out) < EVEN:
+            first[i], moved[i] = near[i, by_structure(predicted[i], models[near[i]])[0]], True
+    return first, moved
 
 
 def recall_among(queries: Float32, gallery: Float32) -> dict[str, float]:

@@ -17,6 +17,8 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 SIZES = (100, 300, 1_000, 3_000)  # galleries drawn to fit the law, as far as the pairs reach
+EVEN = 0.5  # below this, matches are ranked by structure
+CANDIDATES = 30  # most similar models that are ranked by structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +40,37 @@ class Presence:
         return float(expit(np.dot(astuple(self), (1.0, first, first - second, np.log10(size)))))
 
 
+def by_structure(predicted: Float32, candidates: Float32) -> NDArray[np.intp]:
+    """Order of velocity models ``(k, 70, 70)``, m/s, by mean absolute difference to the ``(35, 35)`` model that the
+    encoder read from the gather. Of ground that the gallery does not hold, this says more than similarity does."""
+    k, cells = len(candidates), len(predicted)
+    coarse = candidates.reshape(k, cells, -1, cells, candidates.shape[2] // cells).mean(axis=(2, 4))
+    return np.argsort(np.abs(coarse - predicted).mean(axis=(1, 2)), kind="stable")
+
+
 def fit_presence(queries: Float32, gallery: Float32, *, seed: int = 0) -> Presence:
     """Fit the law on galleries drawn from ``gallery``, each query with its own row in and left out.
 
     Args:
-        queries, gallery: ``(n, 256)`` unit vectors that match row by row.
+        queries: ``(m, 256)`` unit vectors; row i matches row i of the gallery, counted again from 0 after its end.
+        gallery: ``(n, 256)`` unit vectors.
     """
-    n = len(queries)
+    n = len(gallery)
     similarity = queries @ gallery.T
-    own = np.arange(n)
+    own = np.arange(len(queries)) % n
+    right = similarity[np.arange(len(queries)), own]
     rng = np.random.default_rng(seed)
     rows, labels = [], []
     for size in sorted({min(size, n - 1) for size in SIZES}):
         drawn = rng.permutation(n)[:size]
         for present in (True, False):
-            among = similarity[:, drawn]
-            among[drawn, np.arange(size)] = -np.inf  # of the others' rows only; its own comes back where it is present
+            among = np.where(own[:, None] == drawn, -np.inf, similarity[:, drawn])
             if present:
-                among[:, 0] = similarity[own, own]
+                among[:, 0] = right  # in another's place
             two = -np.partition(-among, 1, axis=1)[:, :2]
-            right = (two[:, 0] == similarity[own, own]) & present
-            rows.append(np.column_stack([np.ones(n), two[:, 0], two[:, 0] - two[:, 1], np.full(n, np.log10(size))]))
-            labels.append(right)
+            size_log = np.full(len(two), np.log10(size))
+            rows.append(np.column_stack([np.ones(len(two)), two[:, 0], two[:, 0] - two[:, 1], size_log]))
+            labels.append((two[:, 0] == right) & present)
     x, y = np.concatenate(rows), np.concatenate(labels).astype(np.float64)
 
     def cost(weights: Float64) -> tuple[float, Float64]:

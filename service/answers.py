@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from seisbind.model.survey import Note
 
@@ -59,6 +60,8 @@ class Retrieval:
         in_gallery: probability that the gallery's best match, whatever the filter, is the very ground of the gather, at
             even odds before (`seisbind.model.presence`); None where the weights are not calibrated, or for fewer than
             two models.
+        ranked_by: ``similarity``, or ``structure`` where ``in_gallery`` is below even: then the most similar models are
+            ordered by their difference to the coarse model that the encoder read from the gather.
         timings_ms: stage → time for the whole stack it came in.
     """
 
@@ -66,6 +69,7 @@ class Retrieval:
     physics: dict[str, Quantity]
     in_distribution: InDistribution
     in_gallery: float | None
+    ranked_by: Literal["similarity", "structure"]
     warnings: tuple[Note, ...]
     timings_ms: dict[str, float]
 

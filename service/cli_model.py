@@ -92,11 +92,11 @@ def train(
         encoders = run(pairs, recipe, out, resume=resume, device=device, progress=step)
     path = out / "weights.safetensors"
     training = {"config": asdict(recipe), "pairs": len(pairs)}
-    save_weights(path, encoders, Description(out.name, recipe.encoders, training=training))
+    save_weights(path, encoders, Description(out.name, encoders.config, training=training))
     if split is not None:
         seen = as_trained(pairs, recipe.augment, count=SEEN)
-        calibration = calibrate(Embedder(load_weights(path), device=device), split, seen=seen)
-        save_weights(path, encoders, Description(out.name, recipe.encoders, training=training, calibration=calibration))
+        calibration = calibrate(Embedder(load_weights(path), device=device), split, seen=seen, augment=recipe.augment)
+        save_weights(path, encoders, Description(out.name, encoders.config, training=training, calibration=calibration))
     print(f"{path}: weights {load_weights(path).fingerprint}")
 
 

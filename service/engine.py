@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +18,7 @@ from seisbind.model.descriptors import DESCRIPTORS, NAMES, check_velocity, descr
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
 from seisbind.model.familiarity import Verdict
 from seisbind.model.inference import MODEL_CELLS, NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
+from seisbind.model.presence import CANDIDATES, EVEN, by_structure
 from seisbind.model.survey import OPENFWI, Note, Survey, prepare
 from seisbind.service.answers import InDistribution, Match, Quantity, Retrieval, SearchResult
 from seisbind.service.query import Query, encode, rows_of
@@ -148,13 +149,25 @@ class Engine:
                 self.embedder.familiar(query.prepared, encoded.take(own))
                 for query, own in zip(queries, rows, strict=True)
             ]
+        presence = [self._in_gallery(row) for row in near]
+        moved = {row for row, p in enumerate(presence) if p is not None and p < EVEN and encoded.velocity is not None}
+        with watch("rank"):
+            by_filter: dict[Filter | None, list[int]] = {}
+            for query, own in zip(queries, rows, strict=True):
+                by_filter.setdefault(query.filter, []).extend(row for row in own.tolist() if row in moved)
+            for filter, chosen_rows in by_filter.items():
+                if chosen_rows:
+                    found = self._by_structure(encoded.take(np.asarray(chosen_rows)), k, filter)
+                    for row, ordered in zip(chosen_rows, found, strict=True):
+                        matches[row] = ordered
         for query, own, likely in zip(queries, rows, verdicts, strict=True):
             yield [
                 Retrieval(
                     matches=(chosen := matches[row][: query.top_k]),
                     physics=physics[row],
                     in_distribution=self._in_distribution(near[row], None if likely is None else likely[i]),
-                    in_gallery=self._in_gallery(near[row]),
+                    in_gallery=presence[row],
+                    ranked_by="structure" if row in moved else "similarity",
                     warnings=(*query.notes, *query.prepared.notes[i], *self._fewer(chosen, query.top_k, query.filter)),
                     timings_ms=watch.timings_ms,
                 )
@@ -293,6 +306,25 @@ class Engine:
         if verdict is None:
             return InDistribution(None, None, None, None, None, similarity)
         return InDistribution(verdict.likely, verdict.score, verdict.limit, verdict.reason, verdict.detail, similarity)
+
+    def _by_structure(self, gathers: EncodedGathers, k: int, filter: Filter | None) -> list[tuple[Match, ...]]:
+        """At least ``k`` matches of each gather, where there are as many, in the order of `presence.by_structure`."""
+        assert gathers.velocity is not None
+        for attempt in range(ATTEMPTS):
+            _, rows = self._search(self.gallery.search_velocity, gathers.embedding, max(k, CANDIDATES), filter)
+            try:
+                ids = {match.model_id for row in rows for match in row}
+                models = {model_id: self.gallery.velocity(model_id) for model_id in ids}
+                break
+            except UnknownModel:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                self.refresh()  # another process removed it
+        ordered = []
+        for predicted, row in zip(gathers.velocity, rows, strict=True):
+            order = by_structure(predicted, np.array([models[match.model_id] for match in row])) if row else ()
+            ordered.append(tuple(replace(row[i], rank=rank) for rank, i in enumerate(order, start=1)))
+        return ordered
 
     def _in_gallery(self, near: Sequence[Hit]) -> float | None:
         calibration = self.embedder.weights.description.calibration

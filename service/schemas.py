@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -163,6 +163,9 @@ class RetrievalBody(BaseModel):
     in_gallery: float | None = Field(
         description="Probability that the gallery's best match is the very ground of the gather, at even odds before."
     )
+    ranked_by: Literal["similarity", "structure"] = Field(
+        description="What orders the matches: structure where in_gallery is below 0.5 (by the inferred model)."
+    )
     warnings: list[WarningBody]
 
     @classmethod
@@ -178,6 +181,7 @@ class RetrievalBody(BaseModel):
             physics=physics,
             in_distribution=InDistributionBody.model_validate(asdict(retrieval.in_distribution)),
             in_gallery=retrieval.in_gallery,
+            ranked_by=retrieval.ranked_by,
             warnings=[WarningBody(code=note.code, detail=note.sentence) for note in retrieval.warnings],
         )
 

@@ -20,6 +20,7 @@ from seisbind.model.descriptors import NAMES, describe
 from seisbind.model.errors import InvalidQuery, InvalidVelocityModel, WeightsMismatch
 from seisbind.model.familiarity import MEASURES
 from seisbind.model.inference import Embedder
+from seisbind.model.presence import Presence
 from seisbind.model.survey import prepare
 from seisbind.service.building import build_gallery, from_files
 from seisbind.service.engine import Engine, canary_gather
@@ -110,6 +111,29 @@ def test_a_gather_beyond_the_calibration_names_the_respect(
         likeness = Engine(strict, gallery).retrieve(gathers[0])[0].in_distribution
     assert (likeness.likely, likeness.reason, likeness.score) == (False, "geometry", 9.0)
     assert likeness.detail is not None and "is 5; in training it lay between 0 and 1" in likeness.detail
+
+
+def test_ground_that_is_not_in_the_gallery_is_matched_by_structure(engine: Engine, gathers: Float32) -> None:
+    """The 30 most similar models, or those that pass the filter, by their difference to the model that was read."""
+    weights = engine.embedder.weights
+    assert weights.description.calibration is not None
+    never = replace(weights.description.calibration, presence=Presence(-50.0, 0.0, 0.0, 0.0))
+    doubting = replace(weights, description=replace(weights.description, calibration=never))
+    other = Engine(Embedder(doubting, device="cpu"), engine.gallery)
+    read = engine.embedder.embed_gathers(prepare(gathers)).velocity
+    assert read is not None
+    for wanted in (None, Filter.parse({"family": "Style-A"})):
+        similar = engine.retrieve(gathers, top_k=30, filter=wanted)
+        for plain, found, predicted in zip(similar, other.retrieve(gathers, filter=wanted), read, strict=True):
+            models = {match.model_id: engine.gallery.velocity(match.model_id) for match in plain.matches}
+            far = {k: np.abs(v.reshape(35, 2, 35, 2).mean(axis=(1, 3)) - predicted).mean() for k, v in models.items()}
+            assert [match.model_id for match in found.matches] == sorted(far, key=far.__getitem__)[:5]
+            assert [match.rank for match in found.matches] == list(range(1, len(found.matches) + 1))
+            assert (plain.ranked_by, found.ranked_by) == ("similarity", "structure")
+            assert plain.in_gallery is not None and found.in_gallery is not None
+            assert found.in_gallery < 0.5 < plain.in_gallery and found.physics == plain.physics
+    nothing = other.retrieve(gathers[0], filter=Filter.parse({"min_velocity": [8000, None]}))[0]
+    assert nothing.matches == ()
 
 
 def test_models_removed_by_another_process_are_no_longer_found(
