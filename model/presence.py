@@ -17,18 +17,22 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 SIZES = (100, 300, 1_000, 3_000)  # galleries drawn to fit the law, as far as the pairs reach
-EVEN = 0.5  # below this, matches are ranked by structure
+SACRIFICED = 0.01  # share of the gathers whose ground is in the gallery that may be taken for new ground
 CANDIDATES = 30  # most similar models that are ranked by structure
 
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """Logistic law: log odds = ``constant`` + ``similarity`` s1 + ``gap`` (s1 - s2) + ``log_size`` log10(models)."""
+    """Logistic law: log odds = ``constant`` + ``similarity`` s1 + ``gap`` (s1 - s2) + ``log_size`` log10(models).
+
+    Below the probability ``limit`` the ground is taken for new: `SACRIFICED` of those in the gallery lie there, too.
+    """
 
     constant: float
     similarity: float
     gap: float
     log_size: float
+    limit: float
 
     def probability(self, first: float, second: float, size: int) -> float:
         """Of the ground being the best match, at even odds before the gather was seen.
@@ -37,7 +41,7 @@ class Presence:
             first, second: similarities of the two best matches in the whole gallery.
             size: models in it.
         """
-        return float(expit(np.dot(astuple(self), (1.0, first, first - second, np.log10(size)))))
+        return float(expit(np.dot(astuple(self)[:-1], (1.0, first, first - second, np.log10(size)))))
 
 
 def by_structure(predicted: Float32, candidates: Float32) -> NDArray[np.intp]:
@@ -52,19 +56,20 @@ def fit_presence(queries: Float32, gallery: Float32, *, seed: int = 0) -> Presen
     """Fit the law on galleries drawn from ``gallery``, each query with its own row in and left out.
 
     Args:
-        queries: ``(m, 256)`` unit vectors; row i matches row i of the gallery, counted again from 0 after its end.
+        queries: ``(m, 256)`` unit vectors; row i matches row i of the gallery, counted again from 0 after its end. The
+            first n are undisturbed; ``limit`` is theirs.
         gallery: ``(n, 256)`` unit vectors.
     """
     n = len(gallery)
-    similarity = queries @ gallery.T
+    cosine = queries @ gallery.T
     own = np.arange(len(queries)) % n
-    right = similarity[np.arange(len(queries)), own]
+    right = cosine[np.arange(len(queries)), own]
     rng = np.random.default_rng(seed)
     rows, labels = [], []
     for size in sorted({min(size, n - 1) for size in SIZES}):
         drawn = rng.permutation(n)[:size]
         for present in (True, False):
-            among = np.where(own[:, None] == drawn, -np.inf, similarity[:, drawn])
+            among = np.where(own[:, None] == drawn, -np.inf, cosine[:, drawn])
             if present:
                 among[:, 0] = right  # in another's place
             two = -np.partition(-among, 1, axis=1)[:, :2]
@@ -79,4 +84,6 @@ def fit_presence(queries: Float32, gallery: Float32, *, seed: int = 0) -> Presen
         return float(loss.mean()), np.asarray(x.T @ (expit(odds) - y) / len(y))
 
     solved = minimize(cost, np.zeros(x.shape[1]), jac=True, method="BFGS")
-    return Presence(*(float(weight) for weight in solved.x))
+    there = np.concatenate([expit(own @ solved.x)[:n] for own, label in zip(rows, labels, strict=True) if label.any()])
+    constant, similarity, gap, log_size = map(float, solved.x)
+    return Presence(constant, similarity, gap, log_size, limit=float(np.quantile(there, SACRIFICED)))

@@ -60,8 +60,8 @@ class Retrieval:
         in_gallery: probability that the gallery's best match, whatever the filter, is the very ground of the gather, at
             even odds before (`seisbind.model.presence`); None where the weights are not calibrated, or for fewer than
             two models.
-        ranked_by: ``similarity``, or ``structure`` where ``in_gallery`` is below even: then the most similar models are
-            ordered by their difference to the coarse model that the encoder read from the gather.
+        ranked_by: ``similarity``, or ``structure`` where ``in_gallery`` is below the weights' limit: then the most
+            similar models are ordered by their difference to the coarse model that the encoder read from the gather.
         timings_ms: stage → time for the whole stack it came in.
     """
 

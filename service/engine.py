@@ -18,7 +18,7 @@ from seisbind.model.descriptors import DESCRIPTORS, NAMES, check_velocity, descr
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
 from seisbind.model.familiarity import Verdict
 from seisbind.model.inference import MODEL_CELLS, NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
-from seisbind.model.presence import CANDIDATES, EVEN, by_structure
+from seisbind.model.presence import CANDIDATES, by_structure
 from seisbind.model.survey import OPENFWI, Note, Survey, prepare
 from seisbind.service.answers import InDistribution, Match, Quantity, Retrieval, SearchResult
 from seisbind.service.query import Query, encode, rows_of
@@ -150,7 +150,10 @@ class Engine:
                 for query, own in zip(queries, rows, strict=True)
             ]
         presence = [self._in_gallery(row) for row in near]
-        moved = {row for row, p in enumerate(presence) if p is not None and p < EVEN and encoded.velocity is not None}
+        calibration = self.embedder.weights.description.calibration
+        moved: set[int] = set()
+        if calibration is not None and encoded.velocity is not None:
+            moved = {row for row, p in enumerate(presence) if p is not None and p < calibration.presence.limit}
         with watch("rank"):
             by_filter: dict[Filter | None, list[int]] = {}
             for query, own in zip(queries, rows, strict=True):

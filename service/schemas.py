@@ -164,7 +164,7 @@ class RetrievalBody(BaseModel):
         description="Probability that the gallery's best match is the very ground of the gather, at even odds before."
     )
     ranked_by: Literal["similarity", "structure"] = Field(
-        description="What orders the matches: structure where in_gallery is below 0.5 (by the inferred model)."
+        description="What orders the matches: structure where the ground is not in the gallery, almost surely."
     )
     warnings: list[WarningBody]
 
