@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seisbind.model.evaluate import embed, nearest, recall_among, structure
+from seisbind.model.evaluate import embed, nearest, recall_among, served, structure
 from seisbind.model.geology import mixed
 from seisbind.model.inference import Embedder
 from seisbind.model.pairs import load_pairs
@@ -53,8 +53,16 @@ def main() -> None:
         "seismic_to_velocity": recall_among(pairs.gathers.embedding, gallery),
     }
     models = np.concatenate([pairs.models, *kept])[: args.structure_models]
-    first = nearest(pairs.gathers.embedding, gallery[: len(models)], 1, leave_out=True)[:, 0]
-    report["structure"] = structure(pairs, models, first, leave_out=True) | {"gallery_size": len(models)}
+    first, moved = served(embedder, pairs, gallery[: len(models)], models, leave_out=True)
+    similar = nearest(pairs.gathers.embedding, gallery[: len(models)], 1, leave_out=True)[:, 0]
+    report["structure"] = structure(pairs, models, first, leave_out=True) | {
+        "gallery_size": len(models),
+        "ranked_by_structure": float(moved.mean()),
+        "by_similarity_ratio": structure(pairs, models, similar, leave_out=True)["ratio"],
+    }
+    first, moved = served(embedder, pairs, gallery[: len(models)], models, leave_out=False)
+    right = first == np.arange(len(pairs))
+    report["served"] = {"r_at_1": float(right.mean()), "ranked_by_structure": float(moved.mean())}
     print(json.dumps(report, indent=1))
 
 
