@@ -52,6 +52,13 @@ exec chroot . /usr/bin/setpriv --reuid "$UID_" --regid "$GID_" --clear-groups --
   --inh-caps=-all --bounding-set=-all /usr/bin/env -i "$@"
 """
 
+# Says to which of the folders something can be written.
+WRITES = """
+for folder in / /etc /usr /opt/seisbind /tmp /data; do
+  if touch "$folder/probe" 2>/dev/null; then echo "$folder"; rm "$folder/probe"; fi
+done
+"""
+
 # Simulates a gather over one of the sample gallery's own models; prints that model's id.
 SAMPLE = """
 import sys
@@ -63,6 +70,9 @@ velocity, _ = next(random_models(int(sys.argv[2]), 1, None))
 np.save(sys.argv[1], simulate(velocity[:1])[0])
 print(content_id(velocity[0]))
 """
+
+# overlay shares layers between images; vfs, which needs nothing of the kernel, copies them
+DRIVER = "overlay" if "overlay" in Path("/proc/filesystems").read_text() else "vfs"
 
 failures: list[str] = []
 
@@ -125,7 +135,7 @@ def run(*command: str | Path, **more: Any) -> str:
 
 
 def buildah(storage: Path, *words: str | Path) -> str:
-    own = ("--root", storage, "--runroot", storage / "run", "--storage-driver", "vfs")
+    own = ("--root", storage, "--runroot", storage / "run", "--storage-driver", DRIVER)
     return run("buildah", *own, *words)
 
 
@@ -207,7 +217,9 @@ def try_out(target: str, storage: Path, options: argparse.Namespace, gather: byt
         own = buildah(storage, "run", "--isolation", "chroot", container, "--", "id", "-u").strip()
         check(own == "10001", f"buildah run: uid {own}")
         check(config["Healthcheck"]["Test"][0] == "CMD", f"health check {config['Healthcheck']['Test']}")
-        found = sorted(COMPILERS & {path.name for each in ("usr/bin", "usr/local/bin") for path in (root / each).glob("*")})
+        found = sorted(
+            COMPILERS & {path.name for each in ("usr/bin", "usr/local/bin") for path in (root / each).glob("*")}
+        )
         check(not found, f"no compiler {found or ''}".rstrip())
         data = Path(tempfile.mkdtemp(dir=options.cache))
         os.chown(data, 10001, 10001)
@@ -221,7 +233,9 @@ def try_out(target: str, storage: Path, options: argparse.Namespace, gather: byt
 
 
 @contextmanager
-def started(root: Path, config: dict[str, Any], data: Path, models: int) -> Iterator[tuple[subprocess.Popen[bytes], Path, int]]:
+def started(
+    root: Path, config: dict[str, Any], data: Path, models: int
+) -> Iterator[tuple[subprocess.Popen[bytes], Path, int]]:
     """The container's own command in a sandbox; its log and its port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -230,9 +244,11 @@ def started(root: Path, config: dict[str, Any], data: Path, models: int) -> Iter
     log = data.with_suffix(".log")
     with log.open("wb") as out:
         process = subprocess.Popen(
-            ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", SANDBOX, "sandbox"]
-            + [*environment, "sh", "-c", f'cd {config["WorkingDir"]}; exec "$@"', "sh"]
-            + [*config["Entrypoint"], *config["Cmd"]],
+            [
+                *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", SANDBOX, "sandbox"),
+                *(*environment, "sh", "-c", f'cd {config["WorkingDir"]}; exec "$@"', "sh"),
+                *(*config["Entrypoint"], *config["Cmd"]),
+            ],
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "ROOT": str(root), "DATA": str(data)}
             | {"UID_": user, "GID_": group},
             stdout=out,
@@ -276,15 +292,17 @@ def serve(
         check(("building one of" in said) is first, "builds its gallery" if first else "does not build again")
         server = first_process(process)
         status = dict(line.split(":\t", 1) for line in Path(f"/proc/{server}/status").read_text().splitlines())
-        check(status["Uid"].split() == ["10001"] * 4, f"uid {status['Uid'].split()[0]}, process {status['NSpid'].split()[-1]}")
+        check(
+            status["Uid"].split() == ["10001"] * 4,
+            f"uid {status['Uid'].split()[0]}, process {status['NSpid'].split()[-1]}",
+        )
         check(int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0, "no capability, effective or bounding")
         check(status["NoNewPrivs"].strip() == "1", "no new privileges")
         print(f"    memory when ready: {int(status['VmRSS'].split()[0]) / 1024:.0f} MiB")
         enter = ["nsenter", "--target", str(server), "--mount", "--pid", "--root"]
         user = ["setpriv", "--reuid", "10001", "--regid", "10001", "--clear-groups"]
-        writes = 'for d in / /etc /usr /opt/seisbind /tmp /data; do if touch "$d/probe" 2>/dev/null; then echo "$d"; rm "$d/probe"; fi; done'
         for who, words in (("its user", user), ("even root", [])):
-            writable = run(*enter, *words, "sh", "-c", writes).split()
+            writable = run(*enter, *words, "sh", "-c", WRITES).split()
             check(writable == ["/tmp", "/data"], f"{who} can write to {' '.join(writable)} only")
         healthy = [*config["Env"], f"SEISBIND_PORT={port}", *config["Healthcheck"]["Test"][1:]]
         code = subprocess.run([*enter, *user, "env", "-i", *healthy], check=False).returncode
@@ -293,7 +311,8 @@ def serve(
         with urllib.request.urlopen(request, timeout=60) as response:
             answer = json.load(response)
         match = answer["results"][0]["matches"][0]
-        print(f"    POST /v1/retrieve: rank 1 {match['model_id']}, {match['family']}, similarity {match['similarity']:.3f}")
+        found = f"{match['model_id']}, {match['family']}, similarity {match['similarity']:.3f}"
+        print(f"    POST /v1/retrieve: rank 1 is {found}")
         check(match["model_id"] == expected, "which is the model that the gather was simulated over")
         with urllib.request.urlopen(url + match["image_url"], timeout=60) as response:
             check(response.read(4) == b"\x89PNG", "its picture is drawn")
@@ -316,7 +335,9 @@ def wait_for(holds: Any, process: subprocess.Popen[bytes], log: Path) -> None:
     begun = time.monotonic()
     while not holds():
         if process.poll() is not None or time.monotonic() - begun > DEADLINE_S:
-            sys.exit(f"It ended with {process.poll()} or took longer than {DEADLINE_S:.0f} s: {log.read_text()[-2000:]}")
+            sys.exit(
+                f"It ended with {process.poll()} or took longer than {DEADLINE_S:.0f} s: {log.read_text()[-2000:]}"
+            )
         time.sleep(0.05)
 
 

@@ -1,4 +1,4 @@
-"""Exit code 0 where the server of this container is ready, 1 and the reason where it is not: the image's HEALTHCHECK."""
+"""The image's HEALTHCHECK: exit code 0 where its server is ready, 1 and the reason where it is not."""
 
 import os
 import sys
