@@ -21,9 +21,9 @@ $pip --python /opt/seisbind/bin/python install --no-compile --constraint constra
 cp docker/start.sh docker/ready.py /opt/seisbind/
 
 cd /opt/seisbind/lib/python3*/site-packages
-rm -rf torch/include torch/share torch/bin torch/test functorch torch/lib/*.a
+rm -rf torch/include torch/share torch/bin/protoc* torch/bin/test_* torch/lib/*.a # torch starts by bin/torch_shm_manager
 find . -depth -type d \( -name tests -o -name test -o -name __pycache__ \) \
-  ! -path './torch/*' ! -path './numpy/*' ! -path './sympy/*' -exec rm -rf {} +
+  ! -path './torch/*' ! -path './numpy/*' -exec rm -rf {} +
 find . -depth -type d -path './numpy/*' -name tests ! -path './numpy/testing/*' -exec rm -rf {} +
 find . -type f \( -name '*.pyi' -o -name '*.pxd' -o -name '*.h' \) -delete
 # Bytecode for the modules that are really imported, and for no others: half the start, a tenth of the space.
