@@ -299,7 +299,7 @@ def serve(
         check(int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0, "no capability, effective or bounding")
         check(status["NoNewPrivs"].strip() == "1", "no new privileges")
         print(f"    memory when ready: {int(status['VmRSS'].split()[0]) / 1024:.0f} MiB")
-        enter = ["nsenter", "--target", str(server), "--mount", "--pid", "--root"]
+        enter = ["nsenter", "--target", str(server), "--mount", "--pid", "--root", "--wd"]
         user = ["setpriv", "--reuid", "10001", "--regid", "10001", "--clear-groups"]
         for who, words in (("its user", user), ("even root", [])):
             writable = run(*enter, *words, "sh", "-c", WRITES).split()
