@@ -267,6 +267,17 @@ def first_process(process: subprocess.Popen[bytes]) -> int:
     return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
 
 
+def status_of(process: int) -> dict[str, str]:
+    """What Linux says of a process."""
+    return dict(line.split(":\t", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+
+
+def processor_s(process: int) -> float:
+    """Processor time of a process and of those that it has waited for, seconds."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
 def interrupt_the_first_start(root: Path, config: dict[str, Any], data: Path, models: int) -> None:
     say("a first start, interrupted while it builds the gallery")
     with started(root, config, data, models) as (process, log, _):
@@ -286,12 +297,12 @@ def serve(
     with started(root, config, data, models) as (process, log, port):
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: answers(f"{url}/readyz"), process, log)
-        print(f"    ready after {time.monotonic() - begun:.1f} s")
+        elapsed, server = time.monotonic() - begun, first_process(process)
+        print(f"    ready after {elapsed:.1f} s, {processor_s(server):.1f} s of them on a processor")
         said = log.read_text()
         print("".join(f"    | {line}\n" for line in said.splitlines()), end="")
         check(("building one of" in said) is first, "builds its gallery" if first else "does not build again")
-        server = first_process(process)
-        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{server}/status").read_text().splitlines())
+        status = status_of(server)
         check(
             status["Uid"].split() == ["10001"] * 4,
             f"uid {status['Uid'].split()[0]}, process {status['NSpid'].split()[-1]}",
@@ -316,8 +327,7 @@ def serve(
         check(match["model_id"] == expected, "which is the model that the gather was simulated over")
         with urllib.request.urlopen(url + match["image_url"], timeout=60) as response:
             check(response.read(4) == b"\x89PNG", "its picture is drawn")
-        peak = dict(line.split(":\t", 1) for line in Path(f"/proc/{server}/status").read_text().splitlines())["VmHWM"]
-        print(f"    most memory so far: {int(peak.split()[0]) / 1024:.0f} MiB")
+        print(f"    most memory so far: {int(status_of(server)['VmHWM'].split()[0]) / 1024:.0f} MiB")
         os.kill(server, signal.SIGTERM)
         code = process.wait(timeout=40)
         check(code == 0, f"SIGTERM: exit code {code}")
