@@ -15,8 +15,15 @@ python3 -m venv --without-pip /opt/seisbind
 pip="/opt/build/bin/pip --quiet"
 $pip install --constraint constraints.txt setuptools
 $pip wheel --no-deps --no-build-isolation --wheel-dir /opt/wheel .
-$pip --python /opt/seisbind/bin/python install --no-compile --constraint constraints.txt \
-  ${index:+--extra-index-url "$index"} "$want" /opt/wheel/seisbind-*.whl
+put() {
+  $pip --python /opt/seisbind/bin/python install --no-compile --constraint constraints.txt \
+    ${index:+--extra-index-url "$index"} "$1" /opt/wheel/seisbind-*.whl
+}
+if ! put "$want"; then
+  [ -n "$build" ] || exit 1
+  echo "No torch $torch$build at hand; taking the default build, which brings CUDA (several GB). See TORCH_INDEX." >&2
+  put "torch==$torch"
+fi
 
 cp docker/start.sh docker/ready.py /opt/seisbind/
 
