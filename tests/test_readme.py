@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -17,12 +18,24 @@ def commands(program: str) -> list[tuple[str, list[str]]]:
     found = []
     for page in PAGES:
         for block in re.findall(r"```(?:bash|console)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
+            for words in lines_of(block.replace("\\\n", " ")):
                 words = words[1:] if words[:1] == ["$"] else words
                 if words[:1] == [program]:
                     found.append((page.name, words[1:]))
     return found
+
+
+def lines_of(block: str) -> Iterator[list[str]]:
+    """The words of each command; one with an open quote goes on in the next line."""
+    begun = ""
+    for line in block.splitlines():
+        begun += line + "\n"
+        try:
+            yield shlex.split(begun, comments=True)
+        except ValueError:
+            continue
+        begun = ""
+    assert not begun, f"an open quote: {begun}"
 
 
 @cache
