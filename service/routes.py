@@ -22,18 +22,9 @@ from seisbind.service import openapi
 from seisbind.service.answers import SearchResult
 from seisbind.service.arrays import Limits
 from seisbind.service.batching import Answered
-from seisbind.service.bodies import (
-    content_type,
-    parse_fields,
-    parse_filter,
-    parse_geometry,
-    parse_include,
-    parse_json,
-    read_file,
-    split,
-    unless_left,
-)
+from seisbind.service.bodies import content_type, parse_fields, parse_filter, read_file, unless_left
 from seisbind.service.engine import Engine, Stopwatch
+from seisbind.service.fields import parse_geometry, parse_include, parse_json, split
 from seisbind.service.images import velocity_png
 from seisbind.service.ingest import Ingest
 from seisbind.service.query import Query
