@@ -192,9 +192,9 @@ class AskGallery:
         for start in range(first, stack.shape[0], TOGETHER):
             queries: dict[int, Query] = {}
             found: dict[int, Answer | Failure] = {}
-            for number, gather in enumerate(stack[start : start + TOGETHER], start=start):
+            for number in range(start, min(start + TOGETHER, stack.shape[0])):
                 try:
-                    upload = read_gathers(npy(gather), geometry=geometry, limits=OWN_LIMITS)
+                    upload = read_gathers(npy(stack[number : number + 1]), geometry=geometry, limits=OWN_LIMITS)
                     prepared = prepare(upload.gathers, upload.survey)
                     queries[number] = Query(prepared, self._wanted.top_k, self._filter, upload.notes)
                 except SeisBindError as error:
