@@ -212,9 +212,8 @@ def test_geometry_goes_with_every_gather(served: Any, asker: AskGallery, gathers
     np.save(tmp_path / "sparse.npy", gathers[:2, [0, 2], ::2, ::2])
     positions = ",".join(str(10 * i) for i in range(0, 70, 2))
     flags = ("--dt-s", 0.002, "--shot-x-m", "0,340", "--receiver-x-m", positions, "--peak-hz", 40)
-    done = in_process(
-        tmp_path / "sparse.npy", "--url", served.url, *flags, "--include", "", "--out", tmp_path / "o.jsonl"
-    )
+    asked = (tmp_path / "sparse.npy", "--url", served.url, *flags)
+    done = in_process(*asked, "--include", "", "--out", tmp_path / "o.jsonl")
     assert done.exit_code == 0, done.stderr
     first, second = lines(tmp_path / "o.jsonl")
     assert first["asked"]["shot_x_m"] == [0, 340]
