@@ -63,6 +63,16 @@ class Filter:
                 raise InvalidQuery(f"A filter has no key {key!r}; known: family, tag, {', '.join(NAMES)}.")
         return cls(families, tags, tuple(ranges))
 
+    def conditions(self) -> dict[str, object]:
+        """What `parse` makes this filter of."""
+        found: dict[str, object] = {}
+        for name, words in (("family", self.families), ("tag", self.tags)):
+            if words:
+                found[name] = list(words)
+        for name, ends in self.ranges:
+            found[name] = [None if math.isinf(end) else end for end in ends]
+        return found
+
 
 def _names(key: str, value: object) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else value

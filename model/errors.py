@@ -25,6 +25,7 @@
     └── ServiceError (RuntimeError)       the server cannot start or answer
         ├── PortTaken                     another program listens there
         ├── ServerUnreachable             no server answers at that address
+        ├── ServerRefused                 a server answered a client's call with an error, whose code it carries
         ├── NotWritable                   this server does not change its gallery
         ├── KeyRequired                   a call without the API key that this server asks for
         ├── KeyUnknown                    a call with an API key that this server does not have
@@ -37,13 +38,11 @@ Each carries a stable ``code`` (for programs) and a sentence with the numbers in
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class SeisBindError(Exception):
     """Base of the tree above. ``str(error)`` is a full sentence; ``code`` never changes between releases."""
 
-    code: ClassVar[str] = "seisbind_error"
+    code: str = "seisbind_error"
 
     def __init__(self, sentence: str, /) -> None:
         super().__init__(sentence)
@@ -147,6 +146,36 @@ class PortTaken(ServiceError):
 
 class ServerUnreachable(ServiceError):
     code = "server_unreachable"
+
+
+class ServerRefused(ServiceError):
+    """What a server answered in place of what a client asked for (RFC 9457).
+
+    Attributes:
+        code: the server's own, or ``service_error`` where the answer has none.
+        status: of HTTP.
+        detail: the server's sentence, or the start of its answer where that is no problem document.
+        request_id: under which the server's log has more; empty where it said none.
+        retry_after_s: seconds that the server asks to wait before the call is repeated; None where it does not.
+    """
+
+    def __init__(
+        self,
+        sentence: str,
+        /,
+        *,
+        code: str,
+        status: int,
+        detail: str,
+        request_id: str = "",
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.status = status
+        self.detail = detail
+        self.request_id = request_id
+        self.retry_after_s = retry_after_s
 
 
 class NotWritable(ServiceError):

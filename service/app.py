@@ -15,10 +15,10 @@ from starlette.types import ASGIApp
 import seisbind.service.errors as errors
 from seisbind.service import metrics, openapi, pages
 from seisbind.service.audit import AuditLog
-from seisbind.service.bodies import split
 from seisbind.service.bounds import BodyBounds
 from seisbind.service.calls import Calls
 from seisbind.service.edge import RequestEdge
+from seisbind.service.fields import split
 from seisbind.service.gate import KeyGate, Origins
 from seisbind.service.keys import Keys, read_keys
 from seisbind.service.routes import router as v1

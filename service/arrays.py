@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from seisbind.model.errors import MalformedUpload, UnsupportedDtype, UnsupportedFormat, UploadRefused, UploadTooLarge
 
@@ -131,6 +131,20 @@ def read_npy_header(body: bytes) -> NpyHeader:
     if len(shape) > MAX_AXES or found.count == 0:
         raise MalformedUpload(f"An array of shape {shape} holds no gathers or velocity models.")
     return found
+
+
+def npy(array: ArrayLike) -> bytes:
+    """The bytes of an npy file, first axis slowest.
+
+    Raises:
+        UnsupportedDtype: an array of objects, as a list of lists of different lengths makes one.
+    """
+    stored = np.asarray(array, order="C")
+    if stored.dtype.hasobject:
+        raise UnsupportedDtype(f"An array of {stored.dtype} is not sent; make it one of float32.")
+    buffer = io.BytesIO()
+    np.save(buffer, stored, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def _npy_header(body: bytes) -> tuple[str, int]:

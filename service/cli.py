@@ -10,6 +10,7 @@ import typer
 
 from seisbind.model.errors import SeisBindError
 from seisbind.service import cli_gallery, cli_keys, cli_model, cli_query
+from seisbind.service.cli_errors import tell
 
 app = typer.Typer(
     name="seisbind",
@@ -64,12 +65,11 @@ def main() -> None:
     try:
         app()
     except SeisBindError as error:
-        print(f"seisbind: {' '.join(str(error).split())} [{error.code}]", file=sys.stderr)
+        tell(error)
         sys.exit(1)
     except BrokenPipeError:  # the reader of a pipe has had enough
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"seisbind: {' '.join(what.split())} [os_error]", file=sys.stderr)
+        tell(error)
         sys.exit(1)

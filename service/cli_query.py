@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from seisbind.service.asking import AskGallery, AskServer, Wanted
     from seisbind.service.schemas import RetrieveAnswer
+    from seisbind.service.uploads import Geometry
 
 
 def retrieve(
-    file: Annotated[list[Path], typer.Argument(help="npy, npz, SEG-Y or SU files of gathers.")],
+    file: Annotated[
+        list[Path], typer.Argument(help="npy, npz, SEG-Y or SU files of gathers, folders of them, or patterns.")
+    ],
     url: Annotated[str | None, typer.Option(help="A running server, as in http://127.0.0.1:8000.")] = None,
     key: Annotated[
         str | None, typer.Option(envvar="SEISBIND_API_KEY", help="API key; other users see options, not variables.")
@@ -23,35 +28,126 @@ def retrieve(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda; with --gallery.")] = "auto",
     top_k: Annotated[int, typer.Option(min=1, help="Matches a gather.")] = 5,
     filter: Annotated[str | None, typer.Option(help='JSON, as in {"family": "FlatVel-A"}.')] = None,
+    include: Annotated[
+        str, typer.Option(help="Parts of the answer, separated by commas; may be empty.")
+    ] = "descriptors,physics",
     dt_s: Annotated[float | None, typer.Option("--dt-s", help="Sampling interval, seconds.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the answers here, as JSON.")] = None,
+    shot_x_m: Annotated[
+        str | None, typer.Option("--shot-x-m", help="Shot positions, metres, separated by commas.")
+    ] = None,
+    receiver_x_m: Annotated[
+        str | None, typer.Option("--receiver-x-m", help="Receiver positions, metres, separated by commas.")
+    ] = None,
+    peak_hz: Annotated[float | None, typer.Option("--peak-hz", help="Peak frequency of the source, hertz.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write a JSON line a gather here (or a table: .parquet); the same command continues it."),
+    ] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="With --out: stop at the first error.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one answer a file.")] = False,
 ) -> None:
-    """Retrieve velocity models and physics for shot gathers."""
+    """Retrieve velocity models and physics for shot gathers.
+
+    With --out it ends with 0: all gathers answered, 1: some failed, 2: unusable options, gallery or output,
+    3: no server, or one that went on refusing, 130: interrupted.
+    """
+    from seisbind.model.errors import SeisBindError
+    from seisbind.service.asking import AskGallery, AskServer, Wanted
+    from seisbind.service.bulk import exit_code
+    from seisbind.service.cli_errors import tell
+
+    def asker() -> AskGallery | AskServer:
+        if url is not None:
+            return AskServer(url, wanted, key=key)
+        return AskGallery(gallery or Path(), weights, device, wanted)
+
+    try:
+        wanted = Wanted(top_k, _conditions(filter), _parts(include), _geometry(dt_s, shot_x_m, receiver_x_m, peak_hz))
+        _check((url, gallery), out, as_json, fail_fast)
+        if out is None:
+            with asker() as one:
+                _answer(file, one, as_json)
+        else:
+            with asker() as one:
+                failed = _write(file, one, wanted, out, fail_fast)
+            sys.exit(int(failed))
+    except (SeisBindError, OSError, KeyboardInterrupt) as error:
+        if out is None:
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            print(f"Interrupted. The same command continues {out}.", file=sys.stderr)
+        else:
+            tell(error)
+        sys.exit(exit_code(error))
+
+
+def _check(whom: tuple[str | None, Path | None], out: Path | None, as_json: bool, fail_fast: bool) -> None:
+    from seisbind.model.errors import InvalidConfig
+
+    if (whom[0] is None) == (whom[1] is None):
+        raise InvalidConfig("Say whom to ask: --url http://… (a server), or --gallery PATH (on this machine).")
+    if out is not None and as_json:
+        raise InvalidConfig("--json prints the answers and --out writes them; give one of the two.")
+    if out is None and fail_fast:
+        raise InvalidConfig("--fail-fast goes with --out; without it, the first error ends the command anyway.")
+
+
+def _conditions(text: str | None) -> dict[str, object] | None:
+    if text is None:
+        return None
+    from seisbind.service.fields import parse_json
+
+    return parse_json(text, "The filter")
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    from seisbind.service.fields import parse_include
+    from seisbind.service.schemas import PARTS
+
+    return parse_include(text, PARTS)
+
+
+def _geometry(dt_s: float | None, shot_x_m: str | None, receiver_x_m: str | None, peak_hz: float | None) -> Geometry:
+    from seisbind.service.fields import parse_geometry
+    from seisbind.service.schemas import RetrieveFields
+
+    fields = RetrieveFields.model_construct(dt_s=dt_s, shot_x_m=shot_x_m, receiver_x_m=receiver_x_m, peak_hz=peak_hz)
+    return parse_geometry(fields)
+
+
+def _write(named: Sequence[Path], asker: AskGallery | AskServer, wanted: Wanted, out: Path, fail_fast: bool) -> bool:
+    """Answers into a file. Returns whether some gathers failed."""
+    from seisbind.service.bulk import PARQUET, lines_of, retrieve_all
+    from seisbind.service.gather_files import count_gathers, gather_files
+    from seisbind.service.parquet import need_pyarrow, write_parquet
+    from seisbind.service.progress import counting
+
+    if out.suffix == PARQUET:
+        need_pyarrow()  # told before hours of work
+    files, lines = gather_files(named), lines_of(out)
+    with counting("Retrieving", sum(map(count_gathers, files))) as progress:
+        tally = retrieve_all(files, asker, wanted, lines, fail_fast=fail_fast, progress=progress)
+    if out.suffix == PARQUET:
+        write_parquet(lines, out)
+    earlier = f", {tally.earlier} of them by an earlier run" if tally.earlier else ""
+    print(f"{tally.answered} gathers answered, {tally.failed} failed{earlier}. Written to {out}", file=sys.stderr)
+    return tally.failed > 0
+
+
+def _answer(named: Sequence[Path], asker: AskGallery | AskServer, as_json: bool) -> None:
+    """Answers for people, or as one JSON object."""
     import json
 
-    from seisbind.model.errors import InvalidConfig
-    from seisbind.service.asking import ask_gallery, ask_server
+    from seisbind.service.client_calls import file_bytes
+    from seisbind.service.gather_files import gather_files
 
-    if (url is None) == (gallery is None):
-        raise InvalidConfig("Say whom to ask: --url http://… (a server), or --gallery PATH (on this machine).")
-    if out is not None:
-        out.open("a").close()  # a folder that is not there is told before anyone is asked
-    if url is not None:
-        answers = ask_server(url, file, top_k=top_k, filter=filter, dt_s=dt_s, key=key)
-    else:
-        answers = ask_gallery(gallery or Path(), weights, device, file, top_k=top_k, filter=filter, dt_s=dt_s)
     found: dict[str, RetrieveAnswer] = {}
-    for path, answer in answers:
-        found[str(path)] = answer
+    for path in gather_files(named):
+        found[str(path)] = answer = asker.file(file_bytes(path))
         if not as_json:
             _show(path, answer)
-    text = json.dumps({name: answer.model_dump() for name, answer in found.items()}, indent=1)
-    if out is not None:
-        out.write_text(text + "\n", encoding="utf-8")
-        print(f"Written to {out}", file=sys.stderr)
     if as_json:
-        print(text)
+        print(json.dumps({name: answer.model_dump() for name, answer in found.items()}, indent=1))
 
 
 def _show(path: Path, answer: RetrieveAnswer) -> None:

@@ -1,43 +1,103 @@
-"""A client of the HTTP server: httpx, the server's own schemas, and errors with the server's sentences."""
+"""Clients of the HTTP server: one that waits, one that is awaited, with the calls of `engine.Engine`.
+
+They need neither torch nor FAISS.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import httpx
-from pydantic import ValidationError
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from seisbind.model.errors import InvalidConfig, ServerUnreachable, ServiceError
-from seisbind.service.schemas import RetrieveAnswer
+from seisbind.model.errors import InvalidConfig, ServerRefused, ServerUnreachable
+from seisbind.model.survey import OPENFWI
+from seisbind.service import client_calls as calls
+from seisbind.service.client_calls import Call, Parts, Recorded, Stack
+from seisbind.service.retries import Retries
+from seisbind.service.schemas import (
+    PARTS,
+    SEARCH_PARTS,
+    AddAnswer,
+    GalleryAnswer,
+    ModelBody,
+    ReloadAnswer,
+    RetrieveAnswer,
+    SearchAnswer,
+    StreamAnswer,
+    StreamError,
+)
+from seisbind.service.uploads import Geometry
+
+if TYPE_CHECKING:  # which would import FAISS
+    from seisbind.index import Filter
+
+T = TypeVar("T")
 
 KEY = re.compile(r"[\x21-\x7e]+")  # what a header can hold
 TIMEOUT_S = 60.0  # a stack of 64 gathers takes a CPU core 10 s
+RETRIES = 4  # with the pauses of `retries`: at least 4 s in all
+FROM_FILE = Geometry()
+FAILED = (httpx.RequestError, ServerRefused)
+
+
+def _settings(url: str, key: str | None, timeout_s: float) -> dict[str, Any]:
+    """Arguments of an httpx client. Raises InvalidConfig for characters that no key has."""
+    if key and not KEY.fullmatch(key):  # not repeated: it may be a key with something behind it
+        raise InvalidConfig("The API key has characters that no key has. Look for spaces or a line end around it.")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return {"base_url": url, "timeout": timeout_s, "headers": headers}
+
+
+def _no_address(url: str) -> ServerUnreachable:
+    return ServerUnreachable(f"{url!r} is no address of a server; expected http://host:port.")
+
+
+def _pause(url: str, retries: Retries, error: Exception, tried: int, *, repeatable: bool) -> float:
+    """Seconds until the call is sent again. Raises what the caller is told if it is not."""
+    wait_s = retries.wait_s(error, tried, repeatable=repeatable)
+    if wait_s is not None:
+        return wait_s
+    if isinstance(error, httpx.RequestError):
+        what = str(error) or type(error).__name__  # timeouts have no words
+        raise ServerUnreachable(
+            f"No answer from {url} ({what}). Is the server running? 'seisbind serve' starts one."
+        ) from error
+    raise error
 
 
 class Client:
     """Calls to one server. Use ``with``, or close it.
 
-    Every call raises `ServerUnreachable` if nobody answers and `ServiceError`, with what the server said, if it
-    refuses.
+    Every call raises `ServerUnreachable` if nobody answers and `ServerRefused`, with what the server said, if it
+    refuses. Before that it is repeated where that is safe: see `retries`.
 
     Args:
         key: the API key that the server asks for, if it does.
+        timeout_s: for a connection, and between two pieces of an answer or a question.
+        retries: most repetitions of one call.
 
     Raises:
         InvalidConfig: characters that no key has.
     """
 
-    def __init__(self, url: str, *, key: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str, *, key: str | None = None, timeout_s: float = TIMEOUT_S, retries: int = RETRIES
+    ) -> None:
         self.url = url.rstrip("/")
-        if key and not KEY.fullmatch(key):  # not repeated: it may be a key with something behind it
-            raise InvalidConfig("The API key has characters that no key has. Look for spaces or a line end around it.")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._retries = Retries(retries)
+        settings = _settings(self.url, key, timeout_s)
         try:
-            self._http = httpx.Client(base_url=self.url, timeout=timeout_s, headers=headers)
+            self._http = httpx.Client(**settings)
         except (httpx.InvalidURL, ValueError) as error:
-            raise ServerUnreachable(f"{url!r} is no address of a server; expected http://host:port.") from error
+            raise _no_address(url) from error
 
     def __enter__(self) -> Self:
         return self
@@ -51,49 +111,364 @@ class Client:
         """Let go of the connections."""
         self._http.close()
 
-    def retrieve(self, content: bytes, **fields: str | int | float | None) -> RetrieveAnswer:
-        """POST /v1/retrieve: the bytes of an npy, npz, SEG-Y or SU file, and fields as in `schemas.RetrieveFields`."""
-        form = {name: str(value) for name, value in fields.items() if value is not None}
-        files = {"file": ("gathers", content, "application/octet-stream")}
-        response = self._call("POST", "/v1/retrieve", data=form, files=files)
-        try:
-            return RetrieveAnswer.model_validate_json(response.content)
-        except ValidationError as error:
-            raise ServiceError(
-                f"{self.url} answered something else than a retrieval ({error.error_count()} differences). Is it a "
-                "SeisBind server of this version?"
-            ) from error
+    def retrieve(
+        self,
+        gathers: ArrayLike,
+        survey: Recorded = OPENFWI,
+        *,
+        top_k: int = 5,
+        filter: Filter | Mapping[str, object] | None = None,
+        include: Sequence[str] = PARTS,
+    ) -> RetrieveAnswer:
+        """POST /v1/retrieve for arrays: see `engine.Engine.retrieve`.
 
-    def velocity_npy(self, model_id: str) -> bytes:
-        """GET /v1/models/{id}/velocity.npy."""
-        return self._call("GET", f"/v1/models/{model_id}/velocity.npy").content
+        Args:
+            gathers: ``(batch, shot, time, receiver)`` or one ``(shot, time, receiver)``, pressure, any linear unit.
+            survey: how they were recorded; what an `uploads.Geometry` leaves open, the server assumes or refuses.
+            include: parts of the answer.
+        """
+        fields = calls.retrieve_fields(survey, top_k, filter, include)
+        return self._do(calls.retrieve(gathers, fields))
+
+    def retrieve_file(
+        self,
+        file: bytes | Path,
+        geometry: Geometry = FROM_FILE,
+        *,
+        top_k: int = 5,
+        filter: Filter | Mapping[str, object] | None = None,
+        include: Sequence[str] = PARTS,
+    ) -> RetrieveAnswer:
+        """POST /v1/retrieve for an npy, npz, SEG-Y or SU file, or its bytes; ``geometry`` goes before what it says."""
+        fields = calls.retrieve_fields(geometry, top_k, filter, include)
+        return self._do(calls.retrieve_file(file, fields))
+
+    def retrieve_stream(
+        self,
+        gathers: Stack,
+        survey: Recorded = OPENFWI,
+        *,
+        top_k: int = 5,
+        filter: Filter | Mapping[str, object] | None = None,
+        include: Sequence[str] = PARTS,
+        first: int = 0,
+    ) -> Iterator[StreamAnswer | StreamError]:
+        """POST /v1/retrieve/stream: an answer or an error for each gather, in order, however many there are.
+
+        The stack is sent in parts of 64 MB, one after another: most clients of HTTP, this one too, read nothing before
+        they have sent everything. When a connection breaks, it goes on with the first gather that has no answer.
+
+        Args:
+            gathers: ``(gather, shot, time, receiver)``; of a ``numpy.load(…, mmap_mode="r")`` no more is read at once.
+            survey: as in `retrieve`, of all of them.
+            first: gathers before this one are not asked about.
+        """
+        parts, tried = Parts(gathers, first), 0
+        fields = calls.retrieve_fields(survey, top_k, filter, include)
+        while parts:
+            answered: list[StreamAnswer | StreamError] = []
+            fault: Exception | None = None
+            try:
+                with self._http.stream(**calls.stream(parts.content(), fields)) as response:
+                    if not response.is_success:
+                        response.read()
+                    calls.raised(response)
+                    for line in response.iter_lines():
+                        answered.append(parts.taken(line, response))
+                    parts.ended()
+            except FAILED as error:
+                fault = error
+            yield from answered
+            tried = 0 if answered else tried
+            if fault is not None:
+                time.sleep(_pause(self.url, self._retries, fault, tried, repeatable=True))
+                tried += 1
+
+    def search_velocity(
+        self,
+        velocity: ArrayLike,
+        *,
+        top_k: int = 5,
+        filter: Filter | Mapping[str, object] | None = None,
+        include: Sequence[str] = SEARCH_PARTS,
+    ) -> SearchAnswer:
+        """POST /v1/search: the gallery's models most like each velocity model ``(batch, 70, 70)``, m/s."""
+        return self._do(calls.search_velocity(velocity, top_k, filter, include))
+
+    def search_descriptors(
+        self,
+        descriptors: Mapping[str, float],
+        *,
+        top_k: int = 5,
+        filter: Filter | Mapping[str, object] | None = None,
+        include: Sequence[str] = SEARCH_PARTS,
+    ) -> SearchAnswer:
+        """POST /v1/search: the gallery's models whose physics is most like ``descriptors`` (name → value)."""
+        return self._do(calls.search_descriptors(descriptors, top_k, filter, include))
+
+    def info(self) -> GalleryAnswer:
+        """GET /v1/gallery: what is being served."""
+        return self._do(calls.info())
+
+    def reload(self) -> ReloadAnswer:
+        """POST /v1/gallery/reload: serve what is in the gallery's folder now."""
+        return self._do(calls.reload())
+
+    def record(self, model_id: str) -> ModelBody:
+        """GET /v1/models/{id}: where one velocity model comes from, and its physics."""
+        return self._do(calls.record(model_id))
+
+    def velocity(self, model_id: str) -> NDArray[np.float32]:
+        """GET /v1/models/{id}/velocity.npy: ``(depth, x)`` m/s."""
+        return self._do(calls.velocity(model_id))
+
+    def image(self, model_id: str) -> bytes:
+        """GET /v1/models/{id}/image.png."""
+        return self._do(calls.image(model_id))
+
+    def add_models(
+        self,
+        velocity: ArrayLike,
+        *,
+        family: str | None = None,
+        tags: Sequence[str] = (),
+        model_ids: Sequence[str] | None = None,
+        source: str | None = None,
+    ) -> AddAnswer:
+        """POST /v1/models: add velocity models ``(batch, 70, 70)``, m/s, all with one family and the same tags."""
+        return self._do(calls.add_models(velocity, family, tags, model_ids, source))
+
+    def remove_model(self, model_id: str) -> None:
+        """DELETE /v1/models/{id}."""
+        self._do(calls.remove_model(model_id))
+
+    def metrics(self) -> str:
+        """GET /metrics: the text that Prometheus reads."""
+        return self._do(calls.metrics())
+
+    def live(self) -> bool:
+        """GET /healthz: whether the server's loop answers; False also while nobody does."""
+        return self._ok("/healthz")
 
     def ready(self) -> bool:
         """GET /readyz: whether it is; False also while nobody answers."""
+        return self._ok("/readyz")
+
+    def _ok(self, path: str) -> bool:
         try:
-            return self._http.get("/readyz").status_code == 200
+            return self._http.get(path).status_code == 200
         except httpx.TransportError:
             return False
 
-    def _call(
+    def _do(self, call: Call[T]) -> T:
+        tried = 0
+        while True:
+            try:
+                response = self._http.request(call.method, call.path, **call.sent)
+                calls.raised(response)
+                return call.read(response)
+            except FAILED as error:
+                wait_s = _pause(self.url, self._retries, error, tried, repeatable=call.repeatable)
+            time.sleep(wait_s)
+            tried += 1
+
+
+class AsyncClient:
+    """`Client`, awaited. Use ``async with``, or close it.
+
+    Every call raises `ServerUnreachable` if nobody answers and `ServerRefused`, with what the server said, if it
+    refuses. Before that it is repeated where that is safe: see `retries`.
+
+    Args:
+        key: the API key that the server asks for, if it does.
+        timeout_s: for a connection, and between two pieces of an answer or a question.
+        retries: most repetitions of one call.
+
+    Raises:
+        InvalidConfig: characters that no key has.
+    """
+
+    def __init__(
+        self, url: str, *, key: str | None = None, timeout_s: float = TIMEOUT_S, retries: int = RETRIES
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._retries = Retries(retries)
+        settings = _settings(self.url, key, timeout_s)
+        try:
+            self._http = httpx.AsyncClient(**settings)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise _no_address(url) from error
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await self._http.aclose()
+
+    async def retrieve(
         self,
-        method: str,
-        path: str,
+        gathers: ArrayLike,
+        survey: Recorded = OPENFWI,
         *,
-        data: dict[str, str] | None = None,
-        files: dict[str, tuple[str, bytes, str]] | None = None,
-    ) -> httpx.Response:
+        top_k: int = 5,
+        filter: Filter | Mapping[str, object] | None = None,
+        include: Sequence[str] = PARTS,
+    ) -> RetrieveAnswer:
+        """POST /v1/retrieve for arrays: see `engine.Engine.retrieve`.
+
+        Args:
+            gathers: ``(batch, shot, time, receiver)`` or one ``(shot, time, receiver)``, pressure, any linear unit.
+            survey: how they were recorded; what an `uploads.Geometry` leaves open, the server assumes or refuses.
+            include: parts of the answer.
+        """
+        fields = calls.retrieve_fields(survey, top_k, filter, include)
+        return await self._do(calls.retrieve(gathers, fields))
+
+    async def retrieve_file(
+        self,
+        file: bytes | Path,
+        geometry: Geometry = FROM_FILE,
+        *,
+        top_k: int = 5,
+        filter: Filter | Mapping[str, object] | None = None,
+        include: Sequence[str] = PARTS,
+    ) -> RetrieveAnswer:
+        """POST /v1/retrieve for an npy, npz, SEG-Y or SU file, or its bytes; ``geometry`` goes before what it says."""
+        fields = calls.retrieve_fields(geometry, top_k, filter, include)
+        return await self._do(calls.retrieve_file(file, fields))
+
+    async def retrieve_stream(
+        self,
+        gathers: Stack,
+        survey: Recorded = OPENFWI,
+        *,
+        top_k: int = 5,
+        filter: Filter | Mapping[str, object] | None = None,
+        include: Sequence[str] = PARTS,
+        first: int = 0,
+    ) -> AsyncIterator[StreamAnswer | StreamError]:
+        """POST /v1/retrieve/stream: an answer or an error for each gather, in order, however many there are.
+
+        The stack is sent in parts of 64 MB, one after another: most clients of HTTP, this one too, read nothing before
+        they have sent everything. When a connection breaks, it goes on with the first gather that has no answer.
+
+        Args:
+            gathers: ``(gather, shot, time, receiver)``; of a ``numpy.load(…, mmap_mode="r")`` no more is read at once.
+            survey: as in `retrieve`, of all of them.
+            first: gathers before this one are not asked about.
+        """
+        parts, tried = Parts(gathers, first), 0
+        fields = calls.retrieve_fields(survey, top_k, filter, include)
+        while parts:
+            answered: list[StreamAnswer | StreamError] = []
+            fault: Exception | None = None
+            try:
+                async with self._http.stream(**calls.stream(parts.content(), fields)) as response:
+                    if not response.is_success:
+                        await response.aread()
+                    calls.raised(response)
+                    async for line in response.aiter_lines():
+                        answered.append(parts.taken(line, response))
+                    parts.ended()
+            except FAILED as error:
+                fault = error
+            for each in answered:
+                yield each
+            tried = 0 if answered else tried
+            if fault is not None:
+                await asyncio.sleep(_pause(self.url, self._retries, fault, tried, repeatable=True))
+                tried += 1
+
+    async def search_velocity(
+        self,
+        velocity: ArrayLike,
+        *,
+        top_k: int = 5,
+        filter: Filter | Mapping[str, object] | None = None,
+        include: Sequence[str] = SEARCH_PARTS,
+    ) -> SearchAnswer:
+        """POST /v1/search: the gallery's models most like each velocity model ``(batch, 70, 70)``, m/s."""
+        return await self._do(calls.search_velocity(velocity, top_k, filter, include))
+
+    async def search_descriptors(
+        self,
+        descriptors: Mapping[str, float],
+        *,
+        top_k: int = 5,
+        filter: Filter | Mapping[str, object] | None = None,
+        include: Sequence[str] = SEARCH_PARTS,
+    ) -> SearchAnswer:
+        """POST /v1/search: the gallery's models whose physics is most like ``descriptors`` (name → value)."""
+        return await self._do(calls.search_descriptors(descriptors, top_k, filter, include))
+
+    async def info(self) -> GalleryAnswer:
+        """GET /v1/gallery: what is being served."""
+        return await self._do(calls.info())
+
+    async def reload(self) -> ReloadAnswer:
+        """POST /v1/gallery/reload: serve what is in the gallery's folder now."""
+        return await self._do(calls.reload())
+
+    async def record(self, model_id: str) -> ModelBody:
+        """GET /v1/models/{id}: where one velocity model comes from, and its physics."""
+        return await self._do(calls.record(model_id))
+
+    async def velocity(self, model_id: str) -> NDArray[np.float32]:
+        """GET /v1/models/{id}/velocity.npy: ``(depth, x)`` m/s."""
+        return await self._do(calls.velocity(model_id))
+
+    async def image(self, model_id: str) -> bytes:
+        """GET /v1/models/{id}/image.png."""
+        return await self._do(calls.image(model_id))
+
+    async def add_models(
+        self,
+        velocity: ArrayLike,
+        *,
+        family: str | None = None,
+        tags: Sequence[str] = (),
+        model_ids: Sequence[str] | None = None,
+        source: str | None = None,
+    ) -> AddAnswer:
+        """POST /v1/models: add velocity models ``(batch, 70, 70)``, m/s, all with one family and the same tags."""
+        return await self._do(calls.add_models(velocity, family, tags, model_ids, source))
+
+    async def remove_model(self, model_id: str) -> None:
+        """DELETE /v1/models/{id}."""
+        await self._do(calls.remove_model(model_id))
+
+    async def metrics(self) -> str:
+        """GET /metrics: the text that Prometheus reads."""
+        return await self._do(calls.metrics())
+
+    async def live(self) -> bool:
+        """GET /healthz: whether the server's loop answers; False also while nobody does."""
+        return await self._ok("/healthz")
+
+    async def ready(self) -> bool:
+        """GET /readyz: whether it is; False also while nobody answers."""
+        return await self._ok("/readyz")
+
+    async def _ok(self, path: str) -> bool:
         try:
-            response = self._http.request(method, path, data=data, files=files)
-        except httpx.RequestError as error:
-            raise ServerUnreachable(
-                f"No answer from {self.url} ({error}). Is the server running? 'seisbind serve' starts one."
-            ) from error
-        if response.is_success:
-            return response
-        try:
-            said = response.json()
-            sentence = f"{said['detail']} [{said['code']}]"
-        except (ValueError, KeyError, TypeError):
-            sentence = response.text[:200]
-        raise ServiceError(f"{self.url} answered {response.status_code}: {sentence}")
+            return (await self._http.get(path)).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    async def _do(self, call: Call[T]) -> T:
+        tried = 0
+        while True:
+            try:
+                response = await self._http.request(call.method, call.path, **call.sent)
+                calls.raised(response)
+                return call.read(response)
+            except FAILED as error:
+                wait_s = _pause(self.url, self._retries, error, tried, repeatable=call.repeatable)
+            await asyncio.sleep(wait_s)
+            tried += 1

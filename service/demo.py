@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from seisbind.model.errors import GalleryError, GalleryNotFound, PortTaken, Serv
 from seisbind.model.geology import FAMILIES, generate, mixed
 from seisbind.model.inference import Embedder
 from seisbind.model.wavefield import simulate
+from seisbind.service.arrays import npy
 from seisbind.service.building import BATCH, build_gallery
 from seisbind.service.client import Client
 from seisbind.service.demo_report import draw, show
@@ -218,9 +218,9 @@ def _end(number: int, frame: FrameType | None) -> None:
 def ask(client: Client, question: Question, velocity: Float32) -> Asked:
     """Post one gather, and fetch the velocity models of the answer."""
     start = time.monotonic()
-    answer = client.retrieve(npy(question.gathers), top_k=TOP_K).results[0]
+    answer = client.retrieve(question.gathers, top_k=TOP_K).results[0]
     answered_ms = (time.monotonic() - start) * 1e3
-    fetched = [np.load(io.BytesIO(client.velocity_npy(match.model_id))) for match in answer.matches[:3]]
+    fetched = [client.velocity(match.model_id) for match in answer.matches[:3]]
     best = min(float(np.abs(velocity[i : i + BATCH] - question.velocity).mean(axis=(1, 2)).min())
                for i in range(0, len(velocity), BATCH))  # fmt: skip
     return Asked(question, answer, np.stack(fetched), best, answered_ms)
@@ -234,10 +234,3 @@ def keep(asked: list[Asked], out: Path) -> None:
         (folder / f"{number}.npy").write_bytes(npy(one.question.gathers))
         answer = json.dumps(one.answer.model_dump(), indent=1)
         (folder / f"{number}.json").write_text(answer + "\n", encoding="utf-8")
-
-
-def npy(array: Float32) -> bytes:
-    """The bytes of an npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()

@@ -7,6 +7,7 @@ are `quick`.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -22,18 +23,9 @@ from seisbind.service import openapi
 from seisbind.service.answers import SearchResult
 from seisbind.service.arrays import Limits
 from seisbind.service.batching import Answered
-from seisbind.service.bodies import (
-    content_type,
-    parse_fields,
-    parse_filter,
-    parse_geometry,
-    parse_include,
-    parse_json,
-    read_file,
-    split,
-    unless_left,
-)
+from seisbind.service.bodies import content_type, parse_fields, parse_filter, read_file, unless_left
 from seisbind.service.engine import Engine, Stopwatch
+from seisbind.service.fields import parse_geometry, parse_include, parse_json, split
 from seisbind.service.images import velocity_png
 from seisbind.service.ingest import Ingest
 from seisbind.service.query import Query
@@ -123,19 +115,17 @@ async def retrieve(request: Request) -> Response:
     timings_ms = watch.timings_ms | answered.timings_ms
     serving.metrics.observe_stages(timings_ms)
 
-    def write(engine: Engine) -> bytes:
-        with serving.metrics.stage("render"):
-            body = RetrieveAnswer(
-                request_id=request_id,
-                weights=WeightsBody.of(engine.embedder.weights),
-                gallery=GalleryBody.of(answered.gallery),
-                ingest=IngestBody.of(ingest),
-                results=[RetrievalBody.of(each, include) for each in answered.retrievals],
-                timings_ms=timings_ms,
-            )
-            return body.model_dump_json(exclude_none=False).encode()
+    def answer_body(engine: Engine) -> RetrieveAnswer:
+        return RetrieveAnswer(
+            request_id=request_id,
+            weights=WeightsBody.of(engine.embedder.weights),
+            gallery=GalleryBody.of(answered.gallery),
+            ingest=IngestBody.of(ingest),
+            results=[RetrievalBody.of(each, include) for each in answered.retrievals],
+            timings_ms=timings_ms,
+        )
 
-    return Response(await serving.on_file(write), media_type=JSON)
+    return await _written(answer_body, serving)
 
 
 @working.post("/search", response_model=SearchAnswer, tags=["search"], openapi_extra=openapi.search())
@@ -175,7 +165,7 @@ async def search(request: Request) -> Response:
         answered = await serving.on_model(answer)
     answered.timings_ms = watch.timings_ms
     serving.metrics.observe_stages(watch.timings_ms)
-    return await _written(answered, serving)
+    return await _written(lambda engine: answered, serving)
 
 
 @quick.get("/models/{model_id}", tags=["gallery"])
@@ -251,7 +241,7 @@ async def add_models(request: Request) -> Response:
 
     answered = await serving.on_model(add)
     request.state.changed = {"added": answered.model_ids}
-    return await _written(answered, serving, status=201)
+    return await _written(lambda engine: answered, serving, status=201)
 
 
 @working.delete("/models/{model_id}", status_code=204, tags=["gallery"])
@@ -329,12 +319,12 @@ def _request_id(request: Request) -> str:
     return request_id
 
 
-async def _written(answer: BaseModel, serving: Serving, *, status: int = 200) -> Response:
-    """``answer`` as JSON; a large one takes long enough to write that it is done on a thread."""
+async def _written(answer: Callable[[Engine], BaseModel], serving: Serving, *, status: int = 200) -> Response:
+    """What ``answer`` makes, as JSON; a large one takes long enough to make and write that it is done on a thread."""
 
     def write(engine: Engine) -> str:
         with serving.metrics.stage("render"):
-            return answer.model_dump_json(exclude_none=False)
+            return answer(engine).model_dump_json(exclude_none=False)
 
     content = await serving.on_file(write)
     return Response(content, status_code=status, media_type=JSON)

@@ -21,17 +21,10 @@ from seisbind.model.errors import InvalidSurvey, NotReady, SeisBindError, Unsupp
 from seisbind.model.survey import prepare
 from seisbind.service import openapi
 from seisbind.service.arrays import Limits
-from seisbind.service.bodies import (
-    MULTIPART,
-    STREAM_TYPES,
-    content_type,
-    parse_fields,
-    parse_filter,
-    parse_geometry,
-    parse_include,
-)
+from seisbind.service.bodies import MULTIPART, STREAM_TYPES, content_type, parse_fields, parse_filter
 from seisbind.service.engine import Engine
 from seisbind.service.errors import broken, refused
+from seisbind.service.fields import parse_geometry, parse_include
 from seisbind.service.form_stream import FormStream
 from seisbind.service.incoming import Incoming
 from seisbind.service.query import Query

@@ -63,17 +63,7 @@ def read_gathers(body: bytes, *, geometry: Geometry | None = None, limits: Limit
     traces = _trace_file(body)
     if traces is not None:
         return _field(traces, geometry or Geometry(), limits)
-    arrays = read_arrays(body, limits=limits)
-    stored = {name: arrays.pop(name) for name in SURVEY_KEYS if name in arrays}
-    gathers = _only(arrays, GATHER_KEYS, "gathers")
-    if gathers.ndim not in (3, 4):
-        raise MalformedUpload(
-            "Gathers have the axes (shot, time, receiver) or (gather, shot, time, receiver); "
-            f"got shape {gathers.shape}."
-        )
-    if gathers.ndim == 4 and len(gathers) > limits.items:
-        raise UploadTooLarge(f"{len(gathers)} gathers in one request; at most {limits.items}. Send several requests.")
-    geometry = (geometry or Geometry()).over(_stored_geometry(stored))
+    gathers, geometry = read_stack(body, geometry=geometry, limits=limits)
     survey, notes = _survey(geometry, shots=gathers.shape[-3], samples=gathers.shape[-2], receivers=gathers.shape[-1])
     ingest = Ingest(
         format="npy" if body.startswith(NPY_MAGIC) else "npz",
@@ -91,6 +81,25 @@ def read_gathers(body: bytes, *, geometry: Geometry | None = None, limits: Limit
         assumptions=notes,
     )
     return Upload(gathers, survey, ingest, notes)
+
+
+def read_stack(body: bytes, *, geometry: Geometry | None = None, limits: Limits) -> tuple[Array, Geometry]:
+    """The gathers of an npy or npz file as stored, and ``geometry`` over that of the file.
+
+    Raises:
+        UploadRefused: as `read_gathers`.
+    """
+    arrays = read_arrays(body, limits=limits)
+    stored = {name: arrays.pop(name) for name in SURVEY_KEYS if name in arrays}
+    gathers = _only(arrays, GATHER_KEYS, "gathers")
+    if gathers.ndim not in (3, 4):
+        raise MalformedUpload(
+            "Gathers have the axes (shot, time, receiver) or (gather, shot, time, receiver); "
+            f"got shape {gathers.shape}."
+        )
+    if gathers.ndim == 4 and len(gathers) > limits.items:
+        raise UploadTooLarge(f"{len(gathers)} gathers in one request; at most {limits.items}. Send several requests.")
+    return gathers, (geometry or Geometry()).over(_stored_geometry(stored))
 
 
 def read_velocity(body: bytes, *, limits: Limits | None = None) -> Array:

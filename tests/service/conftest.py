@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
+import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -243,3 +246,123 @@ def writable(weights: Path, make_gallery: MakeGallery) -> Iterator[Served]:
     )
     with running(settings) as one:
         yield one
+
+
+Reply = tuple[int, bytes | str, dict[str, str]] | None  # status, body or code of a problem, headers; None: no answer
+
+
+def problem(status: int, code: str) -> bytes:
+    said = {"type": f"urn:seisbind:error:{code}", "title": "No", "status": status, "detail": f"Because {code}."}
+    return json.dumps(said | {"code": code, "instance": "/", "request_id": "r-1"}).encode()
+
+
+@dataclass
+class Stub:
+    """What was asked, and what is answered in turn; the last reply goes on."""
+
+    replies: Sequence[Reply]
+    url: str = ""
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+
+@contextmanager
+def stub_server(*replies: Reply) -> Iterator[Stub]:
+    stub = Stub(replies)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            stub.asked.append((self.command, self.path))
+            reply = stub.replies[min(len(stub.asked), len(stub.replies)) - 1]
+            self.close_connection = True
+            if reply is None:
+                return
+            status, said, headers = reply
+            body = said if isinstance(said, bytes) else problem(status, said)
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(body)), "Connection": "close"} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = do_DELETE = answer
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        stub.url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            yield stub
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def cutting_proxy(port: int, cuts: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
+    """A proxy of a server on ``port`` that cuts connection ``i`` after ``cuts[i]`` lines of JSON, and later ones never.
+
+    Gives its address and, for each connection, the lines that passed.
+    """
+    passed: list[int] = []
+    ends: list[threading.Thread] = []
+
+    def back(server: socket.socket, client: socket.socket, number: int) -> None:
+        with server, client:
+            while chunk := server.recv(65536):
+                lines = chunk.count(b"}\n")
+                if number < len(cuts) and passed[number] + lines > cuts[number]:
+                    for _ in range(cuts[number] - passed[number]):
+                        end = chunk.index(b"}\n") + 2
+                        client.sendall(chunk[:end])
+                        chunk = chunk[end:]
+                        passed[number] += 1
+                    client.sendall(chunk[:20])  # and the beginning of another line
+                    client.shutdown(socket.SHUT_RDWR)
+                    return
+                passed[number] += lines
+                client.sendall(chunk)
+
+    def forth(client: socket.socket, server: socket.socket) -> None:
+        try:
+            while chunk := client.recv(65536):
+                server.sendall(chunk)
+        except OSError:
+            pass
+
+    def accept(listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", port))
+            passed.append(0)
+            for target, arguments in ((forth, (client, server)), (back, (server, client, len(passed) - 1))):
+                ends.append(threading.Thread(target=target, args=arguments))
+                ends[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        accepting = threading.Thread(target=accept, args=(listener,))
+        accepting.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", passed
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            accepting.join()
+            for each in ends:
+                each.join()
+
+
+@pytest.fixture
+def stubbed() -> Callable[..., AbstractContextManager[Stub]]:
+    """A server that gives the replies that it is told to give."""
+    return stub_server
+
+
+@pytest.fixture
+def cutting() -> Callable[..., AbstractContextManager[tuple[str, list[int]]]]:
+    return cutting_proxy

@@ -12,6 +12,7 @@ from typing import Any
 
 from seisbind.service.app import openapi_document
 from seisbind.service.bodies import RAW_TYPES
+from seisbind.service.bulk import ExitCode
 from seisbind.service.demo import npy
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -97,9 +98,10 @@ def test_the_answers_are_as_described(served: Any) -> None:
             assert operation["description"]
 
 
-def test_the_examples_of_http_md_run(serve: Any, make_gallery: Any, tmp_path: Path) -> None:
+def test_the_examples_of_http_md_and_pipelines_md_run(serve: Any, make_gallery: Any, tmp_path: Path) -> None:
     server = serve(gallery=make_gallery(), writable=True)
-    text = (DOCS / "http.md").read_text(encoding="utf-8")
+    text = "\n".join((DOCS / page).read_text(encoding="utf-8") for page in ("http.md", "pipelines.md"))
+    bin_ = str(Path(sys.executable).parent)
     for language, block in re.findall(r"^```(python|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         block = block.replace("http://127.0.0.1:8000", server.url)
         command = [sys.executable, "-c", block] if language == "python" else ["bash", "-euo", "pipefail", "-c", block]
@@ -108,9 +110,15 @@ def test_the_examples_of_http_md_run(serve: Any, make_gallery: Any, tmp_path: Pa
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}"},
             check=False,
         )
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
     assert (tmp_path / "model.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "model.npy").stat().st_size == 128 + 4 * 70 * 70
+    assert len((tmp_path / "line.jsonl").read_text().splitlines()) == 4
+
+
+def test_the_exit_codes_are_documented() -> None:
+    text = (DOCS / "pipelines.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| (\d+) \| ", text, re.MULTILINE) == [str(int(code)) for code in ExitCode]

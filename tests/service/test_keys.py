@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seisbind.model.errors import InvalidConfig, KeyRequired, KeyUnknown, ServiceError
+from seisbind.model.errors import InvalidConfig, KeyRequired, KeyUnknown, ServerRefused
 from seisbind.service import keys as module
 from seisbind.service.calls import READING_POSTS, Calls, Need
 from seisbind.service.client import Client
@@ -284,9 +284,10 @@ def test_the_command_prints_a_key_and_its_line() -> None:
 def test_the_client_sends_its_key(keyed: Any, gathers: Float32, tmp_path: Path) -> None:
     """And the command takes it from the environment."""
     with Client(keyed.url, key=READ) as client:
-        assert client.retrieve(npy(gathers[0]), top_k=1).gallery.models == 60
-    with Client(keyed.url) as client, pytest.raises(ServiceError, match="key_required"):
-        client.retrieve(npy(gathers[0]))
+        assert client.retrieve(gathers[0], top_k=1).gallery.models == 60
+    with Client(keyed.url) as client, pytest.raises(ServerRefused) as refused:
+        client.retrieve(gathers[0])
+    assert refused.value.code == "key_required"
     for bad in (f"{READ}\n", "a b", "é"):
         with pytest.raises(InvalidConfig) as caught:
             Client(keyed.url, key=bad)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from seisbind.model.errors import InvalidGather, InvalidSurvey, SeisBindError, UploadRefused
 from seisbind.model.survey import OPENFWI, Note, Survey, prepare
 from seisbind.service.arrays import Limits
-from seisbind.service.asking import ask_gallery
+from seisbind.service.asking import AskGallery, Wanted
 from seisbind.service.sample_formats import CODINGS, decode
 from seisbind.service.schemas import RetrieveAnswer
 from seisbind.service.uploads import Geometry, read_gathers, read_velocity
@@ -549,8 +549,8 @@ def test_the_command_reads_files_by_content(
 ) -> None:
     for name, body in (("a.dat", make(gathers[0]).segy()), ("b.segy", npy(gathers[0]))):
         (tmp_path / name).write_bytes(body)
-    paths = [tmp_path / "a.dat", tmp_path / "b.segy"]
-    (_, field_file), (_, array) = ask_gallery(gallery_path, weights, "cpu", paths, top_k=3, filter=None, dt_s=None)
+    with AskGallery(gallery_path, weights, "cpu", Wanted(top_k=3)) as asker:
+        field_file, array = (asker.file((tmp_path / name).read_bytes()) for name in ("a.dat", "b.segy"))
     assert (field_file.ingest.format, array.ingest.format) == ("segy", "npy")
     assert [m.model_id for m in field_file.results[0].matches] == [m.model_id for m in array.results[0].matches]
 

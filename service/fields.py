@@ -1,0 +1,60 @@
+"""What the fields of a request, and the options of a command, mean: JSON, lists, positions, parts of the answer."""
+
+from __future__ import annotations
+
+import json
+
+from seisbind.model.errors import InvalidQuery, InvalidSurvey
+from seisbind.service.schemas import RetrieveFields
+from seisbind.service.uploads import Geometry
+
+
+def parse_json(text: str | bytes, what: str) -> dict[str, object]:
+    """A JSON object.
+
+    Raises:
+        InvalidQuery: anything else.
+    """
+    try:
+        found = json.loads(text)
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+    except (ValueError, RecursionError) as error:
+        raise InvalidQuery(f"{what} is not valid JSON ({str(error)[:80]}).") from error
+    if not isinstance(found, dict):
+        raise InvalidQuery(f"{what} is a JSON object; got {type(found).__name__}.")
+    return found
+
+
+def parse_include(parts: str | list[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """The parts asked for, of those ``known``.
+
+    Raises:
+        InvalidQuery: one that is not there to ask for.
+    """
+    names = split(parts) if isinstance(parts, str) else tuple(parts)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InvalidQuery(f"There is no part {unknown[0][:60]!r} to include; known: {', '.join(known)}.")
+    return names
+
+
+def parse_geometry(fields: RetrieveFields) -> Geometry:
+    """The geometry that was sent beside the file."""
+    return Geometry(
+        fields.dt_s, _positions("shot_x_m", fields.shot_x_m), _positions("receiver_x_m", fields.receiver_x_m),
+        fields.peak_hz,
+    )  # fmt: skip
+
+
+def split(text: str) -> tuple[str, ...]:
+    """Words between commas, without spaces around them; none of an empty text."""
+    return tuple(word.strip() for word in text.split(",")) if text.strip() else ()
+
+
+def _positions(name: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(word) for word in split(text))
+    except ValueError as error:
+        raise InvalidSurvey(f"{name} is a list of metres separated by commas; got {text[:60]!r}.") from error
