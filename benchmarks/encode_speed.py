@@ -7,15 +7,16 @@
 Processor time, not the clock's: on a machine that does other things the two differ. Every round runs all of them in
 turn; a ratio is the median over the rounds of torch fp32's time by the other's of the same round. Changed answers are
 counted over all pairs: each gather's first match among the models of all pairs, against the first match by torch fp32.
-"Start" is a bare process from its birth to its first embedding, on the clock; "memory" is what it then holds. Those of
-onnxruntime and OpenVINO have neither torch nor SeisBind, but a file that was exported before; the rows named
-"SeisBind" are `Embedder.load`, which needs torch either way.
+"Start" is a process from its birth to its first embedding; "memory" is what it then holds. Those of onnxruntime and
+OpenVINO have neither torch nor SeisBind, but a file that was exported before. torch's is `Embedder.load`, and the last
+line the same with onnxruntime, which needs torch for the export.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -168,13 +169,15 @@ def openvino_ones(file: Path) -> Iterator[Contender]:
 
 
 def start(bare: str, path: Path | None) -> tuple[float, int]:
-    """Seconds until a process of its own has embedded a gather, and the MB that it holds: the quickest of three."""
+    """Processor seconds until a process of its own has embedded a gather, and the MB it then holds: the less of two."""
     taken = []
-    for _ in range(3):
-        began = time.perf_counter()
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, "-c", BARE, bare, "" if path is None else str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-        taken.append((time.perf_counter() - began, int(done.stdout.split()[-1])))
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        taken.append((seconds, int(done.stdout.split()[-1])))
     return min(taken)
 
 

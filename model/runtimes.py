@@ -123,7 +123,7 @@ def export(encoders: Encoders) -> tuple[bytes, tuple[str, ...]]:
             torch.onnx.export(
                 _Heads(encoders).eval(),
                 example,
-                file,
+                file,  # type: ignore[arg-type]  # declared a path; in memory, a disk may be read-only
                 dynamo=False,  # torch.export's successor takes 40 times as long and another package
                 opset_version=OPSET,
                 input_names=INPUTS,
