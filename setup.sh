@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-extras=simulation
+extras=simulation,onnxruntime
 [ "${1:-}" = dev ] && extras=dev
 stamp=.venv/.seisbind-$extras
 want=$(cat pyproject.toml constraints.txt setup.sh | cksum)

@@ -145,7 +145,7 @@ class ShotMerge(nn.Module):
         batch, shots, height, width, channels = features.shape
         centres = self.centres
         x = shot_x.clamp(0, 1)
-        right = torch.searchsorted(centres, x.contiguous()).clamp(1, len(centres) - 1)
+        right = (centres < x[..., None]).sum(dim=-1).clamp(1, len(centres) - 1)  # searchsorted, which ONNX lacks
         share = (x - centres[right - 1]) / (centres[right] - centres[right - 1])
         weights = F.one_hot(right, len(centres)) * share[..., None]
         weights = weights + F.one_hot(right - 1, len(centres)) * (1 - share[..., None])

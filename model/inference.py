@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import zoom
 
 from seisbind.model.descriptors import NAMES, check_velocity
-from seisbind.model.encoders import MIDDLE_M_S, SPREAD_M_S
 from seisbind.model.errors import InvalidConfig, InvalidQuery, InvalidVelocityModel
 from seisbind.model.familiarity import Verdict, judge, measure
+from seisbind.model.runtimes import as_tensor, choose_runtime
 from seisbind.model.survey import Prepared
 from seisbind.model.weights_file import Weights, load_weights
 
@@ -92,50 +92,44 @@ def choose_device(device: str = "auto") -> torch.device:
 class Embedder:
     """Weights on a device, answering in numpy. Safe to call from several threads: it holds no mutable state."""
 
-    def __init__(self, weights: Weights, *, device: str = "auto") -> None:
+    def __init__(self, weights: Weights, *, device: str = "auto", runtime: str = "auto") -> None:
         self.device = choose_device(device)
         self.weights = weights
         self._batch = BATCH.get(self.device.type, BATCH["cpu"])
         self._encoders = weights.encoders.to(self.device).eval()
+        self._runtime = choose_runtime(runtime, self._encoders, self.device)
 
     @classmethod
-    def load(cls, path: Path | None = None, *, device: str = "auto") -> Embedder:
-        """See `weights_file.load_weights`."""
-        return cls(load_weights(path), device=device)
+    def load(cls, path: Path | None = None, *, device: str = "auto", runtime: str = "auto") -> Embedder:
+        """See `weights_file.load_weights`, `choose_device` and `runtimes.choose_runtime`."""
+        return cls(load_weights(path), device=device, runtime=runtime)
 
     @property
     def fingerprint(self) -> str:
         return self.weights.fingerprint
 
     @property
+    def runtime(self) -> str:
+        """``torch`` or ``onnxruntime``: what embeds gathers."""
+        return self._runtime.name
+
+    @property
     def descriptor_spread(self) -> Float32:
         """``(13,)`` standard deviation of each descriptor over the training set."""
         return np.asarray(self._encoders.descriptor_std.cpu().numpy())
 
-    @torch.inference_mode()
     def embed_gathers(self, prepared: Prepared) -> EncodedGathers:
         """Embeddings, descriptors and coarse models of prepared gathers."""
-        std, mean = self._encoders.descriptor_std, self._encoders.descriptor_mean
-        parts: dict[str, list[Float32]] = {head.name: [] for head in fields(EncodedGathers)}
+        parts: list[dict[str, Float32]] = []
         for start in range(0, len(prepared), self._batch):
             batch = slice(start, start + self._batch)
-            out = self._encoders.embed_gathers(
-                self._tensor(prepared.traces[batch]),
-                self._tensor(prepared.live[batch]),
-                self._tensor(prepared.shot_x_m[batch]),
+            parts.append(
+                self._runtime.read_gathers(prepared.traces[batch], prepared.live[batch], prepared.shot_x_m[batch])
             )
-            parts["embedding"].append(out.embedding.cpu().numpy())
-            if out.family is not None:
-                parts["family"].append(out.family.softmax(dim=1).cpu().numpy())
-            if out.descriptors is not None and out.descriptor_scale is not None and out.velocity is not None:
-                parts["descriptors"].append((out.descriptors * std + mean).cpu().numpy())
-                parts["descriptor_scale"].append((out.descriptor_scale * std).cpu().numpy())
-                parts["velocity"].append((out.velocity * SPREAD_M_S + MIDDLE_M_S).cpu().numpy())
-        joined = {name: np.concatenate(part) if part else None for name, part in parts.items()}
-        embedding = joined.pop("embedding")
-        if embedding is None:
+        if not parts:
             raise InvalidQuery("There are no gathers to embed.")
-        return EncodedGathers(embedding, **joined)
+        read: dict[str, Any] = dict.fromkeys(head.name for head in fields(EncodedGathers))
+        return EncodedGathers(**read | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     @torch.inference_mode()
     def embed_velocity(self, velocity: ArrayLike) -> Float32:
@@ -151,7 +145,7 @@ class Embedder:
                 f"{models.shape[1]} x {models.shape[2]}. Resample the model first."
             )
         parts = [
-            self._encoders.embed_velocity(self._tensor(models[i : i + self._batch])).cpu().numpy()
+            self._encoders.embed_velocity(as_tensor(models[i : i + self._batch], self.device)).cpu().numpy()
             for i in range(0, len(models), self._batch)
         ]
         return np.concatenate(parts) if parts else np.empty((0, 256), dtype=np.float32)
@@ -166,7 +160,7 @@ class Embedder:
         table = np.atleast_2d(np.asarray(descriptors, dtype=np.float32))
         if table.ndim != 2 or table.shape[1] != len(NAMES) or not np.isfinite(table).all():
             raise InvalidQuery(f"Descriptors are {len(NAMES)} finite numbers each; got shape {np.shape(descriptors)}.")
-        return np.asarray(self._encoders.embed_descriptors(self._tensor(table)).cpu().numpy())
+        return np.asarray(self._encoders.embed_descriptors(as_tensor(table, self.device)).cpu().numpy())
 
     def infer_physics(self, encoded: EncodedGathers, neighbours: Float32 | None) -> InferredPhysics:
         """Descriptors of the ground under each gather, with their 90 % interval.
@@ -204,9 +198,6 @@ class Embedder:
         if calibration is None:
             return None
         return judge(measure(prepared, encoded.doubt(self.descriptor_spread)), calibration.familiar)
-
-    def _tensor(self, array: NDArray[np.float32] | NDArray[np.bool_]) -> torch.Tensor:
-        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device)
 
 
 def full_size(coarse: Float32) -> Float32:

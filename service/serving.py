@@ -56,7 +56,8 @@ class Serving:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.embedder = Embedder.load(settings.weights, device=settings.device)
+        self.embedder = Embedder.load(settings.weights, device=settings.device, runtime=settings.runtime)
+        log.info("Gathers are embedded by %s on %s.", self.embedder.runtime, self.embedder.device)
         self.pictures = PictureCache()
         self.metrics = Metrics()
         self._lock = threading.Lock()

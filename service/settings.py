@@ -36,6 +36,10 @@ class Settings(BaseSettings):
     gallery: Path = Field(Path("gallery"), description="Folder of the gallery that is served.")
     weights: Path | None = Field(None, description="Weights file; unset means those that ship with SeisBind.")
     device: str = Field("auto", description="Where the encoders run: auto (a GPU if there is one), cpu, cuda, cuda:1.")
+    runtime: str = Field(
+        "auto",
+        description="What embeds gathers: auto (onnxruntime on a CPU where it is installed), torch, onnxruntime.",
+    )
     host: str = Field("127.0.0.1", description="Address to listen on. The default is reachable from this machine only.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     writable: bool = Field(False, description="Whether POST /v1/models and DELETE /v1/models/{id} change the gallery.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,3 +35,11 @@ def test_a_bad_value_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEISBIND_PORT", "eighty")
     with pytest.raises(InvalidConfig, match="port"):
         read_settings()
+
+
+def test_the_runtime_that_is_set_is_the_one_that_runs(serve: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="seisbind"):
+        assert serve(runtime="torch").serving.embedder.runtime == "torch"
+    assert "Gathers are embedded by torch on cpu." in caplog.messages
+    with pytest.raises(InvalidConfig, match="runtime 'fast'"):
+        serve(runtime="fast")
