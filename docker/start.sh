@@ -6,10 +6,10 @@ serves=
 case "$*" in "seisbind serve"*) serves=yes ;; esac
 if [ "$serves" ] && [ "${SAMPLE_MODELS:-0}" -gt 0 ] && [ ! -e "$SEISBIND_GALLERY/records.sqlite" ]; then
   echo "No gallery at $SEISBIND_GALLERY: building one of $SAMPLE_MODELS random velocity models (once; a minute or two)"
+  # A first process has no handler of its own. This one is there before the builder is.
+  trap '[ -z "${!:-}" ] || { kill -TERM "$!" && wait "$!"; } || true; exit 0' TERM INT
   seisbind gallery build "$SEISBIND_GALLERY" --count "$SAMPLE_MODELS" --seed 1 --device "${SEISBIND_DEVICE:-auto}" &
-  builder=$!
-  trap 'kill -TERM "$builder"; wait "$builder" || true; exit 0' TERM INT # a first process has no handler of its own
-  wait "$builder"
+  wait "$!"
   trap - TERM INT
 fi
 exec "$@"
