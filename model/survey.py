@@ -250,7 +250,7 @@ def _time_kernel(samples: int, dt_s: float) -> csr_array:
 
 def _resample_time(array: Float32, dt_s: float, notes: list[Note]) -> Float32:
     batch, shots, samples, receivers = array.shape
-    if not np.isclose(dt_s, OPENFWI.dt_s, rtol=1e-6):
+    if not np.isclose(dt_s, (OPENFWI.dt_s, CANONICAL_DT_S), rtol=1e-6).any():
         notes.append(Note("resampled", f"Resampled in time from {dt_s * 1e3:g} ms to {CANONICAL_DT_S * 1e3:g} ms."))
     missing = CANONICAL_SAMPLES * CANONICAL_DT_S - samples * dt_s
     if missing > CANONICAL_DT_S:

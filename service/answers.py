@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from seisbind.model.survey import Note
 
@@ -53,13 +56,20 @@ class InDistribution:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """The answer for one gather. ``timings_ms``: stage → time for the whole stack it came in."""
+    """The answer for one gather.
+
+    Attributes:
+        timings_ms: stage → time for the whole stack it came in.
+        velocity: ``(35, 35)`` m/s, cells of 20 m: the ground as the encoder itself reads it, without the gallery; None
+            where the weights have no head for it.
+    """
 
     matches: tuple[Match, ...]
     physics: dict[str, Quantity]
     in_distribution: InDistribution
     warnings: tuple[Note, ...]
     timings_ms: dict[str, float]
+    velocity: NDArray[np.float32] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
