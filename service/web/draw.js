@@ -70,7 +70,9 @@ function axes(context, box, x, y) {
     context.fillRect(Math.min(px, left + width - 1), top + height, 1, 4);
     context.fillText(short(at), px, top + height + 6);
   }
-  context.fillText(x.label, left + width / 2, top + height + 19);
+  if (x.label) {
+    context.fillText(x.label, left + width / 2, top + height + 19);
+  }
   context.textBaseline = "middle";
   context.textAlign = "right";
   for (const at of ticks(y.low, y.high, Math.max(2, height / 45))) {
@@ -86,13 +88,11 @@ function axes(context, box, x, y) {
   context.restore();
 }
 
-const MODEL_BOX = { left: 44, top: 4, right: 10, bottom: 36 };
+const NARROW = 190; // pixels; a narrower model leaves out the titles of its axes
 
 function modelBox(width, height) {
-  return [
-    MODEL_BOX.left, MODEL_BOX.top,
-    width - MODEL_BOX.left - MODEL_BOX.right, height - MODEL_BOX.top - MODEL_BOX.bottom,
-  ];
+  const [left, bottom] = width < NARROW ? [28, 20] : [44, 36];
+  return [left, 8, width - left - 12, height - 8 - bottom];
 }
 
 // `map` is {rows, columns, values}, cells of `cellM`; `scale` {low, high}; with `minus`, the difference to that map.
@@ -110,7 +110,8 @@ export function drawModel(canvas, { map, cellM, scale, minus = null, mark = null
   context.drawImage(raster(rows, columns, minus ? diverging : viridis, shade), left, top, inner, deep);
   axes(
     context, box,
-    { low: 0, high: columns * cellM, label: "x (m)" }, { low: 0, high: rows * cellM, label: "depth (m)" },
+    { low: 0, high: columns * cellM, label: width < NARROW ? "" : "x (m)" },
+    { low: 0, high: rows * cellM, label: width < NARROW ? "" : "depth (m)" },
   );
   if (mark) {
     const [px, py] = [left + mark.x * inner, top + mark.y * deep];

@@ -155,7 +155,7 @@ function show(ms) {
   const best = first ? `best match ${first.model_id}, similarity ${first.similarity.toFixed(3)}` : "no match";
   const server = answer.timings_ms.total ? `, of which the server needed ${Math.round(answer.timings_ms.total)} ms` : "";
   say("done", element("p", { text: `Answered in ${Math.round(ms)} ms${server}: ${best}.` }));
-  by("answer").focus({ preventScroll: true });
+  by("answer-title").focus({ preventScroll: true });
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   by("state").scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
 }
@@ -264,7 +264,7 @@ async function showModels(result) {
   const at = shown;
   const panels = [];
   if (at.ground) {
-    panels.push({ title: "True ground", note: "of the sample; the gallery may not hold it", map: at.ground, cellM: CELL_M, aside: true });
+    panels.push({ title: "True ground", note: at.question.sample.about, map: at.ground, cellM: CELL_M, aside: true });
   }
   if (result.velocity) {
     const note = "by the encoder alone, without the gallery, in cells of 20 m";
@@ -300,10 +300,10 @@ function panelItem(panel) {
   panel.off = element("p", { className: "muted", text: " " });
   const item = element("li", { className: panel.aside ? "aside" : "" });
   const { match } = panel;
-  const title = element("h4", { text: panel.title });
-  item.append(title, canvas);
+  item.append(element("h4", { text: panel.title }), canvas);
   if (match) {
-    title.append(element("span", { text: `similarity ${match.similarity.toFixed(3)}`, title: "cosine, -1 to 1" }));
+    const similarity = `similarity ${match.similarity.toFixed(3)}`;
+    item.append(element("p", { className: "figure", text: similarity, title: "cosine, -1 to 1" }));
     panel.tags = element("p", { className: "tags" });
     item.append(element("p", {}, element("code", { text: match.model_id })), panel.off, downloads(match), panel.tags);
   } else {

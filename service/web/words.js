@@ -41,7 +41,7 @@ export function verdict(inDistribution) {
   }
   const measured = `Score ${score.toFixed(2)}, limit ${limit.toFixed(2)}.`;
   if (likely) {
-    const words = "The gather looks like those of training; intervals mean what they say.";
+    const words = "The gather looks like those of training, on which the intervals were measured.";
     return { kind: "good", mark: "✓ Familiar.", words, detail: measured };
   }
   const words = `The gather is unlike those of training: ${REASONS[reason] ?? reason}. Take the answer with care.`;
