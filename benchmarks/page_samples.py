@@ -3,8 +3,8 @@
     python benchmarks/page_samples.py --out service/web/samples
 
 The same seed gives the same ground; that of the fault is in every gallery of OpenFWI's families with seed 1
-(that of `make demo`) and 640 models or more. The gathers are simulated by deepwave with a 15 Hz Ricker, five shots into 70
-receivers, put on the canonical 4 ms grid and kept as float16.
+(that of `make demo`) and 640 models or more. The gathers are simulated by deepwave with a 15 Hz Ricker,
+five shots into 70 receivers, put on the canonical 4 ms grid and kept as float16.
 """
 
 from __future__ import annotations

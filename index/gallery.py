@@ -79,7 +79,7 @@ class GalleryInfo:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """How a gallery's descriptors are distributed: name → histogram of `HISTOGRAM_PARTS`; empty for an empty gallery."""
+    """How a gallery's descriptors are distributed: name → histogram of `HISTOGRAM_PARTS`; empty for an empty one."""
 
     generation: int
     histograms: dict[str, Histogram]

@@ -20,10 +20,10 @@ import numpy as np
 from seisbind.index.database import connect, facts_check, told
 from seisbind.index.filter import Filter
 from seisbind.index.record import (
-    Histogram,
     LITTLE,
     Catalogue,
     Float32,
+    Histogram,
     Int64,
     NewModel,
     Record,

@@ -1,4 +1,4 @@
-"""The page at /, and the files that it is made of: plain HTML, CSS and ES modules, which load nothing from elsewhere."""
+"""The page at /, and the files that it is made of: HTML, CSS and ES modules, which load nothing from elsewhere."""
 
 from __future__ import annotations
 

@@ -203,7 +203,9 @@ async def model_velocity(request: Request, model_id: str) -> Response:
     return Response(await serving_of(request).on_file(read), media_type=NPY)
 
 
-@quick.get("/models/{model_id}/velocity.segy", tags=["gallery"], response_class=Response, responses=openapi.binary(SEGY))
+@quick.get(
+    "/models/{model_id}/velocity.segy", tags=["gallery"], response_class=Response, responses=openapi.binary(SEGY)
+)
 async def model_segy(request: Request, model_id: str) -> Response:
     """The velocity model as SEG-Y revision 1 in the depth domain: a trace a column of cells, m/s, IEEE floats."""
 

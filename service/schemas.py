@@ -182,8 +182,10 @@ class TracesBody(BaseModel):
 class RetrievalBody(BaseModel):
     matches: list[MatchBody]
     physics: dict[str, QuantityBody] | None = None
-    velocity: CoarseVelocityBody | None = Field(None, description="Where asked for, and the weights have a head for it.")
-    traces: TracesBody | None = Field(None, description="Where asked for, of the first 64 shots of a request.")
+    velocity: CoarseVelocityBody | None = Field(
+        default=None, description="Where asked for, and the weights have a head for it."
+    )
+    traces: TracesBody | None = Field(default=None, description="Where asked for, of the first 64 shots of a request.")
     in_distribution: InDistributionBody
     warnings: list[WarningBody]
 

@@ -67,7 +67,9 @@ def test_the_page_says_what_is_served_and_which_calls_there_are(served: Any) -> 
 @pytest.mark.parametrize("name", TEXTS)
 def test_nothing_refers_to_another_host(name: str) -> None:
     text = (WEB / name).read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")  # a name, not an address
-    assert not re.search(r"\b(https?|wss?):|[\"'(]//|innerHTML|eval\(|localStorage|sessionStorage|document\.cookie", text)
+    assert not re.search(
+        r"\b(https?|wss?):|[\"'(]//|innerHTML|eval\(|localStorage|sessionStorage|document\.cookie", text
+    )
 
 
 def test_what_the_page_loads_is_there() -> None:
@@ -150,7 +152,9 @@ def test_the_distribution_counts_every_model_and_follows_changes(serve: Any, mak
     server = serve(gallery=make_gallery(), writable=True)
     body = server.http.get("/v1/gallery/distribution").json()
     assert [each["name"] for each in body["descriptors"]] == list(NAMES)
-    ranges = {each["name"]: (each["low"], each["high"]) for each in server.http.get("/v1/gallery").json()["descriptors"]}
+    ranges = {
+        each["name"]: (each["low"], each["high"]) for each in server.http.get("/v1/gallery").json()["descriptors"]
+    }
     with Gallery.open(server.settings.gallery, fingerprint=None) as gallery:
         held = np.stack([record.descriptors for record in gallery.records(gallery.model_ids())])
     for column, each in zip(held.T.astype(np.float64), body["descriptors"], strict=True):
