@@ -189,6 +189,10 @@ function showVerdict(result) {
     const ranked = result.ranked_by === "structure" ? "; the matches are therefore ranked by structure" : "";
     const chance = Math.round(100 * result.in_gallery);
     lines.push(element("p", { text: `The first match is the very ground with a probability of ${chance} %${ranked}.` }));
+  } else if (result.in_distribution.similarity !== null) {
+    const similarity = result.in_distribution.similarity.toFixed(3);
+    const said = `That is about the gather, not about the gallery, whose best match has a similarity of ${similarity}.`;
+    lines.push(element("p", { className: "muted", text: said }));
   }
   by("verdict").className = `verdict ${kind}`;
   by("verdict").replaceChildren(...lines);

@@ -21,7 +21,8 @@ export function plainName(name) {
 const DECIMALS = { "m/s": 0, m: 0, "1/s": 2, "": 3 };
 
 export function number(value, unit) {
-  return value.toFixed(DECIMALS[unit] ?? 2).replace("-", "−");
+  const text = value.toFixed(DECIMALS[unit] ?? 2);
+  return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
 }
 
 const REASONS = {
