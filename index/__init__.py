@@ -4,8 +4,8 @@ if __name__ != "seisbind.index":
     raise ImportError(f"imported as {__name__!r}; write 'import seisbind.index' (after 'pip install -e .')")
 
 from seisbind.index.filter import Filter
-from seisbind.index.gallery import Gallery, GalleryInfo, Hit
+from seisbind.index.gallery import Distribution, Gallery, GalleryInfo, Hit
 from seisbind.index.record import Record
 from seisbind.index.verify import VerifyReport, verify_folder
 
-__all__ = ["Filter", "Gallery", "GalleryInfo", "Hit", "Record", "VerifyReport", "verify_folder"]
+__all__ = ["Distribution", "Filter", "Gallery", "GalleryInfo", "Hit", "Record", "VerifyReport", "verify_folder"]

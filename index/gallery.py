@@ -22,7 +22,7 @@ from seisbind.index.database import FORMAT_VERSION, RECORDS, create_database, to
 from seisbind.index.filter import Filter
 from seisbind.index.folder import BUILDING, LOCK, SPACES, install, make_folder, make_room, size_bytes
 from seisbind.index.lock import WriterLock
-from seisbind.index.record import Float32, Record
+from seisbind.index.record import Float32, Histogram, Record
 from seisbind.index.records import Records
 from seisbind.index.snapshot import write_snapshot
 from seisbind.index.verify import VerifyReport, verify
@@ -39,6 +39,7 @@ from seisbind.model.errors import (
 
 log = logging.getLogger(__name__)
 
+HISTOGRAM_PARTS = 24  # as many bars as a small plot can show
 MAX_K = 1000  # hits a query: as many as a page or a table can use, and a bound on what an answer weighs
 
 
@@ -74,6 +75,14 @@ class GalleryInfo:
     created_at: str
     descriptor_ranges: dict[str, tuple[float, float]]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """How a gallery's descriptors are distributed: name → histogram of `HISTOGRAM_PARTS`; empty for an empty one."""
+
+    generation: int
+    histograms: dict[str, Histogram]
 
 
 def _no_step(step: str) -> None:
@@ -449,6 +458,10 @@ class Gallery:
             descriptor_ranges=self._records.descriptor_ranges(),
             notes=self._notes,
         )
+
+    def distribution(self) -> Distribution:
+        """How the descriptors of all models are distributed, as of now; reads every record's descriptors."""
+        return Distribution(self.generation, self._records.histograms(HISTOGRAM_PARTS))
 
     def verify(self) -> VerifyReport:
         """Read every byte and compare it with its checksum, SQLite's structure and the snapshots included."""

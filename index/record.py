@@ -53,6 +53,15 @@ class NewModel:
     physics_embedding: Float32
 
 
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many models lie in each of equal parts of the range from ``low`` to ``high``, both included."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Catalogue:
     """Which models there are, by row: ``rows`` ascending, their ``ids``, and their ``keys`` (see `snapshot`)."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from seisbind.model.survey import Note
 
@@ -63,6 +66,8 @@ class Retrieval:
         ranked_by: ``similarity``, or ``structure`` where ``in_gallery`` is below the weights' limit: then the most
             similar models are ordered by their difference to the coarse model that the encoder read from the gather.
         timings_ms: stage → time for the whole stack it came in.
+        velocity: ``(35, 35)`` m/s, cells of 20 m: the ground as the encoder itself reads it, without the gallery; None
+            where the weights have no head for it.
     """
 
     matches: tuple[Match, ...]
@@ -72,6 +77,7 @@ class Retrieval:
     ranked_by: Literal["similarity", "structure"]
     warnings: tuple[Note, ...]
     timings_ms: dict[str, float]
+    velocity: NDArray[np.float32] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 import seisbind.service.errors as errors
@@ -53,11 +54,20 @@ async def read_metrics(request: Request) -> Response:
 
 @outside.get("/", include_in_schema=False)
 async def landing(request: Request) -> HTMLResponse:
-    """A page that says what this is."""
+    """The page."""
     app: FastAPI = request.app
     info = await serving_of(request).on_file(lambda engine: engine.info())
     headers = {"Content-Security-Policy": pages.POLICY}
     return HTMLResponse(pages.landing(info, app.openapi()), headers=headers)
+
+
+@outside.get("/web/{name:path}", include_in_schema=False)
+async def web(name: str) -> Response:
+    """A file that the page is made of."""
+    file = pages.web_files().get(name)
+    if file is None:
+        raise HTTPException(404)
+    return Response(file.content, media_type=file.media_type)
 
 
 class Application(FastAPI):

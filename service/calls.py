@@ -48,6 +48,7 @@ class Calls:
     def __init__(self, templates: Iterable[str], settings: Settings) -> None:
         self._access = {
             "/": settings.page_access,
+            "/web/{name:path}": settings.page_access,
             "/openapi.json": settings.openapi_access,
             "/metrics": settings.metrics_access,
         }

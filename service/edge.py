@@ -28,7 +28,9 @@ SAFE_HEADERS = {
     b"cache-control": b"no-store",
 }
 # A model's map and picture change only if it is removed and another is added under its id.
-CACHED = frozenset({"/v1/models/{model_id}/velocity.npy", "/v1/models/{model_id}/image.png"})
+CACHED = frozenset(
+    {"/v1/models/{model_id}/velocity.npy", "/v1/models/{model_id}/velocity.segy", "/v1/models/{model_id}/image.png"}
+)
 CACHE_CONTROL = b"private, max-age=300"
 
 

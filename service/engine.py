@@ -5,6 +5,7 @@ The server, the command line, bulk jobs and the tests answer through `Engine`, s
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seisbind.index import Filter, Gallery, GalleryInfo, Hit
+from seisbind.index import Distribution, Filter, Gallery, GalleryInfo, Hit
 from seisbind.model.descriptors import DESCRIPTORS, NAMES, check_velocity, describe
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
 from seisbind.model.familiarity import Verdict
@@ -60,6 +61,8 @@ class Engine:
         self.embedder = embedder
         self.gallery = gallery
         self._info: GalleryInfo | None = None
+        self._distribution: Distribution | None = None
+        self._counting = threading.Lock()
 
     def info(self) -> GalleryInfo:
         """What the gallery is, computed again only after a change: it reads every record's descriptors."""
@@ -69,6 +72,14 @@ class Engine:
             if self.gallery.generation == generation:  # nothing changed while it was counted
                 self._info = info
         return info
+
+    def distribution(self) -> Distribution:
+        """How the gallery's descriptors are distributed, counted again only after a change."""
+        with self._counting:
+            found = self._distribution
+            if found is None or found.generation != self.gallery.generation:
+                found = self._distribution = self.gallery.distribution()
+        return found
 
     def retrieve(
         self,
@@ -173,6 +184,7 @@ class Engine:
                     ranked_by="structure" if row in moved else "similarity",
                     warnings=(*query.notes, *query.prepared.notes[i], *self._fewer(chosen, query.top_k, query.filter)),
                     timings_ms=watch.timings_ms,
+                    velocity=None if encoded.velocity is None else encoded.velocity[row],
                 )
                 for i, row in enumerate(own.tolist())
             ]

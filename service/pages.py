@@ -1,47 +1,66 @@
-"""A small honest page at /: what is served, and which calls there are. It loads nothing from anywhere."""
+"""The page at /, and the files that it is made of: HTML, CSS and ES modules, which load nothing from elsewhere."""
 
 from __future__ import annotations
 
-import hashlib
-from base64 import b64encode
+from dataclasses import dataclass
+from functools import cache
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from seisbind.index import GalleryInfo
 
-STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:3rem auto;padding:0 1rem;color:#1b2733}"
-    "code,pre{font:14px/1.5 ui-monospace,monospace;background:#f2f5f8;border-radius:4px}"
-    "code{padding:.1em .3em}pre{padding:.8rem;overflow-x:auto}"
-    "table{border-collapse:collapse;width:100%}td{border-top:1px solid #dde4ea;padding:.35rem .8rem .35rem 0;"
-    "vertical-align:top}td:first-child{white-space:nowrap}"
+WEB = Path(__file__).parent / "web"
+INDEX = "index.html"
+MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".npy": "application/x-npy",
+    ".npz": "application/x-npz",
+    ".svg": "image/svg+xml",
+}
+# of the page: files of this server and calls to it, nothing inline, nothing from anywhere else
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 
-_STYLE_HASH = b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-# of the page: its own style, known by its hash, and nothing else from anywhere
-POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+
+@dataclass(frozen=True, slots=True)
+class WebFile:
+    """A file of the page as it is sent."""
+
+    content: bytes
+    media_type: str
+
+
+@cache
+def web_files() -> dict[str, WebFile]:
+    """The files that the page may load, by their path under ``web/``; read once. Others are not there."""
+    return {
+        path.relative_to(WEB).as_posix(): WebFile(path.read_bytes(), MEDIA_TYPES[path.suffix])
+        for path in sorted(WEB.rglob("*"))
+        if path.suffix in MEDIA_TYPES
+    }
 
 
 def landing(info: GalleryInfo, api: dict[str, Any]) -> str:
-    """The page, as HTML."""
+    """The page, as HTML: what is served and which calls there are is said in it, without a script too."""
     calls = "".join(
         f"<tr><td><code>{method.upper()} {escape(path)}</code></td>"
         f"<td>{escape(operation.get('description', '').splitlines()[0])}</td></tr>"
         for path, operations in api["paths"].items()
         for method, operation in operations.items()
     )
-    families = ", ".join(f"{escape(name)} {count}" for name, count in info.families.items())
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>SeisBind</title>
-<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>
-<h1>SeisBind {escape(api["info"]["version"])}</h1>
-<p>Seismic shot gathers in; the velocity models that go with them, and the physics of the ground, out.</p>
-<p>Serving the gallery <b>{escape(info.path.resolve().name)}</b> with {info.count} velocity models
-({families or "without families"}), made with weights <code>{escape(info.fingerprint)}</code>.</p>
-<pre>curl -F file=@gather.npy -F top_k=3 http://…/v1/retrieve</pre>
-<table>{calls}</table>
-<p>The description for programs: <a href="/openapi.json">/openapi.json</a>.</p>
-</body></html>
-"""
+    said = {
+        "version": escape(api["info"]["version"]),
+        "gallery": escape(info.path.resolve().name),
+        "count": f"{info.count:,}".replace(",", " "),
+        "weights": escape(info.fingerprint),
+        "calls": calls,
+    }
+    page = (WEB / INDEX).read_text(encoding="utf-8")
+    for name, value in said.items():
+        page = page.replace(f"{{{{{name}}}}}", value)
+    return page

@@ -28,20 +28,23 @@ from seisbind.service.engine import Engine, Stopwatch
 from seisbind.service.fields import parse_geometry, parse_include, parse_json, split
 from seisbind.service.images import velocity_png
 from seisbind.service.ingest import Ingest
+from seisbind.service.pictured import bodies
 from seisbind.service.query import Query
 from seisbind.service.schemas import (
+    LARGE_PARTS,
     PARTS,
     SEARCH_PARTS,
     AddAnswer,
     AddFields,
     DescriptorBody,
     DescriptorSearch,
+    DistributionAnswer,
     GalleryAnswer,
     GalleryBody,
+    HistogramBody,
     IngestBody,
     ModelBody,
     ReloadAnswer,
-    RetrievalBody,
     RetrieveAnswer,
     RetrieveFields,
     SearchAnswer,
@@ -49,11 +52,13 @@ from seisbind.service.schemas import (
     SearchResultBody,
     WeightsBody,
 )
+from seisbind.service.segy import write_velocity
 from seisbind.service.serving import Serving
 from seisbind.service.uploads import read_gathers, read_velocity
 
 JSON = "application/json"
 NPY = "application/x-npy"
+SEGY = "application/vnd.seg-y"
 
 
 def serving_of(request: Request) -> Serving:
@@ -94,7 +99,7 @@ async def retrieve(request: Request) -> Response:
     top_k, wanted, include = (
         allowed_top_k(fields.top_k, serving),
         parse_filter(fields.filter),
-        parse_include(fields.include, PARTS),
+        parse_include(fields.include, PARTS + LARGE_PARTS),
     )
     geometry, limits, watch = parse_geometry(fields), _limits(serving), Stopwatch()
 
@@ -104,14 +109,14 @@ async def retrieve(request: Request) -> Response:
         with watch("prepare"):
             return Query(prepare(upload.gathers, upload.survey), top_k, wanted, upload.notes), upload.ingest
 
-    async def answer() -> tuple[Answered, Ingest]:
+    async def answer() -> tuple[Answered, Query, Ingest]:
         with serving.batches.coming():
             query, ingest = await serving.on_file(read)
         request.state.gathers = len(query)
-        return await serving.batches.answer(query), ingest
+        return await serving.batches.answer(query), query, ingest
 
     with watch("total"):
-        answered, ingest = await unless_left(request, answer())
+        answered, query, ingest = await unless_left(request, answer())
     timings_ms = watch.timings_ms | answered.timings_ms
     serving.metrics.observe_stages(timings_ms)
 
@@ -121,7 +126,7 @@ async def retrieve(request: Request) -> Response:
             weights=WeightsBody.of(engine.embedder.weights),
             gallery=GalleryBody.of(answered.gallery),
             ingest=IngestBody.of(ingest),
-            results=[RetrievalBody.of(each, include) for each in answered.retrievals],
+            results=bodies(answered.retrievals, query.prepared, include),
             timings_ms=timings_ms,
         )
 
@@ -186,6 +191,20 @@ async def model_velocity(request: Request, model_id: str) -> Response:
         return buffer.getvalue()
 
     return Response(await serving_of(request).on_file(read), media_type=NPY)
+
+
+@quick.get(
+    "/models/{model_id}/velocity.segy", tags=["gallery"], response_class=Response, responses=openapi.binary(SEGY)
+)
+async def model_segy(request: Request, model_id: str) -> Response:
+    """The velocity model as SEG-Y revision 1 in the depth domain: a trace a column of cells, m/s, IEEE floats."""
+
+    def read(engine: Engine) -> bytes:
+        record = engine.gallery.record(model_id)
+        title = f"{model_id}  {record.family or ''}".strip()
+        return write_velocity(engine.gallery.velocity(model_id), cell_m=CELL_M, title=title)
+
+    return Response(await serving_of(request).on_file(read), media_type=SEGY)
 
 
 @working.get(
@@ -282,6 +301,26 @@ async def gallery(request: Request) -> GalleryAnswer:
         )
 
     return await serving.on_file(look)
+
+
+@quick.get("/gallery/distribution", tags=["gallery"])
+async def distribution(request: Request) -> DistributionAnswer:
+    """How the descriptors of the gallery's models are distributed: a histogram each."""
+
+    def look(engine: Engine) -> DistributionAnswer:
+        found = engine.distribution()
+        return DistributionAnswer(
+            generation=found.generation,
+            descriptors=[
+                HistogramBody(
+                    name=d.name, unit=d.unit, definition=d.definition, low=h.low, high=h.high, counts=list(h.counts)
+                )
+                for d in DESCRIPTORS
+                if (h := found.histograms.get(d.name)) is not None
+            ],
+        )
+
+    return await serving_of(request).on_file(look)
 
 
 @quick.post("/gallery/reload", tags=["gallery"])

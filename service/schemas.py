@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # a client of the server needs neither torch nor FAISS
     from seisbind.service.answers import Match, Retrieval, SearchResult
     from seisbind.service.ingest import Ingest
 
-PARTS = ("descriptors", "physics")  # of a retrieval
+PARTS = ("descriptors", "physics")  # of a retrieval, unless others are asked for
+LARGE_PARTS = ("velocity", "traces")  # of POST /v1/retrieve, for pictures
 SEARCH_PARTS = ("descriptors",)
 
 
@@ -45,7 +46,9 @@ class RetrieveFields(SearchFields):
     include: str = Field(
         "descriptors,physics",
         max_length=100,
-        description="Parts of the answer, separated by commas: descriptors, physics; may be empty.",
+        description="Parts of the answer, separated by commas: descriptors, physics; may be empty. POST /v1/retrieve "
+        "also knows velocity (the ground as the encoder reads it without the gallery) and traces (the gathers as the "
+        "encoder sees them, of the first 64 shots).",
         examples=["physics"],
     )
     dt_s: float | None = Field(
@@ -156,9 +159,33 @@ class WarningBody(BaseModel):
     detail: str
 
 
+class CoarseVelocityBody(BaseModel):
+    """The ground as the encoder itself reads it from the gather, whatever the gallery holds."""
+
+    cell_m: float = Field(description="Size of a cell along depth and x, metres.")
+    m_s: list[list[int]] = Field(description="Rows from the surface down, each along x; m/s.")
+
+
+class TracesBody(BaseModel):
+    """A gather as the encoder sees it: on the canonical grid, filtered, before any gain; dead traces are zero."""
+
+    shots: int
+    samples: int
+    receivers: int
+    dt_s: float
+    shot_x_m: list[float] = Field(description="Metres from the first receiver.")
+    receiver_step_m: float
+    scale: float = Field(description="What an integer is multiplied by, in the unit of the gather.")
+    int16: str = Field(description="Base64 of little-endian int16 (shot, time, receiver).")
+
+
 class RetrievalBody(BaseModel):
     matches: list[MatchBody]
     physics: dict[str, QuantityBody] | None = None
+    velocity: CoarseVelocityBody | None = Field(
+        default=None, description="Where asked for, and the weights have a head for it."
+    )
+    traces: TracesBody | None = Field(default=None, description="Where asked for, of the first 64 shots of a request.")
     in_distribution: InDistributionBody
     in_gallery: float | None = Field(
         description="Probability that the gallery's best match is the very ground of the gather, at even odds before."
@@ -285,6 +312,7 @@ class ModelBody(BaseModel):
     descriptors: dict[str, QuantityValue]
     checksum: str
     velocity_url: str
+    segy_url: str
     image_url: str
 
     @classmethod
@@ -305,6 +333,7 @@ class ModelBody(BaseModel):
             },
             checksum=record.checksum,
             velocity_url=f"{at}/velocity.npy",
+            segy_url=f"{at}/velocity.segy",
             image_url=f"{at}/image.png",
         )
 
@@ -339,6 +368,22 @@ class GalleryAnswer(BaseModel):
     created_at: str
     bytes: int
     notes: list[str]
+
+
+class HistogramBody(BaseModel):
+    name: str
+    unit: str
+    definition: str
+    low: float = Field(description="Lowest in the gallery: where the first part begins.")
+    high: float = Field(description="Highest in the gallery: where the last part ends.")
+    counts: list[int] = Field(description="Models in each of equal parts of that range.")
+
+
+class DistributionAnswer(BaseModel):
+    """How the descriptors of the gallery's models are distributed; without entries for an empty gallery."""
+
+    generation: int
+    descriptors: list[HistogramBody]
 
 
 class ReloadAnswer(BaseModel):

@@ -1,6 +1,6 @@
 """The layout of SEG-Y and Seismic Unix (SU) files: headers and samples as views of the bytes, checked against them.
 
-Nothing is copied or written: the readers of native libraries want a path, and believe what the file says of itself.
+Nothing that is read is copied: the readers of native libraries want a path, and believe what the file says of itself.
 Here every count is held against the bytes present before an array is made. Byte numbers in messages and comments count
 from 1, as the standard does (SEG-Y revision 1, 2002; SU's trace header is SEG-Y's, without file headers).
 """
@@ -45,6 +45,22 @@ FIELDS = {
     "samples": (115, "u2"),
     "dt_us": (117, "u2"),
     "time_scalar": (215, "i2"),
+}
+
+# the same, of the velocity models that are written
+VELOCITY_FIELDS = {
+    "line_trace": (1, "i4"),
+    "file_trace": (5, "i4"),
+    "cdp": (21, "i4"),
+    "kind": (29, "i2"),
+    "scalco": (71, "i2"),
+    "source_x": (73, "i4"),
+    "group_x": (81, "i4"),
+    "coordinate_units": (89, "i2"),
+    "samples": (115, "u2"),
+    "dt": (117, "u2"),
+    "cdp_x": (181, "i4"),
+    "unit": (203, "i2"),
 }
 
 
@@ -128,6 +144,70 @@ def read_su(body: bytes) -> TraceFile:
     samples = _samples(body, 0, order, coding, _number(body, 115, order), [])
     headers, words = _views(body, 0, order, coding, samples)
     return TraceFile("su", order, coding, 0, 0, headers, words, ())
+
+
+def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str) -> bytes:
+    """A velocity model as a SEG-Y file of revision 1 in the depth domain, big-endian, IEEE floats.
+
+    The sampling interval (bytes 3217-3218 and 117-118) is in millimetres, as most readers of depth sections expect:
+    what they call microseconds and milliseconds are then millimetres and metres.
+
+    Args:
+        velocity: ``(depth, x)``, m/s; a trace each column.
+        cell_m: cell size along both axes, m; whole centimetres.
+        title: what the textual header says of the model.
+    """
+    depth_cells, columns = velocity.shape
+    step_mm = round(cell_m * 1000)
+    cards = [
+        "C 1 SEISBIND VELOCITY MODEL",
+        f"C 2 {title}",
+        f"C 3 DEPTH DOMAIN, {columns} TRACES OF {depth_cells} SAMPLES, FIRST SAMPLE AT DEPTH 0",
+        "C 4 SAMPLES: VELOCITY IN M/S, IEEE FLOAT, BIG-ENDIAN",
+        f"C 5 BYTES 3217-3218 AND 117-118: SAMPLE INTERVAL IN MILLIMETRES ({step_mm})",
+        "C 6 BYTES 1-4 AND 21-24: TRACE NUMBER, CDP NUMBER, FROM 1",
+        "C 7 BYTES 73-76, 81-84 AND 181-184: X IN CENTIMETRES (SCALAR -100 IN BYTES 71-72)",
+        "C 8 BYTES 29-30: -1, OTHER THAN TIME DOMAIN. BYTES 203-204: 6, METRES PER SECOND",
+        *(f"C{number:2d}" for number in range(9, 39)),
+        "C39 SEG Y REV1",
+        "C40 END TEXTUAL HEADER",
+    ]
+    text = "".join(card[:CARD].ljust(CARD) for card in cards).encode("cp037", errors="replace")
+    binary = bytearray(FILE_HEADER_BYTES - TEXT_BYTES)
+    for byte, value in (
+        (3213, columns),  # traces an ensemble
+        (3217, step_mm),
+        (3221, depth_cells),
+        (3225, 5),  # IEEE float32
+        (3229, 4),  # sorted as a stacked line
+        (3255, 1),  # metres
+        (3501, 0x0100),  # revision 1
+        (3503, 1),  # all traces of one length
+    ):
+        binary[byte - 1 - TEXT_BYTES : byte + 1 - TEXT_BYTES] = value.to_bytes(2, "big")
+    headers = np.zeros(
+        columns,
+        np.dtype(
+            {
+                "names": list(VELOCITY_FIELDS),
+                "formats": [f">{kind}" for _, kind in VELOCITY_FIELDS.values()],
+                "offsets": [byte - 1 for byte, _ in VELOCITY_FIELDS.values()],
+                "itemsize": TRACE_HEADER_BYTES,
+            }
+        ),
+    )
+    number = np.arange(columns)
+    x_cm = np.round(number * cell_m * 100).astype(np.int64)
+    constant = {"kind": -1, "scalco": -100, "coordinate_units": 1, "samples": depth_cells, "dt": step_mm, "unit": 6}
+    for name, value in constant.items():
+        headers[name] = value
+    for name in ("line_trace", "file_trace", "cdp"):
+        headers[name] = number + 1
+    for name in ("source_x", "group_x", "cdp_x"):
+        headers[name] = x_cm
+    samples = np.ascontiguousarray(velocity.T, dtype=">f4")
+    traces = b"".join(h.tobytes() + s.tobytes() for h, s in zip(headers, samples, strict=True))
+    return text + bytes(binary) + traces
 
 
 def _number(body: bytes, byte: int, order: Order) -> int:

@@ -71,6 +71,8 @@ def test_the_wheel_has_everything_and_imports_from_elsewhere(wheel: Path, tmp_pa
             assert f"seisbind/{package}/{module.name}" in names
     for weights in (ROOT / "model" / "weights").glob("*"):
         assert f"seisbind/model/weights/{weights.name}" in names
+    for web in (ROOT / "service" / "web").rglob("*"):
+        assert web.is_dir() or f"seisbind/service/{web.relative_to(ROOT / 'service').as_posix()}" in names
     assert not [name for name in names if "test" in name or "runs/" in name]
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = "import seisbind.service.cli as c, seisbind.model.weights_file as w; print(c.__file__, w.SHIPPED)"
@@ -92,7 +94,7 @@ def test_constraints_pin_what_is_required() -> None:
     }
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for requirement in project["dependencies"] + extras["simulation"] + extras["dev"]:
+    for requirement in project["dependencies"] + extras["simulation"] + extras["dev"] + extras["browser"]:
         name = requirement.split(">")[0].split("<")[0].split("[")[0].strip().lower()
         assert name in pinned | {"seisbind"}, name
 

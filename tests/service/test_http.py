@@ -165,10 +165,7 @@ def test_gallery(served: Any, engine: Engine) -> None:
 def test_live_ready_and_the_page(served: Any) -> None:
     assert served.http.get("/healthz").json() == {"status": "live"}
     assert served.http.get("/readyz").json() == {"status": "ready"}
-    page = served.http.get("/").text
-    assert "60 velocity models" in page
-    assert "http://" not in page.replace("http://…", "")
-    assert "https://" not in page
+    assert "60 velocity models" in served.http.get("/").text
 
 
 def test_a_read_only_server_does_not_change(served: Any, models: tuple[Float32, Sequence[str]]) -> None:

@@ -1,0 +1,67 @@
+// What the answer says, in words: names of quantities, verdicts, advice.
+
+const NAMES = {
+  std_velocity: "velocity spread (std)",
+  min_velocity: "lowest velocity",
+  max_velocity: "highest velocity",
+  mean_vertical_gradient: "mean vertical gradient",
+  mean_abs_vertical_gradient: "mean vertical change, absolute",
+  mean_abs_lateral_gradient: "mean lateral change, absolute",
+  shallow_velocity: "upper third, mean velocity",
+  middle_velocity: "middle third, mean velocity",
+  deep_velocity: "lower third, mean velocity",
+  strongest_contrast_depth: "depth of the strongest contrast",
+  interface_share: "share of cells at interfaces",
+};
+
+export function plainName(name) {
+  return NAMES[name] ?? name.replaceAll("_", " ");
+}
+
+const DECIMALS = { "m/s": 0, m: 0, "1/s": 2, "": 3 };
+
+export function number(value, unit) {
+  const text = value.toFixed(DECIMALS[unit] ?? 2);
+  return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
+}
+
+const REASONS = {
+  noise: "it is noisier than any gather of training",
+  frequency: "its frequencies are not those of training",
+  slow_waves: "it holds slow waves, such as surface waves, that training did not have",
+  amplitudes: "its amplitudes look clipped or gained",
+  geometry: "too few shots or live traces",
+  ground: "the ground seems to be of a kind that training did not have",
+};
+
+// {kind, mark, words, detail}
+export function verdict(inDistribution) {
+  const { likely, reason, detail, score, limit } = inDistribution;
+  if (likely === null) {
+    return { kind: "", mark: "No verdict.", words: "These weights are not calibrated.", detail: "" };
+  }
+  const measured = `Score ${score.toFixed(2)}, limit ${limit.toFixed(2)}.`;
+  if (likely) {
+    const words = "The gather looks like those of training, on which the intervals were measured.";
+    return { kind: "good", mark: "✓ Familiar.", words, detail: measured };
+  }
+  const words = `The gather is unlike those of training: ${REASONS[reason] ?? reason}. Take the answer with care.`;
+  return { kind: "doubt", mark: "⚠ Unfamiliar.", words, detail: `${detail ?? ""} ${measured}`.trim() };
+}
+
+const ADVICE = {
+  invalid_survey: "Enter positions and sampling under “Geometry” above, then ask again.",
+  unsupported_format: "The page takes npy, npz, SEG-Y and SU files; which one it is, the bytes say and not the name.",
+  upload_too_large: "Cut the file to fewer gathers, or send it to /v1/retrieve/stream from a terminal.",
+  overloaded: "The server has more to do than it takes on. Try again in a moment.",
+  not_ready: "The server is starting or stopping. Try again in a moment.",
+  key_required: "Enter an API key above; whoever runs this server hands them out.",
+  key_unknown: "The server does not know this key. Enter another one above.",
+  malformed_upload: "Write the file again, or check that it was copied whole.",
+  invalid_gather: "Look at the samples of the file: the sentence above says what is wrong with them.",
+  internal_error: "It is the server's fault. Whoever runs it finds the cause under the request id.",
+};
+
+export function advice(code) {
+  return ADVICE[code] ?? "";
+}
