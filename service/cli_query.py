@@ -177,6 +177,9 @@ def _show(path: Path, answer: RetrieveAnswer) -> None:
                 interval = f"{q.low:.{d.decimals}f} to {q.high:.{d.decimals}f}"
                 physics.add_row(d.name.replace("_", " "), d.format(q.value), interval)
         out.print(physics)
+        if result.in_gallery is not None:
+            ranked = " Ranked by structure." if result.ranked_by == "structure" else ""
+            out.print(f"The first match is the very ground with a probability of {result.in_gallery:.0%}.{ranked}")
         if result.in_distribution.likely is False:
             out.print(f"Unlike the gathers of training: {result.in_distribution.detail}", markup=False)
         for warning in result.warnings:

@@ -58,6 +58,8 @@ def _schema(pyarrow: Any) -> Any:
         "likely": pyarrow.bool_(),
         "score": number,
         "reason": text,
+        "in_gallery": number,
+        "ranked_by": text,
         "warnings": words,
     }
     for d in DESCRIPTORS:
@@ -85,6 +87,8 @@ def _row(line: AnswerLine) -> dict[str, object]:
             "likely": likeness.likely,
             "score": likeness.score,
             "reason": likeness.reason,
+            "in_gallery": line.result.in_gallery,
+            "ranked_by": line.result.ranked_by,
             "warnings": [warning.code for warning in line.result.warnings],
         }
         for name, q in (line.result.physics or {}).items():
