@@ -26,6 +26,7 @@ from seisbind.service.schemas import (
     PARTS,
     SEARCH_PARTS,
     AddAnswer,
+    DistributionAnswer,
     GalleryAnswer,
     ModelBody,
     ReloadAnswer,
@@ -209,6 +210,10 @@ class Client:
     def info(self) -> GalleryAnswer:
         """GET /v1/gallery: what is being served."""
         return self._do(calls.info())
+
+    def distribution(self) -> DistributionAnswer:
+        """GET /v1/gallery/distribution: how the gallery's descriptors are distributed."""
+        return self._do(calls.distribution())
 
     def reload(self) -> ReloadAnswer:
         """POST /v1/gallery/reload: serve what is in the gallery's folder now."""
@@ -410,6 +415,10 @@ class AsyncClient:
     async def info(self) -> GalleryAnswer:
         """GET /v1/gallery: what is being served."""
         return await self._do(calls.info())
+
+    async def distribution(self) -> DistributionAnswer:
+        """GET /v1/gallery/distribution: how the gallery's descriptors are distributed."""
+        return await self._do(calls.distribution())
 
     async def reload(self) -> ReloadAnswer:
         """POST /v1/gallery/reload: serve what is in the gallery's folder now."""

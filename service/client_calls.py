@@ -21,6 +21,7 @@ from seisbind.service.arrays import Limits, npy, read_npy
 from seisbind.service.retries import retry_after_s
 from seisbind.service.schemas import (
     AddAnswer,
+    DistributionAnswer,
     GalleryAnswer,
     ModelBody,
     Problem,
@@ -107,6 +108,10 @@ def search_descriptors(
 
 def info() -> Call[GalleryAnswer]:
     return Call("GET", "/v1/gallery", partial(_body, GalleryAnswer))
+
+
+def distribution() -> Call[DistributionAnswer]:
+    return Call("GET", "/v1/gallery/distribution", partial(_body, DistributionAnswer))
 
 
 def reload() -> Call[ReloadAnswer]:
