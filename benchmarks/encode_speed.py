@@ -15,6 +15,7 @@ line the same with onnxruntime, which needs torch for the export.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import resource
 import statistics
@@ -214,6 +215,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of tracers, about sizes that are constant here
+    logging.disable(logging.WARNING)  # of the quantiser, which knows a preparation that changes nothing here
     weights = load_weights(args.weights)
     pairs = load_pairs(args.pairs)
     pairs = pairs.select(range(min(args.count, len(pairs))))
