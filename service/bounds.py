@@ -9,6 +9,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from seisbind.model.errors import BodyTooSlow, UploadTooLarge
 from seisbind.service.errors import refused
 
+LINGER_S = 2.0  # for the rest of a body that is too large or too slow, after its refusal
+
 
 class BodyBounds:
     """Refuses a body that declares too many bytes, cuts off one that sends too many or too slowly.
@@ -36,6 +38,11 @@ class BodyBounds:
             if message["type"] == "http.response.start" and cut:
                 # the rest of the body is not read, so the connection cannot be used again
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
+            if cut and not streamed and message["type"] == "http.response.body" and not message.get("more_body", False):
+                # closed on bytes that nobody read, a socket takes back the answer: it is sent whole, then they are read
+                await send(message | {"more_body": True})
+                await self._drain(receive)
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         if streamed:
@@ -72,6 +79,19 @@ class BodyBounds:
             return message
 
         await self.app(scope, bounded_receive, send_and_close)
+
+    async def _drain(self, receive: Receive) -> None:
+        """Read what a client still sends after its answer, and throw it away: no more than a body, and not for long."""
+        left = self.max_body_bytes
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body", False):
+                        return
+        except TimeoutError:
+            return
 
     def _too_large(self, size: int) -> UploadTooLarge:
         return UploadTooLarge(

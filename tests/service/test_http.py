@@ -68,7 +68,7 @@ def test_retrieve_says_what_the_engine_says(served: Any, engine: Engine, gathers
     assert answer.gallery.models == 60
     assert answer.weights.fingerprint == engine.gallery.fingerprint
     assert answer.request_id == form.headers["x-request-id"]
-    assert set(answer.timings_ms) == {"read", "prepare", "wait", "encode", "search", "infer", "total"}
+    assert set(answer.timings_ms) == {"read", "prepare", "wait", "encode", "search", "infer", "rank", "total"}
     raw = served.http.post(
         "/v1/retrieve",
         content=npy(gathers[1]),
@@ -388,6 +388,7 @@ ELSEWHERE = {
     tree.DatasetError,
     tree.WeightsError,
     tree.MissingExtra,
+    tree.ServerRefused,
     tree.ServiceError,
     tree.PortTaken,
     tree.ServerUnreachable,
