@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,9 @@ def test_one_access_line_a_request(served: Any, gathers: Float32, caplog: pytest
         served.http.post("/v1/retrieve?top_k=1", content=body, headers=RAW)
         served.http.post("/v1/retrieve?top_k=0", content=chunks(), headers=RAW)
         served.http.get("/secret/path?token=secret")
+        until = time.monotonic() + 10  # the line is written when the answer is out
+        while len([r for r in caplog.records if r.name == "seisbind.access"]) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
     lines = [record.seisbind_fields for record in caplog.records if record.name == "seisbind.access"]  # type: ignore[attr-defined]
     assert len(lines) == 3
     found = [{name: line.get(name) for name in ("method", "route", "status", "gathers", "code")} for line in lines]
