@@ -18,7 +18,7 @@ from seisbind.model.descriptors import DESCRIPTORS, NAMES, describe
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.inference import NEIGHBOURS, Embedder, EncodedGathers
 from seisbind.model.pairs import PairSet
-from seisbind.model.presence import CANDIDATES, by_structure
+from seisbind.model.presence import CANDIDATES, by_structure, coarse
 from seisbind.model.survey import OPENFWI, Prepared
 
 Float32 = NDArray[np.float32]
@@ -208,7 +208,8 @@ def served(
     similarity = np.einsum("nd,nkd->nk", pairs.gathers.embedding, gallery[near[:, :2]])
     for i, (one, two) in enumerate(similarity.tolist()):
         if calibration.presence.probability(one, two, len(gallery) - leave_out) < calibration.presence.limit:
-            first[i], moved[i] = near[i, by_structure(predicted[i], models[near[i]])[0]], True
+            found = [coarse(model, len(predicted[i])) for model in models[near[i]]]
+            first[i], moved[i] = near[i, by_structure(predicted[i], found)[0]], True
     return first, moved
 
 

@@ -6,7 +6,8 @@ the second best falls behind. A logistic law over the three is fitted on held-ou
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ Float64 = NDArray[np.float64]
 
 SIZES = (100, 300, 1_000, 3_000)  # galleries drawn to fit the law, as far as the pairs reach
 SACRIFICED = 0.01  # share of the gathers whose ground is in the gallery that may be taken for new ground
+HIGHEST_LIMIT = 0.5  # where pairs are parted so well that even sure ones are few
+RIDGE = 1e-6
+NEVER = -20.0  # log odds
 CANDIDATES = 30  # most similar models that are ranked by structure
 
 
@@ -26,6 +30,7 @@ class Presence:
     """Logistic law: log odds = ``constant`` + ``similarity`` s1 + ``gap`` (s1 - s2) + ``log_size`` log10(models).
 
     Below the probability ``limit`` the ground is taken for new: `SACRIFICED` of those in the gallery lie there, too.
+    Galleries of more than ``largest`` models, the most that the law was fitted on, are taken for that size.
     """
 
     constant: float
@@ -33,6 +38,7 @@ class Presence:
     gap: float
     log_size: float
     limit: float
+    largest: int
 
     def probability(self, first: float, second: float, size: int) -> float:
         """Of the ground being the best match, at even odds before the gather was seen.
@@ -41,15 +47,22 @@ class Presence:
             first, second: similarities of the two best matches in the whole gallery.
             size: models in it.
         """
-        return float(expit(np.dot(astuple(self)[:-1], (1.0, first, first - second, np.log10(size)))))
+        weights = self.constant, self.similarity, self.gap, self.log_size
+        return float(expit(np.dot(weights, (1.0, first, first - second, np.log10(min(size, self.largest))))))
 
 
-def by_structure(predicted: Float32, candidates: Float32) -> NDArray[np.intp]:
-    """Order of velocity models ``(k, 70, 70)``, m/s, by mean absolute difference to the ``(35, 35)`` model that the
-    encoder read from the gather. Of ground that the gallery does not hold, this says more than similarity does."""
-    k, cells = len(candidates), len(predicted)
-    coarse = candidates.reshape(k, cells, -1, cells, candidates.shape[2] // cells).mean(axis=(2, 4))
-    return np.argsort(np.abs(coarse - predicted).mean(axis=(1, 2)), kind="stable")
+def coarse(velocity: Float32, cells: int) -> Float32:
+    """``(cells, cells)`` block means of a velocity model ``(depth, x)`` whose sides are multiples of ``cells``."""
+    step = velocity.shape[0] // cells
+    parts = [velocity[i::step, j::step] for i in range(step) for j in range(step)]
+    return np.asarray(np.mean(parts, axis=0), dtype=np.float32)
+
+
+def by_structure(predicted: Float32, candidates: Sequence[Float32]) -> list[int]:
+    """Order of coarse velocity models by mean absolute difference to the ``(35, 35)`` one that the encoder read from
+    the gather, m/s. Of ground that the gallery does not hold, this says more than similarity does."""
+    far = [float(np.abs(each - predicted).mean()) for each in candidates]
+    return sorted(range(len(far)), key=far.__getitem__)
 
 
 def fit_presence(queries: Float32, gallery: Float32, *, seed: int = 0) -> Presence:
@@ -58,7 +71,6 @@ def fit_presence(queries: Float32, gallery: Float32, *, seed: int = 0) -> Presen
     Args:
         queries: ``(m, 256)`` unit vectors; row i matches row i of the gallery, counted again from 0 after its end. The
             first n are undisturbed; ``limit`` is theirs.
-        gallery: ``(n, 256)`` unit vectors.
     """
     n = len(gallery)
     cosine = queries @ gallery.T
@@ -77,13 +89,17 @@ def fit_presence(queries: Float32, gallery: Float32, *, seed: int = 0) -> Presen
             rows.append(np.column_stack([np.ones(len(two)), two[:, 0], two[:, 0] - two[:, 1], size_log]))
             labels.append((two[:, 0] == right) & present)
     x, y = np.concatenate(rows), np.concatenate(labels).astype(np.float64)
+    if not y.any():  # encoders that find nothing: nothing is ever there, and similarity ranks as well as anything
+        return Presence(NEVER, 0.0, 0.0, 0.0, limit=0.0, largest=SIZES[0])
 
     def cost(weights: Float64) -> tuple[float, Float64]:
         odds = x @ weights
         loss = np.logaddexp(0.0, odds) - y * odds
-        return float(loss.mean()), np.asarray(x.T @ (expit(odds) - y) / len(y))
+        ridge = RIDGE * weights  # pairs that one plane parts have no best law without it
+        return float(loss.mean() + ridge @ weights / 2), np.asarray(x.T @ (expit(odds) - y) / len(y) + ridge)
 
     solved = minimize(cost, np.zeros(x.shape[1]), jac=True, method="BFGS")
     there = np.concatenate([expit(own @ solved.x)[:n] for own, label in zip(rows, labels, strict=True) if label.any()])
     constant, similarity, gap, log_size = map(float, solved.x)
-    return Presence(constant, similarity, gap, log_size, limit=float(np.quantile(there, SACRIFICED)))
+    limit = min(float(np.quantile(there, SACRIFICED)), HIGHEST_LIMIT)
+    return Presence(constant, similarity, gap, log_size, limit, largest=min(SIZES[-1], n - 1))

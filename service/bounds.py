@@ -40,7 +40,7 @@ class BodyBounds:
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             if cut and not streamed and message["type"] == "http.response.body" and not message.get("more_body", False):
                 # closed on bytes that nobody read, a socket takes back the answer: it is sent whole, then they are read
-                await send(message | {"more_body": True})
+                await send({**message, "more_body": True})
                 await self._drain(receive)
                 message = {"type": "http.response.body", "body": b""}
             await send(message)

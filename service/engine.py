@@ -19,7 +19,7 @@ from seisbind.model.descriptors import DESCRIPTORS, NAMES, check_velocity, descr
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
 from seisbind.model.familiarity import Verdict
 from seisbind.model.inference import MODEL_CELLS, NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
-from seisbind.model.presence import CANDIDATES, by_structure
+from seisbind.model.presence import CANDIDATES, by_structure, coarse
 from seisbind.model.survey import OPENFWI, Note, Survey, prepare
 from seisbind.service.answers import InDistribution, Match, Quantity, Retrieval, SearchResult
 from seisbind.service.query import Query, encode, rows_of
@@ -323,13 +323,14 @@ class Engine:
         return InDistribution(verdict.likely, verdict.score, verdict.limit, verdict.reason, verdict.detail, similarity)
 
     def _by_structure(self, gathers: EncodedGathers, k: int, filter: Filter | None) -> list[tuple[Match, ...]]:
-        """At least ``k`` matches of each gather, where there are as many, in the order of `presence.by_structure`."""
+        """At least ``k`` matches of each gather, where there are as many: the `CANDIDATES` most similar in the order of
+        `presence.by_structure`, then the rest by similarity, so that the first do not depend on ``k``."""
         assert gathers.velocity is not None
         for attempt in range(ATTEMPTS):
             _, rows = self._search(self.gallery.search_velocity, gathers.embedding, max(k, CANDIDATES), filter)
+            ids = {match.model_id for row in rows for match in row[:CANDIDATES]}
             try:
-                ids = {match.model_id for row in rows for match in row}
-                models = {model_id: self.gallery.velocity(model_id) for model_id in ids}
+                models = {each: coarse(self.gallery.velocity(each), gathers.velocity.shape[1]) for each in ids}
                 break
             except UnknownModel:
                 if attempt == ATTEMPTS - 1:
@@ -337,8 +338,10 @@ class Engine:
                 self.refresh()  # another process removed it
         ordered = []
         for predicted, row in zip(gathers.velocity, rows, strict=True):
-            order = by_structure(predicted, np.array([models[match.model_id] for match in row])) if row else ()
-            ordered.append(tuple(replace(row[i], rank=rank) for rank, i in enumerate(order, start=1)))
+            near = row[:CANDIDATES]
+            order = [near[i] for i in by_structure(predicted, [models[match.model_id] for match in near])]
+            order += row[CANDIDATES:]
+            ordered.append(tuple(replace(match, rank=rank) for rank, match in enumerate(order, start=1)))
         return ordered
 
     def _in_gallery(self, near: Sequence[Hit]) -> float | None:

@@ -16,7 +16,7 @@ from seisbind.model.weights_file import SHIPPED, Calibration, Description, load_
 FAMILIAR = Familiar((0.0,) * len(MEASURES), (1.5,) * len(MEASURES), 1.25)
 CALIBRATION = Calibration(
     log_factor=(tuple(float(i) for i in range(len(NAMES))),),
-    presence=Presence(-1.0, 2.0, 3.0, -0.5, 0.05),
+    presence=Presence(-1.0, 2.0, 3.0, -0.5, 0.05, 3000),
     familiar=FAMILIAR,
     pairs=100,
 )

@@ -54,7 +54,9 @@ def make_weights(path: Path, seed: int) -> Path:
         torch.manual_seed(seed)
         encoders = Encoders(CONFIG)
     familiar = Familiar((-200.0,) * len(MEASURES), (200.0,) * len(MEASURES), 1.0)  # whatever was measured, it is likely
-    calibration = Calibration(((float(np.log(2.0)),) * 13,), Presence(50.0, 0.0, 0.0, 0.0, 0.05), familiar, pairs=100)
+    calibration = Calibration(
+        ((float(np.log(2.0)),) * 13,), Presence(50.0, 0.0, 0.0, 0.0, 0.05, 3000), familiar, pairs=100
+    )
     save_weights(path, encoders, Description("untrained", CONFIG, calibration=calibration))
     return path
 

@@ -117,7 +117,7 @@ def test_ground_that_is_not_in_the_gallery_is_matched_by_structure(engine: Engin
     """The 30 most similar models, or those that pass the filter, by their difference to the model that was read."""
     weights = engine.embedder.weights
     assert weights.description.calibration is not None
-    never = replace(weights.description.calibration, presence=Presence(-50.0, 0.0, 0.0, 0.0, 0.05))
+    never = replace(weights.description.calibration, presence=Presence(-50.0, 0.0, 0.0, 0.0, 0.05, 3000))
     doubting = replace(weights, description=replace(weights.description, calibration=never))
     other = Engine(Embedder(doubting, device="cpu"), engine.gallery)
     read = engine.embedder.embed_gathers(prepare(gathers)).velocity
@@ -128,6 +128,10 @@ def test_ground_that_is_not_in_the_gallery_is_matched_by_structure(engine: Engin
             models = {match.model_id: engine.gallery.velocity(match.model_id) for match in plain.matches}
             far = {k: np.abs(v.reshape(35, 2, 35, 2).mean(axis=(1, 3)) - predicted).mean() for k, v in models.items()}
             assert [match.model_id for match in found.matches] == sorted(far, key=far.__getitem__)[:5]
+            more = other.retrieve(gathers, top_k=60, filter=wanted)
+            assert found.matches in [
+                one.matches[:5] for one in more
+            ]  # the first do not depend on how many are asked for
             assert [match.rank for match in found.matches] == list(range(1, len(found.matches) + 1))
             assert (plain.ranked_by, found.ranked_by) == ("similarity", "structure")
             assert plain.in_gallery is not None and found.in_gallery is not None
