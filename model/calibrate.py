@@ -40,7 +40,6 @@ def calibrate(
         embedder: the encoders.
         pairs: the held-out split.
         seen: gathers as training saw them (`augment.as_trained`); `SEEN` are enough.
-
         augment: the disturbances of training; presence is fitted on the split with and without them.
 
     Raises:

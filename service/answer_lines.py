@@ -131,7 +131,9 @@ class AnswerLines:
         for number, text in enumerate(self._file, start=1):
             if not text.endswith(b"\n"):
                 break
-            last = self._taken(text, number)
+            line = self._taken(text, number)
+            if last is None or last.error is not None or line.error is None:
+                last = line  # an answer says what answered; an error only what was to
             whole += len(text)
         if last is not None:
             self._compare(last)

@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # torch and FAISS wait for a gallery to be asked
 OF_THE_INPUT = frozenset(
     {
         "dataset_error",
-        "internal_error",
         "invalid_gather",
         "invalid_survey",
         "malformed_upload",

@@ -64,8 +64,9 @@ def retrieve_all(
             lines.count(file)
             earlier += lines.done(file)
         progress(earlier)
+        failed_before = lines.failed
         for file in files:
-            if fail_fast and lines.failed:
+            if fail_fast and lines.failed > failed_before:
                 break
             if lines.complete(file):
                 continue
@@ -73,7 +74,7 @@ def retrieve_all(
                 lines.write(file, gathers, found)
                 lines.flush()
                 progress(lines.answered + lines.failed)
-                if fail_fast and lines.failed:
+                if fail_fast and lines.failed > failed_before:
                     break
         return Tally(lines.answered, lines.failed, earlier)
 

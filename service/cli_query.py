@@ -179,7 +179,8 @@ def _show(path: Path, answer: RetrieveAnswer) -> None:
         out.print(physics)
         if result.in_gallery is not None:
             ranked = " Ranked by structure." if result.ranked_by == "structure" else ""
-            out.print(f"The first match is the very ground with a probability of {result.in_gallery:.0%}.{ranked}")
+            chance = f"{result.in_gallery:.0%}"
+            out.print(f"The gallery's most similar model is the very ground with a probability of {chance}.{ranked}")
         if result.in_distribution.likely is False:
             out.print(f"Unlike the gathers of training: {result.in_distribution.detail}", markup=False)
         for warning in result.warnings:

@@ -74,6 +74,20 @@ def _pause(url: str, retries: Retries, error: Exception, tried: int, *, repeatab
     raise error
 
 
+class Lines:
+    """Lines of JSON out of chunks of bytes: only a line feed ends one, unlike `str.splitlines`."""
+
+    def __init__(self) -> None:
+        self._begun = b""
+
+    def whole(self, chunk: bytes) -> list[str]:
+        *whole, self._begun = (self._begun + chunk).split(b"\n")
+        return [line.decode() for line in whole]
+
+    def rest(self) -> list[str]:
+        return [self._begun.decode()] if self._begun else []
+
+
 class Client:
     """Calls to one server. Use ``with``, or close it.
 
@@ -174,8 +188,10 @@ class Client:
                     if not response.is_success:
                         response.read()
                     calls.raised(response)
-                    for line in response.iter_lines():
-                        answered.append(parts.taken(line, response))
+                    lines = Lines()
+                    for chunk in response.iter_bytes():
+                        answered += [parts.taken(line, response) for line in lines.whole(chunk)]
+                    answered += [parts.taken(line, response) for line in lines.rest()]
                     parts.ended()
             except FAILED as error:
                 fault = error
@@ -378,8 +394,10 @@ class AsyncClient:
                     if not response.is_success:
                         await response.aread()
                     calls.raised(response)
-                    async for line in response.aiter_lines():
-                        answered.append(parts.taken(line, response))
+                    lines = Lines()
+                    async for chunk in response.aiter_bytes():
+                        answered += [parts.taken(line, response) for line in lines.whole(chunk)]
+                    answered += [parts.taken(line, response) for line in lines.rest()]
                     parts.ended()
             except FAILED as error:
                 fault = error

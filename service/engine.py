@@ -75,11 +75,19 @@ class Engine:
 
     def distribution(self) -> Distribution:
         """How the gallery's descriptors are distributed, counted again only after a change."""
-        with self._counting:
+        found = self._distribution
+        if found is not None and found.generation == self.gallery.generation:
+            return found
+        if not self._counting.acquire(blocking=found is None):
+            assert found is not None
+            return found  # as it was: somebody counts already, and nobody waits for that
+        try:
             found = self._distribution
             if found is None or found.generation != self.gallery.generation:
                 found = self._distribution = self.gallery.distribution()
-        return found
+            return found
+        finally:
+            self._counting.release()
 
     def retrieve(
         self,

@@ -5,7 +5,7 @@ A call is repeated only if that cannot do anything twice:
 - 429 says that the server has not begun with it, and a connection that was refused brought it to nobody: always;
 - 503, and a connection that broke: only a call that changes nothing, or the same thing again.
 
-A timeout is not repeated: the server is at work, and the same question again would add to it.
+A timeout once it is connected is not repeated: the server is at work, and the same question again would add to it.
 """
 
 from __future__ import annotations
@@ -41,9 +41,8 @@ class Retries:
         """
         if tried >= self.times:
             return None
-        pause: float = min(FIRST_S * 2**tried, MOST_S) * random.uniform(
-            0.5, 1.0
-        )  # so that many clients do not come together
+        apart = random.uniform(0.5, 1.0)  # so that many clients do not come together
+        pause: float = min(FIRST_S * 2**tried, MOST_S) * apart
         if isinstance(error, ServerRefused):
             if error.status != 429 and not (error.status == 503 and repeatable):
                 return None
@@ -58,7 +57,7 @@ def retry_after_s(header: str | None) -> float | None:
     """Seconds that a Retry-After header asks for, as a number or a date; None if there is none that can be read."""
     if header is None:
         return None
-    if header.strip().isdigit():
+    if header.isascii() and header.strip().isdecimal():
         return float(header)
     try:
         then = parsedate_to_datetime(header)

@@ -303,7 +303,7 @@ async def gallery(request: Request) -> GalleryAnswer:
     return await serving.on_file(look)
 
 
-@quick.get("/gallery/distribution", tags=["gallery"])
+@working.get("/gallery/distribution", tags=["gallery"])
 async def distribution(request: Request) -> DistributionAnswer:
     """How the descriptors of the gallery's models are distributed: a histogram each."""
 

@@ -90,6 +90,15 @@ function fields() {
   return given;
 }
 
+// what goes beside an answer and is no part of it: missed, not failed by
+async function beside(fetched) {
+  try {
+    return await fetched();
+  } catch {
+    return null;
+  }
+}
+
 async function ask(question) {
   running?.abort();
   const mine = new AbortController();
@@ -116,10 +125,11 @@ async function ask(question) {
     const answer = await (await call("v1/retrieve", { method: "POST", body, signal })).json();
     const ms = performance.now() - began;
     const wanted = distribution?.generation === answer.gallery.generation ? distribution : null;
-    distribution = wanted ?? (await (await call("v1/gallery/distribution", { signal })).json());
+    distribution = wanted ?? (await beside(async () => (await call("v1/gallery/distribution", { signal })).json()));
     let ground = null;
     if (question.sample) {
-      ground = readNpy(await (await call(`web/samples/${question.sample.ground}`, { signal })).arrayBuffer());
+      const file = `web/samples/${question.sample.ground}`;
+      ground = await beside(async () => readNpy(await (await call(file, { signal })).arrayBuffer()));
     }
     if (running !== mine) {
       return;
@@ -186,9 +196,10 @@ function showVerdict(result) {
     element("p", { className: "muted", text: detail }),
   ];
   if (typeof result.in_gallery === "number") {
-    const ranked = result.ranked_by === "structure" ? "; the matches are therefore ranked by structure" : "";
+    const ranked = result.ranked_by === "structure" ? " The matches are therefore ranked by structure." : "";
     const chance = Math.round(100 * result.in_gallery);
-    lines.push(element("p", { text: `The first match is the very ground with a probability of ${chance} %${ranked}.` }));
+    const said = `The gallery's most similar model is the very ground with a probability of ${chance} %.${ranked}`;
+    lines.push(element("p", { text: said }));
   } else if (result.in_distribution.similarity !== null) {
     const similarity = result.in_distribution.similarity.toFixed(3);
     const said = `That is about the gather, not about the gallery, whose best match has a similarity of ${similarity}.`;
@@ -436,7 +447,7 @@ function showPhysics(result) {
   const rows = Object.entries(result.physics ?? {}).map(([name, quantity]) => {
     const { unit } = quantity;
     const told = (value) => `${number(value, unit)} ${unit}`.trim();
-    const found = distribution.descriptors.find((each) => each.name === name);
+    const found = distribution?.descriptors.find((each) => each.name === name);
     const head = element("th", { scope: "row", text: plainName(name), title: found?.definition ?? "" });
     const interval = `${number(quantity.low, unit)} to ${number(quantity.high, unit)}`;
     const cells = [
@@ -466,7 +477,7 @@ function quoted(text) {
 
 function showCurl() {
   const { question, given } = shown;
-  const key = keyGiven() ? ` -H "Authorization: Bearer $SEISBIND_KEY"` : "";
+  const key = keyGiven() ? ` -H "Authorization: Bearer $SEISBIND_API_KEY"` : "";
   const lines = [];
   if (question.sample) {
     lines.push(`curl --fail-with-body -O${key} ${quoted(address(`web/samples/${question.sample.file}`).href)}`);
