@@ -18,7 +18,7 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 SIZES = (100, 300, 1_000, 3_000)  # galleries drawn to fit the law, as far as the pairs reach
-SACRIFICED = 0.01  # share of the gathers whose ground is in the gallery that may be taken for new ground
+SACRIFICED = 0.003  # share of the gathers whose ground is in the gallery that may be taken for new ground
 HIGHEST_LIMIT = 0.5  # where pairs are parted so well that even sure ones are few
 RIDGE = 1e-6
 NEVER = -20.0  # log odds
