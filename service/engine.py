@@ -78,8 +78,8 @@ class Engine:
         found = self._distribution
         if found is not None and found.generation == self.gallery.generation:
             return found
-        if not self._counting.acquire(blocking=found is None):
-            assert found is not None
+        begun = self._counting.acquire(blocking=found is None)
+        if found is not None and not begun:
             return found  # as it was: somebody counts already, and nobody waits for that
         try:
             found = self._distribution
@@ -171,15 +171,16 @@ class Engine:
         presence = [self._in_gallery(row) for row in near]
         calibration = self.embedder.weights.description.calibration
         moved: set[int] = set()
-        if calibration is not None and encoded.velocity is not None:
+        read = encoded.velocity
+        if calibration is not None and read is not None:
             moved = {row for row, p in enumerate(presence) if p is not None and p < calibration.presence.limit}
         with watch("rank"):
             by_filter: dict[Filter | None, list[int]] = {}
             for query, own in zip(queries, rows, strict=True):
                 by_filter.setdefault(query.filter, []).extend(row for row in own.tolist() if row in moved)
             for filter, chosen_rows in by_filter.items():
-                if chosen_rows:
-                    found = self._by_structure(encoded.take(np.asarray(chosen_rows)), k, filter)
+                if chosen_rows and read is not None:
+                    found = self._by_structure(encoded.embedding[chosen_rows], read[chosen_rows], k, filter)
                     for row, ordered in zip(chosen_rows, found, strict=True):
                         matches[row] = ordered
         for query, own, likely in zip(queries, rows, verdicts, strict=True):
@@ -330,22 +331,23 @@ class Engine:
             return InDistribution(None, None, None, None, None, similarity)
         return InDistribution(verdict.likely, verdict.score, verdict.limit, verdict.reason, verdict.detail, similarity)
 
-    def _by_structure(self, gathers: EncodedGathers, k: int, filter: Filter | None) -> list[tuple[Match, ...]]:
+    def _by_structure(
+        self, embedding: Float32, read: Float32, k: int, filter: Filter | None
+    ) -> list[tuple[Match, ...]]:
         """At least ``k`` matches of each gather, where there are as many: the `CANDIDATES` most similar in the order of
         `presence.by_structure`, then the rest by similarity, so that the first do not depend on ``k``."""
-        assert gathers.velocity is not None
         for attempt in range(ATTEMPTS):
-            _, rows = self._search(self.gallery.search_velocity, gathers.embedding, max(k, CANDIDATES), filter)
+            _, rows = self._search(self.gallery.search_velocity, embedding, max(k, CANDIDATES), filter)
             ids = {match.model_id for row in rows for match in row[:CANDIDATES]}
             try:
-                models = {each: coarse(self.gallery.velocity(each), gathers.velocity.shape[1]) for each in ids}
+                models = {each: coarse(self.gallery.velocity(each), read.shape[1]) for each in ids}
                 break
             except UnknownModel:
                 if attempt == ATTEMPTS - 1:
                     raise
                 self.refresh()  # another process removed it
         ordered = []
-        for predicted, row in zip(gathers.velocity, rows, strict=True):
+        for predicted, row in zip(read, rows, strict=True):
             near = row[:CANDIDATES]
             order = [near[i] for i in by_structure(predicted, [models[match.model_id] for match in near])]
             order += row[CANDIDATES:]

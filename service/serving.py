@@ -57,11 +57,11 @@ class Serving:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.embedder = Embedder.load(settings.weights, device=settings.device, runtime=settings.runtime)
-        log.info("Gathers are embedded by %s on %s.", self.embedder.runtime, self.embedder.device)
         self.pictures = PictureCache()
         self.metrics = Metrics()
         self._lock = threading.Lock()
         self._held = _Held(self._open())
+        log.info("Gathers are embedded by %s on %s.", self.embedder.runtime, self.embedder.device)
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
         self._drawing = ThreadPoolExecutor(1, thread_name_prefix="picture")

@@ -58,7 +58,7 @@ def test_training_lowers_the_loss_and_says_so(tmp_path: Path, pairs: PairSet, re
 def test_the_papers_recipe_trains(tmp_path: Path, pairs: PairSet) -> None:
     encoders = train(pairs, replace(PAPER, steps=1, batch=4), tmp_path, device="cpu")
     assert encoders.config.kind == "paper"
-    assert PAPER.loss == LossConfig(1.0, 0.1, 0.0, soft_share=0.0, descriptor_head=0.0, map_head=0.0)
+    assert PAPER.loss == LossConfig(1.0, 0.1, 0.0, soft_share=0.0, descriptor_head=0.0, map_head=0.0, family_head=0.0)
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, pairs: PairSet, recipe: TrainConfig) -> None:
@@ -190,6 +190,7 @@ def test_heads_that_are_right_cost_nothing(velocity: np.ndarray) -> None:
         embedding,
         velocity=v,
         descriptors=descriptors,
+        family=torch.zeros(4, dtype=torch.int64),
         scale=torch.tensor(10.0),
         config=LossConfig(),
     )
