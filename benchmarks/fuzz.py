@@ -29,6 +29,7 @@ import numpy as np
 from seisbind.index import Gallery
 from seisbind.model.inference import Embedder
 from seisbind.model.survey import OPENFWI
+from seisbind.service.arrays import npy
 from seisbind.service.building import build_gallery, random_models
 from seisbind.service.engine import canary_gather
 
@@ -76,19 +77,14 @@ def segy(gather: np.ndarray, dt_s: float, *, su: bool = False) -> bytes:
 def good_files() -> list[bytes]:
     """One small upload of each kind."""
     gather = canary_gather()[0, :, ::4, :]  # (5, 250, 70) at 4 ms
-    files = []
-    for array in (gather, gather.astype(">f8")[None], gather.astype(np.float16)):
-        body = io.BytesIO()
-        np.save(body, array)
-        files.append(body.getvalue())
+    files = [npy(array) for array in (gather, gather.astype(">f8")[None], gather.astype(np.float16))]
     for save in (np.savez, np.savez_compressed):
         body = io.BytesIO()
         receivers = np.arange(70) * 10.0
         save(body, gathers=gather, dt_s=0.004, shot_x_m=np.asarray(OPENFWI.shot_x_m), receiver_x_m=receivers)
         files.append(body.getvalue())
-    velocity = io.BytesIO()
-    np.save(velocity, np.full((70, 70), 2000, np.float32))
-    return [*files, segy(gather, 0.004), segy(gather, 0.004, su=True), velocity.getvalue()]
+    velocity = npy(np.full((70, 70), 2000, np.float32))
+    return [*files, segy(gather, 0.004), segy(gather, 0.004, su=True), velocity]
 
 
 def mutated(body: bytes, other: bytes, rng: np.random.Generator) -> bytes:

@@ -190,8 +190,10 @@ class Client:
                     calls.raised(response)
                     lines = Lines()
                     for chunk in response.iter_bytes():
-                        answered += [parts.taken(line, response) for line in lines.whole(chunk)]
-                    answered += [parts.taken(line, response) for line in lines.rest()]
+                        for line in lines.whole(chunk):
+                            answered.append(parts.taken(line, response))
+                    for line in lines.rest():
+                        answered.append(parts.taken(line, response))
                     parts.ended()
             except FAILED as error:
                 fault = error
@@ -396,8 +398,10 @@ class AsyncClient:
                     calls.raised(response)
                     lines = Lines()
                     async for chunk in response.aiter_bytes():
-                        answered += [parts.taken(line, response) for line in lines.whole(chunk)]
-                    answered += [parts.taken(line, response) for line in lines.rest()]
+                        for line in lines.whole(chunk):
+                            answered.append(parts.taken(line, response))
+                    for line in lines.rest():
+                        answered.append(parts.taken(line, response))
                     parts.ended()
             except FAILED as error:
                 fault = error
