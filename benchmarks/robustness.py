@@ -29,6 +29,7 @@ from scipy.signal import butter, sosfiltfilt
 
 from seisbind.model.acquisition import Acquisition, record
 from seisbind.model.evaluate import recall
+from seisbind.model.familiarity import measure
 from seisbind.model.geology import EXTRA_FAMILIES, mixed
 from seisbind.model.inference import Embedder
 from seisbind.model.pairs import PairSet, load_pairs, save_pairs
@@ -191,7 +192,7 @@ def main() -> None:
 
     def judged(prepared: Prepared) -> tuple[Array, Array, float]:
         encoded = embedder.embed_gathers(prepared)
-        verdicts = embedder.familiar(prepared, encoded)
+        verdicts = embedder.familiar(measure(prepared), encoded)
         if verdicts is None:
             sys.exit("These weights are not calibrated: there is no in_distribution to measure.")
         score = np.asarray([verdict.score for verdict in verdicts], dtype=np.float32)

@@ -2,10 +2,12 @@
 
     python benchmarks/train_weights.py --only test                       # the 1,000 pairs of the model card's table
     python benchmarks/train_weights.py --only train &                    # simulate on one core ..
-    python benchmarks/train_weights.py                                   # .. and train on the other as pairs arrive
-    python benchmarks/train_weights.py --config paper --out runs/paper   # the baseline, on the same pairs
+    python benchmarks/train_weights.py --out runs/1                      # .. and train on the other as pairs arrive
+    python benchmarks/train_weights.py --config further --set more --start runs/1/weights.safetensors --out runs/2
+    python benchmarks/train_weights.py --config paper --out runs/paper   # the baseline, on the pairs of the first
 
-Every stage goes on where an earlier run of the same command stopped. Prints the report as JSON, and leaves
+The shipped weights are made by the two runs in the middle: the second goes on from the first with pairs of its own.
+Every step goes on where an earlier run of the same command stopped. Prints the report as JSON, and leaves
 ``weights.safetensors`` and ``report.json`` in --out.
 """
 
@@ -36,12 +38,16 @@ from seisbind.model.weights_file import Description, load_weights, save_weights
 # name: (pairs, seed, acquisitions); the last two are never trained on
 SETS = {
     "train": (32_000, 11, AcquisitionConfig()),
+    "more": (40_000, 16, AcquisitionConfig()),
     "calibration": (4_000, 12, EXACT),
     "test": (1_000, 13, EXACT),
     "coverage": (3_000, 15, EXACT),
 }
 # (until this share of the steps, pairs): training starts while the rest is being simulated in another process
-GROWTH = ((0.15, 10_000), (0.5, 20_000), (1.0, 32_000))
+GROWTH = {
+    "train": ((0.15, 10_000), (0.5, 20_000), (1.0, 32_000)),
+    "more": ((0.2, 14_000), (0.45, 22_000), (0.7, 30_000), (1.0, 40_000)),
+}
 PATIENCE_S = 10
 
 
@@ -49,7 +55,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/default"))
     parser.add_argument("--pairs", type=Path, default=Path("runs/pairs"), help="folder of the simulated pairs")
-    parser.add_argument("--config", default="default", help="default, paper or a JSON file")
+    parser.add_argument("--config", default="default", help="default, further, paper or a JSON file")
+    parser.add_argument("--start", type=Path, help="weights to go on from; default: random ones")
+    parser.add_argument("--set", choices=list(GROWTH), default="train", help="pairs to train on")
     parser.add_argument("--name", default="seisbind-1")
     parser.add_argument("--only", choices=list(SETS), help="simulate this set of pairs, and stop")
     args = parser.parse_args()
@@ -69,12 +77,17 @@ def main() -> None:
         if progress.step % 10 == 0:
             tell(f"step {progress.step}/{progress.steps} loss {progress.loss:.3f} {progress.samples_per_s:.0f} pairs/s")
 
-    for share, count in GROWTH:
-        if not simulating(args.pairs / "train", count):
-            simulated("train")
-        pairs = load_pairs(args.pairs / "train", count)
-        encoders = train(pairs, config, args.out, resume=True, stop_at=round(share * config.steps), progress=say)
+    start = load_weights(args.start) if args.start else None
+    for share, count in GROWTH[args.set]:
+        if not simulating(args.pairs / args.set, count):
+            simulated(args.set)
+        pairs = load_pairs(args.pairs / args.set, count)
+        stop_at = round(share * config.steps)
+        encoders = train(
+            pairs, config, args.out, start=start and start.encoders, resume=True, stop_at=stop_at, progress=say
+        )
     training = {
+        "start": start and start.description.training | {"fingerprint": start.fingerprint},
         "pairs": len(pairs),
         "families": list(pairs.families),
         "seeds": {name: seed for name, (_, seed, _) in SETS.items()},

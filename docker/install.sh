@@ -41,7 +41,7 @@ from seisbind.service.app import create_app
 from seisbind.service.images import velocity_png
 from seisbind.service.settings import Settings
 import numpy as np
-import uvicorn.protocols.http.auto, uvicorn.lifespan.on, uvicorn.loops.auto
+import uvicorn.protocols.http.httptools_impl, uvicorn.lifespan.on, uvicorn.loops.auto
 create_app(Settings(gallery="/tmp/tried"))
 velocity_png(np.full((70, 70), 2000, np.float32), title="")
 END

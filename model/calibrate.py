@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 from seisbind.model.augment import AugmentConfig, disturbed
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.evaluate import embed
-from seisbind.model.familiarity import learn, measure
+from seisbind.model.familiarity import learn, measure, with_doubt
 from seisbind.model.inference import Embedder
 from seisbind.model.pairs import PairSet
 from seisbind.model.presence import fit_presence
@@ -60,7 +60,8 @@ def calibrate(
     if augment is not None:
         rough = disturbed(pairs, replace(augment, mirror=0.0), seed=1)  # a mirrored gather is not of its own model
         queries = np.concatenate([queries, embedder.embed_gathers(rough).embedding])
-    familiar = learn(measure(seen, embedder.embed_gathers(seen).doubt(embedder.descriptor_spread)))
+    doubt = embedder.embed_gathers(seen).doubt(embedder.descriptor_spread)
+    familiar = learn(with_doubt(measure(seen), doubt))
     return Calibration(
         log_factor=tuple(tuple(row) for row in factors.tolist()),
         presence=fit_presence(queries, gallery),

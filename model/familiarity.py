@@ -89,16 +89,22 @@ class Verdict:
     detail: str | None
 
 
-def measure(prepared: Prepared, doubt: Float32) -> Float64:
-    """``(batch, len(MEASURES))`` values of gathers.
+def measure(prepared: Prepared) -> Float64:
+    """``(batch, len(MEASURES) - 1)`` values of gathers: all measures but the doubt, which the encoder has."""
+    traces, live = prepared.traces, prepared.live
+    with np.errstate(invalid="ignore", over="ignore"):  # of samples that no encoder takes, either
+        rows = [_measure_one(t, alive, x) for t, alive, x in zip(traces, live, prepared.shot_x_m, strict=True)]
+    return np.asarray(rows, dtype=np.float64).reshape(len(traces), len(MEASURES) - 1)
+
+
+def with_doubt(measured: Float64, doubt: Float32) -> Float64:
+    """``(batch, len(MEASURES))``: what was measured of gathers, and the encoder's doubt of each.
 
     Args:
-        prepared: the gathers.
+        measured: from `measure`.
         doubt: ``(batch,)`` mean logarithm of the head's scale, in standard deviations of the descriptors.
     """
-    traces, live = prepared.traces, prepared.live
-    rows = [_measure_one(t, alive, x) for t, alive, x in zip(traces, live, prepared.shot_x_m, strict=True)]
-    return np.column_stack([np.asarray(rows, dtype=np.float64).reshape(len(traces), len(MEASURES) - 1), doubt])
+    return np.column_stack([measured, doubt])
 
 
 def _measure_one(traces: Float32, live: NDArray[np.bool_], shot_x_m: Float32) -> list[float]:

@@ -13,12 +13,13 @@ from scipy.ndimage import zoom
 
 from seisbind.model.descriptors import NAMES, check_velocity
 from seisbind.model.errors import InvalidConfig, InvalidQuery, InvalidVelocityModel
-from seisbind.model.familiarity import Verdict, judge, measure
+from seisbind.model.familiarity import Verdict, judge, with_doubt
 from seisbind.model.runtimes import as_tensor, choose_runtime
 from seisbind.model.survey import Prepared
 from seisbind.model.weights_file import Weights, load_weights
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 MODEL_CELLS = 70
 BATCH = {"cpu": 64, "cuda": 512}  # gathers or velocity models a forward pass; more gains nothing
@@ -192,12 +193,16 @@ class Embedder:
         half = factor * scale
         return InferredPhysics(*(np.asarray(a, dtype=np.float32) for a in (value, value - half, value + half)))
 
-    def familiar(self, prepared: Prepared, encoded: EncodedGathers) -> list[Verdict] | None:
-        """Whether each gather is like those of training; None where the weights are not calibrated."""
+    def familiar(self, measured: Float64, encoded: EncodedGathers) -> list[Verdict] | None:
+        """Whether each gather is like those of training; None where the weights are not calibrated.
+
+        Args:
+            measured: from `familiarity.measure`, of the gathers that are ``encoded``.
+        """
         calibration = self.weights.description.calibration
         if calibration is None:
             return None
-        return judge(measure(prepared, encoded.doubt(self.descriptor_spread)), calibration.familiar)
+        return judge(with_doubt(measured, encoded.doubt(self.descriptor_spread)), calibration.familiar)
 
 
 def full_size(coarse: Float32) -> Float32:

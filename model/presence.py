@@ -52,17 +52,19 @@ class Presence:
 
 
 def coarse(velocity: Float32, cells: int) -> Float32:
-    """``(cells, cells)`` block means of a velocity model ``(depth, x)`` whose sides are multiples of ``cells``."""
-    step = velocity.shape[0] // cells
-    parts = [velocity[i::step, j::step] for i in range(step) for j in range(step)]
+    """``(.., cells, cells)`` block means of velocity models ``(.., depth, x)``, their sides multiples of ``cells``."""
+    step = velocity.shape[-1] // cells
+    parts = [velocity[..., i::step, j::step] for i in range(step) for j in range(step)]
     return np.asarray(np.mean(parts, axis=0), dtype=np.float32)
 
 
 def by_structure(predicted: Float32, candidates: Sequence[Float32]) -> list[int]:
     """Order of coarse velocity models by mean absolute difference to the ``(35, 35)`` one that the encoder read from
     the gather, m/s. Of ground that the gallery does not hold, this says more than similarity does."""
-    far = [float(np.abs(each - predicted).mean()) for each in candidates]
-    return sorted(range(len(far)), key=far.__getitem__)
+    if not len(candidates):
+        return []
+    far = np.abs(np.stack(candidates) - predicted).mean(axis=(1, 2))
+    return [int(i) for i in np.argsort(far, kind="stable")]
 
 
 def fit_presence(queries: Float32, gallery: Float32, *, seed: int = 0) -> Presence:

@@ -53,11 +53,15 @@ class TrainConfig:
 
 
 PAPER = TrainConfig(encoders=EncoderConfig(kind="paper"), loss=PAPER_LOSS, augment=None, ema=0.0, hard_negatives=0.0)
-NAMED = {"default": TrainConfig(), "paper": PAPER}
+# goes on from trained weights with other pairs: smaller steps, harder batches, targets nearer one-hot
+FURTHER = TrainConfig(
+    loss=LossConfig(soft_share=0.15), steps=3000, learning_rate=8e-4, hard_negatives=0.5, checkpoint_every=100
+)
+NAMED = {"default": TrainConfig(), "further": FURTHER, "paper": PAPER}
 
 
 def load_config(name: str) -> TrainConfig:
-    """A recipe by name (``default``, ``paper``) or from a JSON file.
+    """A recipe by name (``default``, ``further``, ``paper``) or from a JSON file.
 
     The file gives any of `TrainConfig`'s fields, nested ones too, over those of its ``base`` (a name; ``default``).
 

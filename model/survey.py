@@ -13,7 +13,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csr_array
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey
 
@@ -33,6 +32,7 @@ SHOT_MARGIN_M = 20.0  # a shot further outside the line than this was never trai
 MIN_LINE_M = 340.0  # half the canonical line: less aperture does not determine the middle of the model
 REACH_BITS = 30  # peaks within 1e-9 to 1e9 are summed and squared in float32 as they are
 MIN_RECORD_S = 0.6  # about the two-way time to 700 m at 2300 m/s
+BLOCK = 25  # canonical samples that are resampled together
 SINC_HALF_WIDTH = 8  # zero crossings kept on each side of the resampling kernel
 POLARITY_TRACES = 3  # nearest live traces of each shot that vote on polarity
 POLARITY_RATIO = 1.15  # the larger lobe must exceed the other by this much to vote
@@ -109,6 +109,20 @@ class Prepared:
         return len(self.traces)
 
 
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """Gathers ``(batch, shot, time, receiver)`` as they came, with each trace's extremes, which say most of them."""
+
+    array: Float32
+    high: Float32  # (batch, shot, receiver)
+    low: Float32
+
+    @property
+    def alive(self) -> Bool:
+        """``(batch, shot, receiver)``; a trace that is constant in time carries nothing."""
+        return np.asarray(self.high > self.low)
+
+
 def check_gathers(gathers: ArrayLike, survey: Survey) -> Float32:
     """Gathers as float32 ``(batch, shot, time, receiver)``, checked against ``survey``.
 
@@ -116,6 +130,10 @@ def check_gathers(gathers: ArrayLike, survey: Survey) -> Float32:
         InvalidGather: wrong axes or lengths, not real numbers, NaN or infinite samples, a record too short, or a
             gather that is zero or constant throughout.
     """
+    return _checked(gathers, survey).array
+
+
+def _checked(gathers: ArrayLike, survey: Survey) -> _Recorded:
     array = np.asarray(gathers)
     if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
         raise InvalidGather(f"Gathers hold real samples (float or integer); this array has dtype {array.dtype}.")
@@ -135,7 +153,8 @@ def check_gathers(gathers: ArrayLike, survey: Survey) -> Float32:
             f"The record lasts {record_s:.3f} s ({array.shape[2]} samples of {survey.dt_s * 1e3:g} ms); at least "
             f"{MIN_RECORD_S:g} s are needed. If the sampling interval is another, pass dt_s."
         )
-    if not np.isfinite(array).all():
+    high, low = array.max(axis=2), array.min(axis=2)  # both are NaN where a sample is
+    if not (np.isfinite(high).all() and np.isfinite(low).all()):
         first = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         count = int(array.size - np.isfinite(array).sum())
         raise InvalidGather(
@@ -143,15 +162,16 @@ def check_gathers(gathers: ArrayLike, survey: Survey) -> Float32:
             f"{first}. Mute or interpolate them first."
         )
     with np.errstate(over="ignore"):  # said below
-        array = array.astype(np.float32, copy=False)
-    if not np.isfinite(array).all():
+        array, high, low = (each.astype(np.float32, copy=False) for each in (array, high, low))
+    if not (np.isfinite(high).all() and np.isfinite(low).all()):
         raise InvalidGather("Some samples exceed the range of float32 (3.4e38); scale the gathers down.")
-    varies = (array.max(axis=2) > array.min(axis=2)).any(axis=(1, 2))
+    recorded = _Recorded(array, high, low)
+    varies = recorded.alive.any(axis=(1, 2))
     if not varies.all():
         raise InvalidGather(
             f"Gather {int(np.argmin(varies))} is constant along time in every trace: nothing was recorded."
         )
-    return array
+    return recorded
 
 
 def prepare(gathers: ArrayLike, survey: Survey = OPENFWI) -> Prepared:
@@ -168,18 +188,19 @@ def prepare(gathers: ArrayLike, survey: Survey = OPENFWI) -> Prepared:
         InvalidGather: see `check_gathers`.
         InvalidSurvey: a line too short, or no shot on it.
     """
-    array = _in_reach(check_gathers(gathers, survey))
+    recorded = _checked(gathers, survey)
+    array = _in_reach(recorded)
     notes: list[Note] = []
     keep, shot_x_m = _shots_on_line(survey, notes)
-    array = array[:, keep]
-    alive = array.max(axis=2) > array.min(axis=2)  # (batch, shot, receiver); a constant trace carries nothing
-    array = _resample_time(array, survey.dt_s, notes)
+    alive = recorded.alive[:, keep]
+    array = _resample_time(array[:, keep] if len(keep) < array.shape[1] else array, survey.dt_s, notes)
     across = receiver_map(survey.receiver_x_m)
     if len(survey.receiver_x_m) == CANONICAL_RECEIVERS and np.array_equal(across, np.eye(CANONICAL_RECEIVERS)):
         traces, live = array, alive
     else:
         traces, live = _map_receivers(array, alive, survey, across, notes)
-    traces = np.where(live[:, :, None, :], traces, np.float32(0))
+    if not live.all():
+        traces = np.where(live[:, :, None, :], traces, np.float32(0))
     each = []
     for gather, gather_live in zip(traces, live, strict=True):
         own = list(notes)
@@ -200,9 +221,10 @@ def prepare(gathers: ArrayLike, survey: Survey = OPENFWI) -> Prepared:
     )
 
 
-def _in_reach(array: Float32) -> Float32:
+def _in_reach(recorded: _Recorded) -> Float32:
     """Gathers whose squares would leave float32's range, scaled by a power of two; the gain is removed later anyway."""
-    _, exponent = np.frexp(np.abs(array).max(axis=(1, 2, 3)))
+    array = recorded.array
+    _, exponent = np.frexp(np.maximum(recorded.high, -recorded.low).max(axis=(1, 2)))
     exponent = np.where(np.abs(exponent) > REACH_BITS, exponent, 0)
     return np.ldexp(array, -exponent[:, None, None, None]) if exponent.any() else array
 
@@ -230,8 +252,11 @@ def _shots_on_line(survey: Survey, notes: list[Note]) -> tuple[NDArray[np.intp],
 
 
 @lru_cache(maxsize=16)
-def _time_kernel(samples: int, dt_s: float) -> csr_array:
-    """Sparse ``(250, samples)``: a Kaiser-windowed sinc, low-pass where the input is finer than 4 ms."""
+def _time_kernel(samples: int, dt_s: float) -> tuple[tuple[slice, slice, Float32], ...]:
+    """A ``(250, samples)`` band matrix, a Kaiser-windowed sinc, low-pass where the input is finer than 4 ms.
+
+    In blocks of `BLOCK` rows: the rows, the columns that they reach, and the weights.
+    """
     step = CANONICAL_DT_S / dt_s
     width = max(step, 1.0)  # input samples from one zero crossing to the next
     out = np.arange(CANONICAL_SAMPLES)[:, None] * step
@@ -243,9 +268,16 @@ def _time_kernel(samples: int, dt_s: float) -> csr_array:
     weights /= weights.sum(axis=1, keepdims=True)  # as if the record were padded by zeros at both ends
     valid = (columns >= 0) & (columns < samples)
     rows = np.broadcast_to(np.arange(CANONICAL_SAMPLES)[:, None], columns.shape)
-    return csr_array(
-        (weights[valid].astype(np.float32), (rows[valid], columns[valid])), shape=(CANONICAL_SAMPLES, samples)
-    )
+    matrix = np.zeros((CANONICAL_SAMPLES, samples), dtype=np.float32)
+    matrix[rows[valid], columns[valid]] = weights[valid]
+    blocks = []
+    for start in range(0, CANONICAL_SAMPLES, BLOCK):
+        block = matrix[start : start + BLOCK]
+        reached = np.flatnonzero(block.any(axis=0))
+        if len(reached):  # none beyond the end of a short record
+            across = slice(int(reached[0]), int(reached[-1]) + 1)
+            blocks.append((slice(start, start + BLOCK), across, np.ascontiguousarray(block[:, across])))
+    return tuple(blocks)
 
 
 def _resample_time(array: Float32, dt_s: float, notes: list[Note]) -> Float32:
@@ -257,11 +289,9 @@ def _resample_time(array: Float32, dt_s: float, notes: list[Note]) -> Float32:
         notes.append(
             Note("record_short", f"The last {missing:.3f} s of the canonical second are missing; zeros there.")
         )
-    kernel = _time_kernel(samples, float(dt_s))
-    out = np.empty((batch, shots, CANONICAL_SAMPLES, receivers), dtype=np.float32)
-    for gather, target in zip(array, out, strict=True):
-        for shot, shot_out in zip(gather, target, strict=True):
-            shot_out[:] = kernel @ shot
+    out = np.zeros((batch, shots, CANONICAL_SAMPLES, receivers), dtype=np.float32)
+    for rows, across, weights in _time_kernel(samples, float(dt_s)):
+        np.matmul(weights, array[:, :, across], out=out[:, :, rows])
     return out
 
 

@@ -21,20 +21,23 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from seisbind.model.augment import Batch, augment, whole_batch
-from seisbind.model.encoders import Encoders
+from seisbind.model.encoders import EncoderConfig, Encoders
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.inference import choose_device
 from seisbind.model.loss import total_loss
 from seisbind.model.pairs import PairSet
 from seisbind.model.recipe import TrainConfig
 
-RUNS_A_BATCH = 4  # a batch of hard negatives holds this many runs of models that are alike
+RUNS_A_BATCH = 8  # a batch of hard negatives holds this many runs of models that are alike
+FAMILY_HEAD = "family_head"  # in the names of its parameters
+LIKENESS_CELLS = 14  # models are alike by their means over this many cells a side
 ORDER_STREAM, AUGMENT_STREAM = 0, 1  # independent random streams of one seed
 
 
@@ -63,6 +66,7 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
+    start: Encoders | None = None,
     resume: bool = False,
     device: str = "auto",
     stop_at: int | None = None,
@@ -74,6 +78,8 @@ def train(
         pairs: at least one batch of training pairs.
         config: the recipe.
         out: folder of the run; created.
+        start: trained encoders to begin from, with their standardisation, instead of random ones. The head that tells
+            families begins anew where the pairs are of others.
         resume: go on from its checkpoint where there is one.
         device: ``auto``, ``cpu``, ``cuda``.
         stop_at: stop (with a checkpoint) after this step, as if interrupted.
@@ -83,7 +89,7 @@ def train(
         The encoders in evaluation mode, averaged weights where the recipe averages.
 
     Raises:
-        InvalidConfig: fewer pairs than a batch, or a checkpoint of another recipe.
+        InvalidConfig: fewer pairs than a batch, a checkpoint of another recipe, or ``start`` of another form.
     """
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists() and not resume:
@@ -92,7 +98,7 @@ def train(
         raise InvalidConfig(f"{len(pairs)} pairs are fewer than one batch of {config.batch}; lower 'batch'.")
     target = choose_device(device)
     out.mkdir(parents=True, exist_ok=True)
-    state = _fresh_state(pairs, config, target)
+    state = _fresh_state(pairs, config, start, target)
     if checkpoint.exists():
         _load_checkpoint(checkpoint, state, config)
     last = min(config.steps, stop_at if stop_at is not None else config.steps)
@@ -117,13 +123,23 @@ def _forget_later_rows(log: Path, step: int) -> None:
     log.write_text("".join(lines[:1] + kept) if kept else "", encoding="utf-8")
 
 
-def _fresh_state(pairs: PairSet, config: TrainConfig, device: torch.device) -> State:
+def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, device: torch.device) -> State:
+    form = replace(config.encoders, families=pairs.families)
+    if start is not None and (unlike := _difference(start.config, form)):
+        raise InvalidConfig(
+            f"The weights to start from have another form ({unlike}); give the recipe the same 'encoders'."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        encoders = Encoders(replace(config.encoders, families=pairs.families))
-    described = pairs.descriptors.float().cpu()
-    encoders.descriptor_mean.copy_(described.mean(dim=0))
-    encoders.descriptor_std.copy_(described.std(dim=0).clamp_min(1e-6))
+        encoders = Encoders(form)
+    if start is None:
+        described = pairs.descriptors.float().cpu()
+        encoders.descriptor_mean.copy_(described.mean(dim=0))
+        encoders.descriptor_std.copy_(described.std(dim=0).clamp_min(1e-6))
+    else:
+        same = start.config.families == pairs.families
+        known = {name: t for name, t in start.state_dict().items() if same or FAMILY_HEAD not in name}
+        encoders.load_state_dict(known, strict=same)
     encoders = encoders.to(device).train()
     matrices = [p for p in encoders.parameters() if p.ndim >= 2]
     others = [p for p in encoders.parameters() if p.ndim < 2]
@@ -133,6 +149,13 @@ def _fresh_state(pairs: PairSet, config: TrainConfig, device: torch.device) -> S
         fused=device.type == "cuda",
     )
     return State(encoders, deepcopy(encoders).requires_grad_(False), optimizer)
+
+
+def _difference(start: EncoderConfig, here: EncoderConfig) -> str:
+    """Where two forms differ, but for the families that their heads tell."""
+    pairs = zip(asdict(start).items(), asdict(here).values(), strict=True)
+    unlike = [f"{name}: {there} there, {own} here" for (name, there), own in pairs if there != own]
+    return "; ".join(each for each in unlike if not each.startswith("families:"))
 
 
 def _update(state: State, batch: Batch, part: PairSet, config: TrainConfig, log: TextIO) -> float:
@@ -205,23 +228,46 @@ def _average(state: State, config: TrainConfig) -> None:
 
 
 def _order(pairs: PairSet, config: TrainConfig, epoch: int) -> NDArray[np.intp]:
-    """The order of an epoch, in whole batches: a share of them hold runs of models that are alike, the rest are random.
-
-    A run comes from one family, from neighbours along a direction of descriptor space drawn anew for each epoch.
-    """
+    """The order of an epoch, in whole batches: a share holds runs of models that are alike, the rest are random."""
     rng = np.random.default_rng([config.seed, ORDER_STREAM, epoch])
     order = rng.permutation(len(pairs))
     batches = len(pairs) // config.batch
     hard = round(config.hard_negatives * batches) * config.batch
     alike, rest = order[:hard], order[hard : batches * config.batch]
-    direction = rng.standard_normal(pairs.descriptors.shape[1])
-    described = pairs.descriptors.cpu().numpy()
-    along = ((described - described.mean(axis=0)) / (described.std(axis=0) + 1e-6)) @ direction
-    alike = alike[np.lexsort((along[alike], pairs.family.cpu().numpy()[alike]))]
-    runs = np.array_split(alike, max(1, hard // max(1, config.batch // RUNS_A_BATCH)))
-    alike = np.concatenate([runs[i] for i in rng.permutation(len(runs))])
+    if hard:
+        alike_runs = runs(likeness(pairs.velocity, alike), max(1, config.batch // RUNS_A_BATCH), rng)
+        alike = alike[np.concatenate([alike_runs[i] for i in rng.permutation(len(alike_runs))])]
     cut = np.concatenate([alike, rest]).reshape(batches, config.batch)
     return np.asarray(cut[rng.permutation(batches)].reshape(-1))
+
+
+def likeness(velocity: Tensor, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    """``(row, cell)`` the models ``rows`` averaged over `LIKENESS_CELLS` cells a side."""
+    coarse = torch.empty((len(rows), LIKENESS_CELLS**2))
+    for start in range(0, len(rows), 1000):
+        part = velocity[torch.from_numpy(rows[start : start + 1000]).to(velocity.device)]
+        step = velocity.shape[-1] // LIKENESS_CELLS
+        coarse[start : start + 1000] = F.avg_pool2d(part.float()[:, None], step).flatten(1).cpu()
+    return coarse.numpy()
+
+
+def runs(features: NDArray[np.float32], size: int, rng: np.random.Generator) -> list[NDArray[np.intp]]:
+    """Rows of ``features`` in runs of about ``size`` that lie together: a random-projection tree.
+
+    Each branch parts its rows in the middle along the line through two of them, drawn anew in every epoch, so that a
+    model meets other neighbours each time.
+    """
+    waiting, found = [np.arange(len(features))], []
+    while waiting:
+        rows = waiting.pop()
+        if len(rows) < 2 * size:
+            found.append(rows)
+            continue
+        one, other = features[rng.choice(rows, 2, replace=False)]
+        half = len(rows) // size // 2 * size
+        ordered = rows[np.argsort(features[rows] @ (other - one), kind="stable")]
+        waiting += [ordered[:half], ordered[half:]]
+    return found
 
 
 def _batches(

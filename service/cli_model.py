@@ -60,10 +60,13 @@ def simulate(
 def train(
     data: Annotated[Path, typer.Option(help="Pairs: an OpenFWI folder, or prepared shards.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: log.csv, checkpoint, weights.safetensors.")],
-    config: Annotated[str, typer.Option(help="default, paper, or a JSON file.")] = "default",
+    config: Annotated[str, typer.Option(help="default, further, paper, or a JSON file.")] = "default",
     held_out: Annotated[
         Path | None,
         typer.Option(help="Pairs to calibrate intervals on, all of them; default: the test part of an OpenFWI --data."),
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Weights to begin from, as those that ship; default: random ones.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's checkpoint.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
@@ -81,6 +84,7 @@ def train(
     from seisbind.service.progress import counting
 
     recipe = load_config(config)
+    begun = load_weights(start) if start else None
     pairs = _pairs(data, "train")
     calibrates = recipe.encoders.kind == "seisbind"
     split = _held_out(data, held_out) if calibrates else None
@@ -89,9 +93,11 @@ def train(
         def step(said: Progress) -> None:
             progress(said.step)
 
-        encoders = run(pairs, recipe, out, resume=resume, device=device, progress=step)
+        encoders = run(
+            pairs, recipe, out, start=begun.encoders if begun else None, resume=resume, device=device, progress=step
+        )
     path = out / "weights.safetensors"
-    training = {"config": asdict(recipe), "pairs": len(pairs)}
+    training = {"config": asdict(recipe), "pairs": len(pairs), "start": begun.fingerprint if begun else None}
     save_weights(path, encoders, Description(out.name, encoders.config, training=training))
     if split is not None:
         seen = as_trained(pairs, recipe.augment, count=SEEN)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +26,7 @@ from seisbind.service.answers import InDistribution, Match, Quantity, Retrieval,
 from seisbind.service.query import Query, encode, rows_of
 
 Float32 = NDArray[np.float32]
+T = TypeVar("T")
 
 ATTEMPTS = 3  # a model found, and removed elsewhere before its record is read: look again at what there is
 
@@ -136,7 +138,7 @@ class Engine:
         rows = rows_of(queries)
         by_k: dict[int, list[int]] = {}  # most requests ask for as many matches as the others: one search for all
         for number, query in enumerate(queries):
-            by_k.setdefault(max(query.top_k, NEIGHBOURS), []).append(number)
+            by_k.setdefault(max(query.top_k, CANDIDATES), []).append(number)
         answers: list[list[Retrieval]] = [[] for _ in queries]
         for k, members in by_k.items():
             batch = [queries[number] for number in members]
@@ -150,48 +152,41 @@ class Engine:
     ) -> Iterator[list[Retrieval]]:
         """The answers to ``queries``, whose gathers are ``encoded`` one after another, from ``k`` neighbours each."""
         rows = rows_of(queries)
-        with watch("search"):
-            search = self.gallery.search_velocity
-            near, near_matches = self._search(search, encoded.embedding, k)
-            matches = list(near_matches)
-            for query, own in zip(queries, rows, strict=True):
-                if query.filter:
-                    _, allowed = self._search(search, encoded.embedding[own], query.top_k, query.filter)
-                    matches[own[0] : own[-1] + 1] = allowed
+        asked = [query for query, own in zip(queries, rows, strict=True) for _ in own]
+
+        def look() -> tuple[list[list[Hit]], list[float | None], list[bool], list[tuple[Match, ...]]]:
+            with watch("search"):
+                near = self.gallery.search_velocity(encoded.embedding, k)
+                found = list(near)
+                for query, own in zip(queries, rows, strict=True):
+                    if query.filter:
+                        allowed = self.gallery.search_velocity(encoded.embedding[own], k, filter=query.filter)
+                        found[own[0] : own[-1] + 1] = allowed
+            with watch("rank"):
+                presence = [self._in_gallery(row) for row in near]
+                new = [self._is_new(likely, encoded) for likely in presence]
+                found = self._ordered(found, new, encoded)
+            with watch("search"):
+                return near, presence, new, self._matches([row[: q.top_k] for row, q in zip(found, asked, strict=True)])
+
+        near, presence, new, matches = self._settled(look)
         with watch("infer"):
-            count = min(min(map(len, near)), NEIGHBOURS)
-            neighbours = np.array(
-                [[list(match.descriptors.values()) for match in row[:count]] for row in near_matches], dtype=np.float32
-            ).reshape(len(near), count, len(NAMES))
+            neighbours = None if encoded.descriptors is not None else self._settled(lambda: self._neighbours(near))
             physics = self._physics(self.embedder.infer_physics(encoded, neighbours))
-            verdicts = [
-                self.embedder.familiar(query.prepared, encoded.take(own))
-                for query, own in zip(queries, rows, strict=True)
-            ]
-        presence = [self._in_gallery(row) for row in near]
-        calibration = self.embedder.weights.description.calibration
-        moved: set[int] = set()
-        read = encoded.velocity
-        if calibration is not None and read is not None:
-            moved = {row for row, p in enumerate(presence) if p is not None and p < calibration.presence.limit}
-        with watch("rank"):
-            by_filter: dict[Filter | None, list[int]] = {}
-            for query, own in zip(queries, rows, strict=True):
-                by_filter.setdefault(query.filter, []).extend(row for row in own.tolist() if row in moved)
-            for filter, chosen_rows in by_filter.items():
-                if chosen_rows and read is not None:
-                    found = self._by_structure(encoded.embedding[chosen_rows], read[chosen_rows], k, filter)
-                    for row, ordered in zip(chosen_rows, found, strict=True):
-                        matches[row] = ordered
-        for query, own, likely in zip(queries, rows, verdicts, strict=True):
+            verdicts = self.embedder.familiar(np.concatenate([query.measured for query in queries]), encoded)
+        for query, own in zip(queries, rows, strict=True):
             yield [
                 Retrieval(
-                    matches=(chosen := matches[row][: query.top_k]),
+                    matches=matches[row],
                     physics=physics[row],
-                    in_distribution=self._in_distribution(near[row], None if likely is None else likely[i]),
+                    in_distribution=self._in_distribution(near[row], verdicts[row] if verdicts else None),
                     in_gallery=presence[row],
-                    ranked_by="structure" if row in moved else "similarity",
-                    warnings=(*query.notes, *query.prepared.notes[i], *self._fewer(chosen, query.top_k, query.filter)),
+                    ranked_by="structure" if new[row] else "similarity",
+                    warnings=(
+                        *query.notes,
+                        *query.prepared.notes[i],
+                        *self._fewer(matches[row], query.top_k, query.filter),
+                    ),
                     timings_ms=watch.timings_ms,
                     velocity=None if encoded.velocity is None else encoded.velocity[row],
                 )
@@ -207,7 +202,8 @@ class Engine:
             InvalidVelocityModel: see `seisbind.model.inference.Embedder.embed_velocity`.
             InvalidQuery: ``top_k`` out of range.
         """
-        _, matches = self._search(self.gallery.search_velocity, self.embedder.embed_velocity(velocity), top_k, filter)
+        vectors = self.embedder.embed_velocity(velocity)
+        matches = self._settled(lambda: self._matches(self.gallery.search_velocity(vectors, top_k, filter=filter)))
         return [SearchResult(row, self._fewer(row, top_k, filter)) for row in matches]
 
     def search_descriptors(
@@ -235,7 +231,7 @@ class Engine:
             text = f"Filled with the mean of the training set: {', '.join(missing)}."
             warnings = (Note("descriptors_filled", text),)
         vector = self.embedder.embed_descriptors(filled[None])
-        _, (row,) = self._search(self.gallery.search_physics, vector, top_k, filter)
+        (row,) = self._settled(lambda: self._matches(self.gallery.search_physics(vector, top_k, filter=filter)))
         return SearchResult(row, warnings + self._fewer(row, top_k, filter))
 
     def add_models(
@@ -291,25 +287,19 @@ class Engine:
         """
         self.retrieve(canary_gather(), top_k=1)
 
-    def _search(
-        self,
-        search: Callable[..., list[list[Hit]]],
-        vectors: Float32,
-        k: int,
-        filter: Filter | None = None,
-    ) -> tuple[list[list[Hit]], list[tuple[Match, ...]]]:
-        """Hits and the same as matches; each model's record is read once."""
-        for attempt in range(ATTEMPTS):
-            hits = search(vectors, k, filter=filter)
-            ids = list(dict.fromkeys(hit.model_id for row in hits for hit in row))
-            try:
-                records = dict(zip(ids, self.gallery.records(ids), strict=True))
-                break
-            except UnknownModel:
-                if attempt == ATTEMPTS - 1:
-                    raise
-                self.refresh()  # another process removed it
-        matches = [
+    def _settled(self, look: Callable[[], T]) -> T:
+        """What ``look`` finds; it looks again where another process removed a model before its record was read."""
+        for _ in range(ATTEMPTS - 1):
+            with suppress(UnknownModel):
+                return look()
+            self.refresh()
+        return look()
+
+    def _matches(self, rows: Sequence[Sequence[Hit]]) -> list[tuple[Match, ...]]:
+        """Hits with what is known of their models; each model's record is read once."""
+        ids = list(dict.fromkeys(hit.model_id for row in rows for hit in row))
+        records = dict(zip(ids, self.gallery.records(ids), strict=True))
+        return [
             tuple(
                 Match(
                     rank,
@@ -320,9 +310,16 @@ class Engine:
                 )
                 for rank, hit in enumerate(row, start=1)
             )
-            for row in hits
+            for row in rows
         ]
-        return hits, matches
+
+    def _neighbours(self, near: Sequence[Sequence[Hit]]) -> Float32:
+        """``(batch, k, 13)`` descriptors of the `NEIGHBOURS` nearest models of each gather."""
+        count = min(min(map(len, near)), NEIGHBOURS)
+        described = [
+            [list(match.descriptors.values()) for match in row] for row in self._matches([r[:count] for r in near])
+        ]
+        return np.array(described, dtype=np.float32).reshape(len(near), count, len(NAMES))
 
     @staticmethod
     def _in_distribution(near: Sequence[Hit], verdict: Verdict | None) -> InDistribution:
@@ -331,34 +328,32 @@ class Engine:
             return InDistribution(None, None, None, None, None, similarity)
         return InDistribution(verdict.likely, verdict.score, verdict.limit, verdict.reason, verdict.detail, similarity)
 
-    def _by_structure(
-        self, embedding: Float32, read: Float32, k: int, filter: Filter | None
-    ) -> list[tuple[Match, ...]]:
-        """At least ``k`` matches of each gather, where there are as many: the `CANDIDATES` most similar in the order of
-        `presence.by_structure`, then the rest by similarity, so that the first do not depend on ``k``."""
-        for attempt in range(ATTEMPTS):
-            _, rows = self._search(self.gallery.search_velocity, embedding, max(k, CANDIDATES), filter)
-            ids = {match.model_id for row in rows for match in row[:CANDIDATES]}
-            try:
-                models = {each: coarse(self.gallery.velocity(each), read.shape[1]) for each in ids}
-                break
-            except UnknownModel:
-                if attempt == ATTEMPTS - 1:
-                    raise
-                self.refresh()  # another process removed it
-        ordered = []
-        for predicted, row in zip(read, rows, strict=True):
-            near = row[:CANDIDATES]
-            order = [near[i] for i in by_structure(predicted, [models[match.model_id] for match in near])]
-            order += row[CANDIDATES:]
-            ordered.append(tuple(replace(match, rank=rank) for rank, match in enumerate(order, start=1)))
-        return ordered
-
     def _in_gallery(self, near: Sequence[Hit]) -> float | None:
         calibration = self.embedder.weights.description.calibration
         if calibration is None or len(near) < 2:
             return None
         return calibration.presence.probability(near[0].similarity, near[1].similarity, len(self.gallery))
+
+    def _is_new(self, likely: float | None, encoded: EncodedGathers) -> bool:
+        calibration = self.embedder.weights.description.calibration
+        if calibration is None or likely is None or encoded.velocity is None:
+            return False
+        return likely < calibration.presence.limit
+
+    def _ordered(self, found: list[list[Hit]], new: list[bool], encoded: EncodedGathers) -> list[list[Hit]]:
+        """The hits of ground that is ``new`` in another order: the `CANDIDATES` most similar as `by_structure` puts
+        them, then the rest, so that the first do not depend on how many were asked for."""
+        read = encoded.velocity
+        if read is None or not any(new):
+            return found
+        ids = {hit.model_id for row, moved in zip(found, new, strict=True) if moved for hit in row[:CANDIDATES]}
+        models = {each: coarse(self.gallery.velocity(each), read.shape[1]) for each in ids}
+
+        def order(predicted: Float32, row: list[Hit]) -> list[Hit]:
+            near = row[:CANDIDATES]
+            return [near[i] for i in by_structure(predicted, [models[hit.model_id] for hit in near])] + row[CANDIDATES:]
+
+        return [order(read[i], row) if new[i] else row for i, row in enumerate(found)]
 
     @staticmethod
     def _physics(inferred: InferredPhysics) -> list[dict[str, Quantity]]:

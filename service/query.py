@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from seisbind.index import Filter
 from seisbind.index.gallery import MAX_K
 from seisbind.model.errors import InvalidQuery
+from seisbind.model.familiarity import measure
 from seisbind.model.inference import Embedder, EncodedGathers
 from seisbind.model.survey import Note, Prepared
 
@@ -27,6 +28,7 @@ class Query:
         top_k: matches a gather.
         filter: which models may match.
         notes: what reading the gathers had to assume; said first in each answer's warnings.
+        measured: what `familiarity.measure` finds in them, here and not where gathers wait for the encoders.
 
     Raises:
         InvalidQuery: ``top_k`` out of range.
@@ -36,10 +38,12 @@ class Query:
     top_k: int = 5
     filter: Filter | None = None
     notes: tuple[Note, ...] = ()
+    measured: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= MAX_K:
             raise InvalidQuery(f"top_k is a whole number from 1 to {MAX_K}; got {self.top_k!r}.")
+        object.__setattr__(self, "measured", measure(self.prepared))
 
     def __len__(self) -> int:
         return len(self.prepared)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from seisbind.model.augment import AugmentConfig, as_trained
-from seisbind.model.familiarity import MEASURES, Familiar, judge, learn, measure, scores
+from seisbind.model.familiarity import MEASURES, Familiar, judge, learn, measure, scores, with_doubt
 from seisbind.model.pairs import PairSet
 from seisbind.model.survey import Prepared, prepare
 from seisbind.model.wavefield import simulate
@@ -19,7 +19,7 @@ def recorded(velocity: np.ndarray) -> Prepared:
 
 
 def values(prepared: Prepared) -> np.ndarray:
-    return measure(prepared, np.zeros(len(prepared), np.float32))
+    return with_doubt(measure(prepared), np.zeros(len(prepared), np.float32))
 
 
 def with_traces(prepared: Prepared, traces: np.ndarray) -> Prepared:

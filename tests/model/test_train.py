@@ -13,7 +13,7 @@ from seisbind.model.loss import LossConfig, contrastive, structure_distance, tar
 from seisbind.model.pairs import PairSet
 from seisbind.model.recipe import PAPER, TrainConfig, load_config
 from seisbind.model.survey import LINE_M, OPENFWI
-from seisbind.model.train import train
+from seisbind.model.train import likeness, runs, train
 
 PROBABILITIES = ("mirror", "noise", "shift", "phase", "tilt", "trace_gain", "dead", "shots", "sparse", "short")
 OFF = dict.fromkeys(PROBABILITIES, 0.0)
@@ -68,6 +68,42 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, pairs: PairSe
     (tmp_path / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(InvalidConfig, match="cannot be read"):
         train(pairs, recipe, tmp_path, device="cpu", resume=True)
+
+
+def test_training_goes_on_from_weights(tmp_path: Path, pairs: PairSet, recipe: TrainConfig) -> None:
+    """From them and not from random ones; on pairs of other families with a new head; in their form or not at all."""
+    quick = replace(recipe, steps=1, learning_rate=1e-9)
+    start = train(pairs, recipe, tmp_path / "start", device="cpu")
+    on = train(pairs, quick, tmp_path / "on", start=start, device="cpu")
+    weight = "seismic.project.weight"
+    assert on.config == start.config and on is not start
+    torch.testing.assert_close(on.state_dict()[weight], start.state_dict()[weight], atol=1e-6, rtol=0)
+    others = replace(pairs, families=("mine", *pairs.families[1:]), descriptors=2 * pairs.descriptors)
+    moved = train(others, quick, tmp_path / "moved", start=start, device="cpu")
+    assert moved.config.families == others.families
+    torch.testing.assert_close(moved.state_dict()[weight], start.state_dict()[weight], atol=1e-6, rtol=0)
+    head = "seismic.family_head.weight"
+    assert not torch.allclose(moved.state_dict()[head], start.state_dict()[head], atol=1e-4)
+    assert torch.equal(moved.descriptor_mean, start.descriptor_mean)
+    wider = replace(quick, encoders=replace(recipe.encoders, width=16))
+    with pytest.raises(InvalidConfig, match="width: 8 there, 16 here"):
+        train(pairs, wider, tmp_path / "wider", start=start, device="cpu")
+
+
+def test_alike_models_share_batches(pairs: PairSet) -> None:
+    """A run holds models that lie together; every model is in one, and the next epoch's are others."""
+    centres = np.repeat(np.arange(8.0) * 100, 16)[np.random.default_rng(0).permutation(128)]
+    features = (centres[:, None] + np.random.default_rng(1).standard_normal((128, 3))).astype(np.float32)
+    found = runs(features, 16, np.random.default_rng(2))
+    assert sorted(np.concatenate(found).tolist()) == list(range(128)) and {len(run) for run in found} == {16}
+    assert all(np.ptp(centres[run]) == 0 for run in found)
+    uneven = runs(features[:75], 8, np.random.default_rng(3))
+    assert sorted(np.concatenate(uneven).tolist()) == list(range(75))
+    assert min(map(len, uneven)) >= 8 and max(map(len, uneven)) < 16
+    same = runs(np.zeros((40, 3), np.float32), 8, np.random.default_rng(4))
+    assert sorted(np.concatenate(same).tolist()) == list(range(40))
+    seen = likeness(pairs.velocity, np.arange(5))
+    np.testing.assert_allclose(seen.mean(axis=1), pairs.velocity[:5].mean(dim=(1, 2)), rtol=1e-5)
 
 
 def test_too_few_pairs_are_refused(tmp_path: Path, pairs: PairSet, recipe: TrainConfig) -> None:

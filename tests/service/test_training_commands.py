@@ -13,6 +13,7 @@ import torch
 from seisbind.model.descriptors import describe
 from seisbind.model.geology import mixed
 from seisbind.model.pairs import PairSet, save_pairs
+from seisbind.model.weights_file import load_weights
 
 
 def seisbind(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -49,6 +50,11 @@ def test_train_then_evaluate(folder: Path) -> None:
     assert report.returncode == 0, report.stderr
     parsed = json.loads(report.stdout)
     assert parsed["overall"]["pairs"] == 12 and set(parsed["families"]) == {"a", "b"}
+    further = ("--held-out", folder / "other", "--config", folder / "recipe.json", "--out", folder / "further")
+    onward = seisbind("train", "--data", folder / "train", "--start", weights, *further)
+    assert onward.returncode == 0, onward.stderr
+    started = load_weights(folder / "further" / "weights.safetensors").description.training["start"]
+    assert started == load_weights(weights).fingerprint
     again = seisbind("train", "--data", folder / "train", "--held-out", folder / "other", *options)
     assert again.returncode == 1 and "--resume" in again.stderr
 
