@@ -44,6 +44,7 @@ class Round:
     """One round's figures, gathers a second and milliseconds."""
 
     bare_rate: float
+    whole_rate: float
     server_rate: float
     bare_alone_ms: float
     twin_alone_ms: float
@@ -170,10 +171,11 @@ async def loaded(
 
 
 @contextmanager
-def server(gallery: Path, device: str, batch: int, clients: int) -> Iterator[httpx.URL]:
+def server(gallery: Path, device: str, batch: int, clients: int, threads: int) -> Iterator[httpx.URL]:
     """``seisbind serve`` over ``gallery`` in a process of its own."""
     settings = {
-        "GALLERY": gallery, "DEVICE": device, "PORT": 0, "MAX_BATCH": batch, "MAX_CONCURRENCY": 2 * clients
+        "GALLERY": gallery, "DEVICE": device, "PORT": 0, "MAX_BATCH": batch, "MAX_CONCURRENCY": 2 * clients,
+        "THREADS": threads,
     }  # fmt: skip
     with subprocess.Popen(
         [sys.executable, "-c", "from seisbind.service.cli import main; main()", "serve"],
@@ -190,18 +192,19 @@ def server(gallery: Path, device: str, batch: int, clients: int) -> Iterator[htt
             process.terminate()
 
 
-def measure(engine: Engine, url: httpx.URL, sent: list[bytes], arguments: argparse.Namespace) -> Round:
-    """One round."""
+def measure(engine: Engine, whole: Engine, url: httpx.URL, sent: list[bytes], arguments: argparse.Namespace) -> Round:
+    """One round. ``engine`` encodes with the server's threads, ``whole`` with every core's."""
     seconds, batch = arguments.seconds, arguments.batch
     queries = [Query(prepare(read_gathers(body).gathers)) for body in sent]
     many = (queries * (batch // len(queries) + 1))[:batch]
     bare_rate = batch / timed(lambda: engine.retrieve_batch(many), seconds) * 1e3
+    whole_rate = batch / timed(lambda: whole.retrieve_batch(many), seconds / 2) * 1e3
     bare_alone_ms = timed(lambda: engine.retrieve_batch(queries[:1]), seconds / 4)
     twin_alone_ms = timed(lambda: engine.retrieve(read_gathers(sent[0]).gathers), seconds / 4)
     server_alone_ms = asyncio.run(alone(url, sent, seconds / 4))
     server_rate = asyncio.run(saturated(url, sent, arguments.clients, seconds))
     p50, p99, refused = asyncio.run(loaded(url, sent, arguments.clients, LOAD * server_rate, seconds))
-    return Round(bare_rate, server_rate, bare_alone_ms, twin_alone_ms, server_alone_ms, p50, p99, refused)
+    return Round(bare_rate, whole_rate, server_rate, bare_alone_ms, twin_alone_ms, server_alone_ms, p50, p99, refused)
 
 
 def hardware(device: torch.device) -> str:
@@ -210,7 +213,7 @@ def hardware(device: torch.device) -> str:
     lines = listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
-    return f"{os.cpu_count()} x {cpu}{gpu}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    return f"{os.cpu_count()} x {cpu}{gpu}, torch {torch.__version__}"
 
 
 def main() -> None:
@@ -221,33 +224,44 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", type=int, default=2000, help="in the gallery")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=max(1, torch.get_num_threads() - 1),
+        help="that encode on a CPU, bare and in the server, which leaves one core to read requests and prepare gathers",
+    )
     arguments = parser.parse_args()
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
     ).stdout.strip()
-    embedder, sent = Embedder.load(device=arguments.device), bodies()
+    every_core, sent = Embedder.load(device=arguments.device), bodies()
+    torch.set_num_threads(arguments.threads)
+    embedder = Embedder.load(device=arguments.device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "gallery"
         velocity, family = mixed(arguments.models, seed=0)
         build_gallery(path, embedder, [(velocity, family.tolist())], source="benchmark")
         with (
             Gallery.open(path, fingerprint=embedder.fingerprint) as gallery,
-            server(path, arguments.device, arguments.batch, arguments.clients) as url,
+            server(path, arguments.device, arguments.batch, arguments.clients, arguments.threads) as url,
         ):
-            engine = Engine(embedder, gallery)
-            rounds = [measure(engine, url, sent, arguments) for _ in range(arguments.rounds)]
+            engine, whole = Engine(embedder, gallery), Engine(every_core, gallery)
+            rounds = [measure(engine, whole, url, sent, arguments) for _ in range(arguments.rounds)]
 
     def median(figure: Callable[[Round], float]) -> float:
         return statistics.median(figure(one) for one in rounds)
 
-    print(f"{hardware(embedder.device)}; commit {commit}; {arguments.models} models")
+    threads = f"{arguments.threads} to encode"
+    print(f"{hardware(embedder.device)}, {threads}; commit {commit}; {arguments.models} models")
     print(
         f"{arguments.rounds} rounds of {arguments.seconds:g} s, {arguments.clients} clients, batch {arguments.batch}\n"
     )
     for name, text in (
         ("encode + search, bare, gathers/s", f"{median(lambda r: r.bare_rate):.1f}"),
+        ("  the same with a thread for every core", f"{median(lambda r: r.whole_rate):.1f}"),
         ("server, gathers/s", f"{median(lambda r: r.server_rate):.1f}"),
         ("  of bare (at least .90)", f"{median(lambda r: r.server_rate / r.bare_rate):.2f}"),
+        ("  of bare with every core", f"{median(lambda r: r.server_rate / r.whole_rate):.2f}"),
         ("one gather: encode + search, ms", f"{median(lambda r: r.bare_alone_ms):.1f}"),
         ("one gather: read + prepare + encode + search, ms", f"{median(lambda r: r.twin_alone_ms):.1f}"),
         ("one gather: server, ms", f"{median(lambda r: r.server_alone_ms):.1f}"),

@@ -38,7 +38,7 @@ from seisbind.model.weights_file import Description, load_weights, save_weights
 # name: (pairs, seed, acquisitions); the last two are never trained on
 SETS = {
     "train": (32_000, 11, AcquisitionConfig()),
-    "more": (40_000, 16, AcquisitionConfig()),
+    "more": (32_000, 16, AcquisitionConfig()),
     "calibration": (4_000, 12, EXACT),
     "test": (1_000, 13, EXACT),
     "coverage": (3_000, 15, EXACT),
@@ -46,7 +46,7 @@ SETS = {
 # (until this share of the steps, pairs): training starts while the rest is being simulated in another process
 GROWTH = {
     "train": ((0.15, 10_000), (0.5, 20_000), (1.0, 32_000)),
-    "more": ((0.2, 14_000), (0.45, 22_000), (0.7, 30_000), (1.0, 40_000)),
+    "more": ((0.3, 14_000), (0.55, 20_000), (0.8, 26_000), (1.0, 32_000)),
 }
 PATIENCE_S = 10
 

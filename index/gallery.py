@@ -382,6 +382,10 @@ class Gallery:
         """The map of one model, ``(depth, x)`` float32, m/s. Raises UnknownModel, GalleryDamaged."""
         return self._records.velocity(model_id)
 
+    def velocities(self, model_ids: Sequence[str]) -> list[Float32]:
+        """The maps of several models, in the order asked. Raises as `velocity` does."""
+        return self._records.velocities(model_ids)
+
     def embeddings(self, model_ids: Sequence[str]) -> tuple[Float32, Float32]:
         """Velocity and physics embeddings, ``(model, dimension)`` each, as they are searched. Raises UnknownModel."""
         contents = self._contents

@@ -203,13 +203,26 @@ class Records:
 
     def velocity(self, model_id: str) -> Float32:
         """The map of one model, ``(depth, x)`` float32, m/s. Raises as `records` does."""
+        return self.velocities([model_id])[0]
+
+    def velocities(self, model_ids: Sequence[str]) -> list[Float32]:
+        """The maps of ``model_ids``, in that order. Raises as `records` does."""
         with self.reading() as connection:
-            columns = self._row(connection, model_id)
-            row, record, sha256 = self._decoded(columns)
-            blob = connection.execute("SELECT velocity FROM velocities WHERE row = ?", (row,)).fetchone()
-            if blob is None or velocity_sha256(blob[0], record.shape) != sha256:
-                raise self._damaged(f"the velocity map of {model_id} does not match its checksum")
-            return np.frombuffer(blob[0], LITTLE).reshape(record.shape).astype(np.float32)
+            return [self._velocity(connection, model_id) for model_id in model_ids]
+
+    def _velocity(self, connection: sqlite3.Connection, model_id: str) -> Float32:
+        """One map, checked against its own checksum: the rest of the record is not read."""
+        found = connection.execute(
+            "SELECT depth, x, velocity_sha256, velocity FROM models LEFT JOIN velocities USING (row) "
+            "WHERE model_id = ?",
+            (model_id,),
+        ).fetchone()
+        if found is None:
+            raise self._unknown(model_id)
+        depth, x, sha256, blob = found
+        if blob is None or velocity_sha256(blob, (depth, x)) != sha256:
+            raise self._damaged(f"the velocity map of {model_id} does not match its checksum")
+        return np.frombuffer(blob, LITTLE).reshape(depth, x).astype(np.float32)
 
     def families(self) -> dict[str, int]:
         """How many models each family has, by name; those without a family are not counted."""
@@ -311,8 +324,11 @@ class Records:
     def _row(self, connection: sqlite3.Connection, model_id: str) -> tuple[Any, ...]:
         columns: tuple[Any, ...] | None = connection.execute(f"{_MODEL} WHERE model_id = ?", (model_id,)).fetchone()
         if columns is None:
-            raise UnknownModel(f"No velocity model {model_id!r} in the gallery at {self.path.parent}.")
+            raise self._unknown(model_id)
         return columns
+
+    def _unknown(self, model_id: str) -> UnknownModel:
+        return UnknownModel(f"No velocity model {model_id!r} in the gallery at {self.path.parent}.")
 
     def _decoded(self, columns: tuple[Any, ...]) -> tuple[int, Record, bytes]:
         """Row, record, and the checksum of the map, out of the columns of `_MODEL`."""

@@ -74,6 +74,7 @@ def _problems(records: Records, contents: Contents | None, folder: Path) -> Iter
         return
     for model_id in model_ids:
         try:
+            records.records([model_id])
             records.velocity(model_id)
         except (GalleryError, UnknownModel) as error:
             yield str(error)

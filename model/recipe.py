@@ -55,7 +55,7 @@ class TrainConfig:
 PAPER = TrainConfig(encoders=EncoderConfig(kind="paper"), loss=PAPER_LOSS, augment=None, ema=0.0, hard_negatives=0.0)
 # goes on from trained weights with other pairs: smaller steps, harder batches, targets nearer one-hot
 FURTHER = TrainConfig(
-    loss=LossConfig(soft_share=0.15), steps=3000, learning_rate=8e-4, hard_negatives=0.5, checkpoint_every=100
+    loss=LossConfig(soft_share=0.15), steps=2600, learning_rate=8e-4, hard_negatives=0.7, checkpoint_every=100
 )
 NAMED = {"default": TrainConfig(), "further": FURTHER, "paper": PAPER}
 

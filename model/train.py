@@ -37,7 +37,8 @@ from seisbind.model.recipe import TrainConfig
 
 RUNS_A_BATCH = 8  # a batch of hard negatives holds this many runs of models that are alike
 FAMILY_HEAD = "family_head"  # in the names of its parameters
-LIKENESS_CELLS = 14  # models are alike by their means over this many cells a side
+LIKENESS_CELLS = 14  # without an encoder, models are alike by their means over this many cells a side
+AT_A_TIME = 500  # models embedded at once
 ORDER_STREAM, AUGMENT_STREAM = 0, 1  # independent random streams of one seed
 
 
@@ -105,7 +106,8 @@ def train(
     log_path = out / "log.csv"
     _forget_later_rows(log_path, state.step)
     with log_path.open("a", newline="", encoding="utf-8") as log:
-        for batch, part, rate in _timed(_batches(pairs, config, state.step, last, target), config.batch):
+        batches = _batches(pairs, likeness(pairs.velocity, start), config, state.step, last, target)
+        for batch, part, rate in _timed(batches, config.batch):
             loss = _update(state, batch, part, config, log)
             if progress is not None:
                 progress(Progress(state.step, config.steps, loss, rate))
@@ -227,51 +229,59 @@ def _average(state: State, config: TrainConfig) -> None:
         kept[name].copy_(new[name])
 
 
-def _order(pairs: PairSet, config: TrainConfig, epoch: int) -> NDArray[np.intp]:
+def _order(features: NDArray[np.float32], config: TrainConfig, epoch: int) -> NDArray[np.intp]:
     """The order of an epoch, in whole batches: a share holds runs of models that are alike, the rest are random."""
     rng = np.random.default_rng([config.seed, ORDER_STREAM, epoch])
-    order = rng.permutation(len(pairs))
-    batches = len(pairs) // config.batch
+    order = rng.permutation(len(features))
+    batches = len(features) // config.batch
     hard = round(config.hard_negatives * batches) * config.batch
     alike, rest = order[:hard], order[hard : batches * config.batch]
     if hard:
-        alike_runs = runs(likeness(pairs.velocity, alike), max(1, config.batch // RUNS_A_BATCH), rng)
+        alike_runs = runs(features[alike], max(1, config.batch // RUNS_A_BATCH), rng)
         alike = alike[np.concatenate([alike_runs[i] for i in rng.permutation(len(alike_runs))])]
     cut = np.concatenate([alike, rest]).reshape(batches, config.batch)
     return np.asarray(cut[rng.permutation(batches)].reshape(-1))
 
 
-def likeness(velocity: Tensor, rows: NDArray[np.intp]) -> NDArray[np.float32]:
-    """``(row, cell)`` the models ``rows`` averaged over `LIKENESS_CELLS` cells a side."""
-    coarse = torch.empty((len(rows), LIKENESS_CELLS**2))
-    for start in range(0, len(rows), 1000):
-        part = velocity[torch.from_numpy(rows[start : start + 1000]).to(velocity.device)]
-        step = velocity.shape[-1] // LIKENESS_CELLS
-        coarse[start : start + 1000] = F.avg_pool2d(part.float()[:, None], step).flatten(1).cpu()
-    return coarse.numpy()
+@torch.no_grad()
+def likeness(velocity: Tensor, start: Encoders | None) -> NDArray[np.float32]:
+    """``(n, features)`` of velocity models ``(n, 70, 70)``: those that lie together are hard to tell apart.
+
+    Where ``start`` puts them; without it, their means over `LIKENESS_CELLS` cells a side, km/s.
+    """
+    parts = []
+    for first in range(0, len(velocity), AT_A_TIME):
+        part = velocity[first : first + AT_A_TIME].float()
+        if start is None:
+            parts.append(F.avg_pool2d(part[:, None] / 1000, part.shape[-1] // LIKENESS_CELLS).flatten(1))
+        else:
+            parts.append(start.embed_velocity(part.to(start.logit_scale.device)))
+    return np.asarray(torch.cat(parts).cpu().numpy())
 
 
 def runs(features: NDArray[np.float32], size: int, rng: np.random.Generator) -> list[NDArray[np.intp]]:
-    """Rows of ``features`` in runs of about ``size`` that lie together: a random-projection tree.
+    """Rows of ``features`` in runs of ``size`` that lie together, each row in one; the last run takes what is left.
 
-    Each branch parts its rows in the middle along the line through two of them, drawn anew in every epoch, so that a
-    model meets other neighbours each time.
+    Each run is a row drawn at random and those nearest to it of the rows that are left, so that a model meets other
+    neighbours in every epoch.
     """
-    waiting, found = [np.arange(len(features))], []
-    while waiting:
-        rows = waiting.pop()
-        if len(rows) < 2 * size:
-            found.append(rows)
+    squared = np.square(features).sum(axis=1)
+    taken = np.zeros(len(features), dtype=bool)
+    found: list[NDArray[np.intp]] = []
+    for seed in rng.permutation(len(features)):
+        if len(features) - size * len(found) < 2 * size:
+            break
+        if taken[seed]:
             continue
-        one, other = features[rng.choice(rows, 2, replace=False)]
-        half = len(rows) // size // 2 * size
-        ordered = rows[np.argsort(features[rows] @ (other - one), kind="stable")]
-        waiting += [ordered[:half], ordered[half:]]
-    return found
+        far = np.where(taken, np.inf, squared - 2 * (features @ features[seed]))
+        run = np.argpartition(far, size - 1)[:size]
+        taken[run] = True
+        found.append(run)
+    return [*found, np.flatnonzero(~taken)]
 
 
 def _batches(
-    pairs: PairSet, config: TrainConfig, first: int, last: int, device: torch.device
+    pairs: PairSet, features: NDArray[np.float32], config: TrainConfig, first: int, last: int, device: torch.device
 ) -> Iterator[tuple[Batch, PairSet]]:
     """Batches ``first``..``last - 1``, each made in the background while the step before it runs."""
     per_epoch = len(pairs) // config.batch
@@ -281,7 +291,7 @@ def _batches(
         epoch, at = divmod(step, per_epoch)
         if epoch not in orders:
             orders.clear()
-            orders[epoch] = _order(pairs, config, epoch)
+            orders[epoch] = _order(features, config, epoch)
         index = torch.from_numpy(orders[epoch][at * config.batch : (at + 1) * config.batch]).to(pairs.traces.device)
         part = pairs.select(index)
         part = part.to(device)

@@ -344,10 +344,11 @@ class Engine:
         """The hits of ground that is ``new`` in another order: the `CANDIDATES` most similar as `by_structure` puts
         them, then the rest, so that the first do not depend on how many were asked for."""
         read = encoded.velocity
-        if read is None or not any(new):
+        hits = [hit for row, moved in zip(found, new, strict=True) if moved for hit in row[:CANDIDATES]]
+        if read is None or not hits:
             return found
-        ids = {hit.model_id for row, moved in zip(found, new, strict=True) if moved for hit in row[:CANDIDATES]}
-        models = {each: coarse(self.gallery.velocity(each), read.shape[1]) for each in ids}
+        ids = list(dict.fromkeys(hit.model_id for hit in hits))
+        models = dict(zip(ids, coarse(np.stack(self.gallery.velocities(ids)), read.shape[1]), strict=True))
 
         def order(predicted: Float32, row: list[Hit]) -> list[Hit]:
             near = row[:CANDIDATES]

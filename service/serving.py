@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
+import torch
 
 from seisbind.index import Gallery, GalleryInfo
 from seisbind.model.errors import NotReady, Overloaded, SeisBindError
-from seisbind.model.inference import Embedder
+from seisbind.model.inference import Embedder, choose_device
 from seisbind.model.survey import prepare
 from seisbind.service.batching import Batcher
 from seisbind.service.engine import Engine, canary_gather
@@ -56,6 +57,8 @@ class Serving:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        if choose_device(settings.device).type == "cpu":
+            torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() - 1))
         self.embedder = Embedder.load(settings.weights, device=settings.device, runtime=settings.runtime)
         self.pictures = PictureCache()
         self.metrics = Metrics()

@@ -40,6 +40,12 @@ class Settings(BaseSettings):
         "auto",
         description="What embeds gathers: auto (onnxruntime on a CPU where it is installed), torch, onnxruntime.",
     )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="Threads that encode on a CPU, count; unset: one fewer than torch takes (a core each, or "
+        "OMP_NUM_THREADS), so that requests are read meanwhile.",
+    )
     host: str = Field("127.0.0.1", description="Address to listen on. The default is reachable from this machine only.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     writable: bool = Field(False, description="Whether POST /v1/models and DELETE /v1/models/{id} change the gallery.")

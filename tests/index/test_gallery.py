@@ -59,6 +59,10 @@ def test_what_goes_in_comes_out_bit_for_bit(gallery: Gallery, make_batch: MakeBa
             assert record.shape == (6, 6)
             np.testing.assert_array_equal(opened.velocity(record.model_id), batch.velocity[i])
             assert record.added_at.endswith("+00:00")
+        wanted = [batch.model_ids[i] for i in (7, 2, 7)]
+        np.testing.assert_array_equal(np.stack(opened.velocities(wanted)), batch.velocity[[7, 2, 7]])
+        with pytest.raises(UnknownModel, match="'nobody'"):
+            opened.velocities(["m1", "nobody"])
         velocity, physics = opened.embeddings(batch.model_ids[::-1])
         np.testing.assert_allclose(velocity[::-1], batch.velocity_embeddings, atol=1e-6)
         np.testing.assert_allclose(physics[::-1], batch.physics_embeddings, atol=1e-6)
