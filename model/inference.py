@@ -93,17 +93,21 @@ def choose_device(device: str = "auto") -> torch.device:
 class Embedder:
     """Weights on a device, answering in numpy. Safe to call from several threads: it holds no mutable state."""
 
-    def __init__(self, weights: Weights, *, device: str = "auto", runtime: str = "auto") -> None:
+    def __init__(
+        self, weights: Weights, *, device: str = "auto", runtime: str = "auto", precision: str = "auto"
+    ) -> None:
         self.device = choose_device(device)
         self.weights = weights
         self._batch = BATCH.get(self.device.type, BATCH["cpu"])
         self._encoders = weights.encoders.to(self.device).eval()
-        self._runtime = choose_runtime(runtime, self._encoders, self.device)
+        self._runtime = choose_runtime(runtime, self._encoders, self.device, precision=precision)
 
     @classmethod
-    def load(cls, path: Path | None = None, *, device: str = "auto", runtime: str = "auto") -> Embedder:
+    def load(
+        cls, path: Path | None = None, *, device: str = "auto", runtime: str = "auto", precision: str = "auto"
+    ) -> Embedder:
         """See `weights_file.load_weights`, `choose_device` and `runtimes.choose_runtime`."""
-        return cls(load_weights(path), device=device, runtime=runtime)
+        return cls(load_weights(path), device=device, runtime=runtime, precision=precision)
 
     @property
     def fingerprint(self) -> str:

@@ -24,6 +24,7 @@ Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
 RUNTIMES = ("auto", "torch", "onnxruntime")
+PRECISIONS = ("auto", "fp32", "bf16")
 ONNX_PACKAGES = ("onnxruntime", "onnx")
 OPSET = 18
 INPUTS = ("traces", "live", "shot_x_m")
@@ -53,17 +54,19 @@ def read_gathers(encoders: Encoders, traces: Tensor, live: Tensor, shot_x_m: Ten
 
 
 class TorchRuntime:
-    """The encoders as they are, on any device."""
+    """The encoders as they are, on any device; with ``bf16`` their convolutions and matrices in bfloat16 (autocast)."""
 
     name = "torch"
 
-    def __init__(self, encoders: Encoders, device: torch.device) -> None:
-        self._encoders, self._device = encoders, device
+    def __init__(self, encoders: Encoders, device: torch.device, *, bf16: bool = False) -> None:
+        self._encoders, self._device, self._bf16 = encoders, device, bf16
 
     @torch.inference_mode()
     def read_gathers(self, traces: Float32, live: Bool, shot_x_m: Float32) -> dict[str, Float32]:
         inputs = [as_tensor(array, self._device) for array in (traces, live, shot_x_m)]
-        return {name: head.cpu().numpy() for name, head in read_gathers(self._encoders, *inputs).items()}
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            heads = read_gathers(self._encoders, *inputs)
+        return {name: head.float().cpu().numpy() for name, head in heads.items()}
 
 
 class OnnxRuntime:
@@ -89,8 +92,9 @@ class OnnxRuntime:
 
 
 def as_tensor(array: Float32 | Bool, device: torch.device) -> Tensor:
-    """``array`` on ``device``; shared with numpy where that is the CPU."""
-    return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device)
+    """``array`` on ``device``; shared with numpy where that is the CPU, by page-locked memory where it is a GPU."""
+    tensor = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class _Heads(nn.Module):
@@ -138,19 +142,25 @@ def export(encoders: Encoders) -> tuple[bytes, tuple[str, ...]]:
     return file.getvalue(), heads
 
 
-def choose_runtime(runtime: str, encoders: Encoders, device: torch.device) -> Runtime:
-    """``auto`` is onnxruntime on a CPU where it is installed, else torch.
+def choose_runtime(runtime: str, encoders: Encoders, device: torch.device, *, precision: str = "auto") -> Runtime:
+    """``auto`` is onnxruntime on a CPU where it is installed, else torch; in bf16 on a GPU that has it, else in fp32.
 
     Raises:
-        InvalidConfig: an unknown runtime, or one that is not installed or not for this device; see also `export`.
+        InvalidConfig: an unknown runtime or precision, or one that is not installed or not for this device; see also
+            `export`.
     """
     if runtime not in RUNTIMES:
         raise InvalidConfig(f"Unknown runtime {runtime!r}; use {', '.join(RUNTIMES)}.")
+    if precision not in PRECISIONS:
+        raise InvalidConfig(f"Unknown precision {precision!r}; use {', '.join(PRECISIONS)}.")
     missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if runtime == "auto":
-        runtime = "torch" if missing or device.type != "cpu" else "onnxruntime"
+        runtime = "torch" if missing or device.type != "cpu" or precision == "bf16" else "onnxruntime"
     if runtime == "torch":
-        return TorchRuntime(encoders, device)
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported() if precision == "auto" else precision == "bf16"
+        return TorchRuntime(encoders, device, bf16=bf16)
+    if precision == "bf16":
+        raise InvalidConfig("The runtime onnxruntime computes in fp32 only; for bf16 use torch, or auto.")
     if device.type != "cpu":
         raise InvalidConfig(f"The runtime onnxruntime is for the CPU; on {device} use torch, or auto.")
     if missing:

@@ -59,7 +59,9 @@ class Serving:
         self.settings = settings
         if choose_device(settings.device).type == "cpu":
             torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() - 1))
-        self.embedder = Embedder.load(settings.weights, device=settings.device, runtime=settings.runtime)
+        self.embedder = Embedder.load(
+            settings.weights, device=settings.device, runtime=settings.runtime, precision=settings.precision
+        )
         self.pictures = PictureCache()
         self.metrics = Metrics()
         self._lock = threading.Lock()

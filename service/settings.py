@@ -40,6 +40,10 @@ class Settings(BaseSettings):
         "auto",
         description="What embeds gathers: auto (onnxruntime on a CPU where it is installed), torch, onnxruntime.",
     )
+    precision: str = Field(
+        "auto",
+        description="What torch computes gathers' embeddings in: auto (bf16 on a GPU that has it, else fp32), fp32, bf16.",
+    )
     threads: int | None = Field(
         None,
         ge=1,

@@ -12,8 +12,9 @@ from seisbind.model.encoders import EncoderConfig, Encoders
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.inference import Embedder, EncodedGathers
 from seisbind.model.runtimes import ONNX_PACKAGES, choose_runtime
-from seisbind.model.survey import LINE_M, Prepared
+from seisbind.model.survey import LINE_M, Prepared, prepare
 from seisbind.model.weights_file import Description, Weights
+from seisbind.service.engine import canary_gather
 
 BOUND = 1e-5  # of unit vectors, of probabilities, and of each descriptor and velocity relative to its size
 CONFIGS = {
@@ -122,3 +123,24 @@ def test_an_export_that_fails_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.onnx.export", gone)
     with pytest.raises(InvalidConfig, match=r"'dynamo'.*SEISBIND_RUNTIME=torch"):
         Embedder(random_weights(CONFIGS["no families"]), device="cpu")
+
+
+def test_bf16_turns_an_embedding_by_little() -> None:
+    """Promise 10's bound, here on a CPU: the shipped encoders, gathers of a direct wave with noise."""
+    rng = np.random.default_rng(0)
+    gathers = prepare(canary_gather() + 0.02 * rng.standard_normal((3, 5, 1000, 70)).astype(np.float32))
+    exact, rough = (
+        Embedder.load(device="cpu", runtime="torch", precision=each).embed_gathers(gathers) for each in ("fp32", "bf16")
+    )
+    cosine = (exact.embedding * rough.embedding).sum(axis=1)
+    assert (cosine > 0.999).all() and (cosine < 1 - 1e-7).all()  # it is another arithmetic
+    assert all(getattr(rough, head.name).dtype == np.float32 for head in fields(EncodedGathers))
+
+
+def test_precisions_that_cannot_be() -> None:
+    encoders, cpu = random_weights(CONFIGS["no families"]).encoders, torch.device("cpu")
+    assert choose_runtime("auto", encoders, cpu, precision="bf16").name == "torch"
+    with pytest.raises(InvalidConfig, match="fp32 only"):
+        choose_runtime("onnxruntime", encoders, cpu, precision="bf16")
+    with pytest.raises(InvalidConfig, match="Unknown precision 'fp16'"):
+        choose_runtime("torch", encoders, cpu, precision="fp16")
