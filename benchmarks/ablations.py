@@ -1,7 +1,7 @@
 """What each ingredient of the recipe is worth: one left out at a time, all at the same budget, pairs and seed.
 
     python benchmarks/train_weights.py --only train && python benchmarks/train_weights.py --only test
-    python benchmarks/ablations.py [--steps 300] [--only NAME ..] [--json]
+    python benchmarks/ablations.py [--steps 300] [--set train|more] [--only NAME ..] [--json]
 
 Each row is a recipe of its own, trained in --out (a stopped run goes on), and judged on the 1,000 mixed test pairs and,
 where --maps is there, on real maps through the exact operator. "New ground" leaves the right model out.
@@ -12,23 +12,30 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from real_maps import noisy, pairs_of
+from torch import Tensor, nn
 
+import seisbind.model.encoders as encoders_module
 from seisbind.model.augment import AugmentConfig
+from seisbind.model.encoders import PATCH_RECEIVERS, PATCH_SAMPLES, EncoderConfig, SeismicEncoder
 from seisbind.model.evaluate import embed, recall, report
 from seisbind.model.inference import Embedder
 from seisbind.model.pairs import load_pairs
 from seisbind.model.recipe import PAPER, TrainConfig
+from seisbind.model.survey import OPENFWI
 from seisbind.model.train import Progress, train
-from seisbind.model.weights_file import Description, load_weights, save_weights
+from seisbind.model.weights_file import Description, save_weights
 
 FULL = TrainConfig()
 QUIET = AugmentConfig(noise=0.0)
+FIXED = "five shots as channels"  # see `FixedFive`
 VARIANTS: dict[str, TrainConfig] = {
     "the recipe": FULL,
     "one-hot targets": replace(FULL, loss=replace(FULL.loss, soft_share=0.0)),
@@ -37,8 +44,30 @@ VARIANTS: dict[str, TrainConfig] = {
     "no disturbances": replace(FULL, augment=None),
     "disturbances, but no noise": replace(FULL, augment=QUIET),
     "no averaged weights": replace(FULL, ema=0.0),
+    FIXED: FULL,
     "the paper's recipe": PAPER,
 }
+
+
+class FixedFive(SeismicEncoder):
+    """OpenFWI's usual input: its five shots are the channels, wherever they were; as many multiplications as ours."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config)
+        inputs = len(OPENFWI.shot_x_m) * (PATCH_SAMPLES * PATCH_RECEIVERS + PATCH_RECEIVERS + 1)
+        self.stem = nn.Sequential(
+            nn.Conv2d(inputs, 24, 3, 1, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(24, config.width, 1, bias=False),
+            nn.BatchNorm2d(config.width),
+            nn.ReLU(inplace=True),
+        )
+        self.merge = nn.Identity()
+
+    def _merged(self, p: Tensor, live: Tensor, shot_x: Tensor) -> Tensor:
+        patches = self._patches(p, live, shot_x).unflatten(0, live.shape[:2])
+        merged: Tensor = self.stem(patches.permute(0, 1, 4, 2, 3).flatten(1, 2))
+        return merged
 
 
 def judge(path: Path, test: Path, maps: Path, cache: Path) -> dict[str, float | None]:
@@ -73,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--pairs", type=Path, default=Path("runs/pairs"))
+    parser.add_argument("--set", default="train", help="of training pairs, see train_weights.py")
     parser.add_argument("--first", type=int, default=20_000, help="training pairs")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), help="these rows alone; default: all")
@@ -81,7 +111,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    pairs = load_pairs(args.pairs / "train", args.first)
+    pairs = load_pairs(args.pairs / args.set, args.first)
     rows = {}
     for name in args.only or VARIANTS:
         config = replace(VARIANTS[name], steps=args.steps)
@@ -93,15 +123,16 @@ def main() -> None:
                 if progress.step % 20 == 0:
                     print(f"{name}: step {progress.step}, {progress.loss:.3f}", file=sys.stderr, flush=True)
 
-            encoders = train(pairs, config, out, resume=True, progress=say)
-            save_weights(path, encoders, Description(name, encoders.config, {"config": asdict(config)}))
-            row = judge(path, args.pairs / "test", args.maps, args.cache)
-            found.write_text(json.dumps(row | {"weights": load_weights(path).fingerprint}), encoding="utf-8")
+            with patch.object(encoders_module, "SeismicEncoder", FixedFive) if name == FIXED else nullcontext():
+                encoders = train(pairs, config, out, resume=True, progress=say)
+                save_weights(path, encoders, Description(name, encoders.config, {"config": asdict(config)}))
+                row = judge(path, args.pairs / "test", args.maps, args.cache)
+            found.write_text(json.dumps(row), encoding="utf-8")
         rows[name] = json.loads(found.read_text(encoding="utf-8"))
     if args.json:
         print(json.dumps(rows, indent=1))
         return
-    print(f"{args.steps} steps of {FULL.batch} of the first {len(pairs)} pairs, seed {FULL.seed}")
+    print(f"{args.steps} steps of {FULL.batch} of the first {len(pairs)} pairs of {args.set}, seed {FULL.seed}")
     print("| recipe | S→V | V→P | new ground: mean velocity, 5 neighbours / head | first match | real, clean / 20 dB |")
     print("|---|---|---|---|---|---|")
     for name, row in rows.items():

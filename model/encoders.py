@@ -216,11 +216,7 @@ class SeismicEncoder(nn.Module):
 
     def forward(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
         """``traces``: (batch, shot, 250, 70) linear; ``live``: (batch, shot, 70); ``shot_x_m``: (batch, shot)."""
-        batch, shots = live.shape[:2]
-        shot_x = shot_x_m / LINE_M
-        f = self.stem(_as_channels(self._patches(condition(traces, live), live, shot_x)))
-        f = f.permute(0, 2, 3, 1)  # (batch * shot, time, receiver, channel)
-        x = self.merge(f.reshape(batch, shots, *f.shape[1:]), shot_x, live.any(dim=-1).to(f.dtype))
+        x = self._merged(condition(traces, live), live, shot_x_m / LINE_M)
         x = self.squeeze(self.trunk(x))
         h = self.features(x.flatten(1))
         velocity = self.map_head(h)
@@ -233,6 +229,13 @@ class SeismicEncoder(nn.Module):
             velocity=velocity,
             family=None if self.family_head is None else self.family_head(h).float(),
         )
+
+    def _merged(self, p: Tensor, live: Tensor, shot_x: Tensor) -> Tensor:
+        """(batch, channel, 50, 35): the shots through the stem, joined."""
+        f = self.stem(_as_channels(self._patches(p, live, shot_x)))
+        f = f.permute(0, 2, 3, 1)  # (batch * shot, time, receiver, channel)
+        merged: Tensor = self.merge(f.reshape(*live.shape[:2], *f.shape[1:]), shot_x, live.any(dim=-1).to(f.dtype))
+        return merged
 
     def _patches(self, p: Tensor, live: Tensor, shot_x: Tensor) -> Tensor:
         """(batch * shot, 50, 35, channel): each patch's 5 x 2 samples, its 2 receivers alive, its offset in lines."""
