@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import importlib
 import json
 import os
 import socket
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import numpy as np
@@ -357,6 +359,13 @@ def cutting_proxy(port: int, cuts: Sequence[int]) -> Iterator[tuple[str, list[in
             accepting.join()
             for each in ends:
                 each.join()
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """A script of ``benchmarks/`` by its name, as a module."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return importlib.import_module
 
 
 @pytest.fixture
