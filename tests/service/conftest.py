@@ -36,6 +36,7 @@ from seisbind.model.weights_file import Calibration, Description, save_weights
 from seisbind.service.app import create_app
 from seisbind.service.building import build_gallery
 from seisbind.service.engine import Engine
+from seisbind.service.protocol import Protocol
 from seisbind.service.server import Server, listen, url_of
 from seisbind.service.serving import Serving
 from seisbind.service.settings import Settings
@@ -133,7 +134,7 @@ def running(settings: Settings) -> Iterator[Served]:
     """The real application in a real uvicorn on a free port, in a thread."""
     app = create_app(settings)
     with listen("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(app, http=Protocol, log_level="warning", timeout_graceful_shutdown=5)
         server = Server(config, stopping=app.state.serving.stopping.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

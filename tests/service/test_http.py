@@ -344,6 +344,25 @@ def test_one_error_shape(served: Any, name: str) -> None:
     assert found.request_id == response.headers["x-request-id"]
 
 
+@pytest.mark.parametrize(
+    "sent", [b"no request\r\n\r\n", b"GET /v1/gallery?x=%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 70_000)]
+)
+def test_bytes_that_are_no_request_have_the_same_shape(served: Any, sent: bytes) -> None:
+    head, _, body = raw_exchange(served.url, sent).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"content-type: application/problem+json" in head
+    assert b"x-content-type-options: nosniff" in head
+    found = Problem.model_validate_json(body)
+    assert (found.code, found.status) == ("bad_request", 400)
+    assert found.request_id
+
+
+def test_a_method_that_is_not_taken_is_told_those_that_are(served: Any) -> None:
+    for path, allowed in (("/v1/models/any", "DELETE, GET"), ("/v1/retrieve", "POST"), ("/", "GET")):
+        response = served.http.request("PATCH", path)
+        assert (response.status_code, response.headers["allow"]) == (405, allowed), path
+
+
 def test_a_bug_says_nothing_of_the_inside(weights: Path, gallery_path: Path) -> None:
     app: FastAPI = create_app(Settings(gallery=gallery_path, weights=weights, device="cpu"))
 
