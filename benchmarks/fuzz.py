@@ -6,7 +6,7 @@ Each upload starts as a good file and a good form, and is mutated by up to three
 anywhere), extreme integers where headers have theirs, truncation, a piece doubled, dropped or taken from another file,
 form fields of nonsense. Upload i depends on (seed, i) alone; those that break a promise are named with their number.
 Promised: no answer in the 500s, the server lives, none takes longer than 5 s, every refusal is a problem+json with a
-code.
+code, and in every answer the matches are ranked, of models that exist, and all numbers are numbers.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ NONSENSE = (
 )
 KINDS = ("application/octet-stream", "application/x-npy", "text/plain", "multipart/form-data; boundary=x")
 SHARES = (0.85, 0.05, 0.05, 0.05)  # of the kinds
+PARTS = ("value", "low", "high")  # of a quantity
 FIELDS = ("top_k", "filter", "include", "dt_s", "shot_x_m", "receiver_x_m", "peak_hz", "unknown")
 PATHS = ("/v1/retrieve", "/v1/retrieve", "/v1/retrieve", "/v1/retrieve/stream", "/v1/search")
 
@@ -139,12 +140,36 @@ def fault(response: httpx.Response, spent_s: float, slowest_s: float = SLOWEST_S
         return f"status {response.status_code}"
     if spent_s > slowest_s:
         return f"{spent_s:.1f} s"
+    if response.is_success:
+        return untrue(response)
     if response.status_code >= 400:
         try:
             if not response.json()["code"] or "problem+json" not in response.headers["content-type"]:
                 return "no problem+json"
         except (ValueError, KeyError):
             return "no problem+json"
+    return None
+
+
+def untrue(response: httpx.Response) -> str | None:
+    """What no answer may hold (a number that is none arrives as null), or None."""
+    bodies = response.text.splitlines() if response.request.url.path.endswith("/stream") else [response.text]
+    for body in bodies:
+        try:
+            answer = json.loads(body, parse_constant=lambda name: None)
+            for result in answer.get("results", [answer["result"]] if "result" in answer else []):
+                matches = result["matches"]
+                if [match["rank"] for match in matches] != list(range(1, len(matches) + 1)):
+                    return "ranks"
+                if not all(match["model_id"].startswith("v-") for match in matches):
+                    return "a model that does not exist"
+                numbers = [match["similarity"] for match in matches]
+                numbers += [value for match in matches for value in (match.get("descriptors") or {}).values()]
+                numbers += [each[part] for each in (result.get("physics") or {}).values() for part in PARTS]
+                if not all(isinstance(number, float) for number in numbers):
+                    return "a number that is none"
+        except (ValueError, KeyError, AttributeError) as error:
+            return f"not as described: {error!r}"
     return None
 
 

@@ -30,7 +30,7 @@
         ├── KeyRequired                   a call without the API key that this server asks for
         ├── KeyUnknown                    a call with an API key that this server does not have
         ├── WriteScopeRequired            a call that may change something, with a key that may only read
-        ├── Overloaded                    more requests than are admitted at once
+        ├── Overloaded                    more requests than are received or worked on at once
         └── NotReady                      the canary gather was not answered
 
 Each carries a stable ``code`` (for programs) and a sentence with the numbers in it that says what to do next.

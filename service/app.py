@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 import seisbind.service.errors as errors
 from seisbind.service import metrics, openapi, pages
+from seisbind.service.arrivals import Arrivals
 from seisbind.service.audit import AuditLog
 from seisbind.service.bounds import BodyBounds
 from seisbind.service.calls import Calls
@@ -88,6 +89,7 @@ class Application(FastAPI):
             BodyBounds,
             max_body_bytes=settings.max_body_bytes,
             body_deadline_s=settings.body_deadline_s,
+            arrivals=serving.uploads if serving else Arrivals(most=settings.max_uploads),
             streams=frozenset({STREAM_PATH}),
         )
         self.add_middleware(KeyGate, keys=keys)

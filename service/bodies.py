@@ -55,7 +55,7 @@ async def read_file(request: Request) -> Sent:
     Raises:
         UnsupportedFormat: a content type that is not read.
         MalformedUpload: a form without exactly one ``file``, or that cannot be parsed.
-        UploadTooLarge, BodyTooSlow: see `edge.RequestEdge`.
+        UploadTooLarge, BodyTooSlow, Overloaded: see `bounds.BodyBounds`.
     """
     kind = content_type(request)
     fields = dict(request.query_params)

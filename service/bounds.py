@@ -1,12 +1,16 @@
-"""The bounds on a request's body: how many bytes, and how long they may take. Pure ASGI, before any parsing."""
+"""The bounds on a request's body: how many bytes, how long they may take, how many arrive at once. Pure ASGI, before
+any parsing.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from seisbind.model.errors import BodyTooSlow, UploadTooLarge
+from seisbind.model.errors import SeisBindError, UploadTooLarge
+from seisbind.service.arrivals import Arrival, Arrivals
 from seisbind.service.errors import refused
 
 LINGER_S = 2.0  # for the rest of a body that is too large or too slow, after its refusal
@@ -15,14 +19,22 @@ LINGER_S = 2.0  # for the rest of a body that is too large or too slow, after it
 class BodyBounds:
     """Refuses a body that declares too many bytes, cuts off one that sends too many or too slowly.
 
-    A body is cut within one read of the cap; the handler sees the error where it reads. The calls in ``streams`` bound
-    each part of their body themselves, and often answer before its end: after them the connection is closed.
+    A body takes room among the ``arrivals`` from when it is first read until it has come. It is cut within one read of
+    the cap; the handler sees the error where it reads. The calls in ``streams`` bound each part of their body
+    themselves, and often answer before its end: after them the connection is closed.
     """
 
     def __init__(
-        self, app: ASGIApp, *, max_body_bytes: int, body_deadline_s: float, streams: frozenset[str] = frozenset()
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        body_deadline_s: float,
+        arrivals: Arrivals,
+        streams: frozenset[str] = frozenset(),
     ) -> None:
         self.app = app
+        self.arrivals = arrivals
         self.streams = streams
         self.max_body_bytes = max_body_bytes
         self.body_deadline_s = body_deadline_s
@@ -55,30 +67,27 @@ class BodyBounds:
             await refused(scope, self._too_large(int(declared)))(scope, receive, send_and_close)
             return
 
-        received, complete = 0, False
-        deadline = asyncio.get_running_loop().time() + self.body_deadline_s
+        body: Arrival | None = None
 
-        async def bounded_receive() -> Message:
-            nonlocal received, complete, cut
-            if complete:
-                return await receive()  # waits for the client to leave: no deadline
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError as error:
-                cut = True
-                raise BodyTooSlow(
-                    f"{received} bytes of the body arrived in {self.body_deadline_s:g} s, and then no end. Send it "
-                    "faster, or in smaller requests."
-                ) from error
-            received += len(message.get("body", b""))
-            complete = message["type"] != "http.request" or not message.get("more_body", False)
-            if received > self.max_body_bytes:
-                cut = True
-                raise self._too_large(received)
-            return message
+        with ExitStack() as room:
 
-        await self.app(scope, bounded_receive, send_and_close)
+            async def bounded_receive() -> Message:
+                nonlocal body, cut
+                try:
+                    if body is None:
+                        body = room.enter_context(self.arrivals.arriving(receive, deadline_s=self.body_deadline_s))
+                    message = await body.receive()
+                    if body.bytes > self.max_body_bytes:
+                        raise self._too_large(body.bytes)
+                except SeisBindError:
+                    cut = True
+                    room.close()
+                    raise
+                if body.complete:
+                    room.close()
+                return message
+
+            await self.app(scope, bounded_receive, send_and_close)
 
     async def _drain(self, receive: Receive) -> None:
         """Read what a client still sends after its answer, and throw it away: no more than a body, and not for long."""

@@ -129,7 +129,12 @@ def install(app: FastAPI) -> None:
             404: f"There is nothing at {request.url.path}; GET / lists the calls.",
             405: f"{request.url.path} does not take {request.method}; GET / lists the calls.",
         }.get(error.status_code, str(error.detail))
-        headers = dict(error.headers) if error.headers else None
+        headers = dict(error.headers) if error.headers else {}
+        if error.status_code == 405:  # Starlette names the methods of one route of the path, not of all
+            call = request.scope.get("state", {}).get("call")
+            methods = app.openapi()["paths"].get(call.template if call else None, {})
+            if methods:
+                headers["Allow"] = ", ".join(sorted(name.upper() for name in methods))
         return problem(request.scope, error.status_code, code, detail, headers=headers)
 
     @app.exception_handler(ClientDisconnect)

@@ -45,6 +45,8 @@ class Metrics:
         self.errors = Counter("seisbind_errors", "Problem documents sent, by their code.", ("code",), registry=own)
         self.in_flight = Gauge("seisbind_requests_in_flight", "Requests begun and not answered.", registry=own)
         self.admitted = Gauge("seisbind_admitted_requests", "Places taken, of SEISBIND_MAX_CONCURRENCY.", registry=own)
+        self.arriving = Gauge("seisbind_arriving_bodies", "Bodies on their way, of SEISBIND_MAX_UPLOADS.", registry=own)
+        self.streams = Gauge("seisbind_streams", "Streams, of SEISBIND_MAX_STREAMS.", registry=own)
         self.queue_depth = Gauge("seisbind_queue_depth", "Jobs that wait for the model thread.", registry=own)
         self.waiting_gathers = Gauge("seisbind_waiting_gathers", "Gathers that wait for a batch.", registry=own)
         self.received_bytes = Counter("seisbind_received_bytes", "Bytes of request bodies read.", registry=own)

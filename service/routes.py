@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from seisbind.index import Filter
 from seisbind.model.descriptors import CELL_M, DESCRIPTORS
@@ -68,11 +69,29 @@ def serving_of(request: Request) -> Serving:
 
 
 class Admitted(APIRoute):
-    """A call that needs a place among those worked on, from before its body is read until its answer is sent."""
+    """A call that needs a place among those worked on, once its body has come and until its answer is sent.
+
+    Where there is none now, it is refused before its body is read. A body that is on its way holds no place: its client
+    may have stopped sending. POST reads its body before it works; the other methods have none, and work at once.
+    """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with serving_of(Request(scope)).admitted():
-            await super().handle(scope, receive, send)
+        serving = serving_of(Request(scope))
+        serving.check_places()
+        with ExitStack() as place:
+            waiting = scope["method"] == "POST"
+            if not waiting:
+                place.enter_context(serving.admitted())
+
+            async def receive_and_enter() -> Message:
+                nonlocal waiting
+                message = await receive()
+                if waiting and not message.get("more_body", False):
+                    waiting = False
+                    place.enter_context(serving.admitted())
+                return message
+
+            await super().handle(scope, receive_and_enter, send)
 
 
 router = APIRouter(prefix="/v1", responses=openapi.PROBLEMS)

@@ -84,10 +84,12 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     logs.configure(settings.log_format)
     with listen(settings.host, settings.port) as listener:
         from seisbind.service.app import create_app  # torch takes seconds; a taken port is said at once
+        from seisbind.service.protocol import Protocol
 
         app = create_app(settings)
         config = uvicorn.Config(
             app,
+            http=Protocol,
             access_log=False,  # the edge writes its own lines
             log_config=None,  # nor handlers of its own
             log_level="warning",

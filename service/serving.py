@@ -18,6 +18,7 @@ from seisbind.index import Gallery, GalleryInfo
 from seisbind.model.errors import NotReady, Overloaded, SeisBindError
 from seisbind.model.inference import Embedder, choose_device
 from seisbind.model.survey import prepare
+from seisbind.service.arrivals import Arrivals
 from seisbind.service.batching import Batcher
 from seisbind.service.engine import Engine, canary_gather
 from seisbind.service.errors import INTERNAL
@@ -45,11 +46,11 @@ class _Held:
 class Serving:
     """Opens weights and gallery, and lets requests at them.
 
-    Who owns what: one *model* thread runs the encoders and searches (torch spreads each call over the cores by
-    itself), for gathers in the batches that ``batches`` forms; `FILE_THREADS` *file* threads read uploads and records;
-    one *picture* thread draws, so that pictures that wait for each other keep nobody else waiting. The event loop owns
-    ``admitted``, ``stopping`` and ``_reloading``. The engine of the moment is replaced as a whole under ``_lock``; a
-    job keeps the one it began with.
+    Who owns what: one *model* thread runs the encoders and searches (torch spreads each call over the cores by itself),
+    for gathers in the batches that ``batches`` forms; `FILE_THREADS` *file* threads read uploads and records; one
+    *picture* thread draws, so that pictures that wait for each other keep nobody else waiting. The event loop owns
+    ``admitted``, ``uploads``, ``streams``, ``stopping`` and ``_reloading``. The engine of the moment is replaced as a
+    whole under ``_lock``; a job keeps the one it began with.
 
     Raises:
         SeisBindError: no usable weights, device or gallery.
@@ -77,6 +78,10 @@ class Serving:
             max_queue=settings.max_queue,
             on_batch=self.metrics.batch_gathers.observe,
         )
+        self.uploads = Arrivals(
+            most=settings.max_uploads, most_bytes=settings.max_concurrency * settings.max_body_bytes
+        )
+        self.streams = Arrivals(most=settings.max_streams)
         self.stopping = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._admitted = 0
@@ -84,6 +89,8 @@ class Serving:
         self._canary: asyncio.Task[bool] | None = None
         self._warm_up()
         self.metrics.admitted.set_function(lambda: self._admitted)
+        self.metrics.arriving.set_function(lambda: len(self.uploads))
+        self.metrics.streams.set_function(lambda: len(self.streams))
         self.metrics.waiting_gathers.set_function(lambda: self.batches.waiting)
         self.metrics.gallery_models.set_function(lambda: len(self._held.engine.gallery))
         self.metrics.gallery_generation.set_function(lambda: self._held.engine.gallery.generation)
@@ -101,17 +108,23 @@ class Serving:
         for gathers in (1, self.settings.max_batch) if self.embedder.device.type == "cuda" else (1,):
             self.embedder.embed_gathers(prepare(np.repeat(canary_gather(), gathers, axis=0)))
 
+    def check_places(self) -> None:
+        """Whether a request may be worked on now.
+
+        Raises:
+            Overloaded: as many are as may be.
+        """
+        if self._admitted >= self.settings.max_concurrency:
+            raise Overloaded(f"{self._admitted} requests are being worked on or answered already. Try again soon.")
+
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """A place among the requests whose bodies are read, that are worked on or whose answers are sent at once.
+        """A place among the requests that are worked on or whose answers are sent at once.
 
         Raises:
             Overloaded: there is none.
         """
-        if self._admitted >= self.settings.max_concurrency:
-            raise Overloaded(
-                f"{self._admitted} requests are being read, worked on or answered already. Try again soon."
-            )
+        self.check_places()
         self._admitted += 1
         try:
             yield

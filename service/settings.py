@@ -62,7 +62,17 @@ class Settings(BaseSettings):
     max_concurrency: int = Field(
         32,
         ge=1,
-        description="Requests being received, worked on or answered at once, count; one more is told to retry (429).",
+        description="Requests being worked on or answered at once, count; one more is told to retry (429).",
+    )
+    max_uploads: int = Field(
+        256,
+        ge=1,
+        description="Request bodies that arrive at once, count; for one more, one that stands still is given up (408).",
+    )
+    max_streams: int = Field(
+        32,
+        ge=1,
+        description="Streams at once, count; for one more, one whose client stands still is given up (408).",
     )
     max_batch: int = Field(64, ge=1, description="Most gathers of several requests that are encoded at once, count.")
     max_wait_ms: float = Field(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -28,7 +29,7 @@ from seisbind.service.fields import parse_geometry, parse_include
 from seisbind.service.form_stream import FormStream
 from seisbind.service.incoming import Incoming
 from seisbind.service.query import Query
-from seisbind.service.routes import Admitted, allowed_top_k, serving_of
+from seisbind.service.routes import allowed_top_k, serving_of
 from seisbind.service.schemas import (
     PARTS,
     GalleryBody,
@@ -48,7 +49,16 @@ STREAM_PATH = "/v1/retrieve/stream"
 IN_FLIGHT = 16  # gathers of one stream that are prepared, encoded or written: a good batch, 6 MB
 UNPREPARED = 2  # of them as they were sent, one of which is arriving
 
-router = APIRouter(route_class=Admitted, responses=openapi.PROBLEMS)
+
+class Streamed(APIRoute):
+    """A call that is received, worked on and answered at once. It needs room among the streams, until it has ended."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with serving_of(Request(scope)).streams.arriving(receive) as body:
+            await super().handle(scope, body.receive, send)
+
+
+router = APIRouter(route_class=Streamed, responses=openapi.PROBLEMS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tomllib
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -79,6 +80,31 @@ def test_the_wheel_has_everything_and_imports_from_elsewhere(wheel: Path, tmp_pa
     result = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert all(path.startswith(str(tmp_path)) for path in result.stdout.split())
+
+
+def test_the_wheel_serves(wheel: Path, tmp_path: Path) -> None:
+    """Promise 30: a gallery is built and served with the weights of the wheel, and nothing of this checkout."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    command = [sys.executable, "-P", "-c", "from seisbind.service.cli import main; main()"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "SEISBIND_DEVICE": "cpu", "SEISBIND_PORT": "0"}
+    built = run(*command, "gallery", "build", "gallery", "--count", "20", cwd=tmp_path, **environment)
+    assert built.returncode == 0, built.stderr
+    with subprocess.Popen(
+        [*command, "serve"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            url = next(
+                word.strip(".,") for line in server.stdout for word in line.split() if word.startswith("http://")
+            )
+            with urllib.request.urlopen(f"{url}/readyz", timeout=60) as ready:
+                assert ready.status == 200
+            with urllib.request.urlopen(url, timeout=60) as page:
+                assert b"20 velocity models" in page.read()
+        finally:
+            server.terminate()
+    assert server.returncode == 0
 
 
 def test_every_dependency_says_why() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import importlib
 import json
 import os
 import socket
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import numpy as np
@@ -34,6 +36,7 @@ from seisbind.model.weights_file import Calibration, Description, save_weights
 from seisbind.service.app import create_app
 from seisbind.service.building import build_gallery
 from seisbind.service.engine import Engine
+from seisbind.service.protocol import Protocol
 from seisbind.service.server import Server, listen, url_of
 from seisbind.service.serving import Serving
 from seisbind.service.settings import Settings
@@ -131,7 +134,7 @@ def running(settings: Settings) -> Iterator[Served]:
     """The real application in a real uvicorn on a free port, in a thread."""
     app = create_app(settings)
     with listen("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(app, http=Protocol, log_level="warning", timeout_graceful_shutdown=5)
         server = Server(config, stopping=app.state.serving.stopping.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -357,6 +360,13 @@ def cutting_proxy(port: int, cuts: Sequence[int]) -> Iterator[tuple[str, list[in
             accepting.join()
             for each in ends:
                 each.join()
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """A script of ``benchmarks/`` by its name, as a module."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return importlib.import_module
 
 
 @pytest.fixture

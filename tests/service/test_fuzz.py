@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -40,3 +41,24 @@ def test_a_broken_promise_would_be_seen(fuzz: Any) -> None:
     assert fuzz.fault(httpx.Response(500), 0.1) == "status 500"
     assert fuzz.fault(httpx.Response(200), 6.0) == "6.0 s"
     assert fuzz.fault(httpx.Response(400, text="no"), 0.1) == "no problem+json"
+
+
+@pytest.mark.parametrize(
+    ("match", "said"),
+    [
+        ({}, None),
+        ({"model_id": -1}, "not as described"),
+        ({"model_id": ""}, "a model that does not exist"),
+        ({"rank": 2}, "ranks"),
+        ({"similarity": None}, "a number that is none"),
+        ({"similarity": math.nan}, "a number that is none"),
+        ({"descriptors": {"mean_velocity": None}}, "a number that is none"),
+    ],
+)
+def test_an_answer_that_is_none_would_be_seen(fuzz: Any, match: dict[str, Any], said: str | None) -> None:
+    """Promise 14."""
+    good = {"rank": 1, "model_id": "v-0123456789abcdef", "similarity": 0.5, "descriptors": {"mean_velocity": 2000.0}}
+    body = json.dumps({"results": [{"matches": [good | match], "physics": {}}]}).encode()
+    request = httpx.Request("POST", "http://server/v1/retrieve")
+    found = fuzz.fault(httpx.Response(200, content=body, request=request), 0.1)
+    assert (found or "").startswith(said or "") and (found is None) == (said is None)

@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,25 @@ def test_one_error_shape(served: Any, name: str) -> None:
     assert found.request_id == response.headers["x-request-id"]
 
 
+@pytest.mark.parametrize(
+    "sent", [b"no request\r\n\r\n", b"GET /v1/gallery?x=%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"x" * 70_000)]
+)
+def test_bytes_that_are_no_request_have_the_same_shape(served: Any, sent: bytes) -> None:
+    head, _, body = raw_exchange(served.url, sent).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"content-type: application/problem+json" in head
+    assert b"x-content-type-options: nosniff" in head
+    found = Problem.model_validate_json(body)
+    assert (found.code, found.status) == ("bad_request", 400)
+    assert found.request_id
+
+
+def test_a_method_that_is_not_taken_is_told_those_that_are(served: Any) -> None:
+    for path, allowed in (("/v1/models/any", "DELETE, GET"), ("/v1/retrieve", "POST"), ("/", "GET")):
+        response = served.http.request("PATCH", path)
+        assert (response.status_code, response.headers["allow"]) == (405, allowed), path
+
+
 def test_a_bug_says_nothing_of_the_inside(weights: Path, gallery_path: Path) -> None:
     app: FastAPI = create_app(Settings(gallery=gallery_path, weights=weights, device="cpu"))
 
@@ -482,36 +502,32 @@ def test_overload_is_told_to_retry(serve: Any, gathers: Float32) -> None:
 POST_HEAD = "POST {} HTTP/1.1\r\nHost: x\r\nContent-Type: {}\r\nContent-Length: 1000\r\nConnection: close\r\n\r\n"
 
 
-@pytest.mark.parametrize(
-    "request_head",
-    [
-        POST_HEAD.format("/v1/retrieve", "application/octet-stream"),
-        POST_HEAD.format("/v1/retrieve", "multipart/form-data; boundary=b"),
-        POST_HEAD.format("/v1/search", "application/octet-stream"),
-        POST_HEAD.format("/v1/search", "application/json"),
-        POST_HEAD.format("/v1/models", "application/octet-stream"),
-        "GET /v1/models/any/image.png HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-        "DELETE /v1/models/any HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    ],
-)
-def test_no_place_no_body_read(serve: Any, make_gallery: Any, request_head: str) -> None:
-    """A body that is on its way holds the only place; the next request is refused before it has sent a byte of its own.
+REQUESTS = [
+    POST_HEAD.format("/v1/retrieve", "application/octet-stream"),
+    POST_HEAD.format("/v1/retrieve", "multipart/form-data; boundary=b"),
+    POST_HEAD.format("/v1/search", "application/octet-stream"),
+    POST_HEAD.format("/v1/search", "application/json"),
+    POST_HEAD.format("/v1/models", "application/octet-stream"),
+    "GET /v1/models/any/image.png HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "DELETE /v1/models/any HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+]
 
-    Read first and admitted later, it would be waited for until `body_deadline_s`, and then answered 408.
-    """
-    server = serve(gallery=make_gallery(), writable=True, max_concurrency=1, body_deadline_s=10)
-    address = httpx.URL(server.url)
-    with socket.create_connection((address.host, address.port or 80)) as first:
-        first.sendall(HEAD + b"Content-Length: 1000\r\n\r\nabc")
-        answer = b""
-        for _ in range(50):  # until the first one has its place
-            answer = raw_exchange(server.url, request_head.encode())
-            if not answer.startswith(b"HTTP/1.1 404"):
-                break
-        assert answer.startswith(b"HTTP/1.1 429"), answer
-        assert b'"overloaded"' in answer
-        assert server.http.get("/healthz").status_code == 200  # what is small and quick goes on
-        assert server.http.get("/v1/gallery").status_code == 200
+
+def test_no_place_no_body_read(serve: Any, busy: Any, make_gallery: Any, gathers: Float32) -> None:
+    """A request that is worked on holds the only place; others are refused before a byte of their body is sent."""
+    server = serve(gallery=make_gallery(), writable=True, max_concurrency=1, body_deadline_s=60)
+    with ThreadPoolExecutor(1) as pool, busy(server):
+        first = pool.submit(server.http.post, "/v1/retrieve", content=npy(gathers[0]), headers=RAW)
+        while not server.serving.batches.waiting:
+            time.sleep(0.005)
+        for head in REQUESTS:
+            answer = raw_exchange(server.url, head.encode())
+            assert answer.startswith(b"HTTP/1.1 429"), (head, answer)
+            assert b'"overloaded"' in answer
+        with httpx.Client(base_url=server.url, timeout=60) as http:
+            assert http.get("/healthz").status_code == 200  # what is small and quick goes on
+            assert http.get("/v1/gallery").status_code == 200
+    assert first.result().status_code == 200
 
 
 def test_a_place_is_held_until_the_answer_is_sent(weights: Path, gallery_path: Path, gathers: Float32) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -195,6 +197,20 @@ def test_without_a_known_key_nothing_is_shown(keyed: Any, path: str, headers: di
     assert response.headers["content-type"] == "application/problem+json"
     assert response.headers["www-authenticate"].startswith("Bearer")
     assert response.json()["request_id"] == response.headers["x-request-id"]
+
+
+def test_no_log_line_holds_a_key(keyed: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor its hash, whether it is known, wrong, or where no key belongs; the name of a known one is there."""
+    with caplog.at_level(logging.DEBUG):
+        for headers in (bearer(READ), bearer(WRITE), bearer("wrong-key"), {"X-API-Key": READ}):
+            keyed.http.get("/v1/gallery", headers=headers)
+            keyed.http.delete("/v1/models/v-none", headers=headers)
+            keyed.http.post(f"/v1/retrieve?key={READ}", headers=headers)
+        time.sleep(0.2)  # a line is written when its answer is out
+    own = [record for record in caplog.records if record.name.startswith(("seisbind", "uvicorn"))]
+    lines = [f"{record.getMessage()} {getattr(record, 'seisbind_fields', '')} {record.exc_info}" for record in own]
+    assert sum("'caller': 'pipeline'" in line for line in lines) >= 2  # vacuity: the lines are looked at
+    assert not [line for line in lines for key in (READ, WRITE, "wrong-key", READER.digest) if key in line]
 
 
 def test_probes_need_no_key(keyed: Any) -> None:

@@ -227,7 +227,7 @@ def chunk(content: bytes) -> bytes:
 
 def test_a_client_that_never_reads_is_given_up(serve: Any, short: NDArray[np.float16]) -> None:
     """Once the outbox and all sockets are full, and after the deadline; its place is free again."""
-    server = serve(stream_buffer_bytes=65_536, body_deadline_s=1, max_concurrency=1)
+    server = serve(stream_buffer_bytes=65_536, body_deadline_s=1, max_streams=1)
     address = httpx.URL(server.url)
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -240,12 +240,12 @@ def test_a_client_that_never_reads_is_given_up(serve: Any, short: NDArray[np.flo
                 client.sendall(part)
                 sent += 1
         assert 0 < sent < 2000
-    assert server.http.post("/v1/retrieve?dt_s=0.008", content=npy(short), headers=RAW).status_code == 200
+    assert server.http.post(f"{PATH}?dt_s=0.008", content=npy(short), headers=RAW).status_code == 200
 
 
 def test_what_is_not_answered_yet_is_not_read(serve: Any, busy: Any, gathers: Float32) -> None:
     """Back-pressure: while the model thread is at something else, the client cannot send more than a bounded part."""
-    server = serve(max_concurrency=1)
+    server = serve(max_streams=1)
     address = httpx.URL(server.url)
     part, sent = chunk(gathers[0].tobytes()), 0
     with busy(server), socket.create_connection((address.host, address.port or 80)) as client:
@@ -259,7 +259,7 @@ def test_what_is_not_answered_yet_is_not_read(serve: Any, busy: Any, gathers: Fl
                 rest = rest[taken:] or part
         assert server.serving.batches.waiting <= IN_FLIGHT + 2
         assert sent < (IN_FLIGHT + 4) * len(part) + 16 * MIB  # and what lies in the sockets
-    until(lambda: server.http.get("/v1/models/none/image.png").status_code == 404)  # its place is free: no 429
+    until(lambda: server.http.post(PATH, content=b"", headers=RAW).status_code != 429)  # its room is free
 
 
 def test_a_stream_that_is_left_leaves_the_batch(serve: Any, busy: Any, short: NDArray[np.float16]) -> None:
