@@ -13,6 +13,7 @@ import math
 import re
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from seisbind.model.errors import MalformedUpload, UnsupportedDtype, Unsupported
 
 Array = NDArray[Any]  # of a dtype in DTYPE: real, any byte order
 
+NPZ = "application/x-npz"  # as a media type
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK"
 MAX_HEADER_BYTES = 1024  # numpy writes 118 for a gather; the header is parsed as a Python literal
@@ -144,6 +146,15 @@ def npy(array: ArrayLike) -> bytes:
         raise UnsupportedDtype(f"An array of {stored.dtype} is not sent; make it one of float32.")
     buffer = io.BytesIO()
     np.save(buffer, stored, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def npz(arrays: Mapping[str, ArrayLike]) -> bytes:
+    """The bytes of an npz file, not compressed. Raises as `npy`, where ``numpy.savez`` would pickle."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            archive.writestr(f"{name}.npy", npy(array))
     return buffer.getvalue()
 
 

@@ -145,6 +145,23 @@ class Client:
         fields = calls.retrieve_fields(survey, top_k, filter, include)
         return self._do(calls.retrieve(gathers, fields))
 
+    def retrieve_arrays(
+        self,
+        gathers: ArrayLike,
+        survey: Recorded = OPENFWI,
+        *,
+        top_k: int = 5,
+        filter: Filter | Mapping[str, object] | None = None,
+        include: Sequence[str] = PARTS,
+    ) -> dict[str, NDArray[Any]]:
+        """`retrieve`, answered in arrays, with the matched velocity models in ``velocity``: docs/http.md lists them.
+
+        ``RetrieveAnswer.model_validate_json(arrays["answer"].tobytes())`` is what `retrieve` returns, of which
+        ``include`` chooses the parts.
+        """
+        fields = calls.retrieve_fields(survey, top_k, filter, include)
+        return self._do(calls.retrieve_arrays(gathers, fields))
+
     def retrieve_file(
         self,
         file: bytes | Path,
@@ -352,6 +369,23 @@ class AsyncClient:
         """
         fields = calls.retrieve_fields(survey, top_k, filter, include)
         return await self._do(calls.retrieve(gathers, fields))
+
+    async def retrieve_arrays(
+        self,
+        gathers: ArrayLike,
+        survey: Recorded = OPENFWI,
+        *,
+        top_k: int = 5,
+        filter: Filter | Mapping[str, object] | None = None,
+        include: Sequence[str] = PARTS,
+    ) -> dict[str, NDArray[Any]]:
+        """`retrieve`, answered in arrays, with the matched velocity models in ``velocity``: docs/http.md lists them.
+
+        ``RetrieveAnswer.model_validate_json(arrays["answer"].tobytes())`` is what `retrieve` returns, of which
+        ``include`` chooses the parts.
+        """
+        fields = calls.retrieve_fields(survey, top_k, filter, include)
+        return await self._do(calls.retrieve_arrays(gathers, fields))
 
     async def retrieve_file(
         self,

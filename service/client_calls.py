@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from seisbind.model.errors import DatasetError, ServerRefused, ServiceError
 from seisbind.model.survey import Survey
-from seisbind.service.arrays import Limits, npy, read_npy
+from seisbind.service.arrays import NPZ, UNZIP_ERRORS, ZIP_MAGIC, Limits, npy, read_npy
 from seisbind.service.retries import retry_after_s
 from seisbind.service.schemas import (
     AddAnswer,
@@ -80,6 +81,10 @@ def retrieve(gathers: ArrayLike, fields: dict[str, str]) -> Call[RetrieveAnswer]
 
 def retrieve_file(file: bytes | Path, fields: dict[str, str]) -> Call[RetrieveAnswer]:
     return Call("POST", "/v1/retrieve", partial(_body, RetrieveAnswer), _form(file_bytes(file), fields))
+
+
+def retrieve_arrays(gathers: ArrayLike, fields: dict[str, str]) -> Call[dict[str, NDArray[Any]]]:
+    return Call("POST", "/v1/retrieve", _arrays, _form(npy(gathers), fields) | {"headers": {"Accept": NPZ}})
 
 
 def stream(content: bytes, fields: dict[str, str]) -> dict[str, Any]:
@@ -275,10 +280,21 @@ def _body(kind: type[Body], response: httpx.Response) -> Body:
         raise _foreign(response, error) from error
 
 
-def _foreign(response: httpx.Response, error: ValidationError) -> ServiceError:
+def _arrays(response: httpx.Response) -> dict[str, NDArray[Any]]:
+    if not response.content.startswith(ZIP_MAGIC):  # JSON, from a server that does not know of npz
+        raise _foreign(response, "no npz")
+    try:
+        with np.load(io.BytesIO(response.content), allow_pickle=False) as found:
+            return dict(found)
+    except UNZIP_ERRORS as error:
+        raise _foreign(response, f"{error}") from error
+
+
+def _foreign(response: httpx.Response, what: ValidationError | str) -> ServiceError:
+    said = what if isinstance(what, str) else f"{what.error_count()} differences"
     return ServiceError(
-        f"{_origin(response)} answered something else than was asked for ({error.error_count()} differences). Is it a "
-        "SeisBind server of this version?"
+        f"{_origin(response)} answered something else than was asked for ({said}). Is it a SeisBind server of this "
+        "version?"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from seisbind.service.arrays import NPZ
 from seisbind.service.bodies import MULTIPART, RAW_TYPES, STREAM_TYPES
 from seisbind.service.calls import ALIVE
 from seisbind.service.schemas import DescriptorSearch, Problem, SearchFields, StreamAnswer, StreamError
@@ -112,6 +113,13 @@ def search() -> JsonObject:
 def binary(media_type: str) -> dict[int | str, JsonObject]:
     """The answer of a call that returns a file."""
     return {200: {"description": "The file.", "content": {media_type: {"schema": BINARY}}}}
+
+
+def arrays() -> dict[int | str, JsonObject]:
+    """The other answer of POST /v1/retrieve, beside its JSON."""
+    file = BINARY | {"description": "The arrays that docs/http.md lists; `answer` has the JSON."}
+    described = "JSON, or an npz where Accept prefers it."
+    return {200: {"description": described, "content": {NPZ: {"schema": file}}}}
 
 
 def with_keys(document: JsonObject) -> JsonObject:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
+from numpy.typing import NDArray
 from pydantic import BaseModel
 from starlette.types import Message, Receive, Scope, Send
 
@@ -20,9 +21,9 @@ from seisbind.index import Filter
 from seisbind.model.descriptors import CELL_M, DESCRIPTORS
 from seisbind.model.errors import InvalidQuery, NotWritable
 from seisbind.model.survey import prepare
-from seisbind.service import openapi
+from seisbind.service import array_answer, openapi
 from seisbind.service.answers import SearchResult
-from seisbind.service.arrays import Limits
+from seisbind.service.arrays import NPZ, Limits
 from seisbind.service.batching import Answered
 from seisbind.service.bodies import content_type, parse_fields, parse_filter, read_file, unless_left
 from seisbind.service.engine import Engine, Stopwatch
@@ -103,6 +104,7 @@ working = APIRouter(route_class=Admitted)
     "/retrieve",
     response_model=RetrieveAnswer,
     tags=["search"],
+    responses=openapi.arrays(),
     openapi_extra=openapi.upload(RetrieveFields, openapi.RETRIEVE_EXAMPLES),
 )
 async def retrieve(request: Request) -> Response:
@@ -110,8 +112,10 @@ async def retrieve(request: Request) -> Response:
 
     Send one gather `(shot, time, receiver)` or a stack `(gather, shot, time, receiver)` as npy, as an npz that also
     holds its geometry, or the shots of one line as SEG-Y or SU. `ingest` says how the file was understood.
+    With `Accept: application/x-npz` the answer is an npz, which has the matched velocity models in it.
     """
     serving, request_id = serving_of(request), _request_id(request)
+    as_arrays = array_answer.preferred(",".join(request.headers.getlist("accept")))
     serving.batches.check()
     sent = await read_file(request)
     fields = parse_fields(RetrieveFields, sent.fields)
@@ -125,17 +129,21 @@ async def retrieve(request: Request) -> Response:
     def read(engine: Engine) -> tuple[Query, Ingest]:
         with watch("read"):
             upload = read_gathers(sent.content, geometry=geometry, limits=limits)
+        if as_arrays:
+            array_answer.check_size(upload.ingest.gathers, top_k, serving.settings.max_body_bytes)
         with watch("prepare"):
             return Query(prepare(upload.gathers, upload.survey), top_k, wanted, upload.notes), upload.ingest
 
-    async def answer() -> tuple[Answered, Query, Ingest]:
+    async def answer() -> tuple[Answered, NDArray[np.float32] | None, Query, Ingest]:
         with serving.batches.coming():
             query, ingest = await serving.on_file(read)
         request.state.gathers = len(query)
-        return await serving.batches.answer(query), query, ingest
+        if as_arrays:
+            return *await array_answer.with_velocity(query, serving, watch), query, ingest
+        return await serving.batches.answer(query), None, query, ingest
 
     with watch("total"):
-        answered, query, ingest = await unless_left(request, answer())
+        answered, velocity, query, ingest = await unless_left(request, answer())
     timings_ms = watch.timings_ms | answered.timings_ms
     serving.metrics.observe_stages(timings_ms)
 
@@ -149,7 +157,14 @@ async def retrieve(request: Request) -> Response:
             timings_ms=timings_ms,
         )
 
-    return await _written(answer_body, serving)
+    if velocity is None:
+        return await _written(answer_body, serving)
+    return await _written(
+        answer_body,
+        serving,
+        media_type=NPZ,
+        write=lambda json: array_answer.packed(json, answered.retrievals, velocity),
+    )
 
 
 @working.post("/search", response_model=SearchAnswer, tags=["search"], openapi_extra=openapi.search())
@@ -377,12 +392,18 @@ def _request_id(request: Request) -> str:
     return request_id
 
 
-async def _written(answer: Callable[[Engine], BaseModel], serving: Serving, *, status: int = 200) -> Response:
-    """What ``answer`` makes, as JSON; a large one takes long enough to make and write that it is done on a thread."""
+async def _written(
+    answer: Callable[[Engine], BaseModel],
+    serving: Serving,
+    *,
+    status: int = 200,
+    media_type: str = JSON,
+    write: Callable[[str], bytes] = str.encode,
+) -> Response:
+    """What ``answer`` makes, as JSON, or what ``write`` makes of that; on a thread, for large ones take their time."""
 
-    def write(engine: Engine) -> str:
+    def content(engine: Engine) -> bytes:
         with serving.metrics.stage("render"):
-            return answer(engine).model_dump_json(exclude_none=False)
+            return write(answer(engine).model_dump_json(exclude_none=False))
 
-    content = await serving.on_file(write)
-    return Response(content, status_code=status, media_type=JSON)
+    return Response(await serving.on_file(content), status_code=status, media_type=media_type)

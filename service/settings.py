@@ -54,7 +54,10 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     writable: bool = Field(False, description="Whether POST /v1/models and DELETE /v1/models/{id} change the gallery.")
     max_body_bytes: int = Field(
-        32 * MIB, ge=1024, description="Largest request body, bytes; also the most that an npz may unpack to."
+        32 * MIB,
+        ge=1024,
+        description="Largest request body, bytes; also the most that an npz may unpack to, and that the velocity "
+        "models of an npz answer may have.",
     )
     body_deadline_s: float = Field(30.0, gt=0, description="Time for a request body to arrive, seconds.")
     max_gathers: int = Field(64, ge=1, description="Most gathers (or velocity models) in one request, count.")

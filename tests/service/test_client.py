@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import io
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -20,11 +21,11 @@ from seisbind.index import Filter, Gallery
 from seisbind.model.errors import InvalidConfig, ServerRefused, ServerUnreachable, ServiceError, UnsupportedDtype
 from seisbind.model.survey import Survey
 from seisbind.service import client as clients
-from seisbind.service.arrays import npy
+from seisbind.service.arrays import npy, npz
 from seisbind.service.client import AsyncClient, Client
 from seisbind.service.engine import Engine
 from seisbind.service.retries import FIRST_S, MOST_S, Retries, retry_after_s
-from seisbind.service.schemas import PARTS, RetrievalBody, SearchResultBody, StreamAnswer, StreamError
+from seisbind.service.schemas import PARTS, RetrievalBody, RetrieveAnswer, SearchResultBody, StreamAnswer, StreamError
 from seisbind.service.uploads import Geometry
 
 Float32 = NDArray[np.float32]
@@ -143,6 +144,30 @@ def test_engine_and_clients_give_the_same_answers(ask: Ask, served: Any, engine:
 
     info = ask(served.url, "info")
     assert (info.gallery.models, info.families) == (engine.info().count, engine.info().families)
+
+
+def test_an_answer_in_arrays(ask: Ask, served: Any, engine: Engine, gathers: Float32) -> None:
+    line = Survey((0.0, 340.0), tuple(10.0 * i for i in range(0, 70, 2)), 0.002, 12.0)
+    sparse, wanted = gathers[:2, [0, 2], ::2, ::2], Filter.parse({"max_velocity": [None, 4400]})
+    asked = {"top_k": 3, "filter": wanted, "include": ("physics",)}
+    arrays = ask(served.url, "retrieve_arrays", sparse, line, **asked)
+    answer = RetrieveAnswer.model_validate_json(arrays["answer"].tobytes())
+    same(answer.results, ask(served.url, "retrieve", sparse, line, **asked).results)
+    for row, result in enumerate(answer.results):
+        assert arrays["model_id"][row].tolist() == [match.model_id for match in result.matches]
+        for place, match in enumerate(result.matches):
+            np.testing.assert_array_equal(arrays["velocity"][row, place], engine.gallery.velocity(match.model_id))
+
+
+def test_arrays_of_a_stranger(ask: Ask, stubbed: Any, gathers: Float32) -> None:
+    """JSON from a server that does not know of npz, a damaged npz, and one that would have to be unpickled."""
+    pickled, whole = io.BytesIO(), npz({"answer": np.zeros(9)})
+    np.savez(pickled, answer=np.array([None]))
+    for content in (b"{}", npy(np.zeros(3)), whole[:-9], whole.replace(b"NUMPY", b"GRUMP"), pickled.getvalue()):
+        with stubbed((200, content, {})) as one, pytest.raises(ServiceError, match="something else"):
+            ask(one.url, "retrieve_arrays", gathers[0])
+    with stubbed((200, whole, {})) as one:
+        assert list(ask(one.url, "retrieve_arrays", gathers[0])) == ["answer"]
 
 
 def test_a_file_is_sent_as_it_is(ask: Ask, served: Any, engine: Engine, gathers: Float32, tmp_path: Path) -> None:
