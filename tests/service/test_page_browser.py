@@ -196,7 +196,7 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(visit: Open, serve: Any, tmp
         page.locator("#models li").nth(2).get_by_text("npy", exact=True).click()
     download.value.save_as(tmp_path / "model.npy")
     assert np.load(tmp_path / "model.npy", allow_pickle=False).shape == (70, 70)
-    assert "$SEISBIND_KEY" in page.inner_text("#curl") and secret not in page.content()
+    assert "$SEISBIND_API_KEY" in page.inner_text("#curl") and secret not in page.content()
     kept = "[localStorage.length, sessionStorage.length, document.cookie, location.href]"
     assert page.evaluate(kept) == [0, 0, "", f"{url}/"]
 
