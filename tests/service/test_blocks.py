@@ -71,7 +71,7 @@ PLAN = {
 }
 SMALLER = {
     "--count 5000 --seed 1": "--count 40 --seed 1",
-    "--count 500 --per-file 100": "--count 10 --per-file 2",
+    "--count 500 --per-file 100": "--count 5 --per-file 1",
     "--count 500": "--count 30",
     "--gallery-size 1000": "--gallery-size 10",
     "seisbind train": "seisbind train --config recipe.json",
@@ -299,6 +299,7 @@ def test_what_formats_md_shows_is_what_is_said(tmp_path: Path) -> None:
     assert {**ingest, "assumptions": None} == {**shown, "assumptions": None}
 
 
+@pytest.mark.timeout(900)
 def test_training_md_and_physics_md(tmp_path: Path) -> None:
     """Simulate, train, and the same in OpenFWI's layout."""
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
