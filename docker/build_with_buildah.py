@@ -24,6 +24,7 @@ import tomllib
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ BASE = "localhost/seisbind-base"
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 26, 24, 17, 12, 5)] + ["manylinux2014_x86_64"]
 COMPILERS = {"gcc", "g++", "cc", "c++", "clang", "ld", "as", "make", "nvcc", "rustc"}
 DEADLINE_S = 600.0
+PROGRAMS = ("buildah", "debootstrap", "unshare", "nsenter", "setpriv")
+RUNTIME = {"cpu": "onnxruntime", "cuda": "torch"}  # what embeds gathers; torch has the GPU, where there is one
 
 SANDBOX = """
 set -e
@@ -77,13 +80,21 @@ DRIVER = "overlay" if "overlay" in Path("/proc/filesystems").read_text() else "v
 failures: list[str] = []
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a container is asked, and what it has to say: an npy body, the first match's id, the runtime's name."""
+
+    gather: bytes
+    expected: str
+    runtime: str
+
+
 def main() -> None:
     options = parse()
-    for program in ("buildah", "debootstrap", "unshare", "nsenter", "setpriv"):
-        if shutil.which(program) is None:
-            sys.exit(f"{program} is missing. On Debian: apt install buildah debootstrap util-linux")
     if os.geteuid() != 0:
         sys.exit("Mounts need root.")
+    begun = time.monotonic()
+    install_programs()
     options.cache.mkdir(parents=True, exist_ok=True)
     storage = options.cache / "storage"
     try:
@@ -99,6 +110,7 @@ def main() -> None:
         if not options.keep:
             shutil.rmtree(storage, ignore_errors=True)
     print(UNPROVEN)
+    say(f"{time.monotonic() - begun:.0f} s in all")
     if failures:
         sys.exit("NOT as it should be: " + "; ".join(failures))
 
@@ -115,6 +127,16 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     options.target = options.target or ["cpu", "cuda"]
     return options
+
+
+def install_programs() -> None:
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing and shutil.which("apt-get") is None:
+        sys.exit(f"{', '.join(missing)} missing. On Debian: apt install buildah debootstrap util-linux")
+    if missing:
+        say(f"installing {', '.join(missing)} with apt")
+        run("apt-get", "update", "-qq")
+        run("apt-get", "install", "-y", "-qq", "--no-install-recommends", "buildah", "debootstrap", "util-linux")
 
 
 def say(sentence: str) -> None:
@@ -162,6 +184,7 @@ def gather_wheels(cache: Path, more: Path | None) -> Path:
     torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [*needed["project"]["dependencies"], *needed["build-system"]["requires"], f"{torch}+cpu"]
+    wanted += needed["project"]["optional-dependencies"]["onnxruntime"]
     say(f"downloading wheels to {folder}")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", folder, "--only-binary=:all:"]
     command += ["--constraint", ROOT / "constraints.txt", "--python-version", PYTHON]
@@ -221,15 +244,24 @@ def try_out(target: str, storage: Path, options: argparse.Namespace, gather: byt
             COMPILERS & {path.name for each in ("usr/bin", "usr/local/bin") for path in (root / each).glob("*")}
         )
         check(not found, f"no compiler {found or ''}".rstrip())
+        print(f"    largest packages: {largest_packages(root)}")
         data = Path(tempfile.mkdtemp(dir=options.cache))
         os.chown(data, 10001, 10001)
         try:
             if target == options.target[0]:
                 interrupt_the_first_start(root, config, data, options.models)
-            serve(root, config, data, options.models, gather, expected, first=True)
-            serve(root, config, data, options.models, gather, expected, first=False)
+            ask = Ask(gather, expected, RUNTIME[target])
+            serve(root, config, data, options.models, ask, first=True)
+            serve(root, config, data, options.models, ask, first=False)
         finally:
             shutil.rmtree(data)
+
+
+def largest_packages(root: Path) -> str:
+    (packages,) = (root / "opt/seisbind/lib").glob("python3*/site-packages")
+    lines = run("du", "-sm", *(path for path in packages.iterdir() if path.is_dir())).splitlines()
+    sizes = sorted(((int(line.split("\t")[0]), Path(line.split("\t")[1]).name) for line in lines), reverse=True)
+    return ", ".join(f"{name} {size} MB" for size, name in sizes[:8])
 
 
 @contextmanager
@@ -289,9 +321,7 @@ def interrupt_the_first_start(root: Path, config: dict[str, Any], data: Path, mo
         check(not (data / "gallery" / "records.sqlite").exists(), "no half gallery")
 
 
-def serve(
-    root: Path, config: dict[str, Any], data: Path, models: int, gather: bytes, expected: str, *, first: bool
-) -> None:
+def serve(root: Path, config: dict[str, Any], data: Path, models: int, ask: Ask, *, first: bool) -> None:
     say("the first start" if first else "the second start")
     begun = time.monotonic()
     with started(root, config, data, models) as (process, log, port):
@@ -302,6 +332,7 @@ def serve(
         said = log.read_text()
         print("".join(f"    | {line}\n" for line in said.splitlines()), end="")
         check(("building one of" in said) is first, "builds its gallery" if first else "does not build again")
+        check(f"embedded by {ask.runtime} on" in said, f"gathers are embedded by {ask.runtime}")
         status = status_of(server)
         check(
             status["Uid"].split() == ["10001"] * 4,
@@ -318,13 +349,13 @@ def serve(
         healthy = [*config["Env"], f"SEISBIND_PORT={port}", *config["Healthcheck"]["Test"][1:]]
         code = subprocess.run([*enter, *user, "env", "-i", *healthy], check=False).returncode
         check(code == 0, f"the image's health check: exit code {code}")
-        request = urllib.request.Request(f"{url}/v1/retrieve", gather, {"Content-Type": "application/octet-stream"})
+        request = urllib.request.Request(f"{url}/v1/retrieve", ask.gather, {"Content-Type": "application/octet-stream"})
         with urllib.request.urlopen(request, timeout=60) as response:
             answer = json.load(response)
         match = answer["results"][0]["matches"][0]
         found = f"{match['model_id']}, {match['family']}, similarity {match['similarity']:.3f}"
         print(f"    POST /v1/retrieve: rank 1 is {found}")
-        check(match["model_id"] == expected, "which is the model that the gather was simulated over")
+        check(match["model_id"] == ask.expected, "which is the model that the gather was simulated over")
         with urllib.request.urlopen(url + match["image_url"], timeout=60) as response:
             check(response.read(4) == b"\x89PNG", "its picture is drawn")
         print(f"    most memory so far: {int(status_of(server)['VmHWM'].split()[0]) / 1024:.0f} MiB")

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Makes /opt/seisbind: an environment with SeisBind, torch and what both need, and nothing that a server never opens.
-# install.sh BUILD INDEX: BUILD is the end of torch's version ("+cpu", or nothing for PyPI's), INDEX one more index.
+# install.sh BUILD INDEX [EXTRA]: BUILD is the end of torch's version ("+cpu", or nothing for PyPI's), INDEX one more
+# index, EXTRA one of pyproject.toml's extras.
 set -eu
-build=$1 index=$2
+build=$1 index=$2 extra=${3:-}
 for unset in PIP_NO_INDEX PIP_INDEX_URL; do
   if eval "[ -z \"\${$unset:-}\" ]"; then unset "$unset"; fi
 done
@@ -15,9 +16,10 @@ python3 -m venv --without-pip /opt/seisbind
 pip="/opt/build/bin/pip --quiet"
 $pip install --constraint constraints.txt setuptools
 $pip wheel --no-deps --no-build-isolation --wheel-dir /opt/wheel .
+wheel=$(echo /opt/wheel/seisbind-*.whl)
 put() {
   $pip --python /opt/seisbind/bin/python install --no-compile --constraint constraints.txt \
-    ${index:+--extra-index-url "$index"} "$1" /opt/wheel/seisbind-*.whl
+    ${index:+--extra-index-url "$index"} "$1" "$wheel${extra:+[$extra]}"
 }
 if ! put "$want"; then
   [ -n "$build" ] || exit 1

@@ -82,8 +82,8 @@ def read_arrays(body: bytes, *, limits: Limits) -> dict[str, Array]:
     if not body:
         raise MalformedUpload("The upload is empty (0 bytes); send an npy, npz or SEG-Y file.")
     raise UnsupportedFormat(
-        f"The upload starts with {body[:6]!r}: neither npy nor npz (nor SEG-Y or SU, which are read as gathers). Write "
-        "it with numpy.save or numpy.savez."
+        f"The upload is neither npy nor npz (nor SEG-Y or SU, which are read as gathers): it starts with "
+        f"{repr(body[:6])[1:]}. Write arrays with numpy.save or numpy.savez."
     )
 
 

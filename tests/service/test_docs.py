@@ -1,12 +1,9 @@
-"""The API description is the committed one, and every documented example runs."""
+"""The API description is the committed one, and every example in it runs. Those of the pages: test_blocks.py."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,27 +93,6 @@ def test_the_answers_are_as_described(served: Any) -> None:
         for operation in operations.values():
             assert "4XX" in operation["responses"]
             assert operation["description"]
-
-
-def test_the_examples_of_http_md_and_pipelines_md_run(serve: Any, make_gallery: Any, tmp_path: Path) -> None:
-    server = serve(gallery=make_gallery(), writable=True)
-    text = "\n".join((DOCS / page).read_text(encoding="utf-8") for page in ("http.md", "pipelines.md"))
-    bin_ = str(Path(sys.executable).parent)
-    for language, block in re.findall(r"^```(python|bash)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        block = block.replace("http://127.0.0.1:8000", server.url)
-        command = [sys.executable, "-c", block] if language == "python" else ["bash", "-euo", "pipefail", "-c", block]
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}"},
-            check=False,
-        )
-        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
-    assert (tmp_path / "model.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "model.npy").stat().st_size == 128 + 4 * 70 * 70
-    assert len((tmp_path / "line.jsonl").read_text().splitlines()) == 1 + 3 + 6  # gathers of the three files
 
 
 def test_the_exit_codes_are_documented() -> None:

@@ -109,11 +109,34 @@ def test_a_sample_is_asked_about_with_the_keyboard(visit: Open) -> None:
     assert page.locator("#physics svg .h-band").count() == 13
     assert page.locator("#physics svg .h-truth").count() == 13
     assert page.inner_text("#verdict").startswith("✓ Familiar.")
+    assert page.inner_text("#presence").startswith("✓ In the gallery.")
     page.get_by_label("Next shot").press("Enter")
     assert page.input_value("#shot") == "3"
     label = page.get_attribute("#traces", "aria-label")
     page.select_option("#axis", "offset")
     assert label.startswith("Shot 4 of 5 at 520 metres: 70 traces of 1 seconds, 0 of them dead.")
+
+
+PRESENCE = """async ([probability, rankedBy]) => {
+const { presence } = await import('/web/words.js');
+const { kind, mark, words } = presence({ in_gallery: probability, ranked_by: rankedBy });
+return [kind, `${mark} ${words}`] }"""
+
+
+@pytest.mark.parametrize(
+    ("probability", "ranked_by", "kind", "said"),
+    [
+        (0.95, "similarity", "good", "In the gallery. Take the first match."),
+        (0.5, "similarity", "", "Perhaps in the gallery. Where the first matches agree, believe them."),
+        (0.05, "similarity", "doubt", "not in the gallery. Take the physics first; the matches are relatives."),
+        (0.01, "structure", "doubt", "the matches are relatives, ranked by structure."),
+    ],
+)
+def test_whether_the_ground_is_in_the_gallery_is_said(
+    visit: Open, probability: float, ranked_by: str, kind: str, said: str
+) -> None:
+    found, words = visit().evaluate(PRESENCE, [probability, ranked_by])
+    assert found == kind and words.endswith(said)
 
 
 def test_differences_to_the_first(visit: Open) -> None:
@@ -196,7 +219,7 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(visit: Open, serve: Any, tmp
         page.locator("#models li").nth(2).get_by_text("npy", exact=True).click()
     download.value.save_as(tmp_path / "model.npy")
     assert np.load(tmp_path / "model.npy", allow_pickle=False).shape == (70, 70)
-    assert "$SEISBIND_KEY" in page.inner_text("#curl") and secret not in page.content()
+    assert "$SEISBIND_API_KEY" in page.inner_text("#curl") and secret not in page.content()
     kept = "[localStorage.length, sessionStorage.length, document.cookie, location.href]"
     assert page.evaluate(kept) == [0, 0, "", f"{url}/"]
 
