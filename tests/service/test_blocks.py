@@ -52,6 +52,7 @@ PLAN = {
     ("CONTRIBUTING.md", "make check"): "ruff, mypy and the tests themselves",
     ("CONTRIBUTING.md", "import numpy"): RUN,
     ("CONTRIBUTING.md", "import io"): RUN,
+    ("CONTRIBUTING.md", "SEISBIND_WRITABLE=true seisbind serve"): "installs forty packages, and takes minutes",
     ("docs/deploy.md", "docker compose"): "needs a container engine",
     ("docs/deploy.md", "seisbind-1  |"): "a container's log; docker/build_with_buildah.py prints it",
     ("docs/deploy.md", "git pull"): "needs a container engine",
@@ -75,6 +76,7 @@ SMALLER = {
     "--count 500": "--count 30",
     "--gallery-size 1000": "--gallery-size 10",
     "seisbind train": "seisbind train --config recipe.json",
+    "--start model/weights/seisbind.safetensors --config further": "--start runs/mine/weights.safetensors",
     "step_time.py": "step_time.py --config recipe.json --steps 1",
 }  # fmt: skip
 RECIPE = {"steps": 2, "batch": 8, "warmup": 1, "encoders": {"width": 8, "velocity_width": 8, "hidden": 16}}
@@ -304,10 +306,11 @@ def test_training_md_and_physics_md(tmp_path: Path) -> None:
     """Simulate, train, and the same in OpenFWI's layout."""
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))
-    trained, simulated = those("docs/training.md", "bash", start="seisbind")
+    trained, further, simulated = those("docs/training.md", "bash", start="seisbind")
     run(smaller(simulated.text), tmp_path)
     (tmp_path / "OpenFWI").symlink_to(tmp_path / "runs" / "simulated")
     run(smaller(trained.text), tmp_path)
+    run(smaller(further.text), tmp_path)
     for page, start in (("docs/training.md", "export"), ("docs/physics.md", "python")):
         (block,) = those(page, "bash", start=start)
         assert run(smaller(block.text), tmp_path)
