@@ -26,7 +26,8 @@ _Measure = Callable[[NDArray[np.float64], float], NDArray[np.float64]]
 class Descriptor:
     """One physical quantity of a velocity model.
 
-    ``relative`` says that the quantity stays away from zero, so that an error in per cent means something.
+    ``relative`` says that the quantity stays away from zero, so that an error in per cent means something. No ground
+    has less than ``least`` or more than ``most`` of it.
     """
 
     name: str
@@ -35,6 +36,8 @@ class Descriptor:
     relative: bool
     measure: _Measure
     decimals: int = 0
+    least: float = 0.0
+    most: float = np.inf
 
     def format(self, value: float) -> str:
         """``2314 m/s``: the number at this descriptor's precision, with its unit."""
@@ -89,6 +92,7 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
         False,
         lambda v, c: (v[:, -1] - v[:, 0]).mean(axis=1) / (c * (v.shape[1] - 1)),
         2,
+        least=-np.inf,
     ),
     Descriptor(
         "mean_abs_vertical_gradient",
@@ -130,6 +134,7 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
         False,
         _interface_share,
         3,
+        most=1.0,
     ),
 )
 NAMES: tuple[str, ...] = tuple(d.name for d in DESCRIPTORS)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import zoom
 
-from seisbind.model.descriptors import NAMES, check_velocity
+from seisbind.model.descriptors import DESCRIPTORS, NAMES, check_velocity
 from seisbind.model.errors import InvalidConfig, InvalidQuery, InvalidVelocityModel
 from seisbind.model.familiarity import Verdict, judge, with_doubt
 from seisbind.model.runtimes import as_tensor, choose_runtime
@@ -171,8 +171,8 @@ class Embedder:
         """Descriptors of the ground under each gather, with their 90 % interval.
 
         Weights with a descriptor head answer by it, whatever the gallery holds; its scale, times a factor calibrated
-        on held-out pairs (`calibrate`), is the interval. Weights without one answer as the paper
-        does: by the mean of the `NEIGHBOURS` nearest models, with their spread (uncalibrated).
+        on held-out pairs (`calibrate`), is the interval, within what is possible. Weights without one answer as the
+        paper does: by the mean of the `NEIGHBOURS` nearest models, with their spread (uncalibrated).
 
         Args:
             encoded: from `embed_gathers`.
@@ -195,7 +195,8 @@ class Embedder:
         else:
             raise InvalidQuery("These weights have no descriptor head, and no model was retrieved to infer from.")
         half = factor * scale
-        return InferredPhysics(*(np.asarray(a, dtype=np.float32) for a in (value, value - half, value + half)))
+        possible = [d.least for d in DESCRIPTORS], [d.most for d in DESCRIPTORS]
+        return InferredPhysics(*(np.clip(a, *possible).astype(np.float32) for a in (value, value - half, value + half)))
 
     def familiar(self, measured: Float64, encoded: EncodedGathers) -> list[Verdict] | None:
         """Whether each gather is like those of training; None where the weights are not calibrated.

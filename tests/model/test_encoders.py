@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from seisbind.model.descriptors import NAMES
 from seisbind.model.encoders import EMBEDDING, EncoderConfig, Encoders, condition
 from seisbind.model.inference import Embedder, full_size
 from seisbind.model.pairs import PairSet
@@ -104,10 +107,23 @@ def test_a_mirrored_survey_of_shots_off_centre_is_told_apart(embedder: Embedder)
     assert np.abs(embedder.embed_gathers(mirrored).embedding - embedder.embed_gathers(p).embedding).max() > 1e-5
 
 
+def test_intervals_end_where_ground_does() -> None:
+    """No ground has a negative contrast, or interfaces in more than all of its cells; a gradient has either sign."""
+    shipped = Embedder.load(device="cpu", runtime="torch")
+    encoded = shipped.embed_gathers(prepared(2))
+    wide = replace(encoded, descriptor_scale=np.full_like(encoded.embedding[:, :13], 1e6))
+    physics = shipped.infer_physics(wide, None)
+    lowest = dict(zip(NAMES, physics.low.min(axis=0), strict=True))
+    highest = dict(zip(NAMES, physics.high.max(axis=0), strict=True))
+    assert lowest.pop("mean_vertical_gradient") < -1 and set(lowest.values()) == {0.0}
+    assert highest["interface_share"] == 1.0 and highest["deep_velocity"] > 1e5
+    assert (physics.low <= physics.value).all() and (physics.value <= physics.high).all()
+
+
 def test_infer_physics_without_head_is_the_mean_of_five(pairs: PairSet) -> None:
     config = EncoderConfig(kind="paper")
     paper = Embedder(Weights(Encoders(config).eval(), Description("paper", config), "1" * 16), device="cpu")
-    neighbours = np.random.default_rng(0).normal(size=(2, 8, 13)).astype(np.float32)
+    neighbours = np.random.default_rng(0).uniform(size=(2, 8, 13)).astype(np.float32)
     inferred = paper.infer_physics(paper.embed_gathers(prepared(2)), neighbours)
     np.testing.assert_allclose(inferred.value, neighbours[:, :5].mean(axis=1), rtol=1e-5)
     assert (inferred.low <= inferred.value).all() and (inferred.value <= inferred.high).all()
