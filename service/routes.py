@@ -136,7 +136,7 @@ async def retrieve(request: Request) -> Response:
 
     async def answer() -> tuple[Answered, NDArray[np.float32] | None, Query, Ingest]:
         with serving.batches.coming():
-            query, ingest = await serving.on_file(read)
+            query, ingest = await serving.on_reader(read)
         request.state.gathers = len(query)
         if as_arrays:
             return *await array_answer.with_velocity(query, serving, watch), query, ingest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +32,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CANARY_DEADLINE_S = 10.0  # behind what the model thread has to do first; a server later than this is not ready for more
-FILE_THREADS = 4  # reading uploads and records: short, and mostly outside the interpreter's lock
+FILE_THREADS = 4  # records read and answers written: short, and mostly outside the interpreter's lock
+MOST_READERS = 4
 
 
 class _Held:
@@ -47,7 +49,8 @@ class Serving:
     """Opens weights and gallery, and lets requests at them.
 
     Who owns what: one *model* thread runs the encoders and searches (torch spreads each call over the cores by itself),
-    for gathers in the batches that ``batches`` forms; `FILE_THREADS` *file* threads read uploads and records; one
+    for gathers in the batches that ``batches`` forms; *reader* threads, one for each core that
+    the encoders leave, read and prepare gathers; `FILE_THREADS` *file* threads read records and write answers; one
     *picture* thread draws, so that pictures that wait for each other keep nobody else waiting. The event loop owns
     ``admitted``, ``uploads``, ``streams``, ``stopping`` and ``_reloading``. The engine of the moment is replaced as a
     whole under ``_lock``; a job keeps the one it began with.
@@ -58,8 +61,10 @@ class Serving:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        left = os.cpu_count() or 1
         if choose_device(settings.device).type == "cpu":
             torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() - 1))
+            left -= torch.get_num_threads()
         self.embedder = Embedder.load(
             settings.weights, device=settings.device, runtime=settings.runtime, precision=settings.precision
         )
@@ -69,6 +74,8 @@ class Serving:
         self._held = _Held(self._open())
         log.info("Gathers are embedded by %s on %s.", self.embedder.runtime, self.embedder.device)
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
+        # more readers than cores would only take the interpreter's lock from each other
+        self._readers = ThreadPoolExecutor(max(1, min(MOST_READERS, left)), thread_name_prefix="reader")
         self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
         self._drawing = ThreadPoolExecutor(1, thread_name_prefix="picture")
         self.batches = Batcher(
@@ -140,6 +147,10 @@ class Serving:
                 return job(engine)
 
             return await self._run(self._model, begin)
+
+    async def on_reader(self, job: Callable[[Engine], T]) -> T:
+        """Run ``job``, which reads and prepares gathers, on a reader thread."""
+        return await self._run(self._readers, job)
 
     async def on_file(self, job: Callable[[Engine], T]) -> T:
         """Run ``job`` on a file thread."""
@@ -241,6 +252,7 @@ class Serving:
     def close(self) -> None:
         """Finish what is running, then let go of the gallery."""
         self._model.shutdown(wait=True)
+        self._readers.shutdown(wait=True)
         self._files.shutdown(wait=True)
         self._drawing.shutdown(wait=True)
         self._held.engine.gallery.close()

@@ -305,7 +305,7 @@ class StreamedAnswer(Response):
             return Query(prepare(upload.gathers, upload.survey), wishes.top_k, wishes.filter, upload.notes)
 
         with self._serving.batches.coming():
-            return await self._serving.on_file(read)
+            return await self._serving.on_reader(read)
 
     @staticmethod
     def _error_line(index: int, problem: Response) -> bytes:
