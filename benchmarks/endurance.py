@@ -93,7 +93,7 @@ def main() -> None:
             ratio = memory / first[0]
             print(f"{asked:>10}{memory / 1e6:>12.1f}{ratio:>14.3f}{descriptors:>13}{threads:>9}", flush=True)
         print(f"{time.monotonic() - start:.0f} s")
-    sys.exit(memory > 1.05 * first[0])
+    sys.exit(memory > 1.05 * first[0] or descriptors > first[1] + 2 or threads > first[2] + 2)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -159,6 +160,8 @@ def main() -> None:
         ("  memory before, at most, MB", f"{before / 1e6:.0f}, {peak / 1e6:.0f}"),
     ):  # fmt: skip
         print(f"{name:<52}{text:>22}")
+    late = ms(over, 429, 100) > 50 or ms(over, 200, 99) > 3 * ms(full, 200, 99)
+    sys.exit(late or bool(others) or silent > 0)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def export(encoders: Encoders) -> tuple[bytes, tuple[str, ...]]:
 
 
 def choose_runtime(runtime: str, encoders: Encoders, device: torch.device, *, precision: str = "auto") -> Runtime:
-    """``auto`` is onnxruntime on a CPU where it is installed, else torch; in bf16 on a GPU that has it, else in fp32.
+    """``auto`` is onnxruntime on a CPU where it is installed, else torch; in fp32.
 
     Raises:
         InvalidConfig: an unknown runtime or precision, or one that is not installed or not for this device; see also
@@ -157,8 +157,7 @@ def choose_runtime(runtime: str, encoders: Encoders, device: torch.device, *, pr
     if runtime == "auto":
         runtime = "torch" if missing or device.type != "cpu" or precision == "bf16" else "onnxruntime"
     if runtime == "torch":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported() if precision == "auto" else precision == "bf16"
-        return TorchRuntime(encoders, device, bf16=bf16)
+        return TorchRuntime(encoders, device, bf16=precision == "bf16")
     if precision == "bf16":
         raise InvalidConfig("The runtime onnxruntime computes in fp32 only; for bf16 use torch, or auto.")
     if device.type != "cpu":

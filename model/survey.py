@@ -188,8 +188,8 @@ def prepare(gathers: ArrayLike, survey: Survey = OPENFWI) -> Prepared:
         InvalidGather: see `check_gathers`.
         InvalidSurvey: a line too short, or no shot on it.
     """
-    recorded = _checked(gathers, survey)
-    array = _in_reach(recorded)
+    recorded = _in_reach(_checked(gathers, survey))
+    array = recorded.array
     notes: list[Note] = []
     keep, shot_x_m = _shots_on_line(survey, notes)
     alive = recorded.alive[:, keep]
@@ -221,12 +221,15 @@ def prepare(gathers: ArrayLike, survey: Survey = OPENFWI) -> Prepared:
     )
 
 
-def _in_reach(recorded: _Recorded) -> Float32:
+def _in_reach(recorded: _Recorded) -> _Recorded:
     """Gathers whose squares would leave float32's range, scaled by a power of two; the gain is removed later anyway."""
-    array = recorded.array
     _, exponent = np.frexp(np.maximum(recorded.high, -recorded.low).max(axis=(1, 2)))
     exponent = np.where(np.abs(exponent) > REACH_BITS, exponent, 0)
-    return np.ldexp(array, -exponent[:, None, None, None]) if exponent.any() else array
+    if not exponent.any():
+        return recorded
+    down = -exponent[:, None, None]
+    scaled = np.ldexp(recorded.array, down[..., None])
+    return _Recorded(scaled, np.ldexp(recorded.high, down), np.ldexp(recorded.low, down))
 
 
 def _shots_on_line(survey: Survey, notes: list[Note]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
@@ -290,7 +293,9 @@ def _resample_time(array: Float32, dt_s: float, notes: list[Note]) -> Float32:
             Note("record_short", f"The last {missing:.3f} s of the canonical second are missing; zeros there.")
         )
     out = np.zeros((batch, shots, CANONICAL_SAMPLES, receivers), dtype=np.float32)
-    for rows, across, weights in _time_kernel(samples, float(dt_s)):
+    step = CANONICAL_DT_S / dt_s  # what lies beyond the kernel's reach from the last canonical sample is not read
+    read = min(samples, int(np.ceil((CANONICAL_SAMPLES + SINC_HALF_WIDTH) * max(step, 1.0))) + 1)
+    for rows, across, weights in _time_kernel(read, float(dt_s)):
         np.matmul(weights, array[:, :, across], out=out[:, :, rows])
     return out
 

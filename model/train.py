@@ -7,6 +7,7 @@ same machine (CPU; a GPU adds its own rounding).
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -100,8 +101,9 @@ def train(
     target = choose_device(device)
     out.mkdir(parents=True, exist_ok=True)
     state = _fresh_state(pairs, config, start, target)
+    made = {"config": json.dumps(asdict(config), sort_keys=True), "start": _digest(start)}
     if checkpoint.exists():
-        _load_checkpoint(checkpoint, state, config)
+        _load_checkpoint(checkpoint, state, made)
     last = min(config.steps, stop_at if stop_at is not None else config.steps)
     log_path = out / "log.csv"
     _forget_later_rows(log_path, state.step)
@@ -112,7 +114,7 @@ def train(
             if progress is not None:
                 progress(Progress(state.step, config.steps, loss, rate))
             if state.step % config.checkpoint_every == 0 or state.step == last:
-                _save_checkpoint(checkpoint, state, config)
+                _save_checkpoint(checkpoint, state, made)
     return (state.averaged if config.ema else state.encoders).eval()
 
 
@@ -324,13 +326,23 @@ def _timed(batches: Iterator[tuple[Batch, PairSet]], size: int) -> Iterator[tupl
         rate, before = (own if not rate else 0.95 * rate + 0.05 * own), now
 
 
-def _save_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
+def _digest(start: Encoders | None) -> str:
+    """What tells one start from another; nothing for random numbers."""
+    if start is None:
+        return ""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(start.state_dict().items()):
+        whole.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+    return whole.hexdigest()
+
+
+def _save_checkpoint(path: Path, state: State, made: dict[str, str]) -> None:
     tensors = {f"encoders.{name}": t for name, t in state.encoders.state_dict().items()}
     tensors |= {f"averaged.{name}": t for name, t in state.averaged.state_dict().items()}
     for index, slots in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    metadata = {"step": str(state.step), "config": json.dumps(asdict(config), sort_keys=True)}
+    metadata = {"step": str(state.step), **made}
     try:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
         with temporary.open("rb") as file:
@@ -340,15 +352,17 @@ def _save_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _load_checkpoint(path: Path, state: State, config: TrainConfig) -> None:
+def _load_checkpoint(path: Path, state: State, made: dict[str, str]) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise InvalidConfig(f"{path} cannot be read ({error}); start again without --resume.") from error
-    if metadata.get("config") != json.dumps(asdict(config), sort_keys=True):
+    if metadata.get("config") != made["config"]:
         raise InvalidConfig(f"{path} is of a run with another configuration; train into another folder.")
+    if metadata.get("start", "") != made["start"]:
+        raise InvalidConfig(f"{path} is of a run that began from other weights; give it the same --start.")
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         group, rest = name.split(".", 1)

@@ -36,7 +36,7 @@ class Arrival:
     def displace(self) -> None:
         """End it, which waits for its client."""
         self._displaced = True
-        if self._waiting is not None:
+        if self._waiting is not None and not self._waiting.expired():  # or its deadline ends it now
             self._waiting.reschedule(asyncio.get_running_loop().time())
 
     async def receive(self) -> Message:

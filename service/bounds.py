@@ -5,6 +5,7 @@ any parsing.
 from __future__ import annotations
 
 import asyncio
+import traceback
 from contextlib import ExitStack
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -45,6 +46,7 @@ class BodyBounds:
             return
         streamed = scope["path"] in self.streams
         cut = streamed
+        fault: SeisBindError | None = None
 
         async def send_and_close(message: Message) -> None:
             if message["type"] == "http.response.start" and cut:
@@ -53,6 +55,8 @@ class BodyBounds:
             if cut and not streamed and message["type"] == "http.response.body" and not message.get("more_body", False):
                 # closed on bytes that nobody read, a socket takes back the answer: it is sent whole, then they are read
                 await send({**message, "more_body": True})
+                if fault is not None:
+                    traceback.clear_frames(fault.__traceback__)  # they hold what has come of the body
                 await self._drain(receive)
                 message = {"type": "http.response.body", "body": b""}
             await send(message)
@@ -72,15 +76,15 @@ class BodyBounds:
         with ExitStack() as room:
 
             async def bounded_receive() -> Message:
-                nonlocal body, cut
+                nonlocal body, cut, fault
                 try:
                     if body is None:
                         body = room.enter_context(self.arrivals.arriving(receive, deadline_s=self.body_deadline_s))
                     message = await body.receive()
                     if body.bytes > self.max_body_bytes:
                         raise self._too_large(body.bytes)
-                except SeisBindError:
-                    cut = True
+                except SeisBindError as error:
+                    cut, fault = True, error
                     room.close()
                     raise
                 if body.complete:

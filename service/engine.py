@@ -181,7 +181,7 @@ class Engine:
                     physics=physics[row],
                     in_distribution=self._in_distribution(near[row], verdicts[row] if verdicts else None),
                     in_gallery=presence[row],
-                    ranked_by="structure" if new[row] else "similarity",
+                    ranked_by="structure" if new[row] and matches[row] else "similarity",
                     warnings=(
                         *query.notes,
                         *query.prepared.notes[i],

@@ -61,7 +61,7 @@ class Serving:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        left = os.cpu_count() or 1
+        left = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if choose_device(settings.device).type == "cpu":
             torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() - 1))
             left -= torch.get_num_threads()

@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     )
     precision: str = Field(
         "auto",
-        description="What torch embeds gathers in: auto (bf16 on a GPU that has it, else fp32), fp32, bf16.",
+        description="What torch embeds gathers in: auto (fp32), fp32, bf16 (embeddings within a cosine of .999).",
     )
     threads: int | None = Field(
         None,

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey
-from seisbind.model.survey import OPENFWI, Survey, prepare, receiver_map
+from seisbind.model.survey import OPENFWI, Survey, _time_kernel, prepare, receiver_map
 from seisbind.model.wavefield import ricker
 
 LINE = np.arange(70) * 10.0
@@ -157,3 +157,21 @@ def test_interpolation_keeps_a_constant() -> None:
 
 def test_the_wavelet_of_the_tests_is_that_of_openfwi() -> None:
     assert np.argmax(ricker(15.0, 0.001)) == 73
+
+
+def test_what_lies_beyond_the_canonical_second_costs_nothing() -> None:
+    """Eight thousand seconds of a record: the same gather as its first second, and a kernel no larger than for two."""
+    rng = np.random.default_rng(0)
+    long = rng.standard_normal((1, 200_000, 70)).astype(np.float32)
+    survey = Survey(shot_x_m=(340.0,), receiver_x_m=OPENFWI.receiver_x_m, dt_s=0.001)
+    whole, part = prepare(long, survey), prepare(long[:, :2000], survey)
+    np.testing.assert_array_equal(whole.traces, part.traces)
+    assert all(across.stop <= 1100 for _, across, _ in _time_kernel(1033, 0.001))
+
+
+def test_a_trace_that_vanishes_beside_the_others_is_dead() -> None:
+    """Scaled so that the largest fits, what is 1e45 times smaller is zero, and carries nothing."""
+    gathers = np.random.default_rng(0).standard_normal((5, 1000, 70)).astype(np.float32) * np.float32(1e37)
+    gathers[:, :, :10] = np.random.default_rng(1).standard_normal((5, 1000, 10)).astype(np.float32) * np.float32(8e-39)
+    prepared = prepare(gathers)
+    assert not prepared.live[0, :, :10].any() and prepared.live[0, :, 10:].all()

@@ -85,6 +85,10 @@ def test_training_goes_on_from_weights(tmp_path: Path, pairs: PairSet, recipe: T
     head = "seismic.family_head.weight"
     assert not torch.allclose(moved.state_dict()[head], start.state_dict()[head], atol=1e-4)
     assert torch.equal(moved.descriptor_mean, start.descriptor_mean)
+    train(pairs, replace(quick, steps=2), tmp_path / "broken", start=start, device="cpu", stop_at=1)
+    for other in (None, on):
+        with pytest.raises(InvalidConfig, match="began from other weights"):
+            train(pairs, replace(quick, steps=2), tmp_path / "broken", start=other, device="cpu", resume=True)
     wider = replace(quick, encoders=replace(recipe.encoders, width=16))
     with pytest.raises(InvalidConfig, match="width: 8 there, 16 here"):
         train(pairs, wider, tmp_path / "wider", start=start, device="cpu")

@@ -1,8 +1,8 @@
 """Every fenced block of README, CONTRIBUTING, the model card and docs/ is run, or held to what it names.
 
 `PLAN` says which. Run: as printed, but for sizes (`SMALLER`), addresses and folders. Held: where a container engine, a
-GPU or hours would be needed; each command then goes through the real parser of its program, and what it names exists.
-Commands within sentences are held, too.
+GPU or hours would be needed; each command of a bash or console block then goes through the real parser of its
+program, and what it names exists, but for those behind ``NAME=value``. Commands within sentences are held, too.
 """
 
 from __future__ import annotations

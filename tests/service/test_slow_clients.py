@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seisbind.model.errors import BodyTooSlow, Overloaded
+from seisbind.model.errors import BodyTooSlow, Overloaded, UploadTooLarge
 from seisbind.service import arrivals
 from seisbind.service.arrivals import Arrivals
+from seisbind.service.bounds import BodyBounds
+from seisbind.service.errors import refused
+from seisbind.service.routes import InPieces
 
 Float32 = NDArray[np.float32]
 RAW = {"Content-Type": "application/octet-stream"}
@@ -150,3 +153,111 @@ def test_a_body_that_moves_is_not_given_up_for_another() -> None:
         assert len(room) == 0
 
     asyncio.run(bodies())
+
+
+def test_room_is_made_at_the_moment_of_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy loop comes to both in one turn: the newcomer is let in, and hears nothing of it."""
+    monkeypatch.setattr(arrivals, "PATIENCE_S", 0.01)
+
+    async def never() -> Any:
+        await asyncio.sleep(100)
+
+    async def main() -> tuple[str, ...]:
+        bodies = Arrivals(most=1)
+        heard: list[str] = []
+
+        async def first() -> None:
+            with pytest.raises(BodyTooSlow), bodies.arriving(never, deadline_s=0.1) as body:
+                await body.receive()
+
+        def second() -> None:
+            with bodies.arriving(never):
+                heard.append("let in")
+
+        waiting = asyncio.create_task(first())
+        await asyncio.sleep(0.05)
+        asyncio.get_running_loop().call_later(0.05 + 1e-3, second)
+        time.sleep(0.2)
+        await waiting
+        return tuple(heard)
+
+    assert asyncio.run(main()) == ("let in",)
+
+
+def test_a_refused_body_is_let_go_of_before_its_rest_is_read() -> None:
+    """While a refusal lingers, what has come of the body is nobody's: no bound counts it any more."""
+    freed = []
+
+    class Chunk(bytes):
+        def __del__(self) -> None:
+            freed.append(len(self))
+
+    async def main() -> list[int]:
+        left = 4
+
+        async def receive() -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:  # the refusal lingers
+                assert freed, "held"
+                return {"type": "http.disconnect"}
+            return {"type": "http.request", "body": Chunk(1000), "more_body": True}
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await collect(receive)
+            except UploadTooLarge as error:
+                await refused(scope, error)(scope, receive, send)
+
+        async def collect(receive: Any) -> None:
+            chunks = []
+            while True:
+                chunks.append((await receive())["body"])
+
+        async def send(message: Any) -> None:
+            pass
+
+        bounds = BodyBounds(app, max_body_bytes=3500, body_deadline_s=5, arrivals=Arrivals(most=4))
+        scope = {"type": "http", "path": "/x", "headers": [], "state": {"request_id": "x"}}
+        await bounds(scope, receive, send)
+        return freed
+
+    assert len(asyncio.run(main())) == 4
+
+
+def test_an_answer_is_sent_as_it_is_taken() -> None:
+    async def main() -> tuple[list[Any], list[Any]]:
+        taken: list[Any] = []
+
+        async def send(message: Any) -> None:
+            taken.append(message)
+
+        async def stuck(message: Any) -> None:
+            unread.append(message)
+            if len(unread) == 3:
+                await asyncio.sleep(100)
+
+        unread: list[Any] = []
+        answer = InPieces(b"x" * 150_000, deadline_s=0.05)
+        scope = {"type": "http", "path": "/x"}
+        await answer(scope, send, send)
+        await answer(scope, send, stuck)
+        return taken, unread
+
+    taken, unread = asyncio.run(main())
+    assert [len(each.get("body", b"")) for each in taken] == [0, 65_536, 65_536, 18_928]
+    assert [each.get("more_body") for each in taken] == [None, True, True, False]
+    assert len(unread) == 3
+
+
+def test_heads_are_bounded(served: Any) -> None:
+    """A header without an end is refused long before it could fill the memory."""
+    address, sent = httpx.URL(served.url), 0
+    with socket.create_connection((address.host, address.port or 80), timeout=60) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: ")
+        with suppress(ConnectionError):
+            while sent < 64 * MIB:
+                client.sendall(b"x" * 65_536)
+                sent += 65_536
+    assert sent < 32 * MIB  # what the kernel's buffers hold, and no more
+    assert served.http.get("/healthz", headers={"X": "x" * 60_000}).status_code == 200
