@@ -71,7 +71,7 @@ class FixedFive(SeismicEncoder):
 
 
 def judge(path: Path, test: Path, maps: Path, cache: Path) -> dict[str, float | None]:
-    embedder = Embedder.load(path)
+    embedder = Embedder.load(path, runtime="torch")  # `FixedFive` takes no other number of shots, as an export would
     whole = report(embedder, embed(embedder, load_pairs(test)))
     novel = whole["descriptors"]["novel"]
     row: dict[str, float | None] = {
