@@ -224,6 +224,22 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(visit: Open, serve: Any, tmp
     assert page.evaluate(kept) == [0, 0, "", f"{url}/"]
 
 
+SHIFTED = """() => new Promise(done => { let sum = 0;
+new PerformanceObserver(list => list.getEntries().forEach(each => { sum += each.hadRecentInput ? 0 : each.value }))
+  .observe({ type: 'layout-shift', buffered: true });
+setTimeout(() => done(sum), 500) })"""
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_nothing_jumps_while_it_loads(visit: Open, width: int) -> None:
+    """Cumulative layout shift, of which browsers call 0.1 good; a box that is pushed down would be seen."""
+    page = visit(width=width)
+    page.wait_for_selector("#samples button")
+    assert page.evaluate(SHIFTED) < 0.1
+    page.evaluate("() => document.body.prepend(Object.assign(document.createElement('div'), {style: 'height: 400px'}))")
+    assert page.evaluate(SHIFTED) > 0.1
+
+
 def test_it_fits_a_phone(visit: Open) -> None:
     page = visit(width=360)
     ask_sample(page)
