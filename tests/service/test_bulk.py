@@ -117,6 +117,8 @@ def test_nothing_lost_nothing_doubled_after_kills(served: Any, gathers: Float32,
     words += ["--out", str(out)]
     # parts of eight gathers, so that lines come while it runs; many more than are answered between a look and a kill
     patch = "import seisbind.service.client_calls as c; c.PART_BYTES = 420_000; "
+    # a shell's background jobs ignore Ctrl-C, and so would what they start
+    patch += "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     words[2] = patch + words[2]
     before = 0
     for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
