@@ -19,36 +19,42 @@ from seisbind.service.building import build_gallery
 
 @contextmanager
 def served(models: int, **settings: object) -> Iterator[tuple[httpx.URL, int]]:
-    """``seisbind serve`` with the weights that are shipped; its address and its process.
-
-    Args:
-        models: in its gallery.
-        settings: of the server, named as in `Settings`.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        gallery, log = Path(name) / "gallery", Path(name) / "log"
+    """`serving` over a gallery of so many ``models``, with the weights that are shipped."""
+    with tempfile.TemporaryDirectory() as folder:
+        gallery = Path(folder) / "gallery"
         velocity, family = mixed(models, seed=0)
         build_gallery(gallery, Embedder.load(device="cpu"), [(velocity, family.tolist())], source="benchmark")
-        given = {"gallery": gallery, "port": 0} | settings
-        with (
-            log.open("wb") as errors,
-            subprocess.Popen(
-                [sys.executable, "-c", "from seisbind.service.cli import main; main()", "serve"],
-                stdout=subprocess.PIPE,
-                stderr=errors,  # an access line a request, which nobody reads
-                text=True,
-                env=os.environ | {f"SEISBIND_{key.upper()}": str(value) for key, value in given.items()},
-            ) as process,
-        ):
-            try:
-                url = ""
-                while not url and process.stdout is not None and (line := process.stdout.readline()):
-                    url = next((word.strip(".,") for word in line.split() if word.startswith("http://")), "")
-                if not url:
-                    sys.exit(f"The server did not start: {log.read_text(errors='replace')}")
-                yield httpx.URL(url), process.pid
-            finally:
-                process.terminate()
+        with serving(gallery, **settings) as found:
+            yield found
+
+
+@contextmanager
+def serving(gallery: Path, **settings: object) -> Iterator[tuple[httpx.URL, int]]:
+    """``seisbind serve`` over ``gallery``; its address and its process.
+
+    Args:
+        settings: of the server, named as in `Settings`.
+    """
+    given = {"gallery": gallery, "port": 0} | settings
+    with (
+        tempfile.NamedTemporaryFile() as log,
+        subprocess.Popen(
+            [sys.executable, "-c", "from seisbind.service.cli import main; main()", "serve"],
+            stdout=subprocess.PIPE,
+            stderr=log,  # an access line a request, which nobody reads
+            text=True,
+            env=os.environ | {f"SEISBIND_{key.upper()}": str(value) for key, value in given.items()},
+        ) as process,
+    ):
+        try:
+            url = ""
+            while not url and process.stdout is not None and (line := process.stdout.readline()):
+                url = next((word.strip(".,") for word in line.split() if word.startswith("http://")), "")
+            if not url:
+                sys.exit(f"The server did not start: {Path(log.name).read_text(errors='replace')}")
+            yield httpx.URL(url), process.pid
+        finally:
+            process.terminate()
 
 
 def memory_bytes(pid: int, name: str = "VmRSS") -> int:

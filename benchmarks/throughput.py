@@ -14,17 +14,17 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import numpy as np
 import torch
+from served import serving
 
 from seisbind.index import Gallery
 from seisbind.model.geology import mixed
@@ -170,28 +170,6 @@ async def loaded(
     return float(np.percentile(spent, 50)), float(np.percentile(spent, 99)), refused
 
 
-@contextmanager
-def server(gallery: Path, device: str, batch: int, clients: int, threads: int) -> Iterator[httpx.URL]:
-    """``seisbind serve`` over ``gallery`` in a process of its own."""
-    settings = {
-        "GALLERY": gallery, "DEVICE": device, "PORT": 0, "MAX_BATCH": batch, "MAX_CONCURRENCY": 2 * clients,
-        "THREADS": threads,
-    }  # fmt: skip
-    with subprocess.Popen(
-        [sys.executable, "-c", "from seisbind.service.cli import main; main()", "serve"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {f"SEISBIND_{name}": str(value) for name, value in settings.items()},
-    ) as process:
-        try:
-            found = ""
-            while not found and process.stdout is not None and (line := process.stdout.readline()):
-                found = next((word.strip(".,") for word in line.split() if word.startswith("http://")), "")
-            yield httpx.URL(found)
-        finally:
-            process.terminate()
-
-
 def measure(engine: Engine, whole: Engine, url: httpx.URL, sent: list[bytes], arguments: argparse.Namespace) -> Round:
     """One round. ``engine`` encodes with the server's threads, ``whole`` with every core's."""
     seconds, batch = arguments.seconds, arguments.batch
@@ -237,13 +215,19 @@ def main() -> None:
     every_core, sent = Embedder.load(device=arguments.device), bodies()
     torch.set_num_threads(arguments.threads)
     embedder = Embedder.load(device=arguments.device)
+    settings = {
+        "device": arguments.device,
+        "max_batch": arguments.batch,
+        "max_concurrency": 2 * arguments.clients,
+        "threads": arguments.threads,
+    }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "gallery"
         velocity, family = mixed(arguments.models, seed=0)
         build_gallery(path, embedder, [(velocity, family.tolist())], source="benchmark")
         with (
             Gallery.open(path, fingerprint=embedder.fingerprint) as gallery,
-            server(path, arguments.device, arguments.batch, arguments.clients, arguments.threads) as url,
+            serving(path, **settings) as (url, _),
         ):
             engine, whole = Engine(embedder, gallery), Engine(every_core, gallery)
             rounds = [measure(engine, whole, url, sent, arguments) for _ in range(arguments.rounds)]

@@ -7,7 +7,6 @@ same machine (CPU; a GPU adds its own rounding).
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 import os
@@ -35,6 +34,7 @@ from seisbind.model.inference import choose_device
 from seisbind.model.loss import total_loss
 from seisbind.model.pairs import PairSet
 from seisbind.model.recipe import TrainConfig
+from seisbind.model.weights_file import digest
 
 RUNS_A_BATCH = 8  # a batch of hard negatives holds this many runs of models that are alike
 FAMILY_HEAD = "family_head"  # in the names of its parameters
@@ -101,7 +101,8 @@ def train(
     target = choose_device(device)
     out.mkdir(parents=True, exist_ok=True)
     state = _fresh_state(pairs, config, start, target)
-    made = {"config": json.dumps(asdict(config), sort_keys=True), "start": _digest(start)}
+    begun = "" if start is None else digest("", {name: t.cpu() for name, t in start.state_dict().items()})
+    made = {"config": json.dumps(asdict(config), sort_keys=True), "start": begun}
     if checkpoint.exists():
         _load_checkpoint(checkpoint, state, made)
     last = min(config.steps, stop_at if stop_at is not None else config.steps)
@@ -157,9 +158,8 @@ def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, de
 
 def _difference(start: EncoderConfig, here: EncoderConfig) -> str:
     """Where two forms differ, but for the families that their heads tell."""
-    pairs = zip(asdict(start).items(), asdict(here).values(), strict=True)
-    unlike = [f"{name}: {there} there, {own} here" for (name, there), own in pairs if there != own]
-    return "; ".join(each for each in unlike if not each.startswith("families:"))
+    pairs = zip(asdict(replace(start, families=here.families)).items(), asdict(here).values(), strict=True)
+    return "; ".join(f"{name}: {there} there, {own} here" for (name, there), own in pairs if there != own)
 
 
 def _update(state: State, batch: Batch, part: PairSet, config: TrainConfig, log: TextIO) -> float:
@@ -324,16 +324,6 @@ def _timed(batches: Iterator[tuple[Batch, PairSet]], size: int) -> Iterator[tupl
         now = time.perf_counter()
         own = size / (now - before)
         rate, before = (own if not rate else 0.95 * rate + 0.05 * own), now
-
-
-def _digest(start: Encoders | None) -> str:
-    """What tells one start from another; nothing for random numbers."""
-    if start is None:
-        return ""
-    whole = hashlib.sha256()
-    for name, tensor in sorted(start.state_dict().items()):
-        whole.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
-    return whole.hexdigest()
 
 
 def _save_checkpoint(path: Path, state: State, made: dict[str, str]) -> None:

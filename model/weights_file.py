@@ -96,8 +96,8 @@ def save_weights(path: Path, encoders: Encoders, description: Description) -> st
     """Write ``path`` (temporary file, fsync, rename), matrices in float16; returns the fingerprint."""
     tensors = {name: _stored(t) for name, t in encoders.state_dict().items()}
     text = json.dumps(asdict(description), sort_keys=True)
-    digest = _digest(text, tensors)
-    payload = save(tensors, metadata={"seisbind": text, "sha256": digest})
+    whole = digest(text, tensors)
+    payload = save(tensors, metadata={"seisbind": text, "sha256": whole})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -108,7 +108,7 @@ def save_weights(path: Path, encoders: Encoders, description: Description) -> st
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return digest[:FINGERPRINT_LENGTH]
+    return whole[:FINGERPRINT_LENGTH]
 
 
 def load_weights(path: Path | None = None, *, device: str | torch.device = "cpu") -> Weights:
@@ -126,18 +126,18 @@ def load_weights(path: Path | None = None, *, device: str | torch.device = "cpu"
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file ({error}); fetch it again.") from error
-    text, digest = metadata.get("seisbind"), metadata.get("sha256")
-    if text is None or digest is None:
+    text, stated = metadata.get("seisbind"), metadata.get("sha256")
+    if text is None or stated is None:
         raise WeightsError(f"{path} is a safetensors file, but not of SeisBind weights: its metadata lacks 'seisbind'.")
-    if _digest(text, tensors) != digest:
-        raise WeightsError(f"{path} is damaged: its content does not have the SHA-256 {digest[:16]}… that it states.")
+    if digest(text, tensors) != stated:
+        raise WeightsError(f"{path} is damaged: its content does not have the SHA-256 {stated[:16]}… that it states.")
     description = _parse_description(text, path)
     encoders = Encoders(description.config)
     try:
         encoders.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit its own configuration: {error}") from error
-    return Weights(encoders.to(device).eval(), description, digest[:FINGERPRINT_LENGTH])
+    return Weights(encoders.to(device).eval(), description, stated[:FINGERPRINT_LENGTH])
 
 
 def _stored(tensor: Tensor) -> Tensor:
@@ -146,13 +146,14 @@ def _stored(tensor: Tensor) -> Tensor:
     return tensor.half() if tensor.is_floating_point() and tensor.ndim >= 2 else tensor
 
 
-def _digest(text: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
+def digest(text: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256, in hexadecimal digits, of a description and the tensors beside it, on the CPU."""
+    hashed = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
-        digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        hashed.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def _parse_description(text: str, path: Path) -> Description:

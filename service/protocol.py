@@ -54,15 +54,19 @@ class Protocol(HttpToolsProtocol):
         if begun and self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
-                self.send_400_response(f"The head of the request has more than {MOST_HEAD_BYTES} bytes")
+                detail = (
+                    f"The head of the request has more than {MOST_HEAD_BYTES} bytes. Send fewer or shorter headers."
+                )
+                self._refuse(detail)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer and close. ``msg``: uvicorn's sentence, or its parser's, or ours."""
-        detail = f"{msg.rstrip('.')}. It is not HTTP/1.1, or its address is longer than 65,535 bytes."
-        if msg.startswith("The head"):
-            detail = f"{msg}. Send fewer or shorter headers."
+        """``msg``: uvicorn's sentence, or its parser's."""
+        self._refuse(f"{msg.rstrip('.')}. It is not HTTP/1.1, or its address is longer than 65,535 bytes.")
+
+    def _refuse(self, detail: str) -> None:
+        """Answer and close."""
         request_id = uuid.uuid4().hex
-        log.info("Bytes that are no request were refused: %s [%s]", msg, request_id)
+        log.info("Bytes that are no request were refused: %s [%s]", detail, request_id)
         answer = problem({"path": "", "state": {"request_id": request_id}}, 400, CODE[400], detail)
         headers = [*answer.raw_headers, *SAFE_HEADERS.items(), (b"connection", b"close")]
         lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in headers), b"", b""]

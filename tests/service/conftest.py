@@ -187,26 +187,29 @@ def spawn(weights: Path, gallery_path: Path) -> Spawn:
 
 
 @contextmanager
-def held_up(served: Served) -> Iterator[None]:
-    """While the server's model thread has something else to do."""
-    gate, begun = threading.Event(), threading.Event()
+def held_up(served: Served, *, on: str = "on_model", count: int = 1) -> Iterator[None]:
+    """While the server's model thread, or ``count`` that `Serving` runs jobs ``on``, have something else to do."""
+    gate, begun = threading.Event(), threading.Barrier(count + 1)
 
     def wait(engine: Engine) -> None:
-        begun.set()
+        begun.wait()
         gate.wait()
 
-    thread = threading.Thread(target=lambda: asyncio.run(served.serving.on_model(wait)))
-    thread.start()
+    run = getattr(served.serving, on)
+    threads = [threading.Thread(target=lambda: asyncio.run(run(wait))) for _ in range(count)]
+    for thread in threads:
+        thread.start()
     begun.wait()
     try:
         yield
     finally:
         gate.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
 
 
 @pytest.fixture
-def busy() -> Callable[[Served], AbstractContextManager[None]]:
+def busy() -> Callable[..., AbstractContextManager[None]]:
     return held_up
 
 

@@ -7,8 +7,6 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -189,27 +187,6 @@ def test_the_header_is_heeded(served: Any, gathers: Float32, headers: list[tuple
     assert (response.status_code, response.headers["content-type"]) == (200, kind)
 
 
-@contextmanager
-def files_held_up(served: Any) -> Iterator[None]:
-    """While all of the server's file threads have something else to do."""
-    gate, begun = threading.Event(), threading.Barrier(5)
-
-    def wait(engine: Engine) -> None:
-        begun.wait()
-        gate.wait()
-
-    threads = [threading.Thread(target=lambda: asyncio.run(served.serving.on_file(wait))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    begun.wait()
-    try:
-        yield
-    finally:
-        gate.set()
-        for thread in threads:
-            thread.join()
-
-
 @pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
 def test_a_model_that_changes_before_it_is_read(
     serve: Any, make_gallery: Any, busy: Any, embedder: Embedder, gathers: Float32, replaced: bool
@@ -225,7 +202,7 @@ def test_a_model_that_changes_before_it_is_read(
         asking.start()
         while not server.serving.batches.waiting:
             time.sleep(0.01)
-        holding = files_held_up(server)
+        holding = busy(server, on="on_file", count=4)
         holding.__enter__()
     try:
         asyncio.run(server.serving.on_model(lambda engine: None))  # behind the search

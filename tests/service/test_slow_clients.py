@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from seisbind.model.errors import BodyTooSlow, Overloaded, UploadTooLarge
 from seisbind.service import arrivals
+from seisbind.service.arrays import npy
 from seisbind.service.arrivals import Arrivals
 from seisbind.service.bounds import BodyBounds
 from seisbind.service.errors import refused
@@ -26,12 +26,6 @@ Float32 = NDArray[np.float32]
 RAW = {"Content-Type": "application/octet-stream"}
 MIB = 1 << 20
 STALLED = 100
-
-
-def npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def until(condition: Callable[[], bool]) -> None:
