@@ -20,14 +20,15 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from seisbind.model.acquisition import EXACT, AcquisitionConfig, simulate_pairs
 from seisbind.model.augment import as_trained
-from seisbind.model.calibrate import SEEN, calibrate
+from seisbind.model.calibrate import OTHERS, SEEN, calibrate
 from seisbind.model.errors import DatasetError
 from seisbind.model.evaluate import evaluate
-from seisbind.model.geology import FAMILIES
+from seisbind.model.geology import FAMILIES, mixed
 from seisbind.model.inference import Embedder
 from seisbind.model.pairs import SHARD, PairSet, load_pairs, shard_path
 from seisbind.model.recipe import load_config
@@ -39,6 +40,7 @@ from seisbind.model.weights_file import Description, load_weights, save_weights
 SETS = {
     "train": (32_000, 11, AcquisitionConfig()),
     "more": (32_000, 16, AcquisitionConfig()),
+    "third": (32_000, 17, AcquisitionConfig()),
     "calibration": (4_000, 12, EXACT),
     "test": (1_000, 13, EXACT),
     "coverage": (3_000, 15, EXACT),
@@ -46,9 +48,11 @@ SETS = {
 # (until this share of the steps, pairs): training starts while the rest is being simulated in another process
 GROWTH = {
     "train": ((0.15, 10_000), (0.5, 20_000), (1.0, 32_000)),
+    "third": ((0.2, 6_000), (0.45, 14_000), (0.7, 22_000), (1.0, 32_000)),
     "more": ((0.3, 14_000), (0.55, 20_000), (0.8, 26_000), (1.0, 32_000)),
 }
 PATIENCE_S = 10
+OTHERS_SEED, PART = 1400, 2_000  # the first seed of further models for the calibration, and how many a seed
 
 
 def main() -> None:
@@ -58,6 +62,7 @@ def main() -> None:
     parser.add_argument("--config", default="default", help="default, further, paper or a JSON file")
     parser.add_argument("--start", type=Path, help="weights to go on from; default: random ones")
     parser.add_argument("--set", choices=list(GROWTH), default="train", help="pairs to train on")
+    parser.add_argument("--before", choices=list(GROWTH), nargs="*", default=[], help="sets to train on beside it")
     parser.add_argument("--name", default="seisbind-1")
     parser.add_argument("--only", choices=list(SETS), help="simulate this set of pairs, and stop")
     args = parser.parse_args()
@@ -81,7 +86,7 @@ def main() -> None:
     for share, count in GROWTH[args.set]:
         if not simulating(args.pairs / args.set, count):
             simulated(args.set)
-        pairs = load_pairs(args.pairs / args.set, count)
+        pairs = load_pairs(args.pairs / args.set, count, before=[args.pairs / name for name in args.before])
         stop_at = round(share * config.steps)
         encoders = train(
             pairs, config, args.out, start=start and start.encoders, resume=True, stop_at=stop_at, progress=say
@@ -100,7 +105,10 @@ def main() -> None:
     if config.encoders.kind == "seisbind":
         loaded = load_weights(path)  # as it will be served: after rounding to float16
         seen = as_trained(pairs, config.augment, count=SEEN)
-        measured = calibrate(Embedder(loaded), simulated("calibration"), seen=seen, augment=config.augment)
+        others = np.concatenate([mixed(PART, OTHERS_SEED + i)[0] for i in range(OTHERS // PART)])
+        measured = calibrate(
+            Embedder(loaded), simulated("calibration"), seen=seen, augment=config.augment, others=others
+        )
         save_weights(path, loaded.encoders, Description(args.name, encoders.config, training, measured))
     report = evaluate(Embedder.load(path), simulated("test"))
     (args.out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")

@@ -11,23 +11,30 @@ from scipy.optimize import linprog
 
 from seisbind.model.augment import AugmentConfig, disturbed
 from seisbind.model.errors import InvalidConfig
-from seisbind.model.evaluate import embed
+from seisbind.model.evaluate import Embedded, embed
 from seisbind.model.familiarity import learn, measure, with_doubt
 from seisbind.model.inference import Embedder
 from seisbind.model.pairs import PairSet
-from seisbind.model.presence import fit_presence
+from seisbind.model.presence import Presence, coarse, fit_presence
 from seisbind.model.survey import Prepared
 from seisbind.model.weights_file import Calibration
 
+Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 COVERAGE = 0.9
 FEWEST = 10  # pairs below which no order statistic bounds 90 %
+OTHERS = 26_000  # further models that are enough for the largest galleries of `presence.SIZES`
 SEEN = 2_000  # gathers of training that are enough for 0.5 % quantiles
 
 
 def calibrate(
-    embedder: Embedder, pairs: PairSet, *, seen: Prepared, augment: AugmentConfig | None = None
+    embedder: Embedder,
+    pairs: PairSet,
+    *,
+    seen: Prepared,
+    augment: AugmentConfig | None = None,
+    others: Float32 | None = None,
 ) -> Calibration:
     """Measure on pairs that training never saw what the answers claim.
 
@@ -41,6 +48,7 @@ def calibrate(
         pairs: the held-out split.
         seen: gathers as training saw them (`augment.as_trained`); `SEEN` are enough.
         augment: the disturbances of training; presence is fitted on the split with and without them.
+        others: ``(m, 70, 70)`` further velocity models, m/s, in the galleries that presence is fitted on.
 
     Raises:
         InvalidConfig: weights without a descriptor head, or too few pairs.
@@ -56,17 +64,35 @@ def calibrate(
     share = np.ones((n, 1)) if heads.family is None else heads.family.astype(np.float64)
     level = np.ceil((n + 1) * COVERAGE) / n
     factors = np.column_stack([regression_quantile(np.log(column + 1e-9), share, level) for column in score.T])
-    queries, gallery = heads.embedding, embedded.velocity
-    if augment is not None:
-        rough = disturbed(pairs, replace(augment, mirror=0.0), seed=1)  # a mirrored gather is not of its own model
-        queries = np.concatenate([queries, embedder.embed_gathers(rough).embedding])
     doubt = embedder.embed_gathers(seen).doubt(embedder.descriptor_spread)
     familiar = learn(with_doubt(measure(seen), doubt))
     return Calibration(
         log_factor=tuple(tuple(row) for row in factors.tolist()),
-        presence=fit_presence(queries, gallery),
+        presence=_presence(embedder, embedded, pairs, augment, others),
         familiar=familiar,
         pairs=n,
+    )
+
+
+def _presence(
+    embedder: Embedder, embedded: Embedded, pairs: PairSet, augment: AugmentConfig | None, others: Float32 | None
+) -> Presence:
+    """The law of `presence` for these encoders; it holds for gathers as they are and as training disturbs them."""
+    gathers, gallery, models = [embedded.gathers], [embedded.velocity], [embedded.models]
+    if augment is not None:
+        rough = disturbed(pairs, replace(augment, mirror=0.0), seed=1)  # a mirrored gather is not of its own model
+        gathers.append(embedder.embed_gathers(rough))
+    if others is not None:
+        gallery.append(embedder.embed_velocity(others))
+        models.append(others)
+    read = [each.velocity for each in gathers if each.velocity is not None]
+    return fit_presence(
+        np.concatenate([each.embedding for each in gathers]),
+        np.concatenate(read),
+        np.concatenate([each.doubt(embedder.descriptor_spread) for each in gathers]),
+        np.concatenate(gallery),
+        np.concatenate([coarse(each, read[0].shape[-1]) for each in models]),
+        pairs=len(embedded),
     )
 
 

@@ -38,6 +38,10 @@ class EncoderConfig:
         velocity_width: the same for the velocity encoder.
         neck: channels of the last feature map over the gathers, before it is read as a whole.
         hidden: width of the layer before each embedding.
+        ahead: residual blocks over the gathers before the first stage halves them.
+        blocks: residual blocks of each stage over the gathers.
+        mixers: residual layers over the gather as a whole.
+        finish: residual blocks at each of the map head's two resolutions.
         families: names that the family head tells apart; none, no head. Training takes them from its pairs.
     """
 
@@ -46,6 +50,10 @@ class EncoderConfig:
     velocity_width: int = 32
     neck: int = 96
     hidden: int = 768
+    ahead: int = 0
+    blocks: tuple[int, int, int] = (2, 2, 2)
+    mixers: int = 0
+    finish: int = 0
     families: tuple[str, ...] = ()
 
 
@@ -86,14 +94,16 @@ def condition(traces: Tensor, live: Tensor) -> Tensor:
 
 
 class Residual(nn.Module):
-    """Two 3 x 3 convolutions around a shortcut (He et al. 2016)."""
+    """Two 3 x 3 convolutions around a shortcut (He et al. 2016); with ``idle``, they begin by adding nothing."""
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1, idle: bool = False) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.first_norm = nn.BatchNorm2d(outputs)
         self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.second_norm = nn.BatchNorm2d(outputs)
+        if idle:
+            nn.init.zeros_(self.second_norm.weight)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
@@ -103,11 +113,14 @@ class Residual(nn.Module):
         return F.relu(self.second_norm(self.second(y)) + self.shortcut(x), inplace=True)
 
 
-def _stages(inputs: int, widths: tuple[int, ...], *, first_stride: int = 2) -> nn.Sequential:
-    """Two residual blocks a width, each stage at half the resolution of the one before."""
+def _stages(
+    inputs: int, widths: tuple[int, ...], *, first_stride: int = 2, counts: tuple[int, ...] | None = None
+) -> nn.Sequential:
+    """``counts`` residual blocks a width (two), each stage at half the resolution of the one before."""
     blocks: list[nn.Module] = []
-    for i, width in enumerate(widths):
+    for i, (width, count) in enumerate(zip(widths, counts or (2,) * len(widths), strict=True)):
         blocks += [Residual(inputs, width, stride=first_stride if i == 0 else 2), Residual(width, width)]
+        blocks += [Residual(width, width, idle=True) for _ in range(count - 2)]
         inputs = width
     return nn.Sequential(*blocks)
 
@@ -160,10 +173,39 @@ class ShotMerge(nn.Module):
         return F.relu(self.norm(_as_channels(merged)), inplace=True)
 
 
+class Refine(nn.Module):
+    """Two 3 x 3 convolutions around a shortcut, without a norm; they begin by adding nothing."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, 1, 1)
+        self.second = nn.Conv2d(channels, channels, 3, 1, 1)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.gelu(self.first(x)))  # type: ignore[no-any-return]
+
+
+class Mixer(nn.Module):
+    """Two linear layers around a shortcut, over the features of a whole gather; they begin by adding nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.first = nn.Linear(width, width // 2)
+        self.second = nn.Linear(width // 2, width)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.second(F.gelu(self.first(self.norm(h))))  # type: ignore[no-any-return]
+
+
 class MapHead(nn.Module):
     """A coarse velocity model from one vector: a 9 x 9 seed, doubled twice between convolutions."""
 
-    def __init__(self, inputs: int) -> None:
+    def __init__(self, inputs: int, finish: int) -> None:
         super().__init__()
         self.seed = nn.Linear(inputs, 48 * 9 * 9)
         self.layers = nn.Sequential(
@@ -176,10 +218,13 @@ class MapHead(nn.Module):
             nn.GELU(),
             nn.Conv2d(16, 1, 3, 1, 1),
         )
+        self.middle = nn.Sequential(*(Refine(32) for _ in range(finish)))
+        self.fine = nn.Sequential(*(Refine(16) for _ in range(finish)))
 
     def forward(self, h: Tensor) -> Tensor:
         """``(batch, inputs)`` -> ``(batch, 35, 35)``; the 36th row and column of what is drawn are cut off."""
-        drawn: Tensor = self.layers(self.seed(h).reshape(-1, 48, 9, 9))
+        middle = self.middle(self.layers[:4](self.seed(h).reshape(-1, 48, 9, 9)))
+        drawn: Tensor = self.layers[7:](self.fine(self.layers[4:7](middle)))
         return drawn[:, 0, :MAP_CELLS, :MAP_CELLS].float()
 
 
@@ -197,15 +242,19 @@ class SeismicEncoder(nn.Module):
         self.stem = _channels_last(nn.Sequential(nn.Conv2d(inputs, STEM, 3, 1, 1), nn.ReLU(inplace=True)))
         self.merge = ShotMerge(STEM, config.width)
         widths = (config.width, 2 * config.width, 4 * config.width)
-        self.trunk = _channels_last(_stages(config.width, widths))  # (50, 35) -> (25, 18) -> (13, 9) -> (7, 5)
+        ahead = (Residual(config.width, config.width, idle=True) for _ in range(config.ahead))
+        self.ahead = _channels_last(nn.Sequential(*ahead))
+        # (50, 35) -> (25, 18) -> (13, 9) -> (7, 5)
+        self.trunk = _channels_last(_stages(config.width, widths, counts=config.blocks))
         self.squeeze = nn.Sequential(
             nn.Conv2d(widths[-1], config.neck, 1, bias=False), nn.BatchNorm2d(config.neck), nn.ReLU(inplace=True)
         )
         self.features = nn.Sequential(
             nn.Linear(config.neck * 7 * 5, config.hidden), nn.LayerNorm(config.hidden), nn.GELU()
         )
+        self.mixers = nn.Sequential(*(Mixer(config.hidden) for _ in range(config.mixers)))
         self.project = nn.Linear(config.hidden, EMBEDDING)
-        self.map_head = MapHead(config.hidden)
+        self.map_head = MapHead(config.hidden, config.finish)
         # beside the features, it reads each depth's mean and scatter off the predicted model
         self.descriptor_head = nn.Sequential(
             nn.Linear(config.hidden + 2 * MAP_CELLS, config.hidden // 2),
@@ -217,8 +266,8 @@ class SeismicEncoder(nn.Module):
     def forward(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
         """``traces``: (batch, shot, 250, 70) linear; ``live``: (batch, shot, 70); ``shot_x_m``: (batch, shot)."""
         x = self._merged(condition(traces, live), live, shot_x_m / LINE_M)
-        x = self.squeeze(self.trunk(x))
-        h = self.features(x.flatten(1))
+        x = self.squeeze(self.trunk(self.ahead(x)))
+        h = self.mixers(self.features(x.flatten(1)))
         velocity = self.map_head(h)
         profile = torch.cat([velocity.mean(dim=2), velocity.std(dim=2)], dim=1).to(h.dtype)
         value, log_scale = self.descriptor_head(torch.cat([h, profile], dim=1)).float().chunk(2, dim=1)

@@ -18,7 +18,7 @@ from seisbind.model.descriptors import DESCRIPTORS, NAMES, describe
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.inference import NEIGHBOURS, Embedder, EncodedGathers
 from seisbind.model.pairs import PairSet
-from seisbind.model.presence import CANDIDATES, by_structure, coarse
+from seisbind.model.presence import CANDIDATES, Evidence, by_structure, coarse, differences
 from seisbind.model.survey import OPENFWI, Prepared
 
 Float32 = NDArray[np.float32]
@@ -206,10 +206,13 @@ def served(
     if calibration is None or predicted is None or k < 2:
         return first, moved
     similarity = np.einsum("nd,nkd->nk", pairs.gathers.embedding, gallery[near[:, :2]])
-    for i, (one, two) in enumerate(similarity.tolist()):
-        if calibration.presence.probability(one, two, len(gallery) - leave_out) < calibration.presence.limit:
-            found = [coarse(model, len(predicted[i])) for model in models[near[i]]]
-            first[i], moved[i] = near[i, by_structure(predicted[i], found)[0]], True
+    far = differences(predicted, coarse(models[first], predicted.shape[-1]))
+    doubt = pairs.gathers.doubt(embedder.descriptor_spread)
+    evidence = Evidence(similarity[:, 0], similarity[:, 1], far, doubt, len(gallery) - leave_out)
+    moved = calibration.presence.probability(evidence) < calibration.presence.limit
+    for i in np.flatnonzero(moved):
+        found = [coarse(model, len(predicted[i])) for model in models[near[i]]]
+        first[i] = near[i, by_structure(predicted[i], found)[0]]
     return first, moved
 
 

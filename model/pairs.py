@@ -117,8 +117,10 @@ def claim_recipe(directory: Path, recipe: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def load_pairs(directory: Path, first: int | None = None) -> PairSet:
+def load_pairs(directory: Path, first: int | None = None, *, before: Sequence[Path] = ()) -> PairSet:
     """Read the shards of `save_pairs`; with ``first``, only those that hold the first so many pairs.
+
+    All pairs of the folders ``before`` come before them.
 
     Raises:
         DatasetError: no shards there, or one that is not what it should be.
@@ -129,6 +131,7 @@ def load_pairs(directory: Path, first: int | None = None) -> PairSet:
         files = [shard_path(directory, number) for number in range(math.ceil(first / SHARD))]
     if not files:
         raise DatasetError(f"No pairs-*.safetensors in {directory}.")
+    files = [path for folder in before for path in sorted(folder.glob("pairs-*.safetensors"))] + files
     counts, families = [], set()
     joined: dict[str, Tensor] = {}
     try:

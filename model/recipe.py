@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -57,7 +57,16 @@ PAPER = TrainConfig(encoders=EncoderConfig(kind="paper"), loss=PAPER_LOSS, augme
 FURTHER = TrainConfig(
     loss=LossConfig(soft_share=0.15), steps=2600, learning_rate=8e-4, hard_negatives=0.7, checkpoint_every=100
 )
-NAMED = {"default": TrainConfig(), "further": FURTHER, "paper": PAPER}
+# goes on from those with more layers, and more weight on reading the ground
+LARGER = replace(
+    FURTHER,
+    encoders=EncoderConfig(ahead=1, blocks=(3, 3, 2), mixers=1, finish=1),
+    loss=LossConfig(soft_share=0.15, map_head=3.0, descriptor_head=0.3),
+    steps=3200,
+    learning_rate=1e-3,
+    seed=1,
+)
+NAMED = {"default": TrainConfig(), "further": FURTHER, "larger": LARGER, "paper": PAPER}
 
 
 def load_config(name: str) -> TrainConfig:

@@ -28,8 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from seisbind.model.augment import Batch, augment, whole_batch
-from seisbind.model.encoders import EncoderConfig, Encoders
+from seisbind.model.encoders import Encoders
 from seisbind.model.errors import InvalidConfig
+from seisbind.model.growth import begin_as, difference
 from seisbind.model.inference import choose_device
 from seisbind.model.loss import total_loss
 from seisbind.model.pairs import PairSet
@@ -130,7 +131,7 @@ def _forget_later_rows(log: Path, step: int) -> None:
 
 def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, device: torch.device) -> State:
     form = replace(config.encoders, families=pairs.families)
-    if start is not None and (unlike := _difference(start.config, form)):
+    if start is not None and (unlike := difference(start.config, form)):
         raise InvalidConfig(
             f"The weights to start from have another form ({unlike}); give the recipe the same 'encoders'."
         )
@@ -144,7 +145,7 @@ def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, de
     else:
         same = start.config.families == pairs.families
         known = {name: t for name, t in start.state_dict().items() if same or FAMILY_HEAD not in name}
-        encoders.load_state_dict(known, strict=same)
+        begin_as(encoders, known, start.config)
     encoders = encoders.to(device).train()
     matrices = [p for p in encoders.parameters() if p.ndim >= 2]
     others = [p for p in encoders.parameters() if p.ndim < 2]
@@ -154,12 +155,6 @@ def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, de
         fused=device.type == "cuda",
     )
     return State(encoders, deepcopy(encoders).requires_grad_(False), optimizer)
-
-
-def _difference(start: EncoderConfig, here: EncoderConfig) -> str:
-    """Where two forms differ, but for the families that their heads tell."""
-    pairs = zip(asdict(replace(start, families=here.families)).items(), asdict(here).values(), strict=True)
-    return "; ".join(f"{name}: {there} there, {own} here" for (name, there), own in pairs if there != own)
 
 
 def _update(state: State, batch: Batch, part: PairSet, config: TrainConfig, log: TextIO) -> float:

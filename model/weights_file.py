@@ -161,9 +161,10 @@ def _parse_description(text: str, path: Path) -> Description:
         raw = json.loads(text)
         if raw.get("format") != FORMAT:
             raise WeightsError(f"{path} has weights format {raw.get('format')!r}; this SeisBind reads format {FORMAT}.")
-        calibration, config = raw.pop("calibration"), raw.pop("config")
+        calibration, stored = raw.pop("calibration"), raw.pop("config")
+        config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         description = Description(
-            config=EncoderConfig(**config | {"families": tuple(config["families"])}),
+            config=EncoderConfig(**config),
             calibration=None
             if calibration is None
             else Calibration(

@@ -75,7 +75,7 @@ def train(
     from dataclasses import asdict
 
     from seisbind.model.augment import as_trained
-    from seisbind.model.calibrate import SEEN, calibrate
+    from seisbind.model.calibrate import OTHERS, SEEN, calibrate
     from seisbind.model.inference import Embedder
     from seisbind.model.recipe import load_config
     from seisbind.model.train import Progress
@@ -101,7 +101,9 @@ def train(
     save_weights(path, encoders, Description(out.name, encoders.config, training=training))
     if split is not None:
         seen = as_trained(pairs, recipe.augment, count=SEEN)
-        calibration = calibrate(Embedder(load_weights(path), device=device), split, seen=seen, augment=recipe.augment)
+        embedder = Embedder(load_weights(path), device=device)
+        others = pairs.velocity[:OTHERS].cpu().numpy()
+        calibration = calibrate(embedder, split, seen=seen, augment=recipe.augment, others=others)
         save_weights(path, encoders, Description(out.name, encoders.config, training=training, calibration=calibration))
     print(f"{path}: weights {load_weights(path).fingerprint}")
 

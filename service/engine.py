@@ -20,7 +20,7 @@ from seisbind.model.descriptors import DESCRIPTORS, NAMES, check_velocity, descr
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
 from seisbind.model.familiarity import Verdict
 from seisbind.model.inference import MODEL_CELLS, NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
-from seisbind.model.presence import CANDIDATES, by_structure, coarse
+from seisbind.model.presence import CANDIDATES, Evidence, by_structure, coarse, differences
 from seisbind.model.survey import OPENFWI, Note, Survey, prepare
 from seisbind.service.answers import InDistribution, Match, Quantity, Retrieval, SearchResult
 from seisbind.service.query import Query, encode, rows_of
@@ -163,8 +163,8 @@ class Engine:
                         allowed = self.gallery.search_velocity(encoded.embedding[own], k, filter=query.filter)
                         found[own[0] : own[-1] + 1] = allowed
             with watch("rank"):
-                presence = [self._in_gallery(row) for row in near]
-                new = [self._is_new(likely, encoded) for likely in presence]
+                presence = self._in_gallery(near, encoded)
+                new = [self._is_new(likely) for likely in presence]
                 found = self._ordered(found, new, encoded)
             with watch("search"):
                 return near, presence, new, self._matches([row[: q.top_k] for row, q in zip(found, asked, strict=True)])
@@ -328,17 +328,29 @@ class Engine:
             return InDistribution(None, None, None, None, None, similarity)
         return InDistribution(verdict.likely, verdict.score, verdict.limit, verdict.reason, verdict.detail, similarity)
 
-    def _in_gallery(self, near: Sequence[Hit]) -> float | None:
-        calibration = self.embedder.weights.description.calibration
-        if calibration is None or len(near) < 2:
-            return None
-        return calibration.presence.probability(near[0].similarity, near[1].similarity, len(self.gallery))
+    def _in_gallery(self, near: Sequence[Sequence[Hit]], encoded: EncodedGathers) -> list[float | None]:
+        """For each gather, how likely its best match is its ground; None where that cannot be said."""
+        calibration, read = self.embedder.weights.description.calibration, encoded.velocity
+        if calibration is None or read is None or min(map(len, near)) < 2:
+            return [None] * len(near)
+        best = self._coarse([row[0].model_id for row in near], read.shape[1])
+        evidence = Evidence(
+            first=np.array([row[0].similarity for row in near]),
+            second=np.array([row[1].similarity for row in near]),
+            far=differences(read, np.stack([best[row[0].model_id] for row in near])),
+            doubt=encoded.doubt(self.embedder.descriptor_spread),
+            size=len(self.gallery),
+        )
+        return list(calibration.presence.probability(evidence).tolist())
 
-    def _is_new(self, likely: float | None, encoded: EncodedGathers) -> bool:
+    def _is_new(self, likely: float | None) -> bool:
         calibration = self.embedder.weights.description.calibration
-        if calibration is None or likely is None or encoded.velocity is None:
-            return False
-        return likely < calibration.presence.limit
+        return calibration is not None and likely is not None and likely < calibration.presence.limit
+
+    def _coarse(self, model_ids: Sequence[str], cells: int) -> dict[str, Float32]:
+        """Coarse velocity models of the gallery by id, each read once."""
+        ids = list(dict.fromkeys(model_ids))
+        return dict(zip(ids, coarse(np.stack(self.gallery.velocities(ids)), cells), strict=True))
 
     def _ordered(self, found: list[list[Hit]], new: list[bool], encoded: EncodedGathers) -> list[list[Hit]]:
         """The hits of ground that is ``new`` in another order: the `CANDIDATES` most similar as `by_structure` puts
@@ -347,8 +359,7 @@ class Engine:
         hits = [hit for row, moved in zip(found, new, strict=True) if moved for hit in row[:CANDIDATES]]
         if read is None or not hits:
             return found
-        ids = list(dict.fromkeys(hit.model_id for hit in hits))
-        models = dict(zip(ids, coarse(np.stack(self.gallery.velocities(ids)), read.shape[1]), strict=True))
+        models = self._coarse([hit.model_id for hit in hits], read.shape[1])
 
         def order(predicted: Float32, row: list[Hit]) -> list[Hit]:
             near = row[:CANDIDATES]

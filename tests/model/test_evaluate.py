@@ -9,7 +9,7 @@ from seisbind.model.errors import InvalidConfig
 from seisbind.model.evaluate import Embedded, as_prepared, descriptor_errors, evaluate, nearest, ranks, recall, report
 from seisbind.model.inference import Embedder, EncodedGathers
 from seisbind.model.pairs import PairSet
-from seisbind.model.presence import fit_presence
+from seisbind.model.presence import Evidence, fit_presence
 from seisbind.model.weights_file import Description, Weights
 
 
@@ -122,6 +122,15 @@ def test_presence_tells_the_ground_from_its_relatives() -> None:
     gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
     queries = gallery + 0.06 * rng.standard_normal(gallery.shape).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    law = fit_presence(queries, gallery)
+    models = rng.uniform(1500, 4500, (400, 5, 5)).astype(np.float32)
+    read = models + 50 * rng.standard_normal(models.shape).astype(np.float32)
+    doubt = np.zeros(300, dtype=np.float32)
+    law = fit_presence(queries[:300], read[:300], doubt, gallery, models, pairs=300)
     own = float((queries * gallery).sum(axis=1).mean())
-    assert law.probability(own, 0.3, 400) > 0.95 > 0.05 > law.probability(0.35, 0.33, 400)
+
+    def likely(first: float, second: float, far: float, size: int = 400) -> float:
+        return float(law.probability(Evidence(*np.array([[first], [second], [far], [0.0]]), size=size))[0])
+
+    assert likely(own, 0.3, 40) > 0.95 > 0.05 > likely(0.35, 0.33, 900)
+    assert likely(0.5, 0.4, 40) > likely(0.5, 0.4, 400)
+    assert law.largest == 399 and likely(0.5, 0.4, 40, 10**6) == likely(0.5, 0.4, 40, 399)

@@ -24,6 +24,8 @@ def test_round_trip_in_shards(tmp_path: Path, pairs: PairSet, monkeypatch: pytes
     save_pairs(tmp_path, pairs)
     assert len(list(tmp_path.iterdir())) == 3
     assert equal(load_pairs(tmp_path), pairs)
+    first = load_pairs(tmp_path, 16, before=[tmp_path])
+    assert equal(first, pairs.select([*range(len(pairs)), *range(16)]))
 
 
 def test_damaged_and_missing_shards_are_named(tmp_path: Path, pairs: PairSet) -> None:

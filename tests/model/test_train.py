@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from seisbind.model.augment import AugmentConfig, Batch, augment, mirror
-from seisbind.model.encoders import EncoderConfig, GatherEmbedding
+from seisbind.model.augment import AugmentConfig, Batch, augment, mirror, whole_batch
+from seisbind.model.encoders import EncoderConfig, Encoders, GatherEmbedding
 from seisbind.model.errors import InvalidConfig
+from seisbind.model.growth import begin_as
 from seisbind.model.loss import LossConfig, contrastive, structure_distance, targets, total_loss
 from seisbind.model.pairs import PairSet
 from seisbind.model.recipe import PAPER, TrainConfig, load_config
@@ -92,6 +93,29 @@ def test_training_goes_on_from_weights(tmp_path: Path, pairs: PairSet, recipe: T
     wider = replace(quick, encoders=replace(recipe.encoders, width=16))
     with pytest.raises(InvalidConfig, match="width: 8 there, 16 here"):
         train(pairs, wider, tmp_path / "wider", start=start, device="cpu")
+
+
+def test_larger_encoders_begin_as_smaller_ones_that_were_trained(
+    tmp_path: Path, pairs: PairSet, recipe: TrainConfig
+) -> None:
+    """They answer alike at first, whatever place the layers that are added have; then these learn, too."""
+    start = train(pairs, recipe, tmp_path / "start", device="cpu")
+    form = replace(start.config, ahead=1, blocks=(3, 2, 4), mixers=1, finish=1)
+    grown = Encoders(form).eval()
+    begin_as(grown, start.state_dict(), start.config)
+    gathers = whole_batch(pairs.select(range(4)))
+    shots = gathers.traces.float(), gathers.live, gathers.shot_x_m
+    with torch.inference_mode():
+        before, after = start.embed_gathers(*shots), grown.embed_gathers(*shots)
+    for name in ("embedding", "descriptors", "descriptor_scale", "velocity", "family"):
+        torch.testing.assert_close(getattr(after, name), getattr(before, name))
+    larger = replace(recipe, encoders=replace(form, families=()))
+    on = train(pairs, larger, tmp_path / "on", start=start, device="cpu")
+    assert on.config == form
+    for name in ("ahead.0.second_norm", "trunk.2.second_norm", "mixers.0.second", "map_head.fine.0.second"):
+        assert on.state_dict()[f"seismic.{name}.weight"].abs().max() > 0, name
+    with pytest.raises(InvalidConfig, match=r"blocks: \(3, 2, 4\) there, \(2, 2, 2\) here"):
+        train(pairs, recipe, tmp_path / "smaller", start=on, device="cpu")
 
 
 def test_alike_models_share_batches(pairs: PairSet) -> None:
