@@ -27,6 +27,7 @@ import torch
 from served import serving
 
 from seisbind.index import Gallery
+from seisbind.index.faiss_index import search_threads
 from seisbind.model.geology import mixed
 from seisbind.model.inference import Embedder
 from seisbind.model.survey import prepare
@@ -214,6 +215,7 @@ def main() -> None:
     ).stdout.strip()
     every_core, sent = Embedder.load(device=arguments.device), bodies()
     torch.set_num_threads(arguments.threads)
+    search_threads(arguments.threads)
     embedder = Embedder.load(device=arguments.device)
     settings = {
         "device": arguments.device,

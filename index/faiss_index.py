@@ -25,6 +25,11 @@ ROUNDING = 1e-5  # bound on the float32 error of the inner product of two 256-d 
 SPARE = 16  # candidates fetched beyond k, so that ties at the end of the list rarely need a second search
 
 
+def search_threads(count: int) -> None:
+    """Let searches from the calling thread, and from no other, spread over ``count`` threads."""
+    faiss.omp_set_num_threads(count)
+
+
 class _Part:
     """Consecutive vectors in one sealed FAISS flat index."""
 

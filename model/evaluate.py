@@ -211,8 +211,7 @@ def served(
     evidence = Evidence(similarity[:, 0], similarity[:, 1], far, doubt, len(gallery) - leave_out)
     moved = calibration.presence.probability(evidence) < calibration.presence.limit
     for i in np.flatnonzero(moved):
-        found = [coarse(model, len(predicted[i])) for model in models[near[i]]]
-        first[i] = near[i, by_structure(predicted[i], found)[0]]
+        first[i] = near[i, by_structure(predicted[i], coarse(models[near[i]], predicted.shape[-1]))[0]]
     return first, moved
 
 

@@ -134,6 +134,8 @@ class Embedder:
         if not parts:
             raise InvalidQuery("There are no gathers to embed.")
         read: dict[str, Any] = dict.fromkeys(head.name for head in fields(EncodedGathers))
+        if len(parts) == 1:
+            return EncodedGathers(**read | parts[0])
         return EncodedGathers(**read | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     @torch.inference_mode()

@@ -7,7 +7,6 @@ that was read. A logistic law over these is fitted on held-out pairs, at even od
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,12 +86,10 @@ def differences(read: Float32, models: Float32) -> Float32:
     return np.asarray(np.abs(models - read).mean(axis=(-2, -1)))
 
 
-def by_structure(predicted: Float32, candidates: Sequence[Float32]) -> list[int]:
-    """Order of coarse velocity models by their difference to the ``(35, 35)`` one that the encoder read from the
-    gather. Of ground that the gallery does not hold, this says more than similarity does."""
-    if not len(candidates):
-        return []
-    return [int(i) for i in np.argsort(differences(predicted, np.stack(candidates)), kind="stable")]
+def by_structure(read: Float32, candidates: Float32) -> list[int]:
+    """Order of coarse velocity models ``(n, cells, cells)`` by their difference to the one that the encoder read from
+    the gather. Of ground that the gallery does not hold, this says more than similarity does."""
+    return [int(i) for i in np.argsort(differences(read, candidates), kind="stable")]
 
 
 def fit_presence(

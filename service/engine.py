@@ -23,7 +23,7 @@ from seisbind.model.inference import MODEL_CELLS, NEIGHBOURS, Embedder, EncodedG
 from seisbind.model.presence import CANDIDATES, Evidence, by_structure, coarse, differences
 from seisbind.model.survey import OPENFWI, Note, Survey, prepare
 from seisbind.service.answers import InDistribution, Match, Quantity, Retrieval, SearchResult
-from seisbind.service.query import Query, encode, rows_of
+from seisbind.service.query import Query, encode, rows_of, stacked
 
 Float32 = NDArray[np.float32]
 T = TypeVar("T")
@@ -337,7 +337,7 @@ class Engine:
         evidence = Evidence(
             first=np.array([row[0].similarity for row in near]),
             second=np.array([row[1].similarity for row in near]),
-            far=differences(read, np.stack([best[row[0].model_id] for row in near])),
+            far=differences(read, best),
             doubt=encoded.doubt(self.embedder.descriptor_spread),
             size=len(self.gallery),
         )
@@ -347,25 +347,26 @@ class Engine:
         calibration = self.embedder.weights.description.calibration
         return calibration is not None and likely is not None and likely < calibration.presence.limit
 
-    def _coarse(self, model_ids: Sequence[str], cells: int) -> dict[str, Float32]:
-        """Coarse velocity models of the gallery by id, each read once."""
-        ids = list(dict.fromkeys(model_ids))
-        return dict(zip(ids, coarse(np.stack(self.gallery.velocities(ids)), cells), strict=True))
+    def _coarse(self, model_ids: Sequence[str], cells: int) -> Float32:
+        """``(n, cells, cells)`` coarse velocity models of the gallery, each read once."""
+        row_of = {model_id: row for row, model_id in enumerate(dict.fromkeys(model_ids))}
+        models = coarse(stacked([each[None] for each in self.gallery.velocities(list(row_of))]), cells)
+        return np.asarray(models[[row_of[model_id] for model_id in model_ids]])
 
     def _ordered(self, found: list[list[Hit]], new: list[bool], encoded: EncodedGathers) -> list[list[Hit]]:
         """The hits of ground that is ``new`` in another order: the `CANDIDATES` most similar as `by_structure` puts
         them, then the rest, so that the first do not depend on how many were asked for."""
         read = encoded.velocity
-        hits = [hit for row, moved in zip(found, new, strict=True) if moved for hit in row[:CANDIDATES]]
-        if read is None or not hits:
+        moved = [i for i, (row, is_new) in enumerate(zip(found, new, strict=True)) if is_new and row]
+        if read is None or not moved:
             return found
-        models = self._coarse([hit.model_id for hit in hits], read.shape[1])
-
-        def order(predicted: Float32, row: list[Hit]) -> list[Hit]:
-            near = row[:CANDIDATES]
-            return [near[i] for i in by_structure(predicted, [models[hit.model_id] for hit in near])] + row[CANDIDATES:]
-
-        return [order(read[i], row) if new[i] else row for i, row in enumerate(found)]
+        ends = np.cumsum([len(found[i][:CANDIDATES]) for i in moved])
+        models = self._coarse([hit.model_id for i in moved for hit in found[i][:CANDIDATES]], read.shape[1])
+        ordered = list(found)
+        for i, candidates in zip(moved, np.split(models, ends[:-1]), strict=True):
+            order = by_structure(read[i], candidates)
+            ordered[i] = [found[i][at] for at in order] + found[i][CANDIDATES:]
+        return ordered
 
     @staticmethod
     def _physics(inferred: InferredPhysics) -> list[dict[str, Quantity]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from seisbind.index import Filter
@@ -83,8 +84,13 @@ def _joined(prepared: Sequence[Prepared]) -> Prepared:
     if len(prepared) == 1:
         return prepared[0]
     return Prepared(
-        traces=np.concatenate([each.traces for each in prepared]),
-        live=np.concatenate([each.live for each in prepared]),
-        shot_x_m=np.concatenate([each.shot_x_m for each in prepared]),
+        traces=stacked([each.traces for each in prepared]),
+        live=stacked([each.live for each in prepared]),
+        shot_x_m=stacked([each.shot_x_m for each in prepared]),
         notes=tuple(notes for each in prepared for notes in each.notes),
     )
+
+
+def stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays one after another. numpy would let go of the interpreter for each of them, and wait for it as often."""
+    return np.asarray(torch.cat([torch.from_numpy(array) for array in arrays]).numpy())

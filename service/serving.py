@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
 
 from seisbind.index import Gallery, GalleryInfo
+from seisbind.index.faiss_index import search_threads
 from seisbind.model.errors import NotReady, Overloaded, SeisBindError
 from seisbind.model.inference import Embedder, choose_device
 from seisbind.model.survey import prepare
@@ -73,7 +75,9 @@ class Serving:
         self._lock = threading.Lock()
         self._held = _Held(self._open())
         log.info("Gathers are embedded by %s on %s.", self.embedder.runtime, self.embedder.device)
-        self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
+        # else a search's second thread waits, busily, for work on the core that reads requests
+        own = partial(search_threads, torch.get_num_threads())
+        self._model = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=own)
         # more readers than cores would only take the interpreter's lock from each other
         self._readers = ThreadPoolExecutor(max(1, min(MOST_READERS, left)), thread_name_prefix="reader")
         self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
@@ -155,6 +159,11 @@ class Serving:
     async def on_file(self, job: Callable[[Engine], T]) -> T:
         """Run ``job`` on a file thread."""
         return await self._run(self._files, job)
+
+    def here(self, job: Callable[[Engine], T]) -> T:
+        """Run ``job``, which takes less than a thread's turn would, on the caller's."""
+        with self._using() as engine:
+            return job(engine)
 
     async def picture(self, draw: Callable[[Engine], bytes]) -> bytes:
         """Run ``draw`` on the picture thread."""

@@ -47,8 +47,8 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None,
         ge=1,
-        description="Threads that encode on a CPU, count; unset: one fewer than torch takes (a core each, or "
-        "OMP_NUM_THREADS), so that requests are read meanwhile.",
+        description="Threads that encode and search on a CPU, count; unset: one fewer than torch takes (a core each, "
+        "or OMP_NUM_THREADS), so that requests are read meanwhile.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on. The default is reachable from this machine only.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")

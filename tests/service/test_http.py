@@ -16,10 +16,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from fastapi import FastAPI
 from numpy.typing import NDArray
 
 from seisbind.index import Filter, Gallery
+from seisbind.index.faiss_index import faiss
 from seisbind.model import errors as tree
 from seisbind.model.inference import Embedder
 from seisbind.service.app import create_app
@@ -27,6 +29,7 @@ from seisbind.service.engine import Engine
 from seisbind.service.errors import CODE, INTERNAL, OTHER, REQUEST_INVALID, status_of
 from seisbind.service.images import DRAWING
 from seisbind.service.schemas import PARTS, SEARCH_PARTS, Problem, RetrievalBody, RetrieveAnswer, SearchResultBody
+from seisbind.service.serving import Serving
 from seisbind.service.settings import Settings
 
 Float32 = NDArray[np.float32]
@@ -394,6 +397,17 @@ def test_not_ready_once_the_canary_fails(weights: Path, gallery_path: Path) -> N
     response = asyncio.run(call())
     assert (response.status_code, response.json()["code"]) == (503, "not_ready")
     assert response.headers["retry-after"] == "1"
+
+
+def test_searches_take_as_many_threads_as_the_encoders(weights: Path, gallery_path: Path) -> None:
+    """By itself FAISS takes every core, those that read requests, too."""
+    before = torch.get_num_threads()
+    serving = Serving(Settings(gallery=gallery_path, weights=weights, device="cpu", threads=3))
+    try:
+        assert asyncio.run(serving.on_model(lambda engine: faiss.omp_get_max_threads())) == 3
+    finally:
+        serving.close()
+        torch.set_num_threads(before)
 
 
 def test_the_clients_request_id_is_kept_if_it_is_harmless(served: Any) -> None:
