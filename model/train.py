@@ -110,7 +110,8 @@ def train(
     log_path = out / "log.csv"
     _forget_later_rows(log_path, state.step)
     with log_path.open("a", newline="", encoding="utf-8") as log:
-        batches = _batches(pairs, likeness(pairs.velocity, start), config, state.step, last, target)
+        alike = likeness(pairs.velocity, start) if config.hard_negatives else np.empty((len(pairs), 0), np.float32)
+        batches = _batches(pairs, alike, config, state.step, last, target)
         for batch, part, rate in _timed(batches, config.batch):
             loss = _update(state, batch, part, config, log)
             if progress is not None:
