@@ -1,12 +1,14 @@
-"""Make the shipped weights again, from seeds to safetensors: simulate, train, calibrate, evaluate.
+r"""Make the shipped weights again, from seeds to safetensors: simulate, train, calibrate, evaluate.
 
     python benchmarks/train_weights.py --only test                       # the 1,000 pairs of the model card's table
     python benchmarks/train_weights.py --only train &                    # simulate on one core ..
     python benchmarks/train_weights.py --out runs/1                      # .. and train on the other as pairs arrive
     python benchmarks/train_weights.py --config further --set more --start runs/1/weights.safetensors --out runs/2
+    python benchmarks/train_weights.py --config larger --set third --before more \
+        --start runs/2/weights.safetensors --out runs/3
     python benchmarks/train_weights.py --config paper --out runs/paper   # the baseline, on the pairs of the first
 
-The shipped weights are made by the two runs in the middle: the second goes on from the first with pairs of its own.
+The shipped weights are made by the three runs in the middle: each goes on from the one before, with pairs of its own.
 Every step goes on where an earlier run of the same command stopped. Prints the report as JSON, and leaves
 ``weights.safetensors`` and ``report.json`` in --out.
 """
@@ -40,15 +42,15 @@ from seisbind.model.weights_file import Description, load_weights, save_weights
 SETS = {
     "train": (32_000, 11, AcquisitionConfig()),
     "more": (32_000, 16, AcquisitionConfig()),
-    "third": (32_000, 17, AcquisitionConfig()),
-    "calibration": (4_000, 12, EXACT),
+    "third": (24_000, 17, AcquisitionConfig()),
+    "calibration": (8_000, 12, EXACT),
     "test": (1_000, 13, EXACT),
     "coverage": (3_000, 15, EXACT),
 }
 # (until this share of the steps, pairs): training starts while the rest is being simulated in another process
 GROWTH = {
     "train": ((0.15, 10_000), (0.5, 20_000), (1.0, 32_000)),
-    "third": ((0.2, 6_000), (0.45, 14_000), (0.7, 22_000), (1.0, 32_000)),
+    "third": ((0.2, 6_000), (0.45, 14_000), (0.7, 22_000), (1.0, 24_000)),
     "more": ((0.3, 14_000), (0.55, 20_000), (0.8, 26_000), (1.0, 32_000)),
 }
 PATIENCE_S = 10
@@ -65,8 +67,9 @@ def main() -> None:
     parser.add_argument("--before", choices=list(GROWTH), nargs="*", default=[], help="sets to train on beside it")
     parser.add_argument("--name", default="seisbind-1")
     parser.add_argument("--only", choices=list(SETS), help="simulate this set of pairs, and stop")
+    parser.add_argument("--threads", type=int, default=1, help="that train; leave a core to a run of --only beside it")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
 
     def simulated(name: str) -> PairSet:
         count, seed, acquisition = SETS[name]
@@ -83,9 +86,11 @@ def main() -> None:
             tell(f"step {progress.step}/{progress.steps} loss {progress.loss:.3f} {progress.samples_per_s:.0f} pairs/s")
 
     start = load_weights(args.start) if args.start else None
+    pairs = None
     for share, count in GROWTH[args.set]:
         if not simulating(args.pairs / args.set, count):
             simulated(args.set)
+        del pairs  # two sets at a time may be too much
         pairs = load_pairs(args.pairs / args.set, count, before=[args.pairs / name for name in args.before])
         stop_at = round(share * config.steps)
         encoders = train(
@@ -105,6 +110,7 @@ def main() -> None:
     if config.encoders.kind == "seisbind":
         loaded = load_weights(path)  # as it will be served: after rounding to float16
         seen = as_trained(pairs, config.augment, count=SEEN)
+        del pairs  # makes room for the others
         others = np.concatenate([mixed(PART, OTHERS_SEED + i)[0] for i in range(OTHERS // PART)])
         measured = calibrate(
             Embedder(loaded), simulated("calibration"), seen=seen, augment=config.augment, others=others
