@@ -15,28 +15,17 @@ import asyncio
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import httpx
 import numpy as np
-from served import forget_peak, memory_bytes, served
+from served import Client, Reply, clients, forget_peak, memory_bytes, served
 
 from seisbind.service.arrays import npy
 from seisbind.service.engine import canary_gather
 
 MODELS = 2000
 BODIES = 16  # different gathers
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """``ms``: from the first byte of the request to the last of the answer."""
-
-    status: int
-    ms: float
-    retry_after: bool
+DT = "dt_s=0.004"
 
 
 def bodies() -> list[bytes]:
@@ -45,48 +34,13 @@ def bodies() -> list[bytes]:
     return [npy((clean + each).astype(np.float16)) for each in noise]
 
 
-class Client:
-    """A keep-alive connection that is as little work as can be."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    @classmethod
-    async def connect(cls, url: httpx.URL) -> Client:
-        return cls(*await asyncio.open_connection(url.host, url.port))
-
-    async def ask(self, body: bytes) -> Reply:
-        start = time.perf_counter()
-        self.writer.write(
-            b"POST /v1/retrieve?dt_s=0.004 HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
-            b"Content-Length: %d\r\n\r\n" % len(body)
-        )
-        self.writer.write(body)
-        head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
-        length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
-        await self.reader.readexactly(int(length.split(b":")[1]))
-        ms = (time.perf_counter() - start) * 1e3
-        await self.writer.drain()  # a refusal comes before the body is sent
-        return Reply(int(head.split()[1]), ms, b"\r\nretry-after:" in head)
-
-
-@asynccontextmanager
-async def clients(url: httpx.URL, count: int) -> AsyncIterator[list[Client]]:
-    opened = [await Client.connect(url) for _ in range(count)]
-    try:
-        yield opened
-    finally:
-        for each in opened:
-            each.writer.close()
-
-
 async def in_turn(url: httpx.URL, sent: list[bytes], count: int, seconds: float) -> list[Reply]:
     """Replies to ``count`` clients, each of which asks again when it is answered; the first fifth is not counted."""
     begin, replies = time.perf_counter(), []
 
     async def go_on(one: Client, asked: int) -> None:
         while (now := time.perf_counter()) < begin + seconds:
-            reply = await one.ask(sent[asked % len(sent)])
+            reply = await one.ask(sent[asked % len(sent)], DT)
             asked += 1
             if now > begin + seconds / 5:
                 replies.append(reply)
@@ -105,7 +59,7 @@ async def at_random(url: httpx.URL, sent: list[bytes], rate: float, seconds: flo
             one = free.pop()
         else:
             every.append(one := await Client.connect(url))
-        replies.append(await one.ask(body))
+        replies.append(await one.ask(body, DT))
         free.append(one)
 
     begin, due = time.perf_counter(), 0.0

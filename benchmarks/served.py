@@ -1,13 +1,16 @@
-"""A server in a process of its own, over a gallery of made-up ground, for the scripts here that ask one."""
+"""A server in a process of its own, over a gallery of made-up ground, and those who ask it, for the scripts here."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -15,6 +18,52 @@ import httpx
 from seisbind.model.geology import mixed
 from seisbind.model.inference import Embedder
 from seisbind.service.building import build_gallery
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """``ms``: from the first byte of the request to the last of the answer."""
+
+    status: int
+    ms: float
+    retry_after: bool
+
+
+class Client:
+    """One keep-alive connection: as little work as a client can have, so that the server is what is measured."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def connect(cls, url: httpx.URL) -> Client:
+        return cls(*await asyncio.open_connection(url.host, url.port))
+
+    async def ask(self, body: bytes, query: str = "") -> Reply:
+        """The reply to the gathers ``body``, posted with the ``query``."""
+        start = time.perf_counter()
+        self.writer.write(
+            b"POST /v1/retrieve?%b HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+            b"Content-Length: %d\r\n\r\n" % (query.encode(), len(body))
+        )
+        self.writer.write(body)
+        head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
+        length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
+        await self.reader.readexactly(int(length.split(b":")[1]))
+        ms = (time.perf_counter() - start) * 1e3
+        await self.writer.drain()  # a refusal comes before the body is sent
+        return Reply(int(head.split()[1]), ms, b"\r\nretry-after:" in head)
+
+
+@asynccontextmanager
+async def clients(url: httpx.URL, count: int) -> AsyncIterator[list[Client]]:
+    """``count`` connections to the server."""
+    opened = [await Client.connect(url) for _ in range(count)]
+    try:
+        yield opened
+    finally:
+        for each in opened:
+            each.writer.close()
 
 
 @contextmanager

@@ -9,28 +9,27 @@ and cost the server's cores something, as the kernel's copies of 1.4 MB a gather
 
 import argparse
 import asyncio
-import io
 import os
 import platform
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import numpy as np
 import torch
-from served import serving
+from served import Client, clients, serving
 
 from seisbind.index import Gallery
 from seisbind.index.faiss_index import search_threads
 from seisbind.model.geology import mixed
 from seisbind.model.inference import Embedder
 from seisbind.model.survey import prepare
+from seisbind.service.arrays import npy
 from seisbind.service.building import build_gallery
 from seisbind.service.engine import Engine, canary_gather
 from seisbind.service.query import Query
@@ -60,10 +59,8 @@ def bodies() -> list[bytes]:
     rng, clean = np.random.default_rng(0), canary_gather()[0]
     made = []
     for _ in range(BODIES):
-        buffer = io.BytesIO()
         noise = rng.standard_normal(clean.shape).astype(np.float32)
-        np.save(buffer, clean + np.float32(0.02) * noise, allow_pickle=False)
-        made.append(buffer.getvalue())
+        made.append(npy(clean + np.float32(0.02) * noise))
     return made
 
 
@@ -79,59 +76,28 @@ def timed(work: Callable[[], object], seconds: float) -> float:
     return statistics.median(spent)
 
 
-class Connection:
-    """One keep-alive connection: as little work as a client can have, so that the server is what is measured."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    async def ask(self, body: bytes) -> tuple[int, float]:
-        """The status of the answer to ``body``, and how long it took, milliseconds."""
-        start = time.perf_counter()
-        self.writer.write(
-            b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
-            b"Content-Length: %d\r\n\r\n" % len(body)
-        )
-        self.writer.write(body)
-        head = await self.reader.readuntil(b"\r\n\r\n")
-        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        await self.reader.readexactly(int(length.split(b":")[1]))
-        return int(head.split()[1]), (time.perf_counter() - start) * 1e3
-
-
-@asynccontextmanager
-async def connections(url: httpx.URL, count: int) -> AsyncIterator[list[Connection]]:
-    """``count`` connections to the server."""
-    opened = [Connection(*await asyncio.open_connection(url.host, url.port)) for _ in range(count)]
-    try:
-        yield opened
-    finally:
-        for each in opened:
-            each.writer.close()
-
-
 async def alone(url: httpx.URL, sent: list[bytes], seconds: float) -> float:
     """Median milliseconds of one request after another."""
-    async with connections(url, 1) as (one,):
+    async with clients(url, 1) as (one,):
         spent: list[float] = []
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(spent) < 4:
-            spent.append((await one.ask(sent[len(spent) % len(sent)]))[1])
+            spent.append((await one.ask(sent[len(spent) % len(sent)])).ms)
         return statistics.median(spent[1:])
 
 
-async def saturated(url: httpx.URL, sent: list[bytes], clients: int, seconds: float) -> float:
+async def saturated(url: httpx.URL, sent: list[bytes], count: int, seconds: float) -> float:
     """Gathers a second, each client asking again as soon as it is answered; the first fifth is not counted."""
-    async with connections(url, clients) as opened:
+    async with clients(url, count) as opened:
         begin = time.perf_counter()
         counted = 0
 
-        async def client(number: int, one: Connection) -> None:
+        async def client(number: int, one: Client) -> None:
             nonlocal counted
             asked = number
             while (now := time.perf_counter()) < begin + seconds:
-                status, _ = await one.ask(sent[asked % len(sent)])
-                counted += status == 200 and now > begin + seconds / 5
+                reply = await one.ask(sent[asked % len(sent)])
+                counted += reply.status == 200 and now > begin + seconds / 5
                 asked += 1
 
         await asyncio.gather(*(client(number, one) for number, one in enumerate(opened)))
@@ -139,14 +105,14 @@ async def saturated(url: httpx.URL, sent: list[bytes], clients: int, seconds: fl
 
 
 async def loaded(
-    url: httpx.URL, sent: list[bytes], clients: int, rate: float, seconds: float
+    url: httpx.URL, sent: list[bytes], count: int, rate: float, seconds: float
 ) -> tuple[float, float, int]:
     """p50 and p99, milliseconds, of requests that come at random times, ``rate`` a second on average; and refusals.
 
     A request that finds no connection free waits for one, and its wait counts.
     """
     rng = np.random.default_rng(1)
-    free: asyncio.Queue[Connection] = asyncio.Queue()
+    free: asyncio.Queue[Client] = asyncio.Queue()
     spent: list[float] = []
     refused = 0
 
@@ -154,12 +120,12 @@ async def loaded(
         nonlocal refused
         start = time.perf_counter()
         one = await free.get()
-        status, _ = await one.ask(body)
+        reply = await one.ask(body)
         free.put_nowait(one)
-        refused += status != 200
+        refused += reply.status != 200
         spent.append((time.perf_counter() - start) * 1e3)
 
-    async with connections(url, clients) as opened:
+    async with clients(url, count) as opened:
         for each in opened:
             free.put_nowait(each)
         begin, due = time.perf_counter(), 0.0
