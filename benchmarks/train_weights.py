@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/default"))
     parser.add_argument("--pairs", type=Path, default=Path("runs/pairs"), help="folder of the simulated pairs")
-    parser.add_argument("--config", default="default", help="default, further, paper or a JSON file")
+    parser.add_argument("--config", default="default", help="default, further, larger, paper or a JSON file")
     parser.add_argument("--start", type=Path, help="weights to go on from; default: random ones")
     parser.add_argument("--set", choices=list(GROWTH), default="train", help="pairs to train on")
     parser.add_argument("--before", choices=list(GROWTH), nargs="*", default=[], help="sets to train on beside it")
@@ -86,12 +86,13 @@ def main() -> None:
             tell(f"step {progress.step}/{progress.steps} loss {progress.loss:.3f} {progress.samples_per_s:.0f} pairs/s")
 
     start = load_weights(args.start) if args.start else None
-    pairs = None
     for share, count in GROWTH[args.set]:
         if not simulating(args.pairs / args.set, count):
             simulated(args.set)
-        del pairs  # two sets at a time may be too much
+        pairs = None  # the set of the stage before: two at a time may be too much
         pairs = load_pairs(args.pairs / args.set, count, before=[args.pairs / name for name in args.before])
+        if len(pairs) != (wanted := count + sum(SETS[name][0] for name in args.before)):
+            parser.error(f"{len(pairs)} of {wanted} pairs are there; simulate {', '.join(args.before)} first (--only)")
         stop_at = round(share * config.steps)
         encoders = train(
             pairs, config, args.out, start=start and start.encoders, resume=True, stop_at=stop_at, progress=say
@@ -100,7 +101,8 @@ def main() -> None:
         "start": start and start.description.training | {"fingerprint": start.fingerprint},
         "pairs": len(pairs),
         "families": list(pairs.families),
-        "seeds": {name: seed for name, (_, seed, _) in SETS.items()},
+        "sets": {name: SETS[name][:2] for name in (*args.before, args.set, "calibration")},  # pairs and seed
+        "others": (OTHERS, OTHERS_SEED),
         "samples": config.steps * config.batch,
         "config": asdict(config),
         "acquisition": asdict(AcquisitionConfig()),

@@ -15,7 +15,7 @@ from seisbind.model.evaluate import Embedded, embed
 from seisbind.model.familiarity import learn, measure, with_doubt
 from seisbind.model.inference import Embedder
 from seisbind.model.pairs import PairSet
-from seisbind.model.presence import Presence, coarse, fit_presence
+from seisbind.model.presence import SIZES, Presence, coarse, fit_presence
 from seisbind.model.survey import Prepared
 from seisbind.model.weights_file import Calibration
 
@@ -24,7 +24,7 @@ Float64 = NDArray[np.float64]
 
 COVERAGE = 0.9
 FEWEST = 10  # pairs below which no order statistic bounds 90 %
-OTHERS = 26_000  # further models that are enough for the largest galleries of `presence.SIZES`
+OTHERS = SIZES[-1]  # further models that are enough for the largest gallery that presence is fitted on
 SEEN = 2_000  # gathers of training that are enough for 0.5 % quantiles
 
 
@@ -55,8 +55,8 @@ def calibrate(
     """
     embedded = embed(embedder, pairs)
     heads = embedded.gathers
-    if heads.descriptors is None or heads.descriptor_scale is None:
-        raise InvalidConfig("These weights have no descriptor head to calibrate.")
+    if heads.descriptors is None or heads.descriptor_scale is None or heads.velocity is None:
+        raise InvalidConfig("These weights have no heads to calibrate.")
     n = len(embedded)
     if n < FEWEST:
         raise InvalidConfig(f"{n} pairs are too few for {COVERAGE:.0%} intervals; at least {FEWEST} are needed.")
@@ -85,13 +85,13 @@ def _presence(
     if others is not None:
         gallery.append(embedder.embed_velocity(others))
         models.append(others)
-    read = [each.velocity for each in gathers if each.velocity is not None]
+    read = np.concatenate([each.velocity for each in gathers if each.velocity is not None])
     return fit_presence(
         np.concatenate([each.embedding for each in gathers]),
-        np.concatenate(read),
+        read,
         np.concatenate([each.doubt(embedder.descriptor_spread) for each in gathers]),
         np.concatenate(gallery),
-        np.concatenate([coarse(each, read[0].shape[-1]) for each in models]),
+        np.concatenate([coarse(each, read.shape[-1]) for each in models]),
         pairs=len(embedded),
     )
 

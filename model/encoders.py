@@ -15,16 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seisbind.model.descriptors import NAMES
+from seisbind.model.errors import InvalidConfig
 from seisbind.model.survey import CANONICAL_RECEIVERS, CANONICAL_SPACING_M, LINE_M, OPENFWI
 
 EMBEDDING = 256
 # A patch of the stem: a 15 Hz Ricker is 17 samples long, so 20 ms still sees each of its lobes
 PATCH_SAMPLES, PATCH_RECEIVERS = 5, 2
+FEWEST_BLOCKS = (2, 2, 2)
 STEM = 16  # channels that each shot brings to the merge
 MAP_CELLS = 35  # the map head predicts every second cell of the 70 x 70 model, each the mean of 2 x 2
 MIDDLE_M_S, SPREAD_M_S = 3000.0, 1000.0  # OpenFWI's velocities run from 1500 to 4500 m/s
 COMPRESSION = 2.0  # log(1 + 2 |p|): a stronger gain lifts boundary artefacts and noise with the coda
 OPENFWI_RMS = 1.5  # of a published gather, so that `COMPRESSION` means what it meant there
+MIDDLE_LAYER, FINE_LAYER = 3, 6  # of the map head: the last at 18 x 18, and the last with channels at 36 x 36
 MAX_LOGIT_SCALE = 100.0  # CLIP's clamp, exp(ln 100)
 
 
@@ -39,7 +42,7 @@ class EncoderConfig:
         neck: channels of the last feature map over the gathers, before it is read as a whole.
         hidden: width of the layer before each embedding.
         ahead: residual blocks over the gathers before the first stage halves them.
-        blocks: residual blocks of each stage over the gathers.
+        blocks: residual blocks of each stage over the gathers, at least two.
         mixers: residual layers over the gather as a whole.
         finish: residual blocks at each of the map head's two resolutions.
         families: names that the family head tells apart; none, no head. Training takes them from its pairs.
@@ -51,10 +54,20 @@ class EncoderConfig:
     neck: int = 96
     hidden: int = 768
     ahead: int = 0
-    blocks: tuple[int, int, int] = (2, 2, 2)
+    blocks: tuple[int, int, int] = FEWEST_BLOCKS
     mixers: int = 0
     finish: int = 0
     families: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        counts = self.ahead, self.mixers, self.finish
+        if min(counts) < 0 or len(self.blocks) != len(FEWEST_BLOCKS) or min(self.blocks) < FEWEST_BLOCKS[0]:
+            raise InvalidConfig(
+                f"Encoders need 'ahead', 'mixers' and 'finish' of 0 or more (got {counts}) and three 'blocks' of "
+                f"{FEWEST_BLOCKS[0]} or more (got {self.blocks})."
+            )
+        if self.kind == "paper" and (any(counts) or self.blocks != FEWEST_BLOCKS):
+            raise InvalidConfig("The paper's encoders have a fixed number of layers.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +236,14 @@ class MapHead(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """``(batch, inputs)`` -> ``(batch, 35, 35)``; the 36th row and column of what is drawn are cut off."""
-        middle = self.middle(self.layers[:4](self.seed(h).reshape(-1, 48, 9, 9)))
-        drawn: Tensor = self.layers[7:](self.fine(self.layers[4:7](middle)))
+        x = self.seed(h).reshape(-1, 48, 9, 9)
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            if number == MIDDLE_LAYER:
+                x = self.middle(x)
+            elif number == FINE_LAYER:
+                x = self.fine(x)
+        drawn: Tensor = x
         return drawn[:, 0, :MAP_CELLS, :MAP_CELLS].float()
 
 

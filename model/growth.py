@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, replace
 
-from torch import Tensor
-
 from seisbind.model.encoders import EncoderConfig, Encoders
 
 ADDED = ("ahead", "blocks", "mixers", "finish")  # counts of layers that may grow
-NEW = re.compile(r"seismic\.(ahead|trunk|mixers|map_head\.middle|map_head\.fine)\.")
+COUNT_OF = {"ahead": "ahead", "mixers": "mixers", "map_head.middle": "finish", "map_head.fine": "finish"}
+NUMBERED = re.compile(r"seismic\.(trunk|ahead|mixers|map_head\.middle|map_head\.fine)\.(\d+)\.")
+FAMILY_HEAD = "family_head"  # in the names of its parameters
 
 
 def difference(start: EncoderConfig, here: EncoderConfig) -> str:
@@ -23,28 +23,49 @@ def difference(start: EncoderConfig, here: EncoderConfig) -> str:
     return "; ".join(f"{name}: {there} there, {own} here" for (name, there), own in pairs if there != own)
 
 
-def begin_as(encoders: Encoders, known: dict[str, Tensor], start: EncoderConfig) -> None:
-    """Load the tensors ``known`` of encoders of the form ``start`` into larger ones.
+def begin_as(encoders: Encoders, start: Encoders) -> None:
+    """Load the tensors of ``start`` into encoders with the same or more layers (`difference` is empty).
+
+    The head that tells families is loaded where they are the same, and stays as it is elsewhere.
 
     Raises:
-        RuntimeError: a tensor that has no place here.
+        RuntimeError: the forms do not match.
     """
-    blocks = encoders.config.blocks
-    first = [sum(blocks[:i]) for i in range(len(blocks))]
-    stage = [i for i, count in enumerate(start.blocks) for _ in range(count)]
-
-    def place(name: str) -> str:
-        found = re.match(r"seismic\.trunk\.(\d+)\.", name)
-        if found is None or start.kind != "seisbind":
-            return name
-        block = int(found[1])
-        moved = first[stage[block]] + block - stage.index(stage[block])
-        return f"seismic.trunk.{moved}.{name[found.end() :]}"
-
-    missing, unexpected = encoders.load_state_dict({place(name): t for name, t in known.items()}, strict=False)
-    lost = [name for name in missing if not NEW.match(name) and "family_head" not in name]
+    form, old = encoders.config, start.config
+    same = form.families == old.families
+    known = {_place(name, old, form): t for name, t in start.state_dict().items() if same or FAMILY_HEAD not in name}
+    missing, unexpected = encoders.load_state_dict(known, strict=False)
+    lost = [name for name in missing if not _is_added(name, old, form) and (same or FAMILY_HEAD not in name)]
     if lost or unexpected:
         raise RuntimeError(f"No place for {unexpected}, and nothing for {lost}.")
+
+
+def _place(name: str, old: EncoderConfig, form: EncoderConfig) -> str:
+    """What a parameter of the form ``old`` is called in a larger ``form``: blocks are numbered through the stages."""
+    found = NUMBERED.match(name)
+    if found is None or found[1] != "trunk":
+        return name
+    stage, block = _stage_of(int(found[2]), old.blocks)
+    return f"seismic.trunk.{sum(form.blocks[:stage]) + block}.{name[found.end() :]}"
+
+
+def _is_added(name: str, old: EncoderConfig, form: EncoderConfig) -> bool:
+    """Whether a parameter of the form ``form`` is of a layer that ``old`` does not have."""
+    found = NUMBERED.match(name)
+    if found is None:
+        return False
+    if found[1] != "trunk":
+        return int(found[2]) >= int(getattr(old, COUNT_OF[found[1]]))
+    stage, block = _stage_of(int(found[2]), form.blocks)
+    return block >= old.blocks[stage]
+
+
+def _stage_of(number: int, blocks: tuple[int, ...]) -> tuple[int, int]:
+    """Stage of a block, and its number there."""
+    stage = 0
+    while number >= blocks[stage]:
+        number, stage = number - blocks[stage], stage + 1
+    return stage, number
 
 
 def _covers(here: int | tuple[int, ...], start: int | tuple[int, ...]) -> bool:

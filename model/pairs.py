@@ -131,7 +131,11 @@ def load_pairs(directory: Path, first: int | None = None, *, before: Sequence[Pa
         files = [shard_path(directory, number) for number in range(math.ceil(first / SHARD))]
     if not files:
         raise DatasetError(f"No pairs-*.safetensors in {directory}.")
-    files = [path for folder in before for path in sorted(folder.glob("pairs-*.safetensors"))] + files
+    earlier = [sorted(folder.glob("pairs-*.safetensors")) for folder in before]
+    for folder, found in zip(before, earlier, strict=True):
+        if not found:
+            raise DatasetError(f"No pairs-*.safetensors in {folder}.")
+    files = [path for found in earlier for path in found] + files
     counts, families = [], set()
     joined: dict[str, Tensor] = {}
     try:
@@ -149,7 +153,8 @@ def load_pairs(directory: Path, first: int | None = None, *, before: Sequence[Pa
     except (SafetensorError, KeyError, OSError, RuntimeError) as error:
         raise DatasetError(f"{path} is not a shard of training pairs ({error}); simulate it again.") from error
     if len(families) > 1:
-        raise DatasetError(f"The shards in {directory} list different families; they are not of one set.")
+        where = " and ".join(str(folder) for folder in (*before, directory))
+        raise DatasetError(f"The shards in {where} list different families; they cannot be trained on together.")
     return PairSet(**joined, families=tuple(families.pop().split("\n")))
 
 

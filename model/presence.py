@@ -43,8 +43,8 @@ class Evidence:
     size: int
 
     def columns(self, largest: int) -> Float64:
-        """``(n, 6)``: what `Presence` weighs, in its order."""
-        size = np.full(len(self.first), np.log10(min(self.size, largest)))
+        """``(n, 6)``: the terms of `Presence`'s law, in the order of its sentence."""
+        size = np.full(len(self.first), np.log10(min(max(self.size, 1), largest)))
         far = np.log(np.maximum(self.far, 1.0))
         ones = np.ones(len(self.first))
         return np.column_stack([ones, self.first, self.first - self.second, size, far, self.doubt]).astype(np.float64)

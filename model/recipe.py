@@ -64,13 +64,13 @@ LARGER = replace(
     loss=LossConfig(soft_share=0.15, map_head=3.0, descriptor_head=0.3),
     steps=3200,
     learning_rate=1e-3,
-    seed=1,
+    seed=1,  # other batches and disturbances than the run before
 )
 NAMED = {"default": TrainConfig(), "further": FURTHER, "larger": LARGER, "paper": PAPER}
 
 
 def load_config(name: str) -> TrainConfig:
-    """A recipe by name (``default``, ``further``, ``paper``) or from a JSON file.
+    """A recipe by name (of `NAMED`) or from a JSON file.
 
     The file gives any of `TrainConfig`'s fields, nested ones too, over those of its ``base`` (a name; ``default``).
 

@@ -38,7 +38,6 @@ from seisbind.model.recipe import TrainConfig
 from seisbind.model.weights_file import digest
 
 RUNS_A_BATCH = 8  # a batch of hard negatives holds this many runs of models that are alike
-FAMILY_HEAD = "family_head"  # in the names of its parameters
 LIKENESS_CELLS = 14  # without an encoder, models are alike by their means over this many cells a side
 AT_A_TIME = 500  # models embedded at once
 ORDER_STREAM, AUGMENT_STREAM = 0, 1  # independent random streams of one seed
@@ -81,8 +80,8 @@ def train(
         pairs: at least one batch of training pairs.
         config: the recipe.
         out: folder of the run; created.
-        start: trained encoders to begin from, with their standardisation, instead of random ones. The head that tells
-            families begins anew where the pairs are of others.
+        start: trained encoders to begin from, with their standardisation, instead of random ones; see `growth` where
+            the recipe has more layers. The head that tells families begins anew where the pairs are of others.
         resume: go on from its checkpoint where there is one.
         device: ``auto``, ``cpu``, ``cuda``.
         stop_at: stop (with a checkpoint) after this step, as if interrupted.
@@ -110,7 +109,8 @@ def train(
     log_path = out / "log.csv"
     _forget_later_rows(log_path, state.step)
     with log_path.open("a", newline="", encoding="utf-8") as log:
-        alike = likeness(pairs.velocity, start) if config.hard_negatives else np.empty((len(pairs), 0), np.float32)
+        compared = config.hard_negatives > 0 and state.step < last
+        alike = likeness(pairs.velocity, start) if compared else np.empty((len(pairs), 0), np.float32)
         batches = _batches(pairs, alike, config, state.step, last, target)
         for batch, part, rate in _timed(batches, config.batch):
             loss = _update(state, batch, part, config, log)
@@ -134,7 +134,8 @@ def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, de
     form = replace(config.encoders, families=pairs.families)
     if start is not None and (unlike := difference(start.config, form)):
         raise InvalidConfig(
-            f"The weights to start from have another form ({unlike}); give the recipe the same 'encoders'."
+            f"The weights to start from have another form ({unlike}); give the recipe the same 'encoders', or more "
+            "layers."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -144,9 +145,7 @@ def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, de
         encoders.descriptor_mean.copy_(described.mean(dim=0))
         encoders.descriptor_std.copy_(described.std(dim=0).clamp_min(1e-6))
     else:
-        same = start.config.families == pairs.families
-        known = {name: t for name, t in start.state_dict().items() if same or FAMILY_HEAD not in name}
-        begin_as(encoders, known, start.config)
+        begin_as(encoders, start)
     encoders = encoders.to(device).train()
     matrices = [p for p in encoders.parameters() if p.ndim >= 2]
     others = [p for p in encoders.parameters() if p.ndim < 2]

@@ -132,8 +132,8 @@ def load_weights(path: Path | None = None, *, device: str | torch.device = "cpu"
     if digest(text, tensors) != stated:
         raise WeightsError(f"{path} is damaged: its content does not have the SHA-256 {stated[:16]}… that it states.")
     description = _parse_description(text, path)
-    encoders = Encoders(description.config)
     try:
+        encoders = Encoders(description.config)
         encoders.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit its own configuration: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,7 +61,7 @@ def simulate(
 def train(
     data: Annotated[Path, typer.Option(help="Pairs: an OpenFWI folder, or prepared shards.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: log.csv, checkpoint, weights.safetensors.")],
-    config: Annotated[str, typer.Option(help="default, further, paper, or a JSON file.")] = "default",
+    config: Annotated[str, typer.Option(help="default, further, larger, paper, or a JSON file.")] = "default",
     held_out: Annotated[
         Path | None,
         typer.Option(help="Pairs to calibrate intervals on, all of them; default: the test part of an OpenFWI --data."),
@@ -102,7 +103,7 @@ def train(
     if split is not None:
         seen = as_trained(pairs, recipe.augment, count=SEEN)
         embedder = Embedder(load_weights(path), device=device)
-        others = pairs.velocity[:OTHERS].cpu().numpy()
+        others = pairs.velocity[:: math.ceil(len(pairs) / OTHERS)].cpu().numpy()  # of every family: files hold one each
         calibration = calibrate(embedder, split, seen=seen, augment=recipe.augment, others=others)
         save_weights(path, encoders, Description(out.name, encoders.config, training=training, calibration=calibration))
     print(f"{path}: weights {load_weights(path).fingerprint}")

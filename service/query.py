@@ -92,5 +92,6 @@ def _joined(prepared: Sequence[Prepared]) -> Prepared:
 
 
 def stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Arrays one after another. numpy would let go of the interpreter for each of them, and wait for it as often."""
+    """Arrays one after another. numpy would let go of the interpreter's lock, and wait for it, once for each of them;
+    torch does once for all."""
     return np.asarray(torch.cat([torch.from_numpy(array) for array in arrays]).numpy())

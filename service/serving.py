@@ -51,11 +51,11 @@ class Serving:
     """Opens weights and gallery, and lets requests at them.
 
     Who owns what: one *model* thread runs the encoders and searches (torch spreads each call over the cores by itself),
-    for gathers in the batches that ``batches`` forms; *reader* threads, one for each core that
-    the encoders leave, read and prepare gathers; `FILE_THREADS` *file* threads read records and write answers; one
-    *picture* thread draws, so that pictures that wait for each other keep nobody else waiting. The event loop owns
-    ``admitted``, ``uploads``, ``streams``, ``stopping`` and ``_reloading``. The engine of the moment is replaced as a
-    whole under ``_lock``; a job keeps the one it began with.
+    for gathers in the batches that ``batches`` forms; *reader* threads, one for each core that the encoders leave, read
+    and prepare gathers; `FILE_THREADS` *file* threads read records and write large answers; one *picture* thread draws,
+    so that pictures that wait for each other keep nobody else waiting. The event loop owns ``admitted``, ``uploads``,
+    ``streams``, ``stopping`` and ``_reloading``. The engine of the moment is replaced as a whole under ``_lock``; a job
+    keeps the one it began with.
 
     Raises:
         SeisBindError: no usable weights, device or gallery.
@@ -161,7 +161,7 @@ class Serving:
         return await self._run(self._files, job)
 
     def here(self, job: Callable[[Engine], T]) -> T:
-        """Run ``job``, which takes less than a thread's turn would, on the caller's."""
+        """Run ``job`` now, on the event loop: for what takes less than half a millisecond."""
         with self._using() as engine:
             return job(engine)
 

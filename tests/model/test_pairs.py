@@ -26,6 +26,8 @@ def test_round_trip_in_shards(tmp_path: Path, pairs: PairSet, monkeypatch: pytes
     assert equal(load_pairs(tmp_path), pairs)
     first = load_pairs(tmp_path, 16, before=[tmp_path])
     assert equal(first, pairs.select([*range(len(pairs)), *range(16)]))
+    with pytest.raises(DatasetError, match="absent"):
+        load_pairs(tmp_path, before=[tmp_path / "absent"])
 
 
 def test_damaged_and_missing_shards_are_named(tmp_path: Path, pairs: PairSet) -> None:

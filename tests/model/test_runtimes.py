@@ -20,6 +20,7 @@ BOUND = 1e-5  # of unit vectors, of probabilities, and of each descriptor and ve
 CONFIGS = {
     "default": EncoderConfig(families=("flat", "curved", "salt")),
     "no families": EncoderConfig(width=8, velocity_width=8, hidden=32),
+    "larger": EncoderConfig(width=8, velocity_width=8, hidden=32, ahead=1, blocks=(3, 2, 3), mixers=1, finish=1),
     "paper": EncoderConfig(kind="paper"),
 }
 
@@ -33,6 +34,9 @@ def random_weights(config: EncoderConfig) -> Weights:
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 2)
+        for parameter in encoders.parameters():
+            if not parameter.any():  # layers that are added begin by adding nothing
+                torch.nn.init.normal_(parameter, 0, 0.1)
         encoders.descriptor_mean.uniform_(100, 3000)
         encoders.descriptor_std.uniform_(1, 300)
     return Weights(encoders, Description("test", config), "0" * 16)

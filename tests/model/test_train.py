@@ -102,7 +102,7 @@ def test_larger_encoders_begin_as_smaller_ones_that_were_trained(
     start = train(pairs, recipe, tmp_path / "start", device="cpu")
     form = replace(start.config, ahead=1, blocks=(3, 2, 4), mixers=1, finish=1)
     grown = Encoders(form).eval()
-    begin_as(grown, start.state_dict(), start.config)
+    begin_as(grown, start)
     gathers = whole_batch(pairs.select(range(4)))
     shots = gathers.traces.float(), gathers.live, gathers.shot_x_m
     with torch.inference_mode():
@@ -116,6 +116,8 @@ def test_larger_encoders_begin_as_smaller_ones_that_were_trained(
         assert on.state_dict()[f"seismic.{name}.weight"].abs().max() > 0, name
     with pytest.raises(InvalidConfig, match=r"blocks: \(3, 2, 4\) there, \(2, 2, 2\) here"):
         train(pairs, recipe, tmp_path / "smaller", start=on, device="cpu")
+    with pytest.raises(RuntimeError, match=r"trunk\.6\."):  # the smaller ones lack a place for the larger's blocks
+        begin_as(Encoders(start.config), on)
 
 
 def test_alike_models_share_batches(pairs: PairSet) -> None:

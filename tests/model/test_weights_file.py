@@ -1,5 +1,7 @@
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from safetensors.torch import save_file
 
 from seisbind.model.descriptors import NAMES
 from seisbind.model.encoders import EncoderConfig, Encoders
-from seisbind.model.errors import WeightsError
+from seisbind.model.errors import InvalidConfig, WeightsError
 from seisbind.model.familiarity import MEASURES, Familiar
 from seisbind.model.presence import Presence
 from seisbind.model.weights_file import SHIPPED, Calibration, Description, load_weights, save_weights
@@ -37,6 +39,35 @@ def test_round_trip(saved: Path, small: EncoderConfig) -> None:
     again = saved.with_name("again.safetensors")
     assert save_weights(again, weights.encoders, weights.description) == weights.fingerprint  # float16 once, not twice
     assert [p.name for p in sorted(saved.parent.iterdir())] == ["again.safetensors", "w.safetensors"]
+
+
+def test_weights_from_before_encoders_could_grow(
+    saved: Path, small: EncoderConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their description names neither the layers that may be added nor what presence weighs since."""
+    real, tree = json.dumps, asdict(Description("old", small, {}, CALIBRATION))
+    for name in ("ahead", "blocks", "mixers", "finish"):
+        del tree["config"][name]
+    for name in ("log_far", "doubt"):
+        del tree["calibration"]["presence"][name]
+    monkeypatch.setattr("seisbind.model.weights_file.json.dumps", lambda *args, **more: real(tree, sort_keys=True))
+    save_weights(saved, load_weights(saved).encoders, Description("old", small, {}, CALIBRATION))
+    monkeypatch.undo()
+    assert load_weights(saved).description == Description("old", small, {}, CALIBRATION)
+
+
+def test_larger_encoders_round_trip(saved: Path, small: EncoderConfig) -> None:
+    larger = replace(small, ahead=1, blocks=(3, 2, 4), mixers=1, finish=2)
+    save_weights(saved, Encoders(larger), Description("larger", larger))
+    assert load_weights(saved).description.config == larger
+
+
+@pytest.mark.parametrize(
+    "change", [{"blocks": (1, 2, 2)}, {"blocks": (2, 2)}, {"mixers": -1}, {"kind": "paper", "ahead": 1}]
+)
+def test_encoders_that_cannot_be_are_refused(small: EncoderConfig, change: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConfig):
+        replace(small, **change)
 
 
 def test_another_calibration_is_another_fingerprint(saved: Path, small: EncoderConfig) -> None:
@@ -88,6 +119,7 @@ def test_truncated_missing_and_foreign_files(saved: Path) -> None:
         ({"policy": {"dt_s": 0.002}}, "preparation"),
         ({"descriptors": ["mean_velocity"]}, "other descriptors"),
         ({"config": {"colour": 1}}, "cannot be read"),
+        ({"config": {"blocks": [2, 2], "families": []}}, "cannot be read"),
     ],
 )
 def test_weights_of_another_kind_are_refused_by_name(

@@ -21,9 +21,10 @@ from seisbind.model.errors import InvalidQuery, InvalidVelocityModel, WeightsMis
 from seisbind.model.familiarity import MEASURES
 from seisbind.model.inference import Embedder
 from seisbind.model.presence import Presence
-from seisbind.model.survey import prepare
+from seisbind.model.survey import OPENFWI, prepare
 from seisbind.service.building import build_gallery, from_files
 from seisbind.service.engine import Engine, canary_gather
+from seisbind.service.query import Query
 
 Float32 = NDArray[np.float32]
 
@@ -138,6 +139,30 @@ def test_ground_that_is_not_in_the_gallery_is_matched_by_structure(engine: Engin
             assert found.in_gallery < 0.05 < plain.in_gallery and found.physics == plain.physics
     nothing = other.retrieve(gathers[0], filter=Filter.parse({"min_velocity": [8000, None]}))[0]
     assert nothing.matches == ()
+
+
+def test_presence_is_that_of_each_gather_whatever_is_in_the_batch(engine: Engine, gathers: Float32) -> None:
+    """The law's terms are of the gather's own reading and of its own best match; batches mix numbers of shots."""
+    weights = engine.embedder.weights
+    assert weights.description.calibration is not None
+    law = Presence(6.0, 1.0, 2.0, -0.1, 0.0, 3000, log_far=-1.0, doubt=0.5)
+    calibration = replace(weights.description.calibration, presence=law)
+    weighing = replace(weights, description=replace(weights.description, calibration=calibration))
+    other = Engine(Embedder(weighing, device="cpu"), engine.gallery)
+    survey, some = replace(OPENFWI, shot_x_m=(0.0, 340.0, 690.0)), gathers[:, [0, 2, 4]]
+    queries = [Query(prepare(gathers[:1])), Query(prepare(some, survey)), Query(prepare(gathers[1:]))]
+    found = [one for answers in other.retrieve_batch(queries) for one in answers]
+    assert len({one.in_gallery for one in found}) == 6
+    alone = [prepare(gathers[0]), *(prepare(one, survey) for one in some), prepare(gathers[1]), prepare(gathers[2])]
+    for one, prepared in zip(found, alone, strict=True):
+        read = engine.embedder.embed_gathers(prepared)
+        assert read.velocity is not None and read.descriptor_scale is not None
+        first, second = one.matches[:2]
+        best = engine.gallery.velocity(first.model_id).reshape(35, 2, 35, 2).mean(axis=(1, 3))
+        doubt = np.log(read.descriptor_scale[0] / engine.embedder.descriptor_spread).mean()
+        odds = 6 + first.similarity + 2 * (first.similarity - second.similarity) - 0.1 * np.log10(60)
+        odds += 0.5 * doubt - np.log(np.abs(best - read.velocity[0]).mean())
+        assert one.in_gallery == pytest.approx(1 / (1 + np.exp(-odds)), rel=1e-4)
 
 
 def test_models_removed_by_another_process_are_no_longer_found(
