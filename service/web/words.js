@@ -56,7 +56,7 @@ export function presence({ in_gallery: probability, ranked_by: rankedBy }) {
   if (probability > 0.9) {
     return { kind: "good", mark: "✓ In the gallery.", words: "Take the first match.", detail };
   }
-  if (probability >= 0.1) {
+  if (probability >= 0.2) {
     const words = "Where the first matches agree, believe them.";
     return { kind: "", mark: "Perhaps in the gallery.", words, detail };
   }

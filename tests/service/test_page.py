@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from seisbind.index import Gallery
 from seisbind.model.descriptors import NAMES, describe
 from seisbind.model.geology import mixed
+from seisbind.model.presence import LIMIT
 from seisbind.model.survey import prepare
+from seisbind.model.weights_file import load_weights
 from seisbind.service.demo import npy
 from seisbind.service.engine import Engine
 from seisbind.service.keys import Scope, make_key
@@ -85,6 +87,15 @@ def test_the_scripts_ids_are_the_pages() -> None:
     ids = re.findall(r'\bid="([^"]+)"', index)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'\bby\("([^"]+)"\)', (WEB / "page.js").read_text(encoding="utf-8"))) <= set(ids)
+
+
+def test_the_page_and_the_docs_draw_the_line_where_the_weights_do() -> None:
+    """Below it ground is taken for new, and its matches are ranked by structure."""
+    calibration = load_weights().description.calibration
+    assert calibration is not None and calibration.presence.limit == LIMIT
+    assert f"probability >= {LIMIT:g})" in (WEB / "words.js").read_text(encoding="utf-8")
+    answers = (Path(__file__).parents[2] / "docs" / "answers.md").read_text(encoding="utf-8")
+    assert f"| below {LIMIT:g} |" in answers and f"\nBelow {LIMIT:g} the 30 most similar" in answers
 
 
 def test_the_page_can_be_closed_and_opened(serve: Any) -> None:
