@@ -55,6 +55,8 @@ async def at_random(url: httpx.URL, sent: list[bytes], rate: float, seconds: flo
     rng, free, every, replies, running = np.random.default_rng(1), [], [], [], set()  # type: ignore[var-annotated]
 
     async def request(body: bytes) -> None:
+        while free and free[-1].reader.at_eof():  # the server closes those that were idle for long
+            free.pop()
         if free:
             one = free.pop()
         else:
