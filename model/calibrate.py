@@ -51,7 +51,7 @@ def calibrate(
         others: ``(m, 70, 70)`` further velocity models, m/s, in the galleries that presence is fitted on.
 
     Raises:
-        InvalidConfig: weights without a descriptor head, or too few pairs.
+        InvalidConfig: weights without heads on the gathers, or too few pairs.
     """
     embedded = embed(embedder, pairs)
     heads = embedded.gathers

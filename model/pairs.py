@@ -129,13 +129,11 @@ def load_pairs(directory: Path, first: int | None = None, *, before: Sequence[Pa
         files = sorted(directory.glob("pairs-*.safetensors"))
     else:
         files = [shard_path(directory, number) for number in range(math.ceil(first / SHARD))]
-    if not files:
-        raise DatasetError(f"No pairs-*.safetensors in {directory}.")
-    earlier = [sorted(folder.glob("pairs-*.safetensors")) for folder in before]
-    for folder, found in zip(before, earlier, strict=True):
-        if not found:
+    found = [*((folder, sorted(folder.glob("pairs-*.safetensors"))) for folder in before), (directory, files)]
+    for folder, shards in found:
+        if not shards:
             raise DatasetError(f"No pairs-*.safetensors in {folder}.")
-    files = [path for found in earlier for path in found] + files
+    files = [path for _, shards in found for path in shards]
     counts, families = [], set()
     joined: dict[str, Tensor] = {}
     try:

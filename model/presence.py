@@ -18,9 +18,7 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 SIZES = (100, 300, 1_000, 3_000, 10_000, 30_000)  # galleries drawn to fit the law, as far as the models reach
-LIMIT = (
-    0.2  # ground less likely there than this is taken for new: of that in a gallery of 1,000, under 1 % then is, too
-)
+LIMIT = 0.2  # ground is taken for new below it, as is under 1 % of what galleries of 1,000 hold
 RIDGE = 1e-6
 NEVER = -20.0  # log odds
 CANDIDATES = 30  # most similar models that are ranked by structure
@@ -112,9 +110,10 @@ def fit_presence(
     rows, labels = [], []
     for size in sorted({min(size, len(gallery) - 1) for size in SIZES}):
         drawn = rng.permutation(len(gallery))[:size]
+        chosen = gallery[drawn]
         for start in range(0, len(queries), AT_A_TIME):
             part = slice(start, start + AT_A_TIME)
-            among = queries[part] @ gallery[drawn].T
+            among = queries[part] @ chosen.T
             among[own[part, None] == drawn] = -np.inf
             for present in (False, True):
                 if present:
