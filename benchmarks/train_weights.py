@@ -6,9 +6,11 @@ r"""Make the shipped weights again, from seeds to safetensors: simulate, train, 
     python benchmarks/train_weights.py --config further --set more --start runs/1/weights.safetensors --out runs/2
     python benchmarks/train_weights.py --config larger --set third --before more \
         --start runs/2/weights.safetensors --out runs/3
+    python benchmarks/train_weights.py --config reading --set fourth --before more third \
+        --start runs/3/weights.safetensors --out runs/4
     python benchmarks/train_weights.py --config paper --out runs/paper   # the baseline, on the pairs of the first
 
-The shipped weights are made by the three runs in the middle: each goes on from the one before, with pairs of its own.
+The shipped weights are made by the runs in the middle: each goes on from the one before, with pairs of its own.
 Every step goes on where an earlier run of the same command stopped. Prints the report as JSON, and leaves
 ``weights.safetensors`` and ``report.json`` in --out.
 """
@@ -43,6 +45,7 @@ SETS = {
     "train": (32_000, 11, AcquisitionConfig()),
     "more": (32_000, 16, AcquisitionConfig()),
     "third": (24_000, 17, AcquisitionConfig()),
+    "fourth": (20_000, 18, AcquisitionConfig()),
     "calibration": (8_000, 12, EXACT),
     "test": (1_000, 13, EXACT),
     "coverage": (3_000, 15, EXACT),
@@ -51,6 +54,7 @@ SETS = {
 GROWTH = {
     "train": ((0.15, 10_000), (0.5, 20_000), (1.0, 32_000)),
     "third": ((0.2, 6_000), (0.45, 14_000), (0.7, 22_000), (1.0, 24_000)),
+    "fourth": ((0.1, 2_000), (0.25, 10_000), (1.0, 20_000)),
     "more": ((0.3, 14_000), (0.55, 20_000), (0.8, 26_000), (1.0, 32_000)),
 }
 PATIENCE_S = 10
@@ -61,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/default"))
     parser.add_argument("--pairs", type=Path, default=Path("runs/pairs"), help="folder of the simulated pairs")
-    parser.add_argument("--config", default="default", help="default, further, larger, paper or a JSON file")
+    parser.add_argument("--config", default="default", help="default, further, larger, reading, paper or a JSON file")
     parser.add_argument("--start", type=Path, help="weights to go on from; default: random ones")
     parser.add_argument("--set", choices=list(GROWTH), default="train", help="pairs to train on")
     parser.add_argument("--before", choices=list(GROWTH), nargs="*", default=[], help="sets to train on beside it")

@@ -419,6 +419,12 @@ class Encoders(nn.Module):
         self.register_buffer("descriptor_mean", torch.zeros(len(NAMES)))
         self.register_buffer("descriptor_std", torch.ones(len(NAMES)))
 
+    def lock(self) -> None:
+        """Training moves the seismic encoder only (Zhai et al. 2022, LiT): the others and the temperature stay."""
+        for part in (self.velocity, self.physics):
+            part.requires_grad_(False).eval()
+        self.logit_scale.requires_grad_(False)
+
     def embed_gathers(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
         """See `SeismicEncoder.forward`; inputs as in `survey.Prepared`."""
         out: GatherEmbedding = self.seismic(traces, live, shot_x_m)

@@ -24,6 +24,8 @@ class LossConfig:
         soft_share: share of the target that follows the distance between velocity models; the rest is one-hot.
         softness_m_s: mean absolute difference at which a model's share falls by e.
         descriptor_head, map_head: weights of the regressions on the gathers.
+        descriptor_beta: how far gathers that it is unsure of keep their weight (Seitzer et al. 2022, beta-NLL): 0, by
+            the likelihood; 1, as if by the absolute error.
         family_head: weight of telling the family (cross-entropy).
     """
 
@@ -35,6 +37,7 @@ class LossConfig:
     descriptor_head: float = 0.2
     map_head: float = 2.0
     family_head: float = 0.05
+    descriptor_beta: float = 0.0
 
 
 PAPER_LOSS = LossConfig(1.0, 0.1, 0.0, soft_share=0.0, descriptor_head=0.0, map_head=0.0, family_head=0.0)
@@ -100,17 +103,18 @@ def total_loss(
         scale: inverse temperature, clamped.
     """
     target = targets(velocity, config)
-    parts = {
-        "seismic_velocity": contrastive(gathers.embedding, velocity_embedding, scale, target),
-        "velocity_physics": contrastive(velocity_embedding, physics_embedding, scale),
-    }
-    weights = {"seismic_velocity": config.seismic_velocity, "velocity_physics": config.velocity_physics}
+    parts = {"seismic_velocity": contrastive(gathers.embedding, velocity_embedding, scale, target)}
+    weights = {"seismic_velocity": config.seismic_velocity}
+    if config.velocity_physics:
+        parts["velocity_physics"] = contrastive(velocity_embedding, physics_embedding, scale)
+        weights["velocity_physics"] = config.velocity_physics
     if config.seismic_physics:
         parts["seismic_physics"] = contrastive(gathers.embedding, physics_embedding, scale)
         weights["seismic_physics"] = config.seismic_physics
     if config.descriptor_head and gathers.descriptors is not None and gathers.descriptor_scale is not None:
-        error = (gathers.descriptors - descriptors).abs()  # negative log-likelihood of a Laplace law
-        parts["descriptors"] = (error / gathers.descriptor_scale + gathers.descriptor_scale.log()).mean()
+        law = gathers.descriptor_scale
+        surprise = (gathers.descriptors - descriptors).abs() / law + law.log()  # of a Laplace law
+        parts["descriptors"] = (surprise * law.detach() ** config.descriptor_beta).mean()
         weights["descriptors"] = config.descriptor_head
     if config.map_head and gathers.velocity is not None:
         coarse = F.avg_pool2d((velocity.float()[:, None] - MIDDLE_M_S) / SPREAD_M_S, velocity.shape[-1] // MAP_CELLS)

@@ -91,13 +91,16 @@ def train(
         The encoders in evaluation mode, averaged weights where the recipe averages.
 
     Raises:
-        InvalidConfig: fewer pairs than a batch, a checkpoint of another recipe, or ``start`` of another form.
+        InvalidConfig: fewer pairs than a batch, a checkpoint of another recipe, ``start`` of another form, or none for
+            a recipe that needs it.
     """
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists() and not resume:
         raise InvalidConfig(f"{out} holds a run already; go on with --resume, or train into another folder.")
     if len(pairs) < config.batch:
         raise InvalidConfig(f"{len(pairs)} pairs are fewer than one batch of {config.batch}; lower 'batch'.")
+    if config.locked and start is None:
+        raise InvalidConfig("A 'locked' recipe goes on from trained encoders; give it weights to start from (--start).")
     target = choose_device(device)
     out.mkdir(parents=True, exist_ok=True)
     state = _fresh_state(pairs, config, start, target)
@@ -147,8 +150,11 @@ def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, de
     else:
         begin_as(encoders, start)
     encoders = encoders.to(device).train()
-    matrices = [p for p in encoders.parameters() if p.ndim >= 2]
-    others = [p for p in encoders.parameters() if p.ndim < 2]
+    if config.locked:
+        encoders.lock()
+    trained = [p for p in encoders.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    others = [p for p in trained if p.ndim < 2]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=config.learning_rate,

@@ -61,7 +61,7 @@ def simulate(
 def train(
     data: Annotated[Path, typer.Option(help="Pairs: an OpenFWI folder, or prepared shards.")],
     out: Annotated[Path, typer.Option(help="Folder of the run: log.csv, checkpoint, weights.safetensors.")],
-    config: Annotated[str, typer.Option(help="default, further, larger, paper, or a JSON file.")] = "default",
+    config: Annotated[str, typer.Option(help="default, further, larger, reading, paper, or a JSON file.")] = "default",
     held_out: Annotated[
         Path | None,
         typer.Option(help="Pairs to calibrate intervals on, all of them; default: the test part of an OpenFWI --data."),

@@ -120,6 +120,24 @@ def test_larger_encoders_begin_as_smaller_ones_that_were_trained(
         begin_as(Encoders(start.config), on)
 
 
+def test_a_locked_run_moves_the_seismic_encoder_only(tmp_path: Path, pairs: PairSet, recipe: TrainConfig) -> None:
+    locked = replace(recipe, locked=True, loss=load_config("reading").loss)
+    with pytest.raises(InvalidConfig, match="--start"):
+        train(pairs, locked, tmp_path / "none", device="cpu")
+    start = train(pairs, recipe, tmp_path / "start", device="cpu")
+    on = train(pairs, locked, tmp_path / "on", start=start, device="cpu")
+    for name, before in start.state_dict().items():
+        if before.is_floating_point() and "running" not in name and before.ndim > 1:
+            assert torch.equal(on.state_dict()[name], before) != name.startswith("seismic."), name
+    assert torch.equal(on.logit_scale, start.logit_scale)
+    images = pairs.velocity[:4]
+    with torch.inference_mode():  # running means, too: the galleries that hold these embeddings stay true
+        assert torch.equal(on.embed_velocity(images), start.embed_velocity(images))
+    train(pairs, locked, tmp_path / "broken", start=start, device="cpu", stop_at=7)
+    resumed = train(pairs, locked, tmp_path / "broken", start=start, device="cpu", resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(states(on), states(resumed), strict=True))
+
+
 def test_alike_models_share_batches(pairs: PairSet) -> None:
     """A run holds models that lie together; every model is in one, and the next epoch's are others."""
     centres = np.repeat(np.arange(8.0) * 100, 16)[np.random.default_rng(0).permutation(128)]
@@ -242,6 +260,30 @@ def test_soft_targets_follow_the_distance_of_the_models(velocity: np.ndarray) ->
     torch.testing.assert_close(target.sum(dim=1), torch.ones(4))
     assert target[0, 0] > target[0, 1] > 100 * target[0, 2]
     assert targets(v, LossConfig(soft_share=0.0)) is None
+
+
+def test_with_beta_descriptors_that_are_unsure_count_alike(velocity: np.ndarray) -> None:
+    embedding = torch.nn.functional.normalize(torch.randn(4, 256), dim=1)
+    scale = torch.tensor([0.1, 0.4, 1.0, 2.0])[:, None].expand(4, 13)
+    pulls = []
+    for beta in (0.0, 1.0):
+        value = torch.ones(4, 13, requires_grad=True)
+        config = LossConfig(0.0, 0.0, 0.0, map_head=0.0, family_head=0.0, descriptor_head=1.0, descriptor_beta=beta)
+        terms = total_loss(
+            GatherEmbedding(embedding, value, scale),
+            embedding,
+            embedding,
+            velocity=torch.from_numpy(velocity[:4]),
+            descriptors=torch.zeros(4, 13),
+            family=torch.zeros(4, dtype=torch.int64),
+            scale=torch.tensor(10.0),
+            config=config,
+        )
+        assert "velocity_physics" not in terms.parts
+        (pull,) = torch.autograd.grad(terms.total, value)
+        pulls.append(52 * pull)
+    torch.testing.assert_close(pulls[0], 1 / scale)
+    torch.testing.assert_close(pulls[1], torch.ones(4, 13))
 
 
 def test_heads_that_are_right_cost_nothing(velocity: np.ndarray) -> None:
