@@ -37,7 +37,7 @@ from seisbind.model.encoders import Encoders
 from seisbind.model.evaluate import as_prepared
 from seisbind.model.inference import Embedder
 from seisbind.model.pairs import load_pairs
-from seisbind.model.runtimes import INPUTS, OnnxRuntime, TorchRuntime, export, read_gathers
+from seisbind.model.runtimes import INPUTS, OnnxRuntime, TorchRuntime, export, gflop, read_gathers
 from seisbind.model.survey import Prepared
 from seisbind.model.weights_file import load_weights
 
@@ -249,10 +249,11 @@ def main() -> None:
         expected = answers[first.name]
         matches = (expected @ gallery.T).argmax(axis=1)
         right = float((matches == np.arange(len(matches))).mean())
-        print(
-            f"weights {weights.fingerprint}, {len(pairs)} pairs, torch's R@1 {right:.3f}; {hardware()}; torch", end=" "
-        )
-        print(f"{torch.__version__}; one thread, {args.rounds} rounds\n")
+        millions = sum(p.numel() for p in weights.encoders.parameters()) / 1e6
+        cost = gflop(weights.encoders)
+        print(f"weights {weights.fingerprint}, {millions:.1f} million parameters, {cost:.2f} GFLOP a gather;", end=" ")
+        print(f"{len(pairs)} pairs, torch's R@1 {right:.3f}; {hardware()}; torch {torch.__version__}; one", end=" ")
+        print(f"thread, {args.rounds} rounds\n")
         print("| runtime | one gather, ms | x torch | gathers a second, batches | x torch | largest difference | "
               "lowest cosine | first matches changed | start, s | memory, MB |\n" + 10 * "|---" + "|")  # fmt: skip
         for each in contenders:

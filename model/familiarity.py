@@ -8,7 +8,7 @@ The measure that lies furthest outside names the reason.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ EARLY_S = 0.02  # .. but for a delay that training saw, too
 SLOWEST_M_S = 1300.0  # apparent velocities below this are no pressure waves: OpenFWI's ground starts at 1500 m/s
 HIGH_HZ = 62.5  # a Ricker of 28 Hz has 1e-3 of its power above
 BAND_HZ = (4.0, 60.0)  # where slow waves are looked for
-NARROWEST = 0.05  # half a range, in the units of the measures: what never varied may still round
+NARROWEST = 0.05  # from the middle of a range to its edge, in the units of the measures: what never varied may round
 FLOOR = 1e-9  # of power shares, -90 dB
 
 
@@ -61,11 +61,12 @@ class Familiar:
     """The ranges of `MEASURES` in training, and how far beyond them is too far.
 
     Attributes:
-        low, high: per measure, the 0.5 % and 99.5 % quantiles in training.
+        low, middle, high: per measure, the 0.5 %, 50 % and 99.5 % quantiles in training.
         limit: the score that 1 % of the gathers of training exceed.
     """
 
     low: tuple[float, ...]
+    middle: tuple[float, ...]
     high: tuple[float, ...]
     limit: float
 
@@ -76,7 +77,7 @@ class Verdict:
 
     Attributes:
         likely: ``score <= limit``.
-        score: 1 on the edge of the range of the worst measure, 0 in its middle, 3 a whole range beyond its edge.
+        score: of the worst measure: 0 at its median in training, 1 on the edge of its range, 2 as far again.
         limit: `Familiar.limit`.
         reason: of the measure that decides (`Measure.reason`); None where ``likely``.
         detail: a sentence with the numbers; None where ``likely``.
@@ -144,18 +145,19 @@ def _measure_one(traces: Float32, live: NDArray[np.bool_], shot_x_m: Float32) ->
 
 def learn(values: Float64) -> Familiar:
     """The ranges of ``values`` (n, len(MEASURES)), measured on gathers as training sees them."""
-    low, high = np.quantile(values, [0.005, 0.995], axis=0)
-    known = Familiar(tuple(low.tolist()), tuple(high.tolist()), 0.0)
-    return Familiar(known.low, known.high, float(np.quantile(scores(values, known).max(axis=1), 0.99)))
+    low, middle, high = (tuple(row.tolist()) for row in np.quantile(values, [0.005, 0.5, 0.995], axis=0))
+    known = Familiar(low, middle, high, 0.0)
+    return replace(known, limit=float(np.quantile(scores(values, known).max(axis=1), 0.99)))
 
 
 def scores(values: Float64, known: Familiar) -> Float64:
-    """``(batch, len(MEASURES))``: 0 in the middle of the range that was seen, 1 on the edge that counts."""
-    low, high = np.asarray(known.low), np.asarray(known.high)
-    half = np.maximum((high - low) / 2, NARROWEST)
-    beyond = (values - (low + high) / 2) / half
+    """``(batch, len(MEASURES))``: 0 at the median of what was seen, 1 on the edge that counts."""
+    low, middle, high = (np.asarray(part) for part in (known.low, known.middle, known.high))
+    above = (values - middle) / np.maximum(high - middle, NARROWEST)
+    below = (middle - values) / np.maximum(middle - low, NARROWEST)
     side = np.array([m.side for m in MEASURES])
-    return np.asarray(np.where(side == 0, np.abs(beyond), np.maximum(side * beyond, 0.0)))
+    counts = np.where(side > 0, above, np.where(side < 0, below, np.maximum(above, below)))
+    return np.asarray(np.maximum(counts, 0.0))
 
 
 def judge(values: Float64, known: Familiar) -> list[Verdict]:

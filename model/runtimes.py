@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from seisbind.model.encoders import MIDDLE_M_S, SPREAD_M_S, Encoders
 from seisbind.model.errors import InvalidConfig
-from seisbind.model.survey import CANONICAL_RECEIVERS, CANONICAL_SAMPLES
+from seisbind.model.survey import CANONICAL_RECEIVERS, CANONICAL_SAMPLES, OPENFWI
 
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
@@ -51,6 +52,14 @@ def read_gathers(encoders: Encoders, traces: Tensor, live: Tensor, shot_x_m: Ten
     if out.family is not None:
         read["family"] = out.family.softmax(dim=1)
     return read
+
+
+def gflop(encoders: Encoders) -> float:
+    """What reading one gather of OpenFWI's geometry costs, a multiplication and an addition counted as two."""
+    gather = torch.ones(1, 5, CANONICAL_SAMPLES, CANONICAL_RECEIVERS), torch.ones(1, 5, CANONICAL_RECEIVERS) > 0
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        encoders.embed_gathers(*gather, torch.tensor([OPENFWI.shot_x_m]))
+    return float(counter.get_total_flops()) / 1e9
 
 
 class TorchRuntime:

@@ -156,6 +156,14 @@ def digest(text: str, tensors: dict[str, Tensor]) -> str:
     return hashed.hexdigest()
 
 
+def _parse_familiar(
+    *, low: list[float], high: list[float], limit: float, middle: list[float] | None = None
+) -> Familiar:
+    """Weights of before the middle was stored had it halfway."""
+    halfway = ((a + b) / 2 for a, b in zip(low, high, strict=True))
+    return Familiar(tuple(low), tuple(halfway if middle is None else middle), tuple(high), limit)
+
+
 def _parse_description(text: str, path: Path) -> Description:
     try:
         raw = json.loads(text)
@@ -170,11 +178,7 @@ def _parse_description(text: str, path: Path) -> Description:
             else Calibration(
                 log_factor=tuple(tuple(map(float, row)) for row in calibration["log_factor"]),
                 presence=Presence(**calibration["presence"]),
-                familiar=Familiar(
-                    low=tuple(calibration["familiar"]["low"]),
-                    high=tuple(calibration["familiar"]["high"]),
-                    limit=float(calibration["familiar"]["limit"]),
-                ),
+                familiar=_parse_familiar(**calibration["familiar"]),
                 pairs=int(calibration["pairs"]),
             ),
             descriptors=tuple(raw.pop("descriptors")),

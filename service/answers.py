@@ -41,7 +41,7 @@ class InDistribution:
 
     Attributes:
         likely: None, like ``score`` and ``limit``, where the weights are not calibrated.
-        score: 1 on the edge of what training saw, larger beyond it.
+        score: 0 as usual in training, 1 on the edge of what it saw, larger beyond.
         limit: the score that 1 % of the gathers of training exceed.
         reason, detail: the respect in which it is unlike them, a word and a sentence; None where ``likely``.
         similarity: to the best match in the whole gallery, whatever the filter; None if it is empty.

@@ -145,7 +145,7 @@ class QuantityBody(BaseModel):
 
 class InDistributionBody(BaseModel):
     likely: bool | None = Field(description="score <= limit; null where the weights are not calibrated.")
-    score: float | None = Field(description="1 on the edge of what training saw, larger beyond it.")
+    score: float | None = Field(description="0 as usual in training, 1 on the edge of what it saw, larger beyond.")
     limit: float | None = Field(description="The score that 1 % of the gathers of training exceed.")
     reason: str | None = Field(
         description="noise, frequency, slow_waves, amplitudes, geometry or ground; null where likely."

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from seisbind.model.augment import AugmentConfig, as_trained
-from seisbind.model.familiarity import MEASURES, Familiar, judge, learn, measure, scores, with_doubt
+from seisbind.model.familiarity import MEASURES, NARROWEST, Familiar, judge, learn, measure, scores, with_doubt
 from seisbind.model.pairs import PairSet
 from seisbind.model.survey import Prepared, prepare
 from seisbind.model.wavefield import simulate
@@ -54,6 +54,18 @@ def test_a_record_without_noise_is_not_unlike_noisy_ones(recorded: Prepared) -> 
     assert scores(values(recorded), noisy)[:, at].max() <= 1
 
 
+def test_the_usual_is_in_the_middle_even_where_it_is_the_most(recorded: Prepared) -> None:
+    """Five shots are what training had but for a few lost ones: not on the edge, and more are beyond it."""
+    at = NAMES.index("shots")
+    trained = np.repeat(values(recorded), 100, axis=0)
+    trained[::50, at] = 1
+    known = learn(trained)
+    asked = np.repeat(values(recorded)[:1], 4, axis=0)
+    asked[:, at] = 5, 3, 1, 9
+    assert scores(asked, known)[:, at].tolist() == pytest.approx([0, 0.5, 1, 4 / NARROWEST])
+    assert [verdict.likely for verdict in judge(asked, known)] == [True, True, True, False]
+
+
 def test_gain_changes_no_measure(recorded: Prepared) -> None:
     np.testing.assert_allclose(values(with_traces(recorded, recorded.traces * 1e-7)), values(recorded), atol=1e-2)
 
@@ -71,7 +83,9 @@ def test_each_disturbance_is_named(recorded: Prepared, known: Familiar) -> None:
     x = np.abs(np.arange(70) * 10.0 - recorded.shot_x_m[..., None])  # (batch, shot, receiver)
     after = np.arange(250)[:, None] * 0.004 - 0.1 - x[:, :, None] / 400.0
     roll = 3 * rms * np.sin(2 * np.pi * 9 * after) * np.exp(-np.square(after / 0.1))
-    assert reasons(known, with_traces(recorded, recorded.traces + roll)) <= {"slow_waves", "amplitudes"}
+    rolling = with_traces(recorded, recorded.traces + roll)
+    assert reasons(known, rolling) <= {"slow_waves", "amplitudes", "frequency"}  # of 9 Hz
+    assert scores(values(rolling), known)[:, NAMES.index("slow_power")].min() > known.limit
 
 
 def test_measures_by_hand() -> None:

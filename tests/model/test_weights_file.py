@@ -13,9 +13,10 @@ from seisbind.model.encoders import EncoderConfig, Encoders
 from seisbind.model.errors import InvalidConfig, WeightsError
 from seisbind.model.familiarity import MEASURES, Familiar
 from seisbind.model.presence import Presence
+from seisbind.model.runtimes import gflop
 from seisbind.model.weights_file import SHIPPED, Calibration, Description, load_weights, save_weights
 
-FAMILIAR = Familiar((0.0,) * len(MEASURES), (1.5,) * len(MEASURES), 1.25)
+FAMILIAR = Familiar((0.0,) * len(MEASURES), (0.5,) * len(MEASURES), (1.5,) * len(MEASURES), 1.25)
 CALIBRATION = Calibration(
     log_factor=(tuple(float(i) for i in range(len(NAMES))),),
     presence=Presence(-1.0, 2.0, 3.0, -0.5, 0.05, 3000),
@@ -44,16 +45,18 @@ def test_round_trip(saved: Path, small: EncoderConfig) -> None:
 def test_weights_from_before_encoders_could_grow(
     saved: Path, small: EncoderConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their description names neither the layers that may be added nor what presence weighs since."""
+    """Their description names neither the layers that may be added nor what presence and familiarity weigh since."""
     real, tree = json.dumps, asdict(Description("old", small, {}, CALIBRATION))
     for name in ("ahead", "blocks", "mixers", "finish"):
         del tree["config"][name]
     for name in ("log_far", "doubt"):
         del tree["calibration"]["presence"][name]
+    del tree["calibration"]["familiar"]["middle"]
     monkeypatch.setattr("seisbind.model.weights_file.json.dumps", lambda *args, **more: real(tree, sort_keys=True))
     save_weights(saved, load_weights(saved).encoders, Description("old", small, {}, CALIBRATION))
     monkeypatch.undo()
-    assert load_weights(saved).description == Description("old", small, {}, CALIBRATION)
+    halfway = replace(FAMILIAR, middle=(0.75,) * len(MEASURES))
+    assert load_weights(saved).description == Description("old", small, {}, replace(CALIBRATION, familiar=halfway))
 
 
 def test_larger_encoders_round_trip(saved: Path, small: EncoderConfig) -> None:
@@ -141,3 +144,6 @@ def test_the_shipped_weights_load() -> None:
     weights = load_weights()
     assert weights.description.calibration is not None and weights.description.training["pairs"] >= 20_000
     assert SHIPPED.stat().st_size < 25_000_000
+    card = SHIPPED.with_name("MODEL_CARD.md").read_text(encoding="utf-8")
+    cost = gflop(weights.encoders)
+    assert 0 < cost <= 1.5 and f"{cost:.2f} GFLOP a gather" in card and f"`{weights.fingerprint}`" in card

@@ -56,7 +56,8 @@ def make_weights(path: Path, seed: int) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoders = Encoders(CONFIG)
-    familiar = Familiar((-200.0,) * len(MEASURES), (200.0,) * len(MEASURES), 1.0)  # whatever was measured, it is likely
+    low, middle, high = ((value,) * len(MEASURES) for value in (-200.0, 0.0, 200.0))
+    familiar = Familiar(low, middle, high, 1.0)  # whatever was measured, it is likely
     calibration = Calibration(
         ((float(np.log(2.0)),) * 13,), Presence(50.0, 0.0, 0.0, 0.0, 0.05, 3000), familiar, pairs=100
     )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from seisbind.index import Filter, Gallery, GalleryInfo
 from seisbind.model.descriptors import NAMES, describe
 from seisbind.model.errors import InvalidQuery, InvalidVelocityModel, WeightsMismatch
-from seisbind.model.familiarity import MEASURES
+from seisbind.model.familiarity import MEASURES, Familiar
 from seisbind.model.inference import Embedder
 from seisbind.model.presence import Presence
 from seisbind.model.survey import OPENFWI, prepare
@@ -103,9 +103,13 @@ def test_a_gather_beyond_the_calibration_names_the_respect(
     calibration = embedder.weights.description.calibration
     assert calibration is not None
     at = [m.name for m in MEASURES].index("shots")
-    high = tuple(1.0 if i == at else value for i, value in enumerate(calibration.familiar.high))
-    low = tuple(0.0 if i == at else value for i, value in enumerate(calibration.familiar.low))
-    narrow = replace(calibration, familiar=replace(calibration.familiar, low=low, high=high))
+    known = calibration.familiar
+
+    def with_shots(values: tuple[float, ...], shots: float) -> tuple[float, ...]:
+        return (*values[:at], shots, *values[at + 1 :])
+
+    few = Familiar(with_shots(known.low, 0.0), with_shots(known.middle, 0.5), with_shots(known.high, 1.0), known.limit)
+    narrow = replace(calibration, familiar=few)
     description = replace(embedder.weights.description, calibration=narrow)
     strict = Embedder(replace(embedder.weights, description=description), device="cpu")
     with Gallery.open(gallery_path, fingerprint=strict.fingerprint) as gallery:
