@@ -132,6 +132,12 @@ def descriptor_errors(value: Float32, truth: Float32, spread: Float32) -> dict[s
     return out
 
 
+def spread_of(embedder: Embedder, pairs: Embedded) -> Float32:
+    """``(13,)`` standard deviations of the descriptors; of training's where they do not vary (flat ground alone)."""
+    own = pairs.descriptors.std(axis=0)
+    return np.where(own > 0, own, embedder.descriptor_spread)
+
+
 def structure(pairs: Embedded, gallery_models: Float32, rows: NDArray[np.intp], *, leave_out: bool) -> dict[str, float]:
     """Mean absolute difference, m/s, of the retrieved model ``rows`` (n,) and of the gallery's best."""
     truth = torch.from_numpy(pairs.models).flatten(1)
@@ -151,13 +157,16 @@ def structure(pairs: Embedded, gallery_models: Float32, rows: NDArray[np.intp], 
     }
 
 
-def report(embedder: Embedder, pairs: Embedded, distractors: Float32 | None = None) -> dict[str, Any]:
+def report(
+    embedder: Embedder, pairs: Embedded, distractors: Float32 | None = None, spread: Float32 | None = None
+) -> dict[str, Any]:
     """One object of ``evaluate --json``.
 
     Args:
         embedder: for the inference of physics.
         pairs: the queries; their models are the gallery.
         distractors: ``(m, 70, 70)`` velocity models that are in the gallery beside them.
+        spread: ``(13,)`` that errors are measured by; None for that of ``pairs``.
     """
     gallery, models, described = pairs.velocity, pairs.models, pairs.descriptors
     if distractors is not None and len(distractors):
@@ -166,7 +175,7 @@ def report(embedder: Embedder, pairs: Embedded, distractors: Float32 | None = No
         described = np.concatenate([described, describe(distractors)])
     queries = pairs.gathers.embedding
     k = min(NEIGHBOURS, len(gallery) - 1)
-    spread = pairs.descriptors.std(axis=0) + 1e-9
+    spread = spread_of(embedder, pairs) if spread is None else spread
     out: dict[str, Any] = {
         "pairs": len(pairs),
         "gallery_size": len(gallery),
@@ -230,7 +239,8 @@ def evaluate(
     seed: int = 0,
     distractors: Float32 | None = None,
 ) -> Mapping[str, Any]:
-    """The report of ``seisbind evaluate``: ``overall`` (a mixed gallery) and one object a family (its own gallery).
+    """The report of ``seisbind evaluate``: ``overall`` (a mixed gallery) and one object a family (its own
+    gallery; errors by the spread of the mixed one, as flat ground has none in x).
 
     Args:
         embedder: the weights under test.
@@ -247,9 +257,11 @@ def evaluate(
         raise InvalidConfig(f"A gallery of {size} was asked for; the data hold {len(pairs)} pairs (at least 2 needed).")
     embedded = embed(embedder, pairs)
     rows = np.random.default_rng(seed).permutation(len(pairs))[:size]
-    out: dict[str, Any] = {"overall": report(embedder, embedded.select(rows), distractors), "families": {}}
+    whole = embedded.select(rows)
+    spread = spread_of(embedder, whole)
+    out: dict[str, Any] = {"overall": report(embedder, whole, distractors), "families": {}}
     for family in sorted(set(embedded.family.tolist())):
         members = np.flatnonzero(embedded.family == family)
         if len(members) >= 2:
-            out["families"][family] = report(embedder, embedded.select(members))
+            out["families"][family] = report(embedder, embedded.select(members), spread=spread)
     return out

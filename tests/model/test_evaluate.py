@@ -81,6 +81,8 @@ def test_report_of_real_encoders_has_the_contracts_names(pairs: PairSet, embedde
     assert set(overall["seismic_to_velocity"]) == set(overall["velocity_to_physics"]) == wanted
     assert set(overall["descriptors"]) == {"in_gallery", "novel"} and overall["structure"]["ratio"] >= 1
     assert set(result["families"]) == set(pairs.families)
+    flat = result["families"]["FlatVel-A"]["descriptors"]["novel"]["inferred"]
+    assert flat["mean_abs_lateral_gradient"] < 100  # flat ground has no spread of its own to measure errors by
     with pytest.raises(InvalidConfig, match="41"):
         evaluate(embedder, pairs, gallery_size=41)
 
