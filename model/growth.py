@@ -17,14 +17,26 @@ FAMILY_HEAD = "family_head"  # in the names of its parameters
 
 
 def difference(start: EncoderConfig, here: EncoderConfig) -> str:
-    """Where ``here`` is not ``start`` with other families and perhaps more layers; empty where it is."""
-    grown = {name: getattr(here, name) for name in ADDED if _covers(getattr(here, name), getattr(start, name))}
-    pairs = zip(asdict(replace(start, families=here.families, **grown)).items(), asdict(here).values(), strict=True)
+    """Where ``here`` is not ``start`` but for families and counts of layers; empty where it is."""
+    free = {"families": here.families} | {name: getattr(here, name) for name in ADDED}
+    pairs = zip((asdict(start) | free).items(), asdict(here).values(), strict=True)
     return "; ".join(f"{name}: {there} there, {own} here" for (name, there), own in pairs if there != own)
 
 
+def grown(start: EncoderConfig, here: EncoderConfig) -> EncoderConfig:
+    """``here`` with at least as many layers as ``start``: what was trained is kept."""
+    first, second, third = (max(pair) for pair in zip(start.blocks, here.blocks, strict=True))
+    return replace(
+        here,
+        ahead=max(start.ahead, here.ahead),
+        blocks=(first, second, third),
+        mixers=max(start.mixers, here.mixers),
+        finish=max(start.finish, here.finish),
+    )
+
+
 def begin_as(encoders: Encoders, start: Encoders) -> None:
-    """Load the tensors of ``start`` into encoders with the same or more layers (`difference` is empty).
+    """Load the tensors of ``start`` into encoders of the same form (no `difference`) with as many layers or more.
 
     The head that tells families is loaded where they are the same, and stays as it is elsewhere.
 
@@ -66,8 +78,3 @@ def _stage_of(number: int, blocks: tuple[int, ...]) -> tuple[int, int]:
     while number >= blocks[stage]:
         number, stage = number - blocks[stage], stage + 1
     return stage, number
-
-
-def _covers(here: int | tuple[int, ...], start: int | tuple[int, ...]) -> bool:
-    both = (here, start) if isinstance(here, tuple) and isinstance(start, tuple) else ((here,), (start,))
-    return all(own >= there for own, there in zip(*both, strict=True))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seisbind.model.encoders import MAP_CELLS, MIDDLE_M_S, SPREAD_M_S, GatherEmbedding
+from seisbind.model.errors import InvalidConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,9 @@ class LossConfig:
         soft_share: share of the target that follows the distance between velocity models; the rest is one-hot.
         softness_m_s: mean absolute difference at which a model's share falls by e.
         descriptor_head, map_head: weights of the regressions on the gathers.
-        descriptor_beta: how far gathers that it is unsure of keep their weight (Seitzer et al. 2022, beta-NLL): 0, by
-            the likelihood; 1, as if by the absolute error.
         family_head: weight of telling the family (cross-entropy).
+        descriptor_beta: power of the stated scale that each descriptor's term is multiplied by (Seitzer et al. 2022,
+            beta-NLL): 0 is the likelihood, which pulls by 1 / scale; at 1 all errors pull alike.
     """
 
     seismic_velocity: float = 1.0
@@ -38,6 +39,10 @@ class LossConfig:
     map_head: float = 2.0
     family_head: float = 0.05
     descriptor_beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.descriptor_beta <= 1:
+            raise InvalidConfig(f"A loss needs descriptor_beta from 0 to 1 (got {self.descriptor_beta:g}).")
 
 
 PAPER_LOSS = LossConfig(1.0, 0.1, 0.0, soft_share=0.0, descriptor_head=0.0, map_head=0.0, family_head=0.0)
@@ -112,9 +117,10 @@ def total_loss(
         parts["seismic_physics"] = contrastive(gathers.embedding, physics_embedding, scale)
         weights["seismic_physics"] = config.seismic_physics
     if config.descriptor_head and gathers.descriptors is not None and gathers.descriptor_scale is not None:
-        law = gathers.descriptor_scale
-        surprise = (gathers.descriptors - descriptors).abs() / law + law.log()  # of a Laplace law
-        parts["descriptors"] = (surprise * law.detach() ** config.descriptor_beta).mean()
+        scale_of_error = gathers.descriptor_scale
+        error = (gathers.descriptors - descriptors).abs()
+        likelihood = error / scale_of_error + scale_of_error.log()  # negative logarithm, of a Laplace law
+        parts["descriptors"] = (likelihood * scale_of_error.detach() ** config.descriptor_beta).mean()
         weights["descriptors"] = config.descriptor_head
     if config.map_head and gathers.velocity is not None:
         coarse = F.avg_pool2d((velocity.float()[:, None] - MIDDLE_M_S) / SPREAD_M_S, velocity.shape[-1] // MAP_CELLS)

@@ -17,14 +17,14 @@ from seisbind.model.loss import PAPER_LOSS, LossConfig
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """A recipe; the default is the shipped weights'.
+    """A recipe; the default is that of the first of the shipped weights' runs.
 
     Attributes:
         steps, batch: updates, and pairs in each.
         learning_rate, weight_decay, warmup: AdamW, linear warm-up over ``warmup`` steps, then a cosine to zero.
         ema: decay of the averaged weights that are kept; 0 keeps the last ones.
         hard_negatives: share of the batches that hold a few runs of models that are alike (`train._order`).
-        locked: train the seismic encoder only, towards the velocity and physics encoders as they are.
+        locked: train the seismic encoder only, towards the others and the temperature as they are.
         augment: disturbances; None trains on the pairs as they are.
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the device computes in it (a CPU without
             AVX-512 or AMX emulates it, thirty times slower).
@@ -68,7 +68,8 @@ LARGER = replace(
     learning_rate=1e-3,
     seed=1,  # other batches and disturbances than the run before
 )
-# goes on from those with the seismic encoder alone, to read the ground better: fewer disturbances, absolute errors
+# goes on from those with the seismic encoder alone, whose retrieval of seen ground is whole, to read new ground better:
+# the heads weigh more than before and all errors alike; fewer disturbances and alike models, which retrieval needs
 READING = replace(
     LARGER,
     loss=LossConfig(velocity_physics=0.0, soft_share=0.15, map_head=4.0, descriptor_head=2.0, descriptor_beta=1.0),
@@ -76,7 +77,7 @@ READING = replace(
     locked=True,
     steps=4800,
     hard_negatives=0.4,
-    seed=2,
+    seed=2,  # as above
 )
 NAMED = {"default": TrainConfig(), "further": FURTHER, "larger": LARGER, "reading": READING, "paper": PAPER}
 

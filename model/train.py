@@ -1,4 +1,4 @@
-"""Training the three encoders together: batches, optimiser, averaged weights, checkpoints that resume exactly.
+"""Training the encoders: batches, optimiser, averaged weights, checkpoints that resume exactly.
 
 What a step sees depends on (seed, step) alone, so that a resumed run repeats the uninterrupted one bit for bit on the
 same machine (CPU; a GPU adds its own rounding).
@@ -30,7 +30,7 @@ from torch import Tensor
 from seisbind.model.augment import Batch, augment, whole_batch
 from seisbind.model.encoders import Encoders
 from seisbind.model.errors import InvalidConfig
-from seisbind.model.growth import begin_as, difference
+from seisbind.model.growth import begin_as, difference, grown
 from seisbind.model.inference import choose_device
 from seisbind.model.loss import total_loss
 from seisbind.model.pairs import PairSet
@@ -80,8 +80,9 @@ def train(
         pairs: at least one batch of training pairs.
         config: the recipe.
         out: folder of the run; created.
-        start: trained encoders to begin from, with their standardisation, instead of random ones; see `growth` where
-            the recipe has more layers. The head that tells families begins anew where the pairs are of others.
+        start: trained encoders to begin from, with their standardisation, instead of random ones. Their layers are
+            kept, and those that the recipe has beyond them are added (`growth`). The head that tells families begins
+            anew where the pairs are of others.
         resume: go on from its checkpoint where there is one.
         device: ``auto``, ``cpu``, ``cuda``.
         stop_at: stop (with a checkpoint) after this step, as if interrupted.
@@ -91,16 +92,14 @@ def train(
         The encoders in evaluation mode, averaged weights where the recipe averages.
 
     Raises:
-        InvalidConfig: fewer pairs than a batch, a checkpoint of another recipe, ``start`` of another form, or none for
-            a recipe that needs it.
+        InvalidConfig: fewer pairs than a batch, a checkpoint of another recipe, or as `check_start`.
     """
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists() and not resume:
         raise InvalidConfig(f"{out} holds a run already; go on with --resume, or train into another folder.")
     if len(pairs) < config.batch:
         raise InvalidConfig(f"{len(pairs)} pairs are fewer than one batch of {config.batch}; lower 'batch'.")
-    if config.locked and start is None:
-        raise InvalidConfig("A 'locked' recipe goes on from trained encoders; give it weights to start from (--start).")
+    check_start(config, start)
     target = choose_device(device)
     out.mkdir(parents=True, exist_ok=True)
     state = _fresh_state(pairs, config, start, target)
@@ -124,6 +123,19 @@ def train(
     return (state.averaged if config.ema else state.encoders).eval()
 
 
+def check_start(config: TrainConfig, start: Encoders | None) -> None:
+    """Whether a recipe can begin from ``start``; needs no pairs.
+
+    Raises:
+        InvalidConfig: encoders of another form than the recipe's, or none for a recipe that needs them.
+    """
+    if start is None:
+        if config.locked:
+            raise InvalidConfig("A 'locked' recipe goes on from trained encoders; name their weights (--start).")
+    elif unlike := difference(start.config, config.encoders):
+        raise InvalidConfig(f"The weights to start from have another form ({unlike}); the recipe needs the same.")
+
+
 def _forget_later_rows(log: Path, step: int) -> None:
     """Drop what a killed run logged after its last checkpoint: those steps are run again."""
     if not log.exists():
@@ -135,11 +147,8 @@ def _forget_later_rows(log: Path, step: int) -> None:
 
 def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, device: torch.device) -> State:
     form = replace(config.encoders, families=pairs.families)
-    if start is not None and (unlike := difference(start.config, form)):
-        raise InvalidConfig(
-            f"The weights to start from have another form ({unlike}); give the recipe the same 'encoders', or more "
-            "layers."
-        )
+    if start is not None:
+        form = grown(start.config, form)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         encoders = Encoders(form)

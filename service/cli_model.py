@@ -79,13 +79,14 @@ def train(
     from seisbind.model.calibrate import OTHERS, SEEN, calibrate
     from seisbind.model.inference import Embedder
     from seisbind.model.recipe import load_config
-    from seisbind.model.train import Progress
+    from seisbind.model.train import Progress, check_start
     from seisbind.model.train import train as run
     from seisbind.model.weights_file import Description, load_weights, save_weights
     from seisbind.service.progress import counting
 
     recipe = load_config(config)
     begun = load_weights(start) if start else None
+    check_start(recipe, begun.encoders if begun else None)  # before the gathers are prepared
     pairs = _pairs(data, "train")
     calibrates = recipe.encoders.kind == "seisbind"
     split = _held_out(data, held_out) if calibrates else None
