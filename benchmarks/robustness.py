@@ -5,9 +5,11 @@
 
 Every disturbed gather goes the whole way of an uploaded one, `survey.prepare` included, and is looked for among all
 velocity models. Kinds marked * are never part of training (`acquisition`, `augment`), so they show what
-generalises. Signal over noise compares the rms of the whole record with that of the noise. The last two columns are of
-`in_distribution`: the area under the ROC curve of its score as a detector of the disturbance (.5 is blind, 1 sees every
-one), and the share of gathers that it calls unlike training. The peak frequencies are simulated anew, kept in --cache.
+generalises. Signal over noise compares the rms of the whole record with that of the noise. Then what is read of the
+ground: error of the mean velocity, and the share of truths in the 90 % intervals (all descriptors; the worst of them).
+The last two columns are of `in_distribution`: the area under the ROC curve of its score as a detector of the
+disturbance (.5 is blind, 1 sees every one), and the share of gathers that it calls unlike training. The peak
+frequencies are simulated anew, kept in --cache.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ from numpy.typing import NDArray
 from scipy.signal import butter, sosfiltfilt
 
 from seisbind.model.acquisition import Acquisition, record
-from seisbind.model.evaluate import recall
+from seisbind.model.descriptors import describe
+from seisbind.model.evaluate import descriptor_errors, recall
 from seisbind.model.familiarity import measure
 from seisbind.model.geology import EXTRA_FAMILIES, mixed
-from seisbind.model.inference import Embedder
+from seisbind.model.inference import Embedder, EncodedGathers, InferredPhysics
 from seisbind.model.pairs import PairSet, load_pairs, save_pairs
 from seisbind.model.survey import CANONICAL_DT_S, OPENFWI, Prepared, Survey, prepare
 from seisbind.model.wavefield import Boundary, ricker
@@ -151,6 +154,13 @@ def auroc(usual: Array, unusual: Array) -> float:
     return float(1 - (below[0] + below[1]).mean() / (2 * len(usual)))
 
 
+def read_off(physics: InferredPhysics, truth: Array) -> dict[str, float]:
+    """How far off the mean velocity is, and what share of ``truth`` (batch, 13) lies in the intervals."""
+    covered = ((physics.low <= truth) & (truth <= physics.high)).mean(axis=0)
+    off = descriptor_errors(physics.value, truth, truth.std(axis=0) + 1e-9)["mean_velocity"]
+    return {"mean_velocity": off, "covered": float(covered.mean()), "least": float(covered.min())}
+
+
 def of_peak(peak_hz: float, velocity: Array, number: int) -> torch.Tensor:
     """Prepared traces of one model with another wavelet (``number`` is the pool's running index)."""
     return record(velocity, Acquisition("openfwi", Boundary(), OPENFWI, ricker(peak_hz, OPENFWI.dt_s)))
@@ -190,30 +200,39 @@ def main() -> None:
     traces, velocity = pairs.traces.float().numpy(), pairs.velocity.numpy()
     gallery = embedder.embed_velocity(velocity)
 
-    def judged(prepared: Prepared) -> tuple[Array, Array, float]:
-        encoded = embedder.embed_gathers(prepared)
+    def judged(encoded: EncodedGathers, prepared: Prepared) -> tuple[Array, float]:
         verdicts = embedder.familiar(measure(prepared), encoded)
         if verdicts is None:
             sys.exit("These weights are not calibrated: there is no in_distribution to measure.")
         score = np.asarray([verdict.score for verdict in verdicts], dtype=np.float32)
-        return encoded.embedding, score, float(np.mean([not verdict.likely for verdict in verdicts]))
+        return score, float(np.mean([not verdict.likely for verdict in verdicts]))
 
-    usual = judged(prepare(traces, SURVEY))[1]
+    clean = prepare(traces, SURVEY)
+    usual = judged(embedder.embed_gathers(clean), clean)[0]
     rows = []
 
-    def add(name: str, prepared: Prepared, *, own: bool = True) -> None:
-        query, score, unlikely = judged(prepared)
-        found = recall(query, gallery) if own else {}
-        rows.append({"kind": name, **found, "auroc": auroc(-usual, -score), "unlikely": unlikely})
+    def add(name: str, prepared: Prepared, *, own: bool = True, truth: Array | None = None) -> None:
+        encoded = embedder.embed_gathers(prepared)
+        score, unlikely = judged(encoded, prepared)
+        row = {"kind": name, "auroc": auroc(-usual, -score), "unlikely": unlikely}
+        row |= recall(encoded.embedding, gallery) if own else {}
+        row |= {} if truth is None else read_off(embedder.infer_physics(encoded, None), truth)
+        rows.append(row)
 
+    described = pairs.descriptors.numpy()
     for name, disturb in KINDS.items():
-        add(name, prepare(*disturb(traces, np.random.default_rng(0))))
+        add(name, prepare(*disturb(traces, np.random.default_rng(0))), truth=described)
     peaks = np.random.default_rng(0).uniform(*PEAK_HZ, len(velocity))
     other = recorded(velocity, peaks, args.cache / f"peaks-{len(velocity)}")
-    add(f"peak frequency {PEAK_HZ[0]:g}-{PEAK_HZ[1]:g} Hz", prepare(other.traces.float().numpy(), SURVEY))
+    add(
+        f"peak frequency {PEAK_HZ[0]:g}-{PEAK_HZ[1]:g} Hz",
+        prepare(other.traces.float().numpy(), SURVEY),
+        truth=described,
+    )
     ground, _ = mixed(300, 14, EXTRA_FAMILIES)
     extra = recorded(ground, np.full(len(ground), 15.0), args.cache / "extra-300")
-    add("ground of families never seen *", prepare(extra.traces.float().numpy()[: len(ground)], SURVEY), own=False)
+    unseen = prepare(extra.traces.float().numpy()[: len(ground)], SURVEY)
+    add("ground of families never seen *", unseen, own=False, truth=describe(ground))
     noise = np.random.default_rng(1).standard_normal(traces[:300].shape, dtype=np.float32)
     add("nothing but noise *", prepare(noise, SURVEY), own=False)
 
@@ -221,10 +240,20 @@ def main() -> None:
         print(json.dumps({"weights": embedder.fingerprint, "pairs": len(pairs), "rows": rows}, indent=1))
         return
     print(f"weights {embedder.fingerprint}, {len(pairs)} pairs")
-    print("| gathers | R@1 | R@10 | AUROC | called unlike training |\n|---|---|---|---|---|")
+    print(
+        "| gathers | R@1 | R@10 | mean velocity, % | in the intervals | AUROC | called unlike training |\n"
+        + 7 * "|---"
+        + "|"
+    )
     for row in rows:
-        cells = [f"{row[key]:.3f}" if key in row else "" for key in ("r_at_1", "r_at_10", "auroc", "unlikely")]
-        print(f"| {row['kind']} | " + " | ".join(cells) + " |")
+        cells = {key: f"{value:.3f}" for key, value in row.items() if key != "kind"}
+        if "covered" in row:
+            cells |= {
+                "mean_velocity": f"{row['mean_velocity']:.1f}",
+                "covered": f"{row['covered']:.2f} ({row['least']:.2f})",
+            }
+        columns = ("r_at_1", "r_at_10", "mean_velocity", "covered", "auroc", "unlikely")
+        print(f"| {row['kind']} | " + " | ".join(cells.get(key, "") for key in columns) + " |")
 
 
 if __name__ == "__main__":
