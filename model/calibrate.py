@@ -25,7 +25,7 @@ Float64 = NDArray[np.float64]
 COVERAGE = 0.9
 FEWEST = 10  # pairs below which no order statistic bounds 90 %
 OTHERS = SIZES[-1]  # further models that are enough for the largest gallery that presence is fitted on
-SEEN = 2_000  # gathers of training that are enough for 0.5 % quantiles
+SEEN = 8_000  # gathers of training that are enough for the ends of their ranges, beyond which one in a thousand lies
 
 
 def calibrate(

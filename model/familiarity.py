@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import fft, rfft
+from scipy.stats import rankdata
 
 from seisbind.model.survey import CANONICAL_DT_S, CANONICAL_RECEIVERS, CANONICAL_SPACING_M, Prepared
 
@@ -26,6 +27,7 @@ HIGH_HZ = 62.5  # a Ricker of 28 Hz has 1e-3 of its power above
 BAND_HZ = (4.0, 60.0)  # where slow waves are looked for
 NARROWEST = 0.05  # from the middle of a range to its edge, in the units of the measures: what never varied may round
 FLOOR = 1e-9  # of power shares, -90 dB
+UNLIKE = 0.01  # of the gathers of training that are taken to be unlike it
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ class Familiar:
     """The ranges of `MEASURES` in training, and how far beyond them is too far.
 
     Attributes:
-        low, middle, high: per measure, the 0.5 %, 50 % and 99.5 % quantiles in training.
+        low, middle, high: per measure, the edges that 1 % of the gathers of training lie beyond, in one measure or
+            another and the same share at each edge; and the median.
         limit: the score that 1 % of the gathers of training exceed.
     """
 
@@ -144,10 +147,15 @@ def _measure_one(traces: Float32, live: NDArray[np.bool_], shot_x_m: Float32) ->
 
 
 def learn(values: Float64) -> Familiar:
-    """The ranges of ``values`` (n, len(MEASURES)), measured on gathers as training sees them."""
-    low, middle, high = (tuple(row.tolist()) for row in np.quantile(values, [0.005, 0.5, 0.995], axis=0))
+    """The ranges of ``values`` (n, len(MEASURES)), measured on gathers as training sees them; thousands of them."""
+    side = np.array([m.side for m in MEASURES])
+    above, below = rankdata(-values, "max", axis=0), rankdata(values, "max", axis=0)  # how many are as far out
+    tail = np.where(side > 0, above, np.where(side < 0, below, np.minimum(above, below))).min(axis=1) / len(values)
+    share = float(np.quantile(tail, UNLIKE)) - 0.5 / len(values)  # of values, so that edges are values
+    edges = [sign * np.quantile(sign * values, share, axis=0, method="inverted_cdf") for sign in (1, -1)]
+    low, middle, high = (tuple(row.tolist()) for row in (edges[0], np.median(values, axis=0), edges[1]))
     known = Familiar(low, middle, high, 0.0)
-    return replace(known, limit=float(np.quantile(scores(values, known).max(axis=1), 0.99)))
+    return replace(known, limit=float(np.quantile(scores(values, known).max(axis=1), 1 - UNLIKE)))
 
 
 def scores(values: Float64, known: Familiar) -> Float64:
