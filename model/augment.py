@@ -100,15 +100,19 @@ def as_trained(pairs: PairSet, config: AugmentConfig | None, *, count: int, seed
 def disturbed(pairs: PairSet, config: AugmentConfig | None, *, seed: int = 0) -> Prepared:
     """The gathers of ``pairs``, in their order, disturbed by ``config`` (None: as they are)."""
     generator = torch.Generator().manual_seed(seed)
-    parts = []
-    for start in range(0, len(pairs), AT_A_TIME):
-        batch = whole_batch(pairs.select(range(start, min(start + AT_A_TIME, len(pairs)))).to("cpu"))
-        parts.append(batch if config is None else augment(batch, config, generator))
-    return Prepared(
-        traces=torch.cat([part.traces.float() for part in parts]).numpy(),
-        live=torch.cat([part.live for part in parts]).numpy(),
-        shot_x_m=torch.cat([part.shot_x_m for part in parts]).numpy(),
+    count, shots, _, receivers = pairs.traces.shape
+    out = Prepared(  # whole from the start: thousands of gathers are gigabytes, and parts beside them as many
+        traces=np.empty(pairs.traces.shape, np.float32),
+        live=np.empty((count, shots, receivers), bool),
+        shot_x_m=np.empty((count, shots), np.float32),
     )
+    for start in range(0, count, AT_A_TIME):
+        rows = slice(start, min(start + AT_A_TIME, count))
+        batch = whole_batch(pairs.select(range(rows.start, rows.stop)).to("cpu"))
+        if config is not None:
+            batch = augment(batch, config, generator)
+        out.traces[rows], out.live[rows], out.shot_x_m[rows] = batch.traces, batch.live, batch.shot_x_m
+    return out
 
 
 def mirror(batch: Batch, which: Tensor) -> Batch:
