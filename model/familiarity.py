@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import fft, rfft
-from scipy.stats import rankdata
 
 from seisbind.model.survey import CANONICAL_DT_S, CANONICAL_RECEIVERS, CANONICAL_SPACING_M, Prepared
 
@@ -148,13 +147,16 @@ def _measure_one(traces: Float32, live: NDArray[np.bool_], shot_x_m: Float32) ->
 
 def learn(values: Float64) -> Familiar:
     """The ranges of ``values`` (n, len(MEASURES)), measured on gathers as training sees them; thousands of them."""
-    side = np.array([m.side for m in MEASURES])
-    above, below = rankdata(-values, "max", axis=0), rankdata(values, "max", axis=0)  # how many are as far out
-    tail = np.where(side > 0, above, np.where(side < 0, below, np.minimum(above, below))).min(axis=1) / len(values)
-    share = float(np.quantile(tail, UNLIKE)) - 0.5 / len(values)  # of values, so that edges are values
-    edges = [sign * np.quantile(sign * values, share, axis=0, method="inverted_cdf") for sign in (1, -1)]
-    low, middle, high = (tuple(row.tolist()) for row in (edges[0], np.median(values, axis=0), edges[1]))
-    known = Familiar(low, middle, high, 0.0)
+    ordered = np.sort(values, axis=0)
+    columns = list(zip(ordered.T, values.T, strict=True))
+    below = np.column_stack(
+        [np.searchsorted(order, column, "right") for order, column in columns]
+    )  # as far out, or more
+    above = len(values) - np.column_stack([np.searchsorted(order, column, "left") for order, column in columns])
+    rarest = -_counting(-above, -below).max(axis=1)
+    count = round(float(np.quantile(rarest, UNLIKE)))  # of values from an edge outwards
+    low, middle, high = (row.tolist() for row in (ordered[count - 1], np.median(values, axis=0), ordered[-count]))
+    known = Familiar(tuple(low), tuple(middle), tuple(high), 0.0)
     return replace(known, limit=float(np.quantile(scores(values, known).max(axis=1), 1 - UNLIKE)))
 
 
@@ -163,9 +165,13 @@ def scores(values: Float64, known: Familiar) -> Float64:
     low, middle, high = (np.asarray(part) for part in (known.low, known.middle, known.high))
     above = (values - middle) / np.maximum(high - middle, NARROWEST)
     below = (middle - values) / np.maximum(middle - low, NARROWEST)
+    return np.maximum(_counting(above, below), 0.0)
+
+
+def _counting(above: Float64, below: Float64) -> Float64:
+    """Of what is said of both ends, what is said of the end that a measure counts; the larger where both do."""
     side = np.array([m.side for m in MEASURES])
-    counts = np.where(side > 0, above, np.where(side < 0, below, np.maximum(above, below)))
-    return np.asarray(np.maximum(counts, 0.0))
+    return np.asarray(np.where(side > 0, above, np.where(side < 0, below, np.maximum(above, below))))
 
 
 def judge(values: Float64, known: Familiar) -> list[Verdict]:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from seisbind.model.encoders import MIDDLE_M_S, SPREAD_M_S, Encoders
 from seisbind.model.errors import InvalidConfig
@@ -56,6 +55,8 @@ def read_gathers(encoders: Encoders, traces: Tensor, live: Tensor, shot_x_m: Ten
 
 def gflop(encoders: Encoders) -> float:
     """What reading one gather of OpenFWI's geometry costs, a multiplication and an addition counted as two."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     gather = torch.ones(1, 5, CANONICAL_SAMPLES, CANONICAL_RECEIVERS), torch.ones(1, 5, CANONICAL_RECEIVERS) > 0
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         encoders.embed_gathers(*gather, torch.tensor([OPENFWI.shot_x_m]))

@@ -82,9 +82,9 @@ def test_each_disturbance_is_named(recorded: Prepared, known: Familiar) -> None:
     assert reasons(known, few) == {"geometry"}
     x = np.abs(np.arange(70) * 10.0 - recorded.shot_x_m[..., None])  # (batch, shot, receiver)
     after = np.arange(250)[:, None] * 0.004 - 0.1 - x[:, :, None] / 400.0
-    roll = 3 * rms * np.sin(2 * np.pi * 9 * after) * np.exp(-np.square(after / 0.1))
+    roll = 3 * rms * np.sin(2 * np.pi * 15 * after) * np.exp(-np.square(after / 0.1))  # at the wavelet's own frequency
     rolling = with_traces(recorded, recorded.traces + roll)
-    assert reasons(known, rolling) <= {"slow_waves", "amplitudes", "frequency"}  # of 9 Hz
+    assert reasons(known, rolling) <= {"slow_waves", "amplitudes"}
     assert scores(values(rolling), known)[:, NAMES.index("slow_power")].min() > known.limit
 
 
