@@ -23,6 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +32,10 @@ from scipy.signal import butter, sosfiltfilt
 
 from seisbind.model.acquisition import Acquisition, record
 from seisbind.model.descriptors import describe
-from seisbind.model.evaluate import descriptor_errors, recall
+from seisbind.model.evaluate import coverage, descriptor_errors, recall
 from seisbind.model.familiarity import measure
 from seisbind.model.geology import EXTRA_FAMILIES, mixed
-from seisbind.model.inference import Embedder, EncodedGathers, InferredPhysics
+from seisbind.model.inference import Embedder, InferredPhysics
 from seisbind.model.pairs import PairSet, load_pairs, save_pairs
 from seisbind.model.survey import CANONICAL_DT_S, OPENFWI, Prepared, Survey, prepare
 from seisbind.model.wavefield import Boundary, ricker
@@ -156,7 +157,7 @@ def auroc(usual: Array, unusual: Array) -> float:
 
 def read_off(physics: InferredPhysics, truth: Array) -> dict[str, float]:
     """How far off the mean velocity is, and what share of ``truth`` (batch, 13) lies in the intervals."""
-    covered = ((physics.low <= truth) & (truth <= physics.high)).mean(axis=0)
+    covered = coverage(physics, truth)
     off = descriptor_errors(physics.value, truth, truth.std(axis=0) + 1e-9)["mean_velocity"]
     return {"mean_velocity": off, "covered": float(covered.mean()), "least": float(covered.min())}
 
@@ -200,21 +201,17 @@ def main() -> None:
     traces, velocity = pairs.traces.float().numpy(), pairs.velocity.numpy()
     gallery = embedder.embed_velocity(velocity)
 
-    def judged(encoded: EncodedGathers, prepared: Prepared) -> tuple[Array, float]:
-        verdicts = embedder.familiar(measure(prepared), encoded)
-        if verdicts is None:
-            sys.exit("These weights are not calibrated: there is no in_distribution to measure.")
-        score = np.asarray([verdict.score for verdict in verdicts], dtype=np.float32)
-        return score, float(np.mean([not verdict.likely for verdict in verdicts]))
-
-    clean = prepare(traces, SURVEY)
-    usual = judged(embedder.embed_gathers(clean), clean)[0]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    scores: list[Array] = []  # the first are those of the clean gathers
 
     def add(name: str, prepared: Prepared, *, own: bool = True, truth: Array | None = None) -> None:
         encoded = embedder.embed_gathers(prepared)
-        score, unlikely = judged(encoded, prepared)
-        row = {"kind": name, "auroc": auroc(-usual, -score), "unlikely": unlikely}
+        verdicts = embedder.familiar(measure(prepared), encoded)
+        if verdicts is None:
+            sys.exit("These weights are not calibrated: there is no in_distribution to measure.")
+        scores.append(np.asarray([verdict.score for verdict in verdicts], dtype=np.float32))
+        row = {"kind": name, "auroc": auroc(-scores[0], -scores[-1])}
+        row |= {"unlikely": float(np.mean([not verdict.likely for verdict in verdicts]))}
         row |= recall(encoded.embedding, gallery) if own else {}
         row |= {} if truth is None else read_off(embedder.infer_physics(encoded, None), truth)
         rows.append(row)

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from seisbind.model.descriptors import DESCRIPTORS, NAMES, describe
 from seisbind.model.errors import InvalidConfig
-from seisbind.model.inference import NEIGHBOURS, Embedder, EncodedGathers
+from seisbind.model.inference import NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
 from seisbind.model.pairs import PairSet
 from seisbind.model.presence import CANDIDATES, Evidence, by_structure, coarse, differences
 from seisbind.model.survey import OPENFWI, Prepared
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 RECALL_AT = (1, 5, 10)
 CHUNK = 500  # queries whose similarities are held at a time
 
@@ -132,6 +133,11 @@ def descriptor_errors(value: Float32, truth: Float32, spread: Float32) -> dict[s
     return out
 
 
+def coverage(inferred: InferredPhysics, truth: Float32) -> Float64:
+    """``(13,)`` shares of ``truth`` (n, 13) that lie in the intervals."""
+    return np.asarray(((inferred.low <= truth) & (truth <= inferred.high)).mean(axis=0))
+
+
 def spread_of(embedder: Embedder, pairs: Embedded) -> Float32:
     """``(13,)`` standard deviations of the descriptors; of training's where they do not vary (flat ground alone)."""
     own = pairs.descriptors.std(axis=0)
@@ -187,11 +193,10 @@ def report(
     for name, leave_out in (("in_gallery", False), ("novel", True)):
         rows = nearest(queries, gallery, k, leave_out=leave_out)
         inferred = embedder.infer_physics(pairs.gathers, described[rows])
-        covered = (inferred.low <= pairs.descriptors) & (pairs.descriptors <= inferred.high)
         out["descriptors"][name] = {
             "inferred": descriptor_errors(inferred.value, pairs.descriptors, spread),
             "neighbours": descriptor_errors(described[rows].mean(axis=1), pairs.descriptors, spread),
-            "interval_coverage": dict(zip(NAMES, covered.mean(axis=0).tolist(), strict=True)),
+            "interval_coverage": dict(zip(NAMES, coverage(inferred, pairs.descriptors).tolist(), strict=True)),
         }
         first, moved = served(embedder, pairs, gallery, models, leave_out=leave_out)
         out["descriptors"][name]["ranked_by_structure"] = float(moved.mean())
@@ -239,8 +244,9 @@ def evaluate(
     seed: int = 0,
     distractors: Float32 | None = None,
 ) -> Mapping[str, Any]:
-    """The report of ``seisbind evaluate``: ``overall`` (a mixed gallery) and one object a family (its own
-    gallery; errors by the spread of the mixed one, as flat ground has none in x).
+    """The report of ``seisbind evaluate``: ``overall`` (a mixed gallery) and one object a family (its own gallery).
+
+    A family's errors are by the spread of the mixed gallery, too: flat ground has none in x.
 
     Args:
         embedder: the weights under test.
@@ -259,7 +265,7 @@ def evaluate(
     rows = np.random.default_rng(seed).permutation(len(pairs))[:size]
     whole = embedded.select(rows)
     spread = spread_of(embedder, whole)
-    out: dict[str, Any] = {"overall": report(embedder, whole, distractors), "families": {}}
+    out: dict[str, Any] = {"overall": report(embedder, whole, distractors, spread), "families": {}}
     for family in sorted(set(embedded.family.tolist())):
         members = np.flatnonzero(embedded.family == family)
         if len(members) >= 2:
