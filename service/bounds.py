@@ -4,8 +4,6 @@ any parsing.
 
 from __future__ import annotations
 
-import asyncio
-import traceback
 from contextlib import ExitStack
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,8 +11,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from seisbind.model.errors import SeisBindError, UploadTooLarge
 from seisbind.service.arrivals import Arrival, Arrivals
 from seisbind.service.errors import refused
-
-LINGER_S = 2.0  # for the rest of a body that is too large or too slow, after its refusal
 
 
 class BodyBounds:
@@ -46,19 +42,11 @@ class BodyBounds:
             return
         streamed = scope["path"] in self.streams
         cut = streamed
-        fault: SeisBindError | None = None
 
         async def send_and_close(message: Message) -> None:
             if message["type"] == "http.response.start" and cut:
                 # the rest of the body is not read, so the connection cannot be used again
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
-            if cut and not streamed and message["type"] == "http.response.body" and not message.get("more_body", False):
-                # closed on bytes that nobody read, a socket takes back the answer: it is sent whole, then they are read
-                await send({**message, "more_body": True})
-                if fault is not None:
-                    traceback.clear_frames(fault.__traceback__)  # they hold what has come of the body
-                await self._drain(receive)
-                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         if streamed:
@@ -76,15 +64,15 @@ class BodyBounds:
         with ExitStack() as room:
 
             async def bounded_receive() -> Message:
-                nonlocal body, cut, fault
+                nonlocal body, cut
                 try:
                     if body is None:
                         body = room.enter_context(self.arrivals.arriving(receive, deadline_s=self.body_deadline_s))
                     message = await body.receive()
                     if body.bytes > self.max_body_bytes:
                         raise self._too_large(body.bytes)
-                except SeisBindError as error:
-                    cut, fault = True, error
+                except SeisBindError:
+                    cut = True
                     room.close()
                     raise
                 if body.complete:
@@ -92,19 +80,6 @@ class BodyBounds:
                 return message
 
             await self.app(scope, bounded_receive, send_and_close)
-
-    async def _drain(self, receive: Receive) -> None:
-        """Read what a client still sends after its answer, and throw it away: no more than a body, and not for long."""
-        left = self.max_body_bytes
-        try:
-            async with asyncio.timeout(LINGER_S):
-                while left > 0:
-                    message = await receive()
-                    left -= len(message.get("body", b""))
-                    if message["type"] != "http.request" or not message.get("more_body", False):
-                        return
-        except TimeoutError:
-            return
 
     def _too_large(self, size: int) -> UploadTooLarge:
         return UploadTooLarge(

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from seisbind.model.errors import SeisBindError, WriteScopeRequired
 from seisbind.service.calls import Call, Need
 from seisbind.service.errors import CODE, problem, refused
 from seisbind.service.keys import Keys
 from seisbind.service.keys import Scope as KeyScope
-
-LINGER_S = 2.0  # for a refused body: long enough to be told in place of being reset, short enough to be of no use
 
 CORS_METHODS = ("GET", "POST", "DELETE")
 CORS_REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID")
@@ -56,30 +52,11 @@ class KeyGate:
 
 
 async def refuse(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer before the body has been read, and close.
-
-    The client is told at once. What it goes on sending for `LINGER_S` is thrown away unread, because closing on a
-    sender resets the connection, and the answer with it.
-    """
+    """Answer before the body has been read; where there is one, the connection is closed after it."""
     headers = dict(scope["headers"])
-    if headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
-        await response(scope, receive, send)
-        return
-    response.headers["Connection"] = "close"
-
-    async def send_open(message: Message) -> None:
-        if message["type"] == "http.response.body":
-            message["more_body"] = True
-        await send(message)
-
-    await response(scope, receive, send_open)
-    try:
-        async with asyncio.timeout(LINGER_S):
-            while (await receive()).get("more_body", False):
-                pass
-    except TimeoutError:
-        pass
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
+        response.headers["Connection"] = "close"
+    await response(scope, receive, send)
 
 
 class Origins(CORSMiddleware):

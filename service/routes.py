@@ -7,12 +7,9 @@ are `quick`.
 
 from __future__ import annotations
 
-import asyncio
 import io
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -62,8 +59,6 @@ from seisbind.service.segy import write_velocity
 from seisbind.service.serving import Serving
 from seisbind.service.uploads import read_gathers, read_velocity
 
-log = logging.getLogger(__name__)
-
 JSON = "application/json"
 NPY = "application/x-npy"
 SEGY = "application/vnd.seg-y"
@@ -78,24 +73,13 @@ def serving_of(request: Request) -> Serving:
 
 
 class InPieces(Response):
-    """An answer that is sent as its client takes it: a large one given away at once would wait in memory, unbounded.
-
-    A client that takes no piece of it within ``deadline_s`` gets no more.
-    """
-
-    def __init__(self, content: bytes, *, deadline_s: float, **more: Any) -> None:
-        super().__init__(content, **more)
-        self._deadline_s = deadline_s
+    """An answer that is sent as its client takes it: a large one given away at once would wait in memory, unbounded."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        try:
-            for start in range(0, max(1, len(self.body)), PIECE_BYTES):
-                piece, more = self.body[start : start + PIECE_BYTES], start + PIECE_BYTES < len(self.body)
-                async with asyncio.timeout(self._deadline_s):
-                    await send({"type": "http.response.body", "body": piece, "more_body": more})
-        except TimeoutError:  # the connection is closed with the answer cut off, which its client can see
-            log.warning("%s: the client took nothing for %g s.", scope["path"], self._deadline_s)
+        for start in range(0, max(1, len(self.body)), PIECE_BYTES):
+            piece, more = self.body[start : start + PIECE_BYTES], start + PIECE_BYTES < len(self.body)
+            await send({"type": "http.response.body", "body": piece, "more_body": more})
 
 
 class Admitted(APIRoute):
@@ -441,5 +425,4 @@ async def _written(
         serving.here(content) if small else await serving.on_file(content),
         status_code=status,
         media_type=media_type,
-        deadline_s=serving.settings.body_deadline_s,
     )

@@ -89,7 +89,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
         app = create_app(settings)
         config = uvicorn.Config(
             app,
-            http=Protocol,
+            http=Protocol.of(settings),
             access_log=False,  # the edge writes its own lines
             log_config=None,  # nor handlers of its own
             log_level="warning",

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -87,22 +86,18 @@ async def retrieve_stream(request: Request) -> Response:
     serving = serving_of(request)
     serving.batches.check()
     incoming = Incoming(request.receive)
-    try:
-        fields, chunks, declared = await _opened(request, incoming, serving)
-        asked = parse_fields(RetrieveFields, fields)
-        wishes = Wishes(
-            parse_geometry(asked),
-            allowed_top_k(asked.top_k, serving),
-            parse_filter(asked.filter),
-            parse_include(asked.include, PARTS),
-        )
-        deadline_s = serving.settings.body_deadline_s
-        stack = await Stack.begin(chunks, limits=gather_limits(serving), deadline_s=deadline_s, declared=declared)
-        answer = StreamedAnswer(request.scope, serving, incoming, stack, wishes)
-        await answer.begin()
-    except (SeisBindError, RequestValidationError):
-        await incoming.discard(serving.settings.max_body_bytes)
-        raise
+    fields, chunks, declared = await _opened(request, incoming, serving)
+    asked = parse_fields(RetrieveFields, fields)
+    wishes = Wishes(
+        parse_geometry(asked),
+        allowed_top_k(asked.top_k, serving),
+        parse_filter(asked.filter),
+        parse_include(asked.include, PARTS),
+    )
+    deadline_s = serving.settings.body_deadline_s
+    stack = await Stack.begin(chunks, limits=gather_limits(serving), deadline_s=deadline_s, declared=declared)
+    answer = StreamedAnswer(request.scope, serving, incoming, stack, wishes)
+    await answer.begin()
     return answer
 
 
@@ -128,10 +123,6 @@ async def _opened(
 def gather_limits(serving: Serving) -> Limits:
     """What one gather of a stream may be."""
     return Limits(unpacked_bytes=serving.settings.max_body_bytes, items=1)
-
-
-class _Unread(Exception):
-    """The client takes no answers."""
 
 
 class Outbox:
@@ -184,7 +175,6 @@ class StreamedAnswer(Response):
         self._stack = stack
         self._wishes = wishes
         self._limits = gather_limits(serving)
-        self._deadline_s = serving.settings.body_deadline_s
         self._unprepared = asyncio.Semaphore(UNPREPARED)
         self._ordered: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(IN_FLIGHT)
         self._outbox = Outbox(serving.settings.stream_buffer_bytes)
@@ -216,8 +206,6 @@ class StreamedAnswer(Response):
                 reading.cancel()
         except* ClientDisconnect:
             pass
-        except* _Unread:  # the connection is closed with the answer cut off, which its client can see
-            log.warning("%s: the client took no answers for %g s.", scope["path"], self._deadline_s)
 
     async def _read(self, group: asyncio.TaskGroup) -> None:
         stopping = group.create_task(self._serving.stopping.wait())
@@ -234,7 +222,6 @@ class StreamedAnswer(Response):
             last: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
             last.set_result(self._error_line(index, refused(self._scope, error)))
             await self._ordered.put(last)
-            await self._incoming.discard(self._limits.unpacked_bytes)
         await self._ordered.put(None)
         stopping.cancel()
         await self._incoming.until_left()
@@ -260,11 +247,7 @@ class StreamedAnswer(Response):
         line: bytes | None = b""
         while line is not None:
             line = await self._outbox.get()
-            try:
-                async with asyncio.timeout(self._deadline_s):
-                    await send({"type": "http.response.body", "body": line or b"", "more_body": line is not None})
-            except TimeoutError as error:
-                raise _Unread from error
+            await send({"type": "http.response.body", "body": line or b"", "more_body": line is not None})
 
     async def _line(self, index: int, gather: bytes | Query | SeisBindError) -> bytes:
         """The answer for one gather, or what is wrong with it."""

@@ -135,7 +135,7 @@ def running(settings: Settings) -> Iterator[Served]:
     """The real application in a real uvicorn on a free port, in a thread."""
     app = create_app(settings)
     with listen("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(app, http=Protocol, log_level="warning", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(app, http=Protocol.of(settings), log_level="warning", timeout_graceful_shutdown=5)
         server = Server(config, stopping=app.state.serving.stopping.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
