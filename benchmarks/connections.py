@@ -47,7 +47,6 @@ STUCK = 24
 STUCK_DEADLINE_S = 3.0
 EXIT_S = 5.0
 RESETS = 300
-LARGE = "include=velocity&top_k=100&dt_s=0.004"  # some 4 MB for a gather
 
 
 def post(path: str, body: bytes, *more: str) -> bytes:
@@ -61,7 +60,9 @@ def search() -> bytes:
 
 
 def large_answer() -> bytes:
-    return post(f"/v1/retrieve?{LARGE}", npy(np.repeat(canary_gather()[:, :, ::4], 2, axis=0).astype(np.float16)))
+    """A request for 100 velocity models for each of four gathers, 8 MB."""
+    gathers = np.repeat(canary_gather()[:, :, ::4], 4, axis=0).astype(np.float16)
+    return post("/v1/retrieve?top_k=100&dt_s=0.004", npy(gathers), "Accept: application/x-npz")
 
 
 def connect(url: httpx.URL) -> socket.socket:
@@ -119,6 +120,8 @@ def stuck(url: httpx.URL, count: int) -> Iterator[list[socket.socket]]:
         clients = [opened.enter_context(connect_small(url)) for _ in range(count)]
         for client in clients:
             client.sendall(request)
+        for client in clients:
+            client.recv(1, socket.MSG_PEEK)
         yield clients
 
 
@@ -169,7 +172,6 @@ def sockets_left(gallery: Path, seconds: float) -> bool:
         httpx.get(f"{url}/healthz", headers={"Connection": "close"})
         before = descriptors(pid)
         with stuck(url, STUCK):
-            time.sleep(1)
             during = descriptors(pid)
             begin = time.monotonic()
             while descriptors(pid) > before and time.monotonic() < begin + 5 * STUCK_DEADLINE_S + 10:
@@ -181,7 +183,6 @@ def sockets_left(gallery: Path, seconds: float) -> bool:
 
 def exit_time(gallery: Path, seconds: float) -> bool:
     with serving(gallery) as (url, pid), stuck(url, 4):
-        time.sleep(3)
         os.kill(pid, signal.SIGTERM)
         begin = time.monotonic()
         while not has_exited(pid):
@@ -193,8 +194,10 @@ def exit_time(gallery: Path, seconds: float) -> bool:
 def resets(gallery: Path, seconds: float) -> bool:
     request = post("/v1/retrieve?dt_s=0.004", npy(canary_gather()[0, :, ::4].astype(np.float16)), "Connection: close")
     found = {"429": 0, "reset": 0, "other": 0}
-    with serving(gallery, max_concurrency=1, body_deadline_s=120) as (url, _), stuck(url, 1):
-        time.sleep(2)  # it has the only place, and keeps it
+    with (
+        serving(gallery, max_concurrency=1, body_deadline_s=120) as (url, _),
+        stuck(url, 1),
+    ):  # it has the only place, and keeps it
         for _ in range(RESETS):
             answer = b""
             with connect(url) as client:
