@@ -22,7 +22,7 @@ from seisbind.service.building import build_gallery
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """``ms``: from the first byte of the request to the last of the answer."""
+    """``ms``: from the first byte of the request to the last of the answer. ``status`` 0: the answer did not arrive."""
 
     status: int
     ms: float
@@ -39,14 +39,25 @@ class Client:
     async def connect(cls, url: httpx.URL) -> Client:
         return cls(*await asyncio.open_connection(url.host, url.port))
 
-    async def ask(self, body: bytes, query: str = "") -> Reply:
-        """The reply to the gathers ``body``, posted with the ``query``."""
+    async def ask(self, body: bytes, query: str = "", *, close: bool = False) -> Reply:
+        """The reply to the gathers ``body``, posted with the ``query``; with ``close``, the last of the connection."""
         start = time.perf_counter()
         self.writer.write(
             b"POST /v1/retrieve?%b HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
-            b"Content-Length: %d\r\n\r\n" % (query.encode(), len(body))
+            b"Content-Length: %d\r\n%b\r\n" % (query.encode(), len(body), b"Connection: close\r\n" * close)
         )
         self.writer.write(body)
+        try:
+            return await self._reply(start)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            if not close:
+                raise
+            return Reply(0, (time.perf_counter() - start) * 1e3, retry_after=False)
+        finally:
+            if close:
+                self.writer.transport.abort()
+
+    async def _reply(self, start: float) -> Reply:
         head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
         length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
         await self.reader.readexactly(int(length.split(b":")[1]))

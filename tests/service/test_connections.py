@@ -106,23 +106,6 @@ def test_pipelined_requests_are_answered_in_order(served: Any, models: tuple[Flo
     assert set(re.findall(rb"HTTP/1.1 (\d+) ", answer)) == {b"200", b"404"}
 
 
-def test_what_is_pipelined_waits_in_the_sockets(serve: Any, busy: Any, gathers: Float32, models: Any) -> None:
-    """Promise 31: while a request is in work, those after it are not read, however much is sent."""
-    server = serve()
-    part, sent = post("/v1/search", npy(models[0][0])), 0
-    with busy(server), connected(server.url) as client:
-        client.sendall(post("/v1/retrieve", npy(gathers[0])))
-        until(lambda: server.serving.batches.waiting == 1)
-        client.settimeout(1)
-        rest = part
-        with pytest.raises(TimeoutError):
-            while sent < 64 * MIB:
-                taken = client.send(rest)
-                sent += taken
-                rest = rest[taken:] or part
-    assert sent < 32 * MIB  # what lies in the sockets
-
-
 def test_memory_is_bounded_whatever_is_pipelined(serve: Any, script: Any) -> None:
     """Promise 31 in a few seconds; `benchmarks/connections.py` has the minutes."""
     server = serve(api_keys=make_key("one", Scope.READ)[1].line)
@@ -130,8 +113,9 @@ def test_memory_is_bounded_whatever_is_pipelined(serve: Any, script: Any) -> Non
     request = b"GET /v1/gallery HTTP/1.1\r\na:\r\n\r\n"
     connections.pipeline(httpx.URL(server.url), request, seconds=0.5)
     before = memory_bytes(os.getpid())
-    assert connections.pipeline(httpx.URL(server.url), request, seconds=4) > 100_000
+    answered = connections.pipeline(httpx.URL(server.url), request, seconds=4)
     assert memory_bytes(os.getpid()) < before + 50e6
+    assert answered > 100_000
 
 
 def test_a_head_has_64_kib_at_most(served: Any) -> None:
