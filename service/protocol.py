@@ -139,8 +139,8 @@ class Protocol(HttpToolsProtocol):
 
     def _skip_empty_lines(self) -> None:
         """Between requests, where they mean nothing and begin none."""
-        while self._held[self._at : self._at + 1] in (b"\r", b"\n"):
-            self._at += 1
+        if self._held[self._at : self._at + 1] in (b"\r", b"\n"):
+            self._held, self._at = self._held[self._at :].lstrip(b"\r\n"), 0
 
     def _feed(self) -> None:
         """Parse a part that reaches no further than the end of the request."""
