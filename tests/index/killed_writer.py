@@ -150,9 +150,9 @@ STEPS = {
         *("add:begun", "add:first-row", "add:before-commit", "add:committed", "add:published"),
         *("remove:begun", "remove:before-commit", "remove:committed"),
         *(
-            f"{space}.{ending}:{step}"
-            for space in ("velocity", "physics")
-            for ending in ("faiss", "json")
+            f"{file}:{step}"
+            for name, ending in (("velocity", "faiss"), ("physics", "faiss"), ("columns", "bin"))
+            for file in (f"{name}.{ending}", f"{name}.json")
             for step in ("written", "synced", "renamed")
         ),
     ],

@@ -445,7 +445,7 @@ def test_after_closing_it_says_so(gallery: Gallery, make_batch: MakeBatch) -> No
 
 
 def test_what_the_snapshot_lacks_is_replayed(filled: Path, make_batch: MakeBatch) -> None:
-    old = {file.name: file.read_bytes() for file in filled.iterdir() if file.suffix in (".faiss", ".json")}
+    old = {file.name: file.read_bytes() for file in filled.iterdir() if file.suffix in (".faiss", ".bin", ".json")}
     with Gallery.open(filled, fingerprint=None, writable=True) as gallery:
         make_batch(5, first=40).add_to(gallery)
         gallery.remove(["m0", "m41"])
