@@ -4,8 +4,8 @@
     PYTHONPATH=OTHER/.typing python benchmarks/flips.py --flips 500     # the same against another checkout
 
 A quarter of the flips is in pages of SQLite's indices (ids and tags), a quarter in family names, half anywhere. Each is
-*refused* (opening says that the gallery is damaged), *said* (an answer is refused, all others are right) or *right* (all
-answers are right). Anything else is wrong without a word: it is counted, printed, and makes the exit code 1.
+*refused* (opening says that the gallery is damaged), *said* (an answer is refused, all others are right) or *right*
+(all answers are right). Anything else is wrong without a word: it is counted, printed, and makes the exit code 1.
 """
 
 from __future__ import annotations

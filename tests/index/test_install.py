@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -127,6 +126,6 @@ def test_what_a_killed_build_left_goes_with_the_next_writer(filled: Path) -> Non
     (filled / BUILDING / "thesis.tex").write_text("years of work")
     Gallery.open(filled, fingerprint=None, writable=True).close()
     assert (filled / BUILDING / "thesis.tex").exists()
-    os.unlink(filled / BUILDING / "thesis.tex")
+    (filled / BUILDING / "thesis.tex").unlink()
     Gallery.open(filled, fingerprint=None, writable=True).close()
     assert not (filled / BUILDING).exists()
