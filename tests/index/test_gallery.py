@@ -410,6 +410,20 @@ def test_who_may_not_write_does_not_take_a_living_gallery_for_frozen(for_all: Pa
 
 
 @needs_root
+def test_where_nothing_can_be_written_a_writer_is_refused_by_name(for_all: Path, make_batch: MakeBatch) -> None:
+    with as_someone_else():
+        for attempt in (
+            lambda: Gallery.open(for_all, fingerprint=None, writable=True),
+            lambda: Gallery.create(for_all, fingerprint="w", overwrite=True),
+        ):
+            with pytest.raises(GalleryWriteFailed, match="Permission denied"):
+                attempt()
+    with Gallery.open(for_all, fingerprint=None, writable=True) as gallery:
+        make_batch(1, first=40).add_to(gallery)
+        assert len(gallery) == 41 and gallery.verify().ok
+
+
+@needs_root
 def test_on_a_read_only_file_system_it_can_be_read(for_all: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = os.statvfs(for_all)
     read_only = os.statvfs_result((*where[:8], where.f_flag | os.ST_RDONLY, where.f_namemax))

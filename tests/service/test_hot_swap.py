@@ -1,4 +1,4 @@
-"""A gallery that changes under those who ask it: swapped a hundred times (promise 18), or changed by another process."""
+"""A gallery that changes under those who ask it: swapped a hundred times (promise 18), or changed elsewhere."""
 
 from __future__ import annotations
 
