@@ -97,8 +97,9 @@ class Labels:
 
     def among(self, families: Sequence[str]) -> Bool:
         """Which numbers are of ``families``; the last entry, which `NO_FAMILY` points at, is False."""
-        chosen = np.zeros(len(self.families) + 1, np.bool_)
-        chosen[[self._family[name] for name in families if name in self._family]] = True
+        found = [self._family[name] for name in families if name in self._family]
+        chosen = np.zeros(len(self.families) + 1, np.bool_)  # after ``found``: numbers may be added meanwhile
+        chosen[found] = True
         return chosen
 
     def carrying(self, tags: Sequence[str]) -> Bool:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from seisbind.index.columns import Bool, Columns, StoredColumns, Tally, keys_of
 from seisbind.index.faiss_index import Float32, Int64, VectorIndex
@@ -184,7 +183,7 @@ def load_contents(records: Records, folder: Path) -> Loaded:
         undescribed = ~_within(keys, columns)
         described = records.described(catalogue.rows[undescribed])
     indices = [
-        VectorIndex.build(_merged(snapshot.keys, snapshot.index.taken, keys, missing, vectors) if snapshot else vectors)
+        _index(snapshot, keys, missing, vectors)
         for snapshot, vectors in zip((velocity, physics), replayed, strict=True)
     ]
     contents = Contents.of(
@@ -237,14 +236,17 @@ def _within(keys: Int64, snapshot: Snapshot | StoredColumns | None) -> Bool:
     return np.zeros(len(keys), np.bool_) if snapshot is None else np.isin(keys, snapshot.keys)
 
 
-def _merged(
-    held: Int64, take: Callable[[Int64], NDArray[np.float32]], keys: Int64, missing: Bool, replayed: Float32
-) -> Float32:
-    """Vectors in the order of ``keys``: those that are ``missing`` from ``replayed``, the others by ``take``."""
+def _index(snapshot: Snapshot | None, keys: Int64, missing: Bool, replayed: Float32) -> VectorIndex:
+    """The index of one space in the order of ``keys``; the vectors of those ``missing`` are ``replayed``."""
+    if snapshot is None:  # then everything is missing
+        return VectorIndex.build(replayed)
+    held = len(snapshot.keys)
+    if np.array_equal(snapshot.keys, keys[:held]) and not missing[:held].any():
+        return snapshot.index.extended(replayed)  # nothing removed since, nothing copied
     vectors = np.empty((len(keys), replayed.shape[1]), np.float32)
     vectors[missing] = replayed
-    vectors[~missing] = take(_places(held, keys[~missing]))
-    return vectors
+    vectors[~missing] = snapshot.index.taken(_places(snapshot.keys, keys[~missing]))
+    return VectorIndex.build(vectors)
 
 
 def _places(held: Int64, keys: Int64) -> Int64:

@@ -130,12 +130,18 @@ def embeddings_sha256(velocity: bytes, physics: bytes) -> bytes:
     return hashlib.sha256(velocity + physics).digest()
 
 
-def record_checksum(record: Record, stored: Sequence[float], of_velocity: bytes, of_embeddings: bytes) -> bytes:
+def record_checksum(
+    words: tuple[str, str | None, tuple[str, ...], str | None, str, tuple[int, int]],
+    stored: Sequence[float],
+    of_velocity: bytes,
+    of_embeddings: bytes,
+) -> bytes:
     """The checksum of a whole model.
 
-    ``stored``: its descriptors as SQLite has them, in float64, where a flipped bit may be too small for float32.
+    Args:
+        words: its id, family, tags, source, when it was added, and the shape of its map.
+        stored: its descriptors as SQLite has them, in float64, where a flipped bit may be too small for float32.
     """
-    words = [record.model_id, record.family, record.tags, record.source, record.added_at, record.shape]
     numbers = np.asarray(stored, "<f8").tobytes()
     return hashlib.sha256(json.dumps(words).encode() + numbers + of_velocity + of_embeddings).digest()
 

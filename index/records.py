@@ -175,7 +175,7 @@ class Records:
             np.frombuffer(b"".join(bytes.fromhex(record.checksum) for record in records), CHECKSUM),
             [record.family for record in records],
             [record.tags for record in records],
-            np.reshape([record.descriptors for record in records], (len(records), len(NAMES))).astype(np.float32),
+            np.array([record.descriptors for record in records], np.float32).reshape(len(records), len(NAMES)),
         )
 
     def rows_until(self, last: int) -> Int64:
@@ -362,15 +362,11 @@ class Records:
         """Row and record out of the columns of `_MODEL`, compared with the record's checksum."""
         row, model_id, family = columns[:3]
         stored = columns[3 : 3 + len(NAMES)]
-        with np.errstate(over="ignore"):  # only a damaged one is too large, and the checksum is next
-            descriptors = np.asarray(stored, np.float64).astype(np.float32)
         source, added_at, depth, x, of_velocity, of_embeddings, checksum, tags = columns[3 + len(NAMES) :]
-        record = Record(
-            model_id, family, tuple(sorted(json.loads(tags))), source, added_at, descriptors, (depth, x), checksum.hex()
-        )
-        if record_checksum(record, stored, of_velocity, of_embeddings) != checksum:
+        words = (model_id, family, tuple(sorted(json.loads(tags))), source, added_at, (depth, x))
+        if record_checksum(words, stored, of_velocity, of_embeddings) != checksum:
             raise self._damaged(f"the record of {model_id!r} does not match its checksum")
-        return row, record
+        return row, Record(*words[:5], np.array(stored, np.float32), words[5], checksum.hex())
 
     def _free(
         self, connection: sqlite3.Connection, models: Sequence[NewModel], known: Known, skip_existing: bool
@@ -408,12 +404,10 @@ class Records:
         velocity = model.velocity.astype(LITTLE).tobytes()
         embeddings = tuple(e.astype(LITTLE).tobytes() for e in (model.velocity_embedding, model.physics_embedding))
         depth, x = model.velocity.shape
-        record = Record(
-            model.model_id, model.family, model.tags, model.source, model.added_at, model.descriptors, (depth, x), ""
-        )
+        words = (model.model_id, model.family, model.tags, model.source, model.added_at, (depth, x))
         stored = model.descriptors.tolist()
         of_velocity, of_embeddings = velocity_sha256(velocity, (depth, x)), embeddings_sha256(*embeddings)
-        checksum = record_checksum(record, stored, of_velocity, of_embeddings)
+        checksum = record_checksum(words, stored, of_velocity, of_embeddings)
         columns = (
             row, model.model_id, model.family, *stored, model.source, model.added_at, depth, x,
             of_velocity, of_embeddings, checksum,
