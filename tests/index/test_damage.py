@@ -223,3 +223,23 @@ def test_a_row_that_cannot_be_found_is_damage_and_not_an_unknown_model(
                 ask("m2")
         with pytest.raises(GalleryDamaged, match="velocity map of m1"):
             gallery.velocity("m1")
+
+
+@pytest.mark.parametrize(
+    "harm", ["UPDATE models SET checksum = zeroblob(32) WHERE row = 8", "DELETE FROM models WHERE row = 2"]
+)
+def test_a_change_elsewhere_that_is_damaged_is_not_served(
+    pristine: Path, tmp_path: Path, make_batch: MakeBatch, harm: str
+) -> None:
+    """Catching up reads what is new and looks for what is gone: the digest is what says that this is all."""
+    path = tmp_path / "gallery"
+    shutil.copytree(pristine, path)
+    with Gallery.open(path, fingerprint=None) as reader:
+        with Gallery.open(path, fingerprint=None, writable=True) as writer:
+            make_batch(2, first=30, dimension=8, cells=5).add_to(writer)  # rows 8 and 9
+            writer.remove(["m0"])
+        with closing(sqlite3.connect(path / "records.sqlite", isolation_level=None)) as connection:
+            connection.execute(harm)
+        with pytest.raises(GalleryDamaged):
+            reader.refresh()
+        assert reader.model_ids() == [f"m{i}" for i in range(COUNT)]
