@@ -8,9 +8,11 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from seisbind.index.lock import folder_lock
 from seisbind.model.descriptors import NAMES
 from seisbind.model.errors import (
     GalleryDamaged,
@@ -25,6 +27,7 @@ FORMAT_VERSION = 1
 PAGE_BYTES = 8192  # three pairs of 256-d embeddings a page; a 70 x 70 map wastes no more than a few per cent
 RECORDS = "records.sqlite"
 BUSY_TIMEOUT_S = 30.0
+OPENINGS = 5  # attempts where another gallery takes the place of the one that is being opened
 WAL_LIMIT_BYTES = 64 << 20  # what a checkpoint leaves of the write-ahead log
 
 # Small columns, blobs and embeddings live apart: listing and filtering never page through maps, and replaying the
@@ -113,16 +116,57 @@ def facts_check(facts: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
 
 
-def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
-    """A connection to an existing database of this format.
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """Which file a path leads to, and which folder: another gallery in the same place has another."""
 
-    It may be passed between threads; its owner (`Records`) lets one in at a time.
+    folder: tuple[int, int]
+    file: tuple[int, int]
+
+
+def identity(path: Path) -> FileIdentity:
+    """Raises FileNotFoundError: there is no such file."""
+    folder, file = path.parent.stat(), path.stat()
+    return FileIdentity((folder.st_dev, folder.st_ino), (file.st_dev, file.st_ino))
+
+
+def connect(path: Path, *, writable: bool) -> tuple[sqlite3.Connection, FileIdentity]:
+    """A connection to an existing database of this format, and which file that is.
+
+    SQLite opens the log by its name when it first reads, so the file must be the same then as before: `install` waits
+    for whoever is opening, and a folder that was exchanged meanwhile is opened again. The connection may be passed
+    between threads; its owner (`Records`) lets one in at a time.
 
     Raises:
-        GalleryNotFound, GalleryDamaged, GalleryError: nothing there; not a gallery; a format of another version.
+        GalleryNotFound, GalleryDamaged, GalleryError: nothing there; not a gallery; a format of another version, or
+            another gallery in its place at each of `OPENINGS` attempts.
     """
-    if not path.is_file():
-        raise GalleryNotFound(f"There is no gallery at {path.parent}. 'seisbind gallery build' makes one.")
+    for _ in range(OPENINGS):
+        try:
+            before = identity(path)
+            with folder_lock(path.parent, exclusive=False):
+                connection = _connect(path, writable=writable)
+        except FileNotFoundError as error:
+            raise GalleryNotFound(
+                f"There is no gallery at {path.parent}. 'seisbind gallery build' makes one."
+            ) from error
+        except GalleryDamaged:
+            if _is(path, before):
+                raise
+            continue
+        if _is(path, before):
+            return connection, before
+        connection.close()
+    raise GalleryError(f"Another gallery took the place of {path.parent} each time that it was opened. Try again.")
+
+
+def _is(path: Path, before: FileIdentity) -> bool:
+    with suppress(FileNotFoundError):
+        return identity(path) == before
+    return False
+
+
+def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     mode = "rw" if writable else "ro"
     wal = path.with_name(path.name + "-wal")
     read_only = bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)

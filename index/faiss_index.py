@@ -19,8 +19,9 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
-RECENT_VECTORS = 4096  # up to 4 MB of 256-d vectors is copied for each addition before they join the sealed part
-RECENT_SHARE = 32  # ... or this fraction of the sealed part, so that large galleries are not copied often
+RECENT_VECTORS = 1024  # up to 1 MB of 256-d vectors is copied for each addition before they are sealed
+GROWTH = 2  # a sealed part is joined to the one before it unless that one is more than this much larger
+FEW_FORBIDDEN = 256  # up to so many are fetched and dropped: FAISS's selectors cost more, most of all for many queries
 ROUNDING = 1e-5  # bound on the float32 error of the inner product of two 256-d unit vectors, times two
 SPARE = 16  # candidates fetched beyond k, so that ties at the end of the list rarely need a second search
 
@@ -60,17 +61,22 @@ class _Part:
         found = [np.empty(0, np.int64)] * len(queries)
         if not available:
             return found
+        forbidden = len(self) - available
+        dropped = forbidden if allowed is not None and forbidden <= FEW_FORBIDDEN else 0
         parameters = selector = bitmap = None
-        if allowed is not None and available < len(self):
+        if allowed is not None and forbidden > dropped:
             bitmap = np.packbits(allowed, bitorder="little")
             selector = faiss.IDSelectorBitmap(bitmap)  # FAISS keeps pointers only: both names live until the return
             parameters = faiss.SearchParameters(sel=selector)
         pending = np.arange(len(queries))
         fetch = min(k + SPARE, available)
         while len(pending):
-            similarities, positions = self.index.search(queries[pending], fetch, params=parameters)
+            similarities, positions = self.index.search(queries[pending], fetch + dropped, params=parameters)
             unsettled = []
             for query, similarity, position in zip(pending, similarities, positions, strict=True):
+                if dropped and allowed is not None:
+                    kept = np.flatnonzero(allowed[position])[:fetch]  # all of them are positions: there are as many
+                    similarity, position = similarity[kept], position[kept]
                 if fetch < available and similarity[-1] >= similarity[k - 1] - ROUNDING:
                     unsettled.append(query)  # the list ends among near-ties of the k-th
                     continue
@@ -108,12 +114,23 @@ class VectorIndex:
         return sum(len(part) for part in self._parts)
 
     def extended(self, vectors: Float32) -> VectorIndex:
-        """This index, then ``vectors`` ``(n, dimension)``; the sealed part is shared unless it is time to grow it."""
-        base, *recent = self._parts or (_Part.of(self.dimension),)
-        blocks = [part.vectors for part in recent] + [vectors]
-        if sum(map(len, blocks)) > max(RECENT_VECTORS, len(base) // RECENT_SHARE):
-            return VectorIndex(self.dimension, _Part.of(self.dimension, base.vectors, *blocks))
-        return VectorIndex(self.dimension, base, _Part.of(self.dimension, *blocks))
+        """This index, then ``vectors`` ``(n, dimension)``.
+
+        What is copied does not depend on how many there are: the last part, if it is small. Once that is full it is
+        sealed, and joined to those before it that are not much larger, so that the parts stay few.
+        """
+        if not len(vectors):
+            return self
+        *sealed, last = self._parts or (_Part.of(self.dimension),)
+        if len(last) >= RECENT_VECTORS:
+            sealed, blocks = [*sealed, last], [vectors]
+        else:
+            blocks = [last.vectors, vectors]
+        count = sum(map(len, blocks))
+        while count >= RECENT_VECTORS and sealed and len(sealed[-1]) <= GROWTH * count:
+            blocks.insert(0, sealed.pop().vectors)
+            count += len(blocks[0])
+        return VectorIndex(self.dimension, *sealed, _Part.of(self.dimension, *blocks))
 
     def taken(self, positions: Int64) -> Float32:
         """A copy of the vectors at ``positions``, ``(len(positions), dimension)``."""

@@ -2,15 +2,21 @@
 
 gallery/
 ├── records.sqlite    the truth (`records`)
-├── velocity.faiss    snapshots of the indices, derived (`snapshot`)
+├── velocity.faiss    snapshots, derived (`snapshot`): of both indices ...
 ├── velocity.json
 ├── physics.faiss
 ├── physics.json
+├── columns.bin       ... and of what filters and counts are made from (`columns`)
+├── columns.json
 ├── writer.lock       who may write (`lock`)
 └── building/         a new gallery that is not done yet, with the same files
 
 A new gallery is made inside the folder of the old one and not beside it, so that the folder may be a mount point or a
 link, both are on one file system, and the lock stays the same file; one rename of ``records.sqlite`` is the change.
+
+SQLite opens the write-ahead log by its name, after the file itself and not at once. Who opens a gallery therefore holds
+a shared ``flock`` on the folder until it has read something (`connect`), and `install` an exclusive one from before the
+old log goes until the new records are in place: nobody opens the records of one gallery and the log of another.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from seisbind.index.database import RECORDS, settle
+from seisbind.index.lock import folder_lock
 from seisbind.model.errors import GalleryDamaged, GalleryError
 
 LOCK = "writer.lock"
@@ -29,8 +36,8 @@ BUILDING = "building"
 SPACES = ("velocity", "physics")
 
 _LOGS = tuple(f"{RECORDS}-{log}" for log in ("wal", "shm", "journal"))
-_INDICES = tuple(f"{space}.{ending}" for space in SPACES for ending in ("faiss", "json"))
-_OWN = {RECORDS, LOCK, *_LOGS, *_INDICES, *(f"{name}.tmp" for name in _INDICES)}
+_SNAPSHOTS = (*(f"{space}.{ending}" for space in SPACES for ending in ("faiss", "json")), "columns.bin", "columns.json")
+_OWN = {RECORDS, LOCK, *_LOGS, *_SNAPSHOTS, *(f"{name}.tmp" for name in _SNAPSHOTS)}
 
 
 def make_folder(path: Path) -> None:
@@ -80,6 +87,16 @@ def _foreign(folder: Path, *, own_folder: str | None = BUILDING) -> Iterator[Pat
             yield path
 
 
+def drop_building(folder: Path) -> None:
+    """Remove what a writer that was killed, or failed, left of a new gallery; files of someone else stay.
+
+    The caller holds the lock of ``folder``. What cannot be removed is in nobody's way: the next build removes it.
+    """
+    building = folder / BUILDING
+    if building.is_dir() and not building.is_symlink() and not any(_foreign(building, own_folder=None)):
+        shutil.rmtree(building, ignore_errors=True)
+
+
 def install(folder: Path, *, at_step: Callable[[str], None]) -> None:
     """Put the gallery in ``building/``, closed, in the place of the one in ``folder``, whose lock the caller holds.
 
@@ -87,7 +104,8 @@ def install(folder: Path, *, at_step: Callable[[str], None]) -> None:
     old one beside new records would be taken for changes lost); from then on the new one is.
 
     Raises:
-        GalleryLocked, GalleryWriteFailed: the log of either could not be brought into its file; nothing was changed.
+        GalleryLocked, GalleryWriteFailed: the log of either could not be brought into its file, or somebody has been
+            opening the old gallery all the time; nothing was changed.
         OSError: the disk refused.
     """
     old, new = folder / RECORDS, folder / BUILDING / RECORDS
@@ -97,14 +115,15 @@ def install(folder: Path, *, at_step: Callable[[str], None]) -> None:
             settle(old)
     at_step("install:settled")
     # SQLite would replay an old log into the new records. Whoever reads the old ones keeps them open and goes on.
-    for name in (*_LOGS, *_INDICES):
-        (folder / name).unlink(missing_ok=True)
-    sync_folder(folder)
-    at_step("install:cleared")
-    new.replace(old)
-    sync_folder(folder)
+    with folder_lock(folder, exclusive=True):
+        for name in (*_LOGS, *_SNAPSHOTS):
+            (folder / name).unlink(missing_ok=True)
+        sync_folder(folder)
+        at_step("install:cleared")
+        new.replace(old)
+        sync_folder(folder)
     at_step("install:renamed")
-    for name in _INDICES:
+    for name in _SNAPSHOTS:
         if (folder / BUILDING / name).exists():
             (folder / BUILDING / name).replace(folder / name)
     sync_folder(folder)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -17,14 +16,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from seisbind.index.batch import checked_batch, unit_vectors
-from seisbind.index.contents import load_contents
-from seisbind.index.database import FORMAT_VERSION, RECORDS, create_database, told
+from seisbind.index.columns import NO_FAMILY, keys_of
+from seisbind.index.contents import Contents, load_contents
+from seisbind.index.database import FORMAT_VERSION, RECORDS, create_database, identity, told
+from seisbind.index.faiss_index import Float64, Int64
 from seisbind.index.filter import Filter
-from seisbind.index.folder import BUILDING, LOCK, SPACES, install, make_folder, make_room, size_bytes
+from seisbind.index.folder import BUILDING, LOCK, SPACES, drop_building, install, make_folder, make_room, size_bytes
 from seisbind.index.lock import WriterLock
 from seisbind.index.record import Float32, Histogram, Record
-from seisbind.index.records import Records
-from seisbind.index.snapshot import write_snapshot
+from seisbind.index.records import Known, Records
+from seisbind.index.snapshot import settle_snapshots, write_columns, write_snapshot
 from seisbind.index.verify import VerifyReport, verify
 from seisbind.model.errors import (
     GalleryDamaged,
@@ -40,16 +41,26 @@ from seisbind.model.errors import (
 log = logging.getLogger(__name__)
 
 HISTOGRAM_PARTS = 24  # as many bars as a small plot can show
+REPLAYED_SHARE = 32  # closing writes no snapshot where the next opening has to make up for less than this fraction ...
+MAX_REPLAYED = 4096  # ... and for no more models than this, which is a fraction of a second
 MAX_K = 1000  # hits a query: as many as a page or a table can use, and a bound on what an answer weighs
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A velocity model found. ``similarity`` is the cosine, -1 to 1; ``row`` breaks ties and is never used again."""
+    """A velocity model found, and what a list of matches says of it, all of one moment.
+
+    Attributes:
+        similarity: the cosine, -1 to 1.
+        row: breaks ties and is never used again.
+        descriptors: ``(13,)`` float32, in the order of `seisbind.model.descriptors.DESCRIPTORS`.
+    """
 
     model_id: str
     similarity: float
     row: int
+    family: str | None
+    descriptors: Float32 = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +116,27 @@ class Gallery:
         self._lock = lock
         self._at_step = at_step
         self._changing = threading.RLock()
-        self._inode = records.path.stat().st_ino
+        if lock is not None:
+            settle_snapshots(path)
+            drop_building(path)
         loaded = load_contents(records, path)
-        self._contents = loaded.contents
         self._notes = loaded.notes
-        self._snapshot_generation = self._contents.generation if loaded.snapshots_current else -1
+        self._row_of: dict[str, int] = {}  # moves before ``_contents`` does: see `_known`
+        self._show(loaded.contents)
+        self._snapshot_generation = -1 if loaded.behind else self._contents.generation
+        self._behind = loaded.behind  # models that the snapshots lack, or have too many
         self._closed = False
+
+    def _show(self, contents: Contents) -> None:
+        """Search ``contents`` from now on, which have come from the records as a whole."""
+        alive = contents.alive
+        self._row_of = dict(zip(contents.ids[alive], contents.rows[alive].tolist(), strict=True))
+        self._contents = contents
+
+    def _known(self) -> Known:
+        """What is known of the records. The generation is read first: what is known is never older than that."""
+        contents = self._contents
+        return Known(contents.generation, self._row_of, int(contents.rows[-1]) if len(contents.rows) else 0)
 
     @classmethod
     def create(
@@ -141,6 +167,7 @@ class Gallery:
                 install(path, at_step=at_step)
                 return cls._opened(path, fingerprint, lock, at_step)
         except BaseException:
+            drop_building(path)
             lock.release()
             raise
 
@@ -169,7 +196,7 @@ class Gallery:
             with told(path, "put the new gallery"):
                 install(path, at_step=at_step)
         finally:
-            shutil.rmtree(path / BUILDING, ignore_errors=True)
+            drop_building(path)
             lock.release()
 
     @staticmethod
@@ -187,6 +214,7 @@ class Gallery:
                 create_database(fresh / RECORDS, fingerprint=fingerprint, dimension=dimension, created_at=_now())
                 at_step("create:written")
             except BaseException:
+                drop_building(path)
                 lock.release()
                 raise
         return lock
@@ -257,7 +285,8 @@ class Gallery:
 
     def families(self) -> dict[str, int]:
         """How many models each family has, by name. Models without a family are not counted."""
-        return self._records.families()
+        contents = self._contents
+        return contents.tally.by_name(contents.columns.labels)
 
     def add(
         self,
@@ -306,18 +335,17 @@ class Gallery:
         if not models:
             return []
         with self._changing:
-            generation, rows, written = self._records.add(models, skip_existing=skip_existing)
+            state, described, written = self._records.add(models, self._known(), skip_existing=skip_existing)
             if not written:
                 return [model.model_id for model in models]
-            ids = np.empty(len(written), object)
-            ids[:] = [model.model_id for model in written]
+            self._row_of.update(zip(described.ids, described.rows.tolist(), strict=True))
             self._contents = self._contents.extended(
-                generation,
-                rows,
-                ids,
+                state,
+                described,
                 np.stack([model.velocity_embedding for model in written]),
                 np.stack([model.physics_embedding for model in written]),
             )
+            self._behind += len(written)
             self._at_step("add:published")
         return [model.model_id for model in models]
 
@@ -329,8 +357,11 @@ class Gallery:
             GalleryWriteFailed: the disk refused; then none is removed.
         """
         with self._changing:
-            generation, rows = self._records.remove(model_ids)
-            self._contents = self._contents.without(generation, rows)
+            state, rows = self._records.remove(model_ids, self._known())
+            for model_id in set(model_ids):
+                del self._row_of[model_id]
+            self._contents = self._contents.without(state, rows)
+            self._behind += len(rows)
         return len(rows)
 
     def search_velocity(self, queries: ArrayLike, k: int, *, filter: Filter | None = None) -> list[list[Hit]]:
@@ -358,42 +389,37 @@ class Gallery:
             raise InvalidQuery(f"k is a whole number from 1 to {MAX_K}; got {k!r}.")
         vectors = unit_vectors(queries, self.dimension, "queries")
         contents = self._contents
-        allowed = contents.allowed(self._records.allowed(condition)) if condition else contents.alive
+        allowed = contents.allowed(condition)
         index = contents.velocity if space == "velocity" else contents.physics
         return [
-            [
-                Hit(contents.ids[position], similarity, row)
-                for position, similarity, row in zip(
-                    positions.tolist(), similarities.tolist(), contents.rows[positions].tolist(), strict=True
-                )
-            ]
+            list(_hits(contents, positions, similarities))
             for positions, similarities in index.search(vectors, int(k), allowed=allowed)
         ]
 
     def record(self, model_id: str) -> Record:
         """What is known of one model. Raises UnknownModel, GalleryDamaged."""
-        return self._records.records([model_id])[0]
+        return self._records.records([model_id], self._known())[0]
 
     def records(self, model_ids: Sequence[str]) -> list[Record]:
         """What is known of each model, in the order asked. Raises UnknownModel, GalleryDamaged."""
-        return self._records.records(model_ids)
+        return self._records.records(model_ids, self._known())
 
     def velocity(self, model_id: str) -> Float32:
         """The map of one model, ``(depth, x)`` float32, m/s. Raises UnknownModel, GalleryDamaged."""
-        return self._records.velocity(model_id)
+        return self._records.velocities([model_id], self._known())[0]
 
     def velocities(self, model_ids: Sequence[str]) -> list[Float32]:
         """The maps of several models, in the order asked. Raises as `velocity` does."""
-        return self._records.velocities(model_ids)
+        return self._records.velocities(model_ids, self._known())
 
     def embeddings(self, model_ids: Sequence[str]) -> tuple[Float32, Float32]:
         """Velocity and physics embeddings, ``(model, dimension)`` each, as they are searched. Raises UnknownModel."""
         contents = self._contents
-        at: dict[str, int] = dict(zip(contents.ids[contents.alive], np.flatnonzero(contents.alive), strict=True))
-        unknown = [model_id for model_id in model_ids if model_id not in at]
-        if unknown:
-            raise UnknownModel(f"No velocity model {unknown[0]!r} in the gallery at {self.path}.")
-        positions = np.asarray([at[model_id] for model_id in model_ids], np.int64)
+        rows = [self._row_of.get(model_id, 0) for model_id in model_ids]
+        for model_id, row in zip(model_ids, rows, strict=True):
+            if not len(contents.positions(np.asarray([row], np.int64))):
+                raise UnknownModel(f"No velocity model {model_id!r} in the gallery at {self.path}.")
+        positions = contents.positions(np.asarray(rows, np.int64))
         return contents.velocity.taken(positions), contents.physics.taken(positions)
 
     def model_ids(self) -> list[str]:
@@ -410,17 +436,33 @@ class Gallery:
         """
         with self._changing:
             try:
-                replaced = self._records.path.stat().st_ino != self._inode
+                replaced = identity(self._records.path).file != self._records.identity.file
             except FileNotFoundError:
                 replaced = True
             if replaced:
                 raise GalleryError(f"The gallery at {self.path} was replaced by another one; open it again.")
-            before = self._contents
-            self._contents = before.refreshed(self._records)
-            return self._contents is not before
+            return self._caught_up()
+
+    def _caught_up(self) -> bool:
+        before = self._contents
+        now = before.refreshed(self._records, self.path)
+        if now is not before:
+            self._show(now)
+        return now is not before
+
+    @contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """Everything that is searched and read inside is the gallery of one moment, the present one.
+
+        Nothing that another thread or process changes meanwhile is seen, and reading waits for the block in other
+        threads: it is for what would otherwise find a model and not find its record.
+        """
+        with self._changing, self._records.reading():
+            self._caught_up()
+            yield
 
     def snapshot(self) -> None:
-        """Write both indices beside the records, so that the next opening need not replay anything.
+        """Write indices and columns beside the records, so that the next opening need not replay anything.
 
         Raises:
             GalleryError: opened for reading.
@@ -433,39 +475,49 @@ class Gallery:
             if contents.generation == self._snapshot_generation:
                 return
             kept = np.flatnonzero(contents.alive)
-            catalogue = self._records.catalogue()
+            keys = keys_of(contents.columns.checksums[kept])
             for space in SPACES:
                 index = contents.velocity if space == "velocity" else contents.physics
                 write_snapshot(
                     self.path,
                     space,
                     index.taken(kept),
-                    catalogue.keys,
+                    keys,
                     fingerprint=self.fingerprint,
                     generation=contents.generation,
                     at_step=self._at_step,
                 )
-            self._snapshot_generation = contents.generation
+            write_columns(
+                self.path,
+                contents.columns,
+                kept,
+                fingerprint=self.fingerprint,
+                generation=contents.generation,
+                at_step=self._at_step,
+            )
+            self._snapshot_generation, self._behind = contents.generation, 0
 
     def info(self) -> GalleryInfo:
         """What this gallery is, as of now."""
+        contents = self._contents
         return GalleryInfo(
             path=self.path,
-            count=len(self),
-            families=self.families(),
+            count=len(contents),
+            families=contents.tally.by_name(contents.columns.labels),
             fingerprint=self.fingerprint,
             dimension=self.dimension,
             format_version=FORMAT_VERSION,
-            generation=self.generation,
+            generation=contents.generation,
             bytes=size_bytes(self.path),
             created_at=self._records.created_at,
-            descriptor_ranges=self._records.descriptor_ranges(),
+            descriptor_ranges=contents.tally.ranges(),
             notes=self._notes,
         )
 
     def distribution(self) -> Distribution:
-        """How the descriptors of all models are distributed, as of now; reads every record's descriptors."""
-        return Distribution(self.generation, self._records.histograms(HISTOGRAM_PARTS))
+        """How the descriptors of all models are distributed, as of now; goes through all of them."""
+        contents = self._contents
+        return Distribution(contents.generation, contents.columns.histograms(contents.alive, HISTOGRAM_PARTS))
 
     def verify(self) -> VerifyReport:
         """Read every byte and compare it with its checksum, SQLite's structure and the snapshots included."""
@@ -475,13 +527,16 @@ class Gallery:
     def close(self) -> None:
         """Write a snapshot if one is due, and let go of the files. May be called twice.
 
-        A snapshot that cannot be written is logged and not raised: the records have everything.
+        It is due if the next opening would have to make up for more than `MAX_REPLAYED` models or a `REPLAYED_SHARE`-th
+        of the gallery: closing after a few changes to a large gallery takes no longer than to a small one. A snapshot
+        that cannot be written is logged and not raised: the records have everything.
         """
         with self._changing:
             if self._closed:
                 return
             try:
-                if self._lock is not None:
+                due = self._behind > min(len(self._contents) // REPLAYED_SHARE, MAX_REPLAYED)
+                if self._lock is not None and due:
                     self.snapshot()
             except (GalleryWriteFailed, GalleryDamaged) as error:
                 log.warning("No snapshot was written on closing: %s", error)
@@ -495,6 +550,15 @@ class Gallery:
         finally:
             if self._lock is not None:
                 self._lock.release()
+
+
+def _hits(contents: Contents, positions: Int64, similarities: Float64) -> Iterator[Hit]:
+    columns = contents.columns
+    found = zip(positions.tolist(), similarities.tolist(), columns.descriptors[:, positions].T, strict=True)
+    for position, similarity, descriptors in found:
+        code = int(columns.family[position])
+        family = None if code == NO_FAMILY else columns.labels.families[code]
+        yield Hit(columns.ids[position], similarity, int(columns.rows[position]), family, descriptors)
 
 
 def _now() -> str:

@@ -1,13 +1,58 @@
-"""The one-writer rule of a gallery, kept by the operating system."""
+"""The locks of a gallery, kept by the operating system: one writer, and nobody opens what is being replaced."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from seisbind.model.errors import GalleryLocked, GalleryWriteFailed
+
+PATIENCE_S = 30.0  # opening and replacing take milliseconds: longer, and somebody has been stopped in the middle
+POLL_S = 0.01
+
+
+@contextmanager
+def folder_lock(folder: Path, *, exclusive: bool) -> Iterator[None]:
+    """A ``flock`` on the folder of a gallery: shared by all who open its records, exclusive for who replaces them.
+
+    It needs no file and no permission to write. Where a file system cannot lock a folder, the block runs without.
+
+    Raises:
+        GalleryLocked: somebody has held it the other way for `PATIENCE_S`.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # may be entered and not listed
+        yield
+        return
+    try:
+        _take(handle, folder, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _take(handle: int, folder: Path, how: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(handle, how | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                doing = "opening the gallery there" if how == fcntl.LOCK_EX else "putting a new gallery there"
+                raise GalleryLocked(
+                    f"{folder}: another process has been {doing} for {PATIENCE_S:g} s. See whether it was stopped, and "
+                    "try again."
+                ) from error
+            time.sleep(POLL_S)
+        except OSError:
+            return
 
 
 class WriterLock:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 Ids = NDArray[np.object_]
+Checksums = NDArray[np.void]
 
+CHECKSUM = np.dtype("V32")  # a SHA-256
 LITTLE = np.dtype("<f4")  # how float32 arrays are stored
 
 
@@ -64,12 +66,43 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Catalogue:
-    """Which models there are, by row: ``rows`` ascending, their ``ids``, and their ``keys`` (see `snapshot`)."""
+    """Which models there are, by row: ``rows`` ascending, their ``ids`` and the ``checksums`` of their records.
+
+    ``digest`` is that of all of them, which is right.
+    """
 
     generation: int
+    digest: bytes
     rows: Int64
     ids: Ids
-    keys: Int64
+    checksums: Checksums
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Described:
+    """The small columns of some models, each compared with the checksum of its record.
+
+    Attributes:
+        rows: ascending.
+        tags: of each, sorted.
+        descriptors: ``(model, 13)``.
+    """
+
+    rows: Int64
+    ids: Ids
+    checksums: Checksums
+    families: Sequence[str | None]
+    tags: Sequence[tuple[str, ...]]
+    descriptors: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a change moves: the number of changes so far, of models, and the digest of all models."""
+
+    generation: int
+    count: int
+    digest: bytes
 
 
 def digest_entry(row: int, model_id: str, checksum: bytes) -> bytes:
@@ -78,10 +111,15 @@ def digest_entry(row: int, model_id: str, checksum: bytes) -> bytes:
 
 
 def xor(entries: Iterable[bytes]) -> bytes:
-    total = 0
-    for entry in entries:
-        total ^= int.from_bytes(entry)
-    return total.to_bytes(32)
+    words = np.frombuffer(b"".join(entries), np.uint64).reshape(-1, 4)
+    return bytes(np.bitwise_xor.reduce(words, axis=0).tobytes())
+
+
+def objects(items: Sequence[str]) -> Ids:
+    """Strings as an array of objects."""
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
 
 
 def velocity_sha256(blob: bytes, shape: tuple[int, ...]) -> bytes:
@@ -92,12 +130,18 @@ def embeddings_sha256(velocity: bytes, physics: bytes) -> bytes:
     return hashlib.sha256(velocity + physics).digest()
 
 
-def record_checksum(record: Record, stored: Sequence[float], of_velocity: bytes, of_embeddings: bytes) -> bytes:
+def record_checksum(
+    words: tuple[str, str | None, tuple[str, ...], str | None, str, tuple[int, int]],
+    stored: Sequence[float],
+    of_velocity: bytes,
+    of_embeddings: bytes,
+) -> bytes:
     """The checksum of a whole model.
 
-    ``stored``: its descriptors as SQLite has them, in float64, where a flipped bit may be too small for float32.
+    Args:
+        words: its id, family, tags, source, when it was added, and the shape of its map.
+        stored: its descriptors as SQLite has them, in float64, where a flipped bit may be too small for float32.
     """
-    words = [record.model_id, record.family, record.tags, record.source, record.added_at, record.shape]
     numbers = np.asarray(stored, "<f8").tobytes()
     return hashlib.sha256(json.dumps(words).encode() + numbers + of_velocity + of_embeddings).digest()
 

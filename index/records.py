@@ -2,7 +2,9 @@
 
 Every byte is under a checksum that is compared when it is read: a map under ``velocity_sha256``, the two embeddings
 under ``embeddings_sha256``, both of these and all other columns under ``checksum``, and the set of
-(row, id, checksum) under one digest of the whole, which `Records.catalogue` compares.
+(row, id, checksum) under one digest of the whole, which `Records.catalogue` compares. SQLite's own indices are under
+none of them, so nothing that is served is looked up through one alone: a model is read by its row, and what is there
+has to be the model that was asked for.
 """
 
 from __future__ import annotations
@@ -10,25 +12,28 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from seisbind.index.database import connect, facts_check, told
-from seisbind.index.filter import Filter
 from seisbind.index.record import (
+    CHECKSUM,
     LITTLE,
     Catalogue,
+    Described,
     Float32,
-    Histogram,
     Int64,
     NewModel,
     Record,
+    State,
     digest_entry,
     embeddings_sha256,
+    objects,
     record_checksum,
     velocity_sha256,
     xor,
@@ -42,6 +47,17 @@ _COLUMNS = (
     + ", source, added_at, depth, x, velocity_sha256, embeddings_sha256, checksum"
 )
 _MODEL = f"SELECT {_COLUMNS}, (SELECT json_group_array(tag) FROM tags WHERE tags.row = models.row) FROM models"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a gallery in memory knows of its models: the row of each id, as of a number of changes, and the last row."""
+
+    generation: int
+    row_of: Mapping[str, int]
+    last_row: int
 
 
 class Records:
@@ -57,9 +73,9 @@ class Records:
         self._read_lock = threading.RLock()
         self._write_lock = threading.RLock()
         # The writer first: after a crash it is the one that may recover the log.
-        self._writer = connect(path, writable=True) if writable else None
+        self._writer = connect(path, writable=True)[0] if writable else None
         try:
-            self._reader = connect(path, writable=False)
+            self._reader, self.identity = connect(path, writable=False)
         except BaseException:
             if self._writer is not None:
                 self._writer.close()
@@ -114,29 +130,59 @@ class Records:
                 raise
             self._at_step(f"{doing}:committed")
 
-    def generation(self) -> int:
-        """How many changes have been made: two equal answers, the same content."""
+    def state(self) -> State:
+        """How many changes have been made (two equal numbers, the same content), and what they came to."""
         with self.reading() as connection:
-            return int(self._facts(connection)["generation"])
+            return self._state(connection)
 
     def catalogue(self) -> Catalogue:
-        """Every model's row, id and key.
+        """Every model's row, id and checksum.
 
         Raises:
             GalleryDamaged: they are not the ones that were written.
         """
         with self.reading() as connection:
-            facts = self._facts(connection)
+            state = self._state(connection)
             found = connection.execute("SELECT row, model_id, checksum FROM models ORDER BY row").fetchall()
             digest = xor(digest_entry(*entry) for entry in found)
-            if str(len(found)) != facts["count"] or digest.hex() != facts["digest"]:
+            if (len(found), digest) != (state.count, state.digest):
                 raise self._damaged("the list of models does not match its digest")
-            ids = np.empty(len(found), object)
-            ids[:] = [entry[1] for entry in found]
-            checksums = b"".join(entry[2] for entry in found)
+            ids = objects([entry[1] for entry in found])
+            checksums = np.frombuffer(b"".join(entry[2] for entry in found), CHECKSUM)
             rows = np.fromiter((entry[0] for entry in found), np.int64, len(found))
-            keys = np.frombuffer(checksums, np.dtype("<i8")).reshape(-1, 4)[:, 0].astype(np.int64)
-        return Catalogue(int(facts["generation"]), rows, ids, keys)
+        return Catalogue(state.generation, digest, rows, ids, checksums)
+
+    def described(self, rows: Int64 | None = None, *, after: int = 0) -> Described:
+        """The small columns of ``rows`` (ascending), or of all rows higher than ``after``.
+
+        Raises:
+            GalleryDamaged: one is missing or not what was written.
+        """
+        first, last = (after + 1, 2**63 - 1) if rows is None else (int(rows[0]), int(rows[-1])) if len(rows) else (1, 0)
+        wanted = None if rows is None else set(rows.tolist())
+        held: list[tuple[int, Record]] = []
+        with self.reading() as connection:
+            found = connection.execute(f"{_MODEL} WHERE row BETWEEN ? AND ? ORDER BY row", (first, last))
+            for columns in found:
+                if wanted is None or columns[0] in wanted:
+                    held.append(self._decoded(columns))
+        if rows is not None and len(held) != len(rows):
+            raise self._damaged(f"the records of {len(rows) - len(held)} models are missing")
+        records = [record for _, record in held]
+        return Described(
+            np.fromiter((row for row, _ in held), np.int64, len(held)),
+            objects([record.model_id for record in records]),
+            np.frombuffer(b"".join(bytes.fromhex(record.checksum) for record in records), CHECKSUM),
+            [record.family for record in records],
+            [record.tags for record in records],
+            np.array([record.descriptors for record in records], np.float32).reshape(len(records), len(NAMES)),
+        )
+
+    def rows_until(self, last: int) -> Int64:
+        """The rows up to ``last`` that are there, as they are found."""
+        with self.reading() as connection:
+            found = connection.execute("SELECT row FROM models WHERE row <= ? ORDER BY row", (last,)).fetchall()
+            return np.fromiter((row for (row,) in found), np.int64, len(found))
 
     def listed(self) -> tuple[Int64, list[str]]:
         """Rows and ids as they are found, whether or not they match the digest; see `catalogue`."""
@@ -173,25 +219,7 @@ class Records:
             raise self._damaged(f"the embeddings of {len(position)} models are missing")
         return velocity, physics
 
-    def allowed(self, condition: Filter) -> Int64:
-        """The rows that a filter lets through, ascending."""
-        clauses: list[str] = []
-        values: list[str | float] = []
-        if condition.families:
-            clauses.append(f"family IN ({', '.join('?' * len(condition.families))})")
-            values += condition.families
-        for name, (low, high) in condition.ranges:
-            clauses.append(f"{name} BETWEEN ? AND ?")
-            values += (low, high)
-        for tag in condition.tags:
-            clauses.append("row IN (SELECT row FROM tags WHERE tag = ?)")
-            values.append(tag)
-        where = f" WHERE {' AND '.join(clauses)}" if clauses else ""
-        with self.reading() as connection:
-            found = connection.execute(f"SELECT row FROM models{where} ORDER BY row", values).fetchall()
-            return np.fromiter((row for (row,) in found), np.int64, len(found))
-
-    def records(self, model_ids: Sequence[str]) -> list[Record]:
+    def records(self, model_ids: Sequence[str], known: Known) -> list[Record]:
         """The records of ``model_ids``, in that order.
 
         Raises:
@@ -199,66 +227,64 @@ class Records:
             GalleryDamaged: one is not what was written.
         """
         with self.reading() as connection:
-            return [self._decoded(self._row(connection, model_id))[1] for model_id in model_ids]
+            return [self._found(connection, model_id, known, self._record) for model_id in model_ids]
 
-    def velocity(self, model_id: str) -> Float32:
-        """The map of one model, ``(depth, x)`` float32, m/s. Raises as `records` does."""
-        return self.velocities([model_id])[0]
-
-    def velocities(self, model_ids: Sequence[str]) -> list[Float32]:
-        """The maps of ``model_ids``, in that order. Raises as `records` does."""
+    def velocities(self, model_ids: Sequence[str], known: Known) -> list[Float32]:
+        """The maps of ``model_ids``, ``(depth, x)`` float32, m/s, in that order. Raises as `records` does."""
         with self.reading() as connection:
-            return [self._velocity(connection, model_id) for model_id in model_ids]
+            return [self._found(connection, model_id, known, self._velocity) for model_id in model_ids]
 
-    def _velocity(self, connection: sqlite3.Connection, model_id: str) -> Float32:
-        """One map, checked against its own checksum: the rest of the record is not read."""
-        found = connection.execute(
-            "SELECT depth, x, velocity_sha256, velocity FROM models LEFT JOIN velocities USING (row) "
-            "WHERE model_id = ?",
-            (model_id,),
-        ).fetchone()
+    def _found(
+        self,
+        connection: sqlite3.Connection,
+        model_id: str,
+        known: Known,
+        read: Callable[[sqlite3.Connection, int, str], T | None],
+    ) -> T:
+        """What ``read`` reads of a model by its row.
+
+        A row that is not there although nothing has changed since it was known is damage. If something has changed, in
+        another process or on its way into what is known, the model may have gone, or have come, or have got a new row.
+        """
+        row = known.row_of.get(model_id)
+        found = None if row is None else read(connection, row, model_id)
+        if found is not None:
+            return found
+        if self._state(connection).generation == known.generation:
+            if row is None:
+                raise self._unknown(model_id)
+            raise self._damaged(f"the record of {model_id!r} cannot be found")
+        new = connection.execute("SELECT row FROM models WHERE model_id = ?", (model_id,)).fetchone()
+        found = None if new is None else read(connection, new[0], model_id)
         if found is None:
             raise self._unknown(model_id)
-        depth, x, sha256, blob = found
+        return found
+
+    def _record(self, connection: sqlite3.Connection, row: int, model_id: str) -> Record | None:
+        columns = connection.execute(f"{_MODEL} WHERE row = ?", (row,)).fetchone()
+        if columns is None:
+            return None
+        self._same(columns[1], model_id)
+        return self._decoded(columns)[1]
+
+    def _velocity(self, connection: sqlite3.Connection, row: int, model_id: str) -> Float32 | None:
+        """One map, checked against its own checksum: the rest of the record is not read."""
+        found = connection.execute(
+            "SELECT model_id, depth, x, velocity_sha256, velocity FROM models LEFT JOIN velocities USING (row) "
+            "WHERE row = ?",
+            (row,),
+        ).fetchone()
+        if found is None:
+            return None
+        held, depth, x, sha256, blob = found
+        self._same(held, model_id)
         if blob is None or velocity_sha256(blob, (depth, x)) != sha256:
             raise self._damaged(f"the velocity map of {model_id} does not match its checksum")
         return np.frombuffer(blob, LITTLE).reshape(depth, x).astype(np.float32)
 
-    def families(self) -> dict[str, int]:
-        """How many models each family has, by name; those without a family are not counted."""
-        with self.reading() as connection:
-            return dict(
-                connection.execute(
-                    "SELECT family, count(*) FROM models WHERE family IS NOT NULL GROUP BY family ORDER BY family"
-                ).fetchall()
-            )
-
-    def descriptor_ranges(self) -> dict[str, tuple[float, float]]:
-        """Lowest and highest value of each descriptor; empty for an empty gallery."""
-        with self.reading() as connection:
-            ends = connection.execute(
-                "SELECT " + ", ".join(f"min({name}), max({name})" for name in NAMES) + " FROM models"
-            ).fetchone()
-        if ends[0] is None:
-            return {}
-        return {name: (ends[2 * i], ends[2 * i + 1]) for i, name in enumerate(NAMES)}
-
-    def histograms(self, parts: int) -> dict[str, Histogram]:
-        """How many models lie in each of ``parts`` equal parts of each descriptor's range; empty for an empty gallery.
-
-        One descriptor after another, so that nobody waits for all of them.
-        """
-        found = {}
-        for name in NAMES:
-            with self.reading() as connection:
-                low, high = connection.execute(f"SELECT min({name}), max({name}) FROM models").fetchone()
-                if low is None:
-                    return {}
-                part = f"min({parts - 1}, CAST(({name} - ?) * {parts} / ? AS INTEGER))"
-                grouped = f"SELECT {part} AS part, count(*) FROM models GROUP BY part"
-                held = dict(connection.execute(grouped, (low, high - low or 1.0)).fetchall())
-            found[name] = Histogram(low, high, tuple(held.get(number, 0) for number in range(parts)))
-        return found
+    def _same(self, held: object, model_id: str) -> None:
+        if held != model_id:
+            raise self._damaged(f"where {model_id!r} should be there is {held!r:.150}")
 
     def structure(self) -> list[str]:
         """What SQLite's own checks find wrong: pages, indices, references. Empty if all is well."""
@@ -272,34 +298,40 @@ class Records:
             f"records.sqlite: row {row} of {table} belongs to no model" for table, row, *_ in references
         ]
 
-    def add(self, models: Sequence[NewModel], *, skip_existing: bool) -> tuple[int, Int64, list[NewModel]]:
+    def add(
+        self, models: Sequence[NewModel], known: Known, *, skip_existing: bool
+    ) -> tuple[State, Described, list[NewModel]]:
         """Write ``models`` in one transaction.
 
         Returns:
-            The generation, the rows given, and the models written: all of them, or with ``skip_existing`` those
-            whose id was free. If that is none, nothing was changed and the generation is the one before.
+            The state, what was written, and the models written: all of them, or with ``skip_existing`` those
+            whose id was free. If that is none, nothing was changed and the state is the one before.
 
         Raises:
             InvalidQuery: an id is taken. With ``skip_existing`` only if it is taken by another velocity map.
             GalleryWriteFailed: the disk refused; nothing was changed.
         """
         with self._writing("add") as connection:
-            models = list(self._free(connection, models, skip_existing))
-            if not models:
-                return int(self._facts(connection)["generation"]), np.empty(0, np.int64), []
+            models = list(self._free(connection, models, known, skip_existing))
             last = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'models'").fetchone()[0]
-            rows = np.arange(len(models), dtype=np.int64) + (last or 0) + 1
-            self._at_step("add:begun")
-            entries: list[bytes] = []
+            rows = np.arange(len(models), dtype=np.int64) + max(last or 0, known.last_row) + 1
+            if models:
+                self._at_step("add:begun")
+            checksums: list[bytes] = []
             for row, model in zip(rows.tolist(), models, strict=True):
-                entries.append(self._insert(connection, row, model))
-                if len(entries) == 1:
+                checksums.append(self._insert(connection, row, model))
+                if len(checksums) == 1:
                     self._at_step("add:first-row")
-            generation = self._advance(connection, len(models), entries)
-        return generation, rows, models
+            ids = [model.model_id for model in models]
+            entries = [digest_entry(*entry) for entry in zip(rows.tolist(), ids, checksums, strict=True)]
+            state = self._advance(connection, len(models), entries) if models else self._state(connection)
+        descriptors = np.reshape([model.descriptors for model in models], (len(models), len(NAMES)))
+        families, tags = [model.family for model in models], [model.tags for model in models]
+        stored = np.frombuffer(b"".join(checksums), CHECKSUM)
+        return state, Described(rows, objects(ids), stored, families, tags, descriptors.astype(np.float32)), models
 
-    def remove(self, model_ids: Sequence[str]) -> tuple[int, Int64]:
-        """Delete models in one transaction; returns the generation and the rows deleted.
+    def remove(self, model_ids: Sequence[str], known: Known) -> tuple[State, Int64]:
+        """Delete models in one transaction; returns the state and the rows deleted.
 
         Raises:
             UnknownModel: one of them is not there; nothing was changed.
@@ -309,52 +341,50 @@ class Records:
             entries: list[bytes] = []
             rows: list[int] = []
             for model_id in dict.fromkeys(model_ids):
-                found = connection.execute(
-                    "SELECT row, model_id, checksum FROM models WHERE model_id = ?", (model_id,)
-                ).fetchone()
-                if found is None:
+                row = known.row_of.get(model_id)
+                if row is None:
                     raise UnknownModel(f"No velocity model {model_id!r} in the gallery; nothing was removed.")
-                entries.append(digest_entry(*found))
-                rows.append(found[0])
+                found = connection.execute("SELECT model_id, checksum FROM models WHERE row = ?", (row,)).fetchone()
+                if found is None:
+                    raise self._damaged(f"the record of {model_id!r} cannot be found")
+                self._same(found[0], model_id)
+                entries.append(digest_entry(row, *found))
+                rows.append(row)
             self._at_step("remove:begun")
             connection.executemany("DELETE FROM models WHERE row = ?", [(row,) for row in rows])
-            generation = self._advance(connection, -len(rows), entries)
-        return generation, np.asarray(rows, np.int64)
-
-    def _row(self, connection: sqlite3.Connection, model_id: str) -> tuple[Any, ...]:
-        columns: tuple[Any, ...] | None = connection.execute(f"{_MODEL} WHERE model_id = ?", (model_id,)).fetchone()
-        if columns is None:
-            raise self._unknown(model_id)
-        return columns
+            state = self._advance(connection, -len(rows), entries)
+        return state, np.asarray(rows, np.int64)
 
     def _unknown(self, model_id: str) -> UnknownModel:
         return UnknownModel(f"No velocity model {model_id!r} in the gallery at {self.path.parent}.")
 
-    def _decoded(self, columns: tuple[Any, ...]) -> tuple[int, Record, bytes]:
-        """Row, record, and the checksum of the map, out of the columns of `_MODEL`."""
+    def _decoded(self, columns: tuple[Any, ...]) -> tuple[int, Record]:
+        """Row and record out of the columns of `_MODEL`, compared with the record's checksum."""
         row, model_id, family = columns[:3]
         stored = columns[3 : 3 + len(NAMES)]
-        with np.errstate(over="ignore"):  # only a damaged one is too large, and the checksum is next
-            descriptors = np.asarray(stored, np.float64).astype(np.float32)
         source, added_at, depth, x, of_velocity, of_embeddings, checksum, tags = columns[3 + len(NAMES) :]
-        record = Record(
-            model_id, family, tuple(sorted(json.loads(tags))), source, added_at, descriptors, (depth, x), checksum.hex()
-        )
-        if record_checksum(record, stored, of_velocity, of_embeddings) != checksum:
+        words = (model_id, family, tuple(sorted(json.loads(tags))), source, added_at, (depth, x))
+        if record_checksum(words, stored, of_velocity, of_embeddings) != checksum:
             raise self._damaged(f"the record of {model_id!r} does not match its checksum")
-        return row, record, of_velocity
+        return row, Record(*words[:5], np.array(stored, np.float32), words[5], checksum.hex())
 
     def _free(
-        self, connection: sqlite3.Connection, models: Sequence[NewModel], skip_existing: bool
+        self, connection: sqlite3.Connection, models: Sequence[NewModel], known: Known, skip_existing: bool
     ) -> Iterator[NewModel]:
         """The models whose id is not taken, by the gallery or by an earlier one of the same batch."""
         taken: dict[str, bytes] = {}
         for model in models:
             sha256 = velocity_sha256(model.velocity.astype(LITTLE).tobytes(), model.velocity.shape)
-            stored = connection.execute(
-                "SELECT velocity_sha256 FROM models WHERE model_id = ?", (model.model_id,)
-            ).fetchone()
-            other = stored[0] if stored else taken.get(model.model_id)
+            row = known.row_of.get(model.model_id)
+            other = taken.get(model.model_id)
+            if row is not None:
+                stored = connection.execute(
+                    "SELECT model_id, velocity_sha256 FROM models WHERE row = ?", (row,)
+                ).fetchone()
+                if stored is None:
+                    raise self._damaged(f"the record of {model.model_id!r} cannot be found")
+                self._same(stored[0], model.model_id)
+                other = stored[1]
             if other is None:
                 taken[model.model_id] = sha256
                 yield model
@@ -370,16 +400,14 @@ class Records:
                 )
 
     def _insert(self, connection: sqlite3.Connection, row: int, model: NewModel) -> bytes:
-        """Write one model; returns its share of the digest."""
+        """Write one model; returns the checksum of its record."""
         velocity = model.velocity.astype(LITTLE).tobytes()
         embeddings = tuple(e.astype(LITTLE).tobytes() for e in (model.velocity_embedding, model.physics_embedding))
         depth, x = model.velocity.shape
-        record = Record(
-            model.model_id, model.family, model.tags, model.source, model.added_at, model.descriptors, (depth, x), ""
-        )
+        words = (model.model_id, model.family, model.tags, model.source, model.added_at, (depth, x))
         stored = model.descriptors.tolist()
         of_velocity, of_embeddings = velocity_sha256(velocity, (depth, x)), embeddings_sha256(*embeddings)
-        checksum = record_checksum(record, stored, of_velocity, of_embeddings)
+        checksum = record_checksum(words, stored, of_velocity, of_embeddings)
         columns = (
             row, model.model_id, model.family, *stored, model.source, model.added_at, depth, x,
             of_velocity, of_embeddings, checksum,
@@ -388,18 +416,21 @@ class Records:
         connection.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, row) for tag in model.tags])
         connection.execute("INSERT INTO velocities VALUES (?, ?)", (row, velocity))
         connection.execute("INSERT INTO embeddings VALUES (?, ?, ?)", (row, *embeddings))
-        return digest_entry(row, model.model_id, checksum)
+        return checksum
 
-    def _advance(self, connection: sqlite3.Connection, change: int, entries: Sequence[bytes]) -> int:
+    def _advance(self, connection: sqlite3.Connection, change: int, entries: Sequence[bytes]) -> State:
         """Bring the sums over the whole file up to date: number of changes and of models, and digest."""
-        facts = self._facts(connection)
-        generation = int(facts["generation"]) + 1
-        facts["generation"] = str(generation)
-        facts["count"] = str(int(facts["count"]) + change)
-        facts["digest"] = xor([bytes.fromhex(facts["digest"]), *entries]).hex()
+        facts, before = self._facts(connection), self._state(connection)
+        state = State(before.generation + 1, before.count + change, xor([before.digest, *entries]))
+        facts["generation"], facts["count"] = str(state.generation), str(state.count)
+        facts["digest"] = state.digest.hex()
         facts["check"] = facts_check(facts)
         connection.executemany("UPDATE meta SET value = ? WHERE name = ?", [(v, k) for k, v in facts.items()])
-        return generation
+        return state
+
+    def _state(self, connection: sqlite3.Connection) -> State:
+        facts = self._facts(connection)
+        return State(int(facts["generation"]), int(facts["count"]), bytes.fromhex(facts["digest"]))
 
     def _facts(self, connection: sqlite3.Connection) -> dict[str, str]:
         facts = dict(connection.execute("SELECT name, value FROM meta").fetchall())

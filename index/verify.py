@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from seisbind.index.columns import NO_FAMILY, StoredColumns, keys_of
 from seisbind.index.contents import Contents, load_contents
 from seisbind.index.database import RECORDS
 from seisbind.index.faiss_index import Float32, Int64
 from seisbind.index.folder import SPACES
-from seisbind.index.record import Ids
-from seisbind.index.records import Records
-from seisbind.index.snapshot import Snapshot, load_snapshot
+from seisbind.index.record import Catalogue, Ids
+from seisbind.index.records import Known, Records
+from seisbind.index.snapshot import Snapshot, load_columns_snapshot, load_snapshot
 from seisbind.model.errors import GalleryDamaged, GalleryError, UnknownModel
 
 UNIT_TOLERANCE = 1e-5  # of a stored embedding: they are normalised in float64 when they come in
@@ -26,10 +27,16 @@ MAX_PROBLEMS = 100  # listed; a damaged page can touch thousands of models and t
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What `Gallery.verify` found: nothing wrong if ``problems`` is empty."""
+    """What `Gallery.verify` found: nothing wrong if ``problems`` is empty.
+
+    Attributes:
+        notes: sentences on snapshots that lag behind the records, as after a kill: nothing is lost, and opening makes
+            up for it.
+    """
 
     count: int
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -56,26 +63,28 @@ def verify_folder(path: Path) -> VerifyReport:
 
 def verify(records: Records, contents: Contents | None, folder: Path) -> VerifyReport:
     """Check structure, catalogue, each record and map, embeddings, what is searched if given, and the snapshots."""
+    notes: list[str] = []
     with records.reading():
-        problems = tuple(islice(_problems(records, contents, folder), MAX_PROBLEMS))
+        problems = tuple(islice(_problems(records, contents, folder, notes), MAX_PROBLEMS))
         try:
             count = len(records.listed()[0])
         except GalleryDamaged:
             count = 0
-    return VerifyReport(count, problems)
+    return VerifyReport(count, problems, tuple(notes))
 
 
-def _problems(records: Records, contents: Contents | None, folder: Path) -> Iterator[str]:
+def _problems(records: Records, contents: Contents | None, folder: Path, notes: list[str]) -> Iterator[str]:
     yield from records.structure()
     try:
         rows, model_ids = records.listed()
+        known = Known(-1, dict(zip(model_ids, rows.tolist(), strict=True)), 0)
     except GalleryDamaged as error:
         yield str(error)
         return
     for model_id in model_ids:
         try:
-            records.records([model_id])
-            records.velocity(model_id)
+            records.records([model_id], known)
+            records.velocities([model_id], known)
         except (GalleryError, UnknownModel) as error:
             yield str(error)
     try:
@@ -86,20 +95,30 @@ def _problems(records: Records, contents: Contents | None, folder: Path) -> Iter
         return
     if contents is not None:
         if contents.generation != catalogue.generation:
-            contents = contents.refreshed(records)  # others may write while this gallery only reads
+            contents = contents.refreshed(records, folder)  # others may write while this gallery only reads
         if not np.array_equal(contents.rows[contents.alive], catalogue.rows):
             yield "The models being searched are not those of the records. Open the gallery again."
             return
+    keys = keys_of(catalogue.checksums)
     snapshots: dict[str, Snapshot] = {}
     for space in SPACES:
         try:
-            snapshots[space] = load_snapshot(
-                folder, space, fingerprint=records.fingerprint, dimension=records.dimension
-            )
+            snapshot = load_snapshot(folder, space, fingerprint=records.fingerprint, dimension=records.dimension)
         except FileNotFoundError:
             continue  # it was never written, or is being replaced: opening replays the records
         except (OSError, ValueError, RuntimeError) as error:
             yield f"The {space} snapshot cannot be used: {error}. Opening rebuilds it; writing a snapshot replaces it."
+            continue
+        snapshots[space] = snapshot
+        _note_lag(space, snapshot.keys, keys, notes)
+    try:
+        columns = load_columns_snapshot(folder, fingerprint=records.fingerprint)
+        _note_lag("columns", columns.keys, keys, notes)
+        yield from _column_differences(records, catalogue, keys, columns)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"The columns snapshot cannot be used: {error}. Opening rebuilds it; writing a snapshot replaces it."
     for start in range(0, len(catalogue.rows), CHUNK_MODELS):
         part = slice(start, start + CHUNK_MODELS)
         try:
@@ -114,7 +133,38 @@ def _problems(records: Records, contents: Contents | None, folder: Path) -> Iter
         for space, truth, used in zip(SPACES, stored, searched, strict=True):
             yield from _differences(space, catalogue.ids[part], truth, used)
             if space in snapshots:
-                yield from _snapshot_differences(space, catalogue.keys[part], truth, snapshots[space])
+                yield from _snapshot_differences(space, keys[part], truth, snapshots[space])
+
+
+def _note_lag(name: str, held: Int64, keys: Int64, notes: list[str]) -> None:
+    lacks, extra = int((~np.isin(keys, held)).sum()), int((~np.isin(held, keys)).sum())
+    if lacks or extra:
+        notes.append(
+            f"The {name} snapshot is older than the records: it lacks {lacks} models and has {extra} that were "
+            "removed. Nothing is lost; opening makes up for it."
+        )
+
+
+def _column_differences(records: Records, catalogue: Catalogue, keys: Int64, stored: StoredColumns) -> Iterator[str]:
+    position = {key: i for i, key in enumerate(stored.keys.tolist())}
+    different = 0
+    for start in range(0, len(keys), CHUNK_MODELS):
+        part = slice(start, start + CHUNK_MODELS)
+        try:
+            described = records.described(catalogue.rows[part])
+        except GalleryError:
+            continue  # said of the record itself
+        for i, key in enumerate(keys[part].tolist()):
+            at = position.get(key)
+            if at is None:
+                continue
+            code = int(stored.family[at])
+            family = None if code == NO_FAMILY else stored.labels.families[code]
+            tags = stored.labels.tag_sets[stored.tag_set[at]]
+            same = np.array_equal(stored.descriptors[:, at], described.descriptors[i])
+            different += (family, tags) != (described.families[i], described.tags[i]) or not same
+    if different:
+        yield f"The columns snapshot has {different} models that differ from the records. Delete columns.json."
 
 
 def _embedding_problems(records: Records, rows: Int64) -> Iterator[str]:

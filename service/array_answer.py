@@ -16,7 +16,7 @@ from seisbind.model.inference import MODEL_CELLS
 from seisbind.service.answers import Retrieval
 from seisbind.service.arrays import NPZ, npz
 from seisbind.service.batching import Answered
-from seisbind.service.engine import ATTEMPTS, Engine, Stopwatch
+from seisbind.service.engine import Engine, Stopwatch
 from seisbind.service.query import Query
 from seisbind.service.serving import Serving
 
@@ -69,11 +69,16 @@ async def with_velocity(query: Query, serving: Serving, watch: Stopwatch) -> tup
 
         return answered, await serving.on_file(read)
 
-    for _ in range(ATTEMPTS - 1):
-        with suppress(UnknownModel):
-            return await look()
-        await serving.on_file(Engine.refresh)
-    return await look()
+    def look_at_once(engine: Engine) -> tuple[Answered, Float32]:
+        with engine.gallery.unchanging():
+            [retrievals] = engine.retrieve_batch([query], watch=watch)
+            with watch("maps"):
+                maps = velocity_of(retrievals, query.top_k, engine)
+            return Answered(retrievals, engine.info(), len(query), watch.timings_ms), maps
+
+    with suppress(UnknownModel):
+        return await look()
+    return await serving.on_model(look_at_once)
 
 
 def velocity_of(retrievals: Sequence[Retrieval], top_k: int, engine: Engine) -> Float32:

@@ -130,11 +130,14 @@ def verify(path: PathArgument, as_json: JsonOption = False) -> None:
 
     report = verify_folder(path)  # which needs no gallery that can be opened
     if as_json:
-        print(json.dumps({"ok": report.ok, "models": report.count, "problems": list(report.problems)}, indent=1))
+        found = {"problems": list(report.problems), "notes": list(report.notes)}
+        print(json.dumps({"ok": report.ok, "models": report.count} | found, indent=1))
     else:
         print(f"{path}: {report.count} velocity models, " + ("all is well" if report.ok else "NOT well:"))
         for problem in report.problems:
             print(f"  {problem}")
+        for note in report.notes:
+            print(f"note: {note}")
     sys.exit(0 if report.ok else 1)
 
 

@@ -28,8 +28,6 @@ from seisbind.service.query import Query, encode, rows_of, stacked
 Float32 = NDArray[np.float32]
 T = TypeVar("T")
 
-ATTEMPTS = 3  # a model found, and removed elsewhere before its record is read: look again at what there is
-
 
 @dataclass(slots=True)
 class Stopwatch:
@@ -67,7 +65,7 @@ class Engine:
         self._counting = threading.Lock()
 
     def info(self) -> GalleryInfo:
-        """What the gallery is, computed again only after a change: it reads every record's descriptors."""
+        """What the gallery is, put together again only after a change."""
         generation, info = self.gallery.generation, self._info
         if info is None or info.generation != generation:
             info = self.gallery.info()
@@ -171,7 +169,7 @@ class Engine:
 
         near, presence, new, matches = self._settled(look)
         with watch("infer"):
-            neighbours = None if encoded.descriptors is not None else self._settled(lambda: self._neighbours(near))
+            neighbours = None if encoded.descriptors is not None else self._neighbours(near)
             physics = self._physics(self.embedder.infer_physics(encoded, neighbours))
             verdicts = self.embedder.familiar(np.concatenate([query.measured for query in queries]), encoded)
         for query, own in zip(queries, rows, strict=True):
@@ -203,7 +201,7 @@ class Engine:
             InvalidQuery: ``top_k`` out of range.
         """
         vectors = self.embedder.embed_velocity(velocity)
-        matches = self._settled(lambda: self._matches(self.gallery.search_velocity(vectors, top_k, filter=filter)))
+        matches = self._matches(self.gallery.search_velocity(vectors, top_k, filter=filter))
         return [SearchResult(row, self._fewer(row, top_k, filter)) for row in matches]
 
     def search_descriptors(
@@ -231,7 +229,7 @@ class Engine:
             text = f"Filled with the mean of the training set: {', '.join(missing)}."
             warnings = (Note("descriptors_filled", text),)
         vector = self.embedder.embed_descriptors(filled[None])
-        (row,) = self._settled(lambda: self._matches(self.gallery.search_physics(vector, top_k, filter=filter)))
+        (row,) = self._matches(self.gallery.search_physics(vector, top_k, filter=filter))
         return SearchResult(row, warnings + self._fewer(row, top_k, filter))
 
     def add_models(
@@ -288,25 +286,23 @@ class Engine:
         self.retrieve(canary_gather(), top_k=1)
 
     def _settled(self, look: Callable[[], T]) -> T:
-        """What ``look`` finds; it looks again where another process removed a model before its record was read."""
-        for _ in range(ATTEMPTS - 1):
-            with suppress(UnknownModel):
-                return look()
-            self.refresh()
-        return look()
+        """What ``look`` finds; if a model goes before its map is read, it looks again at what is there at once."""
+        with suppress(UnknownModel):
+            return look()
+        with self.gallery.unchanging():
+            return look()
 
-    def _matches(self, rows: Sequence[Sequence[Hit]]) -> list[tuple[Match, ...]]:
-        """Hits with what is known of their models; each model's record is read once."""
-        ids = list(dict.fromkeys(hit.model_id for row in rows for hit in row))
-        records = dict(zip(ids, self.gallery.records(ids), strict=True))
+    @staticmethod
+    def _matches(rows: Sequence[Sequence[Hit]]) -> list[tuple[Match, ...]]:
+        """Hits as matches, by rank."""
         return [
             tuple(
                 Match(
                     rank,
                     hit.model_id,
-                    (record := records[hit.model_id]).family,
+                    hit.family,
                     hit.similarity,
-                    dict(zip(NAMES, record.descriptors.tolist(), strict=True)),
+                    dict(zip(NAMES, hit.descriptors.tolist(), strict=True)),
                 )
                 for rank, hit in enumerate(row, start=1)
             )

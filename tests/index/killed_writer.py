@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from seisbind.index import Gallery
+from seisbind.index import Gallery, verify_folder
 from seisbind.model.descriptors import NAMES
 
 MODELS = 60  # ids that come and go
@@ -60,6 +60,8 @@ class GalleryStore:
     def __init__(self, folder: Path, at_step: Callable[[str], None]) -> None:
         path = folder / "gallery"
         if (path / "records.sqlite").exists():
+            report = verify_folder(path)  # as it was left, before a writer tidies up: nothing is lost, so all is well
+            assert report.ok, report.problems
             self.gallery = Gallery.open(path, fingerprint="w", writable=True, at_step=at_step)
         else:
             self.gallery = Gallery.create(path, fingerprint="w", dimension=DIMENSION, at_step=at_step)
@@ -150,9 +152,9 @@ STEPS = {
         *("add:begun", "add:first-row", "add:before-commit", "add:committed", "add:published"),
         *("remove:begun", "remove:before-commit", "remove:committed"),
         *(
-            f"{space}.{ending}:{step}"
-            for space in ("velocity", "physics")
-            for ending in ("faiss", "json")
+            f"{file}:{step}"
+            for name, ending in (("velocity", "faiss"), ("physics", "faiss"), ("columns", "bin"))
+            for file in (f"{name}.{ending}", f"{name}.json")
             for step in ("written", "synced", "renamed")
         ),
     ],
@@ -236,7 +238,7 @@ def main() -> None:
             shutil.rmtree(folder / "gallery", ignore_errors=True)
             there = set()
         turn = random.Random(dice.random())
-        before, countdown = set(there), dice.randint(1, 3) if not step.startswith(("create", "install")) else 1
+        before, countdown = set(there), dice.randint(1, 3) if step.startswith(("add", "remove", "naive")) else 1
 
         def writer(
             out: int, there: set[int] = before, step: str = step, n: int = countdown, turn: random.Random = turn

@@ -410,6 +410,20 @@ def test_who_may_not_write_does_not_take_a_living_gallery_for_frozen(for_all: Pa
 
 
 @needs_root
+def test_where_nothing_can_be_written_a_writer_is_refused_by_name(for_all: Path, make_batch: MakeBatch) -> None:
+    with as_someone_else():
+        for attempt in (
+            lambda: Gallery.open(for_all, fingerprint=None, writable=True),
+            lambda: Gallery.create(for_all, fingerprint="w", overwrite=True),
+        ):
+            with pytest.raises(GalleryWriteFailed, match="Permission denied"):
+                attempt()
+    with Gallery.open(for_all, fingerprint=None, writable=True) as gallery:
+        make_batch(1, first=40).add_to(gallery)
+        assert len(gallery) == 41 and gallery.verify().ok
+
+
+@needs_root
 def test_on_a_read_only_file_system_it_can_be_read(for_all: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = os.statvfs(for_all)
     read_only = os.statvfs_result((*where[:8], where.f_flag | os.ST_RDONLY, where.f_namemax))
@@ -445,7 +459,7 @@ def test_after_closing_it_says_so(gallery: Gallery, make_batch: MakeBatch) -> No
 
 
 def test_what_the_snapshot_lacks_is_replayed(filled: Path, make_batch: MakeBatch) -> None:
-    old = {file.name: file.read_bytes() for file in filled.iterdir() if file.suffix in (".faiss", ".json")}
+    old = {file.name: file.read_bytes() for file in filled.iterdir() if file.suffix in (".faiss", ".bin", ".json")}
     with Gallery.open(filled, fingerprint=None, writable=True) as gallery:
         make_batch(5, first=40).add_to(gallery)
         gallery.remove(["m0", "m41"])
@@ -476,6 +490,91 @@ def test_older_records_put_back_are_not_mixed_with_newer_snapshots(filled: Path,
             strict=True,
         ):
             assert hits[0].model_id == model_id and hits[0].similarity > 0.999
+
+
+@pytest.mark.parametrize("space", ["velocity", "physics", "columns"])
+def test_a_writer_killed_between_snapshots_leaves_all_well(filled: Path, make_batch: MakeBatch, space: str) -> None:
+    """Content in place and its manifest not yet: `verify` used to call that damage."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(name: str) -> None:
+        if armed and name in (f"{space}.faiss:renamed", f"{space}.bin:renamed"):
+            raise Killed
+
+    armed: list[bool] = []
+    batch = make_batch(50)
+    gallery = Gallery.open(filled, fingerprint=None, writable=True, at_step=kill)
+    make_batch(10, first=40).add_to(gallery)
+    gallery.remove(["m3"])
+    armed.append(True)
+    with pytest.raises(Killed):
+        gallery.snapshot()
+    gallery._release()  # what the system does for a killed process
+    report = verify_folder(filled)
+    assert report.ok and report.count == 49
+    lagging = ["velocity", "physics", "columns"][["velocity", "physics", "columns"].index(space) + 1 :]
+    assert [note.split()[1] for note in report.notes] == lagging
+    assert all("lacks 10 models and has 1 that were removed. Nothing is lost" in note for note in report.notes)
+    with Gallery.open(filled, fingerprint=None) as reader:
+        assert reader.info().notes == ()
+        assert [h[0].model_id for h in reader.search_velocity(batch.velocity_embeddings[4:], 1)] == batch.model_ids[4:]
+    with Gallery.open(filled, fingerprint=None, writable=True) as writer:  # which finishes what was begun
+        assert writer.info().notes == () and not list(filled.glob("*.tmp"))
+    assert verify_folder(filled) == VerifyReport(49, ())
+
+
+def test_closing_after_a_few_changes_writes_no_snapshot(tmp_path: Path, make_batch: MakeBatch) -> None:
+    path = tmp_path / "g"
+    with Gallery.create(path, fingerprint="w", dimension=16) as gallery:
+        make_batch(200).add_to(gallery)
+
+    def stamps() -> dict[str, int]:
+        return {file.name: file.stat().st_mtime_ns for file in path.glob("*.json")}
+
+    written = stamps()
+    with Gallery.open(path, fingerprint=None, writable=True) as gallery:
+        make_batch(3, first=200).add_to(gallery)
+        gallery.remove(["m0", "m7", "m201"])
+    assert stamps() == written
+    report = verify_folder(path)
+    assert report.ok and len(report.notes) == 3
+    with Gallery.open(path, fingerprint=None, writable=True) as gallery:
+        assert gallery.info().notes == () and len(gallery) == 200
+        batch = make_batch(203)
+        best = [hits[0].model_id for hits in gallery.search_velocity(batch.velocity_embeddings, 1)]
+        gone = {"m0", "m7", "m201"}
+        assert all(found == own for found, own in zip(best, batch.model_ids, strict=True) if own not in gone)
+        assert not gone & set(best) and gallery.verify().ok
+        gallery.remove(["m1", "m2", "m4"])  # with those before, more than the next opening should make up for
+    assert stamps() != written and verify_folder(path) == VerifyReport(197, ())
+
+
+@pytest.mark.parametrize("name", ["columns.bin", "columns.json"])
+@pytest.mark.parametrize("harm", ["missing", "empty", "truncated", "other gallery"])
+def test_columns_that_are_not_right_are_rebuilt(
+    filled: Path, tmp_path: Path, make_batch: MakeBatch, name: str, harm: str
+) -> None:
+    """A gallery of an older SeisBind has none: nothing is said of that."""
+    file = filled / name
+    with Gallery.open(filled, fingerprint=None) as gallery:
+        families, ranges = gallery.families(), gallery.info().descriptor_ranges
+    if harm == "missing":
+        file.unlink()
+    elif harm == "other gallery":
+        with Gallery.create(tmp_path / "other", fingerprint="weights-1", dimension=16) as other:
+            make_batch(41, first=500).add_to(other)
+        file.write_bytes((tmp_path / "other" / name).read_bytes())
+    else:
+        file.write_bytes(b"" if harm == "empty" else file.read_bytes()[:-3])
+    with Gallery.open(filled, fingerprint=None, writable=True) as opened:
+        notes = opened.info().notes
+        assert (notes == ()) if harm == "missing" else ("columns snapshot was not used" in notes[0])
+        assert (opened.families(), opened.info().descriptor_ranges) == (families, ranges)
+        assert opened.verify().ok == (harm == "missing")
+    with Gallery.open(filled, fingerprint=None) as again:  # closing wrote new ones
+        assert again.info().notes == () and again.verify() == VerifyReport(40, ())
 
 
 @pytest.mark.parametrize("name", ["velocity.faiss", "velocity.json", "physics.faiss", "physics.json"])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from seisbind.index import Filter, Gallery
+from seisbind.model.descriptors import NAMES
 from seisbind.model.errors import InvalidQuery, UnknownModel
 
 MakeBatch = Callable[..., Any]
@@ -63,7 +64,7 @@ class History(RuleBasedStateMachine):
         for model_id in chosen:
             del self.written[model_id]
 
-    @rule(harm=st.sampled_from(["none", "velocity.json", "physics.faiss"]))
+    @rule(harm=st.sampled_from(["none", "velocity.json", "physics.faiss", "columns.bin"]))
     def reopen(self, harm: str) -> None:
         self.writer.close()
         if harm != "none":
@@ -96,17 +97,31 @@ class History(RuleBasedStateMachine):
         assert self.reader.model_ids() == list(self.seen)
         assert (len(self.writer), len(self.reader)) == (len(self.written), len(self.seen))
 
-    @rule(seed=st.integers(0, 50), k=st.integers(1, 60), family=st.sampled_from([None, "FlatVel-A", "absent"]))
-    def search(self, seed: int, k: int, family: str | None) -> None:
+    @rule()
+    def count(self) -> None:
+        for gallery, models in ((self.writer, self.written), (self.reader, self.seen)):
+            batches = [self.make_batch(1, first=number) for number in models.values()]
+            families = sorted(batch.families[0] for batch in batches if batch.families[0])
+            assert gallery.families() == {name: families.count(name) for name in families}
+            columns = np.reshape([batch.descriptors[0] for batch in batches], (-1, len(NAMES)))
+            ends = zip(columns.min(axis=0), columns.max(axis=0), strict=True) if batches else ()
+            assert list(gallery.info().descriptor_ranges.values()) == list(ends)
+
+    @rule(
+        seed=st.integers(0, 50),
+        k=st.integers(1, 60),
+        family=st.sampled_from([None, "FlatVel-A", "absent"]),
+        tag=st.sampled_from([None, "field", "absent"]),
+    )
+    def search(self, seed: int, k: int, family: str | None, tag: str | None) -> None:
         queries = self.make_batch(2, first=seed).velocity_embeddings
-        condition = Filter(families=(family,)) if family else None
+        condition = Filter((family,) if family else (), (tag,) if tag else ())
         for gallery, models in ((self.writer, self.written), (self.reader, self.seen)):
             batches = {model_id: self.make_batch(1, first=number) for model_id, number in models.items()}
-            # A reader filters by the records of now: what was removed since is no longer let through.
             allowed = [
                 model_id
                 for model_id, batch in batches.items()
-                if family is None or (batch.families == [family] and model_id in self.written)
+                if family in (None, batch.families[0]) and (tag is None or tag in batch.tags[0])
             ]
             vectors = np.reshape([batches[each].velocity_embeddings for each in allowed], (-1, 16))
             expected = self.brute_force(vectors, allowed, queries, k)
