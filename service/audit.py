@@ -16,6 +16,7 @@ from seisbind.service.logs import FIELDS
 
 log = logging.getLogger("seisbind.audit")
 
+MAX_PATH = 1000  # characters of a line's path; no call has so long a one, and anybody may send 65,000
 MODE = 0o640  # of a file that is made: names of callers are not for everybody
 
 
@@ -63,7 +64,7 @@ class AuditLog:
             "caller": caller,
             "client": client,
             "method": method,
-            "path": path,
+            "path": path[:MAX_PATH],
             "status": status,
             "code": code,
             **changed,
