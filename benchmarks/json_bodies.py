@@ -96,6 +96,9 @@ def siblings() -> Iterator[tuple[str, bytes]]:
     yield "query: many names", requests(b"/v1/search?" + query, octets, b"")
     tags = b",".join(b"%x" % i for i in range(1_900))
     yield "query: tags", requests(b"/v1/models?tags=" + tags, octets, b"")
+    accept = b"Accept: " + b"," * 60_000
+    yield "header: accept", requests(b"/v1/retrieve", octets + b"\r\n" + accept, b"")
+    yield "header: content type", requests(b"/v1/search", kind + b";a=b" * 15_000, b"")
     yield "path: long", b"GET /v1/models/%b HTTP/1.1\r\nHost: x\r\n\r\n" % (b"a" * 60_000)
 
 

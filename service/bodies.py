@@ -40,6 +40,7 @@ MAX_JSON_BYTES = 65_536  # a search by all descriptors with a filter of 500 name
 MAX_UNKNOWN = 20  # names of fields that do not exist which a refusal lists
 MAX_FORM_FIELDS = 16
 MAX_QUERY_FIELDS = 100
+MAX_CONTENT_TYPE = 1000  # characters; that of a form has its boundary, of at most 256
 PARSED_BYTES = 65_536  # of a form at a time: 20 ms where all of it looks like the beginnings of boundaries
 MAX_FIELD_BYTES = 32_768  # 1024 receiver positions with 30 characters each
 
@@ -159,8 +160,15 @@ def query_fields(request: Request) -> dict[str, str]:
 
 
 def content_type(request: Request) -> str:
-    """The media type of the body, without its parameters."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    """The media type of the body, without its parameters.
+
+    Raises:
+        UnsupportedFormat: it is longer than any.
+    """
+    stated = request.headers.get("content-type", "")
+    if len(stated) > MAX_CONTENT_TYPE:
+        raise UnsupportedFormat(f"The content type has {len(stated)} characters; at most {MAX_CONTENT_TYPE} are read.")
+    return stated.partition(";")[0].strip().lower()
 
 
 async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -17,6 +17,8 @@ import pytest
 from seisbind.index import Filter
 from seisbind.model.descriptors import NAMES
 from seisbind.model.errors import InvalidQuery
+from seisbind.service.array_answer import MAX_ACCEPT
+from seisbind.service.arrays import npy
 from seisbind.service.bodies import MAX_JSON_BYTES, PARSED_BYTES, parse_search
 from seisbind.service.engine import Engine
 from seisbind.service.errors import MAX_PART, MAX_SENTENCE
@@ -94,8 +96,6 @@ def test_json_in_chunks_is_cut_within_a_read(served: Any) -> None:
 
 
 def test_a_limit_of_json_is_none_of_files(served: Any, models: Any) -> None:
-    from seisbind.service.arrays import npy
-
     many = npy(models[0][:5])
     assert len(many) > MAX_JSON_BYTES
     assert served.http.post("/v1/search", files={"file": many}).status_code == 200
@@ -152,6 +152,19 @@ def test_a_refusal_repeats_no_more_than_a_part_of_what_it_refuses(served: Any) -
     assert len(served.http.post("/v1/search", json={long: 1}).content) < 3000
 
 
+def test_headers_are_parsed_no_further_than_they_mean_something(served: Any, gathers: Any) -> None:
+    one = npy(gathers[0])
+    long = {"Content-Type": "multipart/form-data; boundary=b" + ";a=b" * 10_000}
+    for path in ("/v1/search", "/v1/retrieve", "/v1/retrieve/stream", "/v1/models"):
+        refused = served.http.post(path, content=b"", headers=long)
+        expected = (403, "not_writable") if path == "/v1/models" else (415, "unsupported_format")
+        assert (refused.status_code, refused.json()["code"]) == expected
+    wanted = {"Content-Type": "application/x-npy", "Accept": "a/b," * (MAX_ACCEPT // 4) + "application/x-npz"}
+    assert served.http.post("/v1/retrieve", content=one, headers=wanted).headers["content-type"] == "application/json"
+    wanted["Accept"] = "a/b," * 100 + "application/x-npz"
+    assert served.http.post("/v1/retrieve", content=one, headers=wanted).headers["content-type"] == "application/x-npz"
+
+
 def test_a_form_is_parsed_in_pieces(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much of it comes at once."""
     from seisbind.service import bodies
@@ -191,8 +204,6 @@ def test_a_name_that_comes_twice_is_refused_by_name(text: str, reason: str) -> N
 
 
 def test_a_name_that_comes_twice_is_refused_over_http(served: Any, gathers: Any) -> None:
-    from seisbind.service.arrays import npy
-
     for text in (
         '{"descriptors": {"mean_velocity": 2500, "mean_velocity": 2600}}',
         '{"descriptors": {"mean_velocity": 2500}, "filter": {"tag": "a", "tag": "b"}}',
