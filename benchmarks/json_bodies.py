@@ -131,7 +131,7 @@ def attacked(url: httpx.URL, request: bytes, clients: int, seconds: float) -> tu
         http.get("/healthz")
         for thread in threads:
             thread.start()
-        while any(thread.is_alive() for thread in threads):
+        while not waited or any(thread.is_alive() for thread in threads):
             start = time.perf_counter()
             http.get("/healthz")
             waited.append((time.perf_counter() - start) * 1e3)
