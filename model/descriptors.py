@@ -6,16 +6,18 @@ order of every descriptor array.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seisbind.model.errors import InvalidVelocityModel
+from seisbind.model.errors import InvalidQuery, InvalidVelocityModel
 
 CELL_M = 10.0  # OpenFWI's dx = dz
 VELOCITY_LIMITS_M_S = (300.0, 9000.0)  # slower than any sediment, faster than any crustal rock
+TRAINED_VELOCITY_M_S = (1500.0, 4500.0)  # OpenFWI's, and that of `seisbind.model.geology`
+FINITE = 1e9  # no descriptor of any ground is so large in its unit
 INTERFACE_STEP_M_S = 50.0  # a change of velocity between adjacent cells above this is an interface
 
 Float32 = NDArray[np.float32]
@@ -38,6 +40,16 @@ class Descriptor:
     decimals: int = 0
     least: float = 0.0
     most: float = np.inf
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Between which it lies in any ground, both ends included."""
+        return VELOCITY_LIMITS_M_S if self.is_velocity else (self.least, self.most)
+
+    @property
+    def is_velocity(self) -> bool:
+        """Whether it is one that a cell of the ground could have; a spread or a step of velocities is none."""
+        return self.relative and self.unit == "m/s"
 
     def format(self, value: float) -> str:
         """``2314 m/s``: the number at this descriptor's precision, with its unit."""
@@ -138,6 +150,72 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
     ),
 )
 NAMES: tuple[str, ...] = tuple(d.name for d in DESCRIPTORS)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises InvalidQuery if no descriptor has one of ``names``."""
+    for name in names:
+        if name not in NAMES:
+            raise InvalidQuery(f"No descriptor is called {name!r:.100}; known: {', '.join(NAMES)}.")
+
+
+def check_descriptors(described: Mapping[str, float]) -> None:
+    """Whether there can be ground with these values (name → value in its unit).
+
+    Raises:
+        InvalidQuery: a name that there is not, no finite number, or a value that no ground has.
+    """
+    check_names(described)
+    for name, value in described.items():
+        if isinstance(value, bool | np.bool_) or not abs(value) < FINITE:  # also true of NaN
+            raise InvalidQuery(
+                f"Descriptors are finite numbers in the units that GET /v1/gallery lists; {name} is {value!r:.40}."
+            )
+    for descriptor in DESCRIPTORS:
+        low, high = descriptor.limits
+        value = described.get(descriptor.name, low)
+        if not low <= value <= high:
+            unit = f" {descriptor.unit}".rstrip()
+            ends = f"{low:g} to {high:g}{unit}" if high < np.inf else f"{low:g}{unit} or more"
+            hint = " Multiply by 1000 if it is in km/s." if descriptor.is_velocity else ""
+            raise InvalidQuery(f"{descriptor.name} is {value:g}{unit}, which no ground has; give {ends}.{hint}")
+
+
+@dataclass(frozen=True, slots=True)
+class Untrained:
+    """Velocity models that reach outside `TRAINED_VELOCITY_M_S`: how many, and how far; true if there are some."""
+
+    models: int = 0
+    slowest_m_s: float = np.inf
+    fastest_m_s: float = 0.0
+
+    @classmethod
+    def of(cls, velocity: ArrayLike) -> Untrained:
+        """Of models ``(batch, depth, x)``, ``(batch, 1, depth, x)`` or ``(depth, x)``, m/s."""
+        array = np.asarray(velocity)
+        slowest, fastest = array.min(axis=(-2, -1)), array.max(axis=(-2, -1))
+        outside = (slowest < TRAINED_VELOCITY_M_S[0]) | (fastest > TRAINED_VELOCITY_M_S[1])
+        if not outside.any():
+            return cls()
+        return cls(int(outside.sum()), float(slowest.min()), float(fastest.max()))
+
+    def __bool__(self) -> bool:
+        return self.models > 0
+
+    def __add__(self, other: Untrained) -> Untrained:
+        return Untrained(
+            self.models + other.models,
+            min(self.slowest_m_s, other.slowest_m_s),
+            max(self.fastest_m_s, other.fastest_m_s),
+        )
+
+    @property
+    def sentence(self) -> str:
+        low, high = TRAINED_VELOCITY_M_S
+        return (
+            f"Velocity models that leave {low:g} to {high:g} m/s, for which the shipped encoders were trained: "
+            f"{self.models}, with {self.slowest_m_s:g} to {self.fastest_m_s:g} m/s. A gather may not find them."
+        )
 
 
 def check_velocity(velocity: ArrayLike) -> Float32:

@@ -31,6 +31,7 @@ MAX_GAP_M = 30.0  # traces further apart are not interpolated: 50 m is half a wa
 SHOT_MARGIN_M = 20.0  # a shot further outside the line than this was never trained on
 MIN_LINE_M = 340.0  # half the canonical line: less aperture does not determine the middle of the model
 REACH_BITS = 30  # peaks within 1e-9 to 1e9 are summed and squared in float32 as they are
+MAX_POSITION_M = 1e8  # of any map projection: eastings with a zone number before them reach 6e7
 MIN_RECORD_S = 0.6  # about the two-way time to 700 m at 2300 m/s
 BLOCK = 25  # canonical samples that are resampled together
 SINC_HALF_WIDTH = 8  # zero crossings kept on each side of the resampling kernel
@@ -43,7 +44,8 @@ class Survey:
     """Positions and sampling of a 2-D line, in metres along x and seconds.
 
     Raises:
-        InvalidSurvey: positions not finite or not increasing (receivers), a sampling interval out of range.
+        InvalidSurvey: positions not finite, too far off or not increasing (receivers); a sampling interval out of
+            range.
     """
 
     shot_x_m: tuple[float, ...]
@@ -61,6 +63,12 @@ class Survey:
         positions = np.asarray(self.shot_x_m + self.receiver_x_m, dtype=np.float64)
         if not np.isfinite(positions).all():
             raise InvalidSurvey("Shot and receiver positions must be finite numbers in metres.")
+        farthest = float(positions[np.abs(positions).argmax()])
+        if abs(farthest) > MAX_POSITION_M:
+            raise InvalidSurvey(
+                f"A position is {farthest:g} m; shots and receivers lie within {MAX_POSITION_M:g} m of the origin. Are "
+                "they in another unit?"
+            )
         if len(self.receiver_x_m) > 1 and np.diff(self.receiver_x_m).min() <= 0:
             at = int(np.diff(self.receiver_x_m).argmin())
             raise InvalidSurvey(
@@ -123,6 +131,20 @@ class _Recorded:
         return np.asarray(self.high > self.low)
 
 
+def short_line(receiver_x_m: tuple[float, ...]) -> str | None:
+    """What is wrong with a line of receivers that is too short, if it is."""
+    length_m = receiver_x_m[-1] - receiver_x_m[0]
+    if length_m >= MIN_LINE_M:
+        return None
+    return (
+        f"The receiver line is {length_m:g} m long; at least {MIN_LINE_M:g} m of the canonical {LINE_M:g} m are needed."
+    )
+
+
+def _also(fault: str | None) -> str:
+    return f" {fault}" if fault else ""
+
+
 def check_gathers(gathers: ArrayLike, survey: Survey) -> Float32:
     """Gathers as float32 ``(batch, shot, time, receiver)``, checked against ``survey``.
 
@@ -152,6 +174,7 @@ def _checked(gathers: ArrayLike, survey: Survey) -> _Recorded:
         raise InvalidGather(
             f"The record lasts {record_s:.3f} s ({array.shape[2]} samples of {survey.dt_s * 1e3:g} ms); at least "
             f"{MIN_RECORD_S:g} s are needed. If the sampling interval is another, pass dt_s."
+            + _also(short_line(survey.receiver_x_m))
         )
     high, low = array.max(axis=2), array.min(axis=2)  # both are NaN where a sample is
     if not (np.isfinite(high).all() and np.isfinite(low).all()):
@@ -233,12 +256,9 @@ def _in_reach(recorded: _Recorded) -> _Recorded:
 
 
 def _shots_on_line(survey: Survey, notes: list[Note]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    first, last = survey.receiver_x_m[0], survey.receiver_x_m[-1]
-    if last - first < MIN_LINE_M:
-        raise InvalidSurvey(
-            f"The receiver line is {last - first:g} m long; at least {MIN_LINE_M:g} m of the canonical {LINE_M:g} m "
-            "are needed."
-        )
+    first = survey.receiver_x_m[0]
+    if (fault := short_line(survey.receiver_x_m)) is not None:
+        raise InvalidSurvey(fault)
     x = np.asarray(survey.shot_x_m, dtype=np.float64) - first
     keep = np.flatnonzero((x >= -SHOT_MARGIN_M) & (x <= LINE_M + SHOT_MARGIN_M))
     if not len(keep):

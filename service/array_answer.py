@@ -23,6 +23,7 @@ from seisbind.service.serving import Serving
 Float32 = NDArray[np.float32]
 
 JSON_RANGES = ("application/json", "application/*", "*/*")  # what covers JSON, the most specific first
+MAX_ACCEPT = 4096  # characters that are read of an Accept header; a browser's has 200
 QUALITY = re.compile(rb"0(\.\d{0,3})?|1(\.0{0,3})?")  # RFC 9110, 12.4.2
 MAP_BYTES = MODEL_CELLS * MODEL_CELLS * 4
 
@@ -31,10 +32,10 @@ def preferred(accept: str) -> bool:
     """Whether an Accept header (RFC 9110, 12.5.1) prefers an npz to JSON; it has to name `arrays.NPZ`.
 
     Where both are as welcome, what is named goes before what a wildcard covers, and JSON before npz. Whatever else it
-    names gets JSON: the header is a wish, and nothing here answers 406.
+    names gets JSON: the header is a wish, and nothing here answers 406. What comes after `MAX_ACCEPT` is not read.
     """
     welcome: dict[str, float] = {}
-    for each in accept.split(","):
+    for each in accept[:MAX_ACCEPT].split(","):
         name, options = parse_options_header(each)
         quality = options.get(b"q", b"1")
         welcome[name.decode("latin-1").lower()] = float(quality) if QUALITY.fullmatch(quality) else 0.0

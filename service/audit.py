@@ -16,6 +16,8 @@ from seisbind.service.logs import FIELDS
 
 log = logging.getLogger("seisbind.audit")
 
+MAX_PATH = 1000  # characters of a line's path; no call has so long a one, and anybody may send 65,000
+MAX_CLIENT = 64  # characters of an address, which may come from a header that a proxy hands on
 MODE = 0o640  # of a file that is made: names of callers are not for everybody
 
 
@@ -61,9 +63,9 @@ class AuditLog:
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "request_id": request_id,
             "caller": caller,
-            "client": client,
+            "client": client[:MAX_CLIENT],
             "method": method,
-            "path": path,
+            "path": path[:MAX_PATH],
             "status": status,
             "code": code,
             **changed,

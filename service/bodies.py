@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,10 +13,14 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from seisbind.index import Filter
-from seisbind.model.errors import MalformedUpload, UnsupportedFormat
+from seisbind.model.descriptors import check_names
+from seisbind.model.errors import MalformedUpload, UnsupportedFormat, UploadTooLarge
 from seisbind.service.fields import parse_json
+from seisbind.service.incoming import Incoming
+from seisbind.service.schemas import DescriptorSearch
 
 T = TypeVar("T")
 FieldsT = TypeVar("FieldsT", bound=BaseModel)
@@ -31,7 +35,13 @@ RAW_TYPES = (
 )  # the content decides what it is
 STREAM_TYPES = ("application/octet-stream", "application/x-npy")
 MULTIPART = "multipart/form-data"
+JSON = "application/json"
+MAX_JSON_BYTES = 65_536  # a search by all descriptors with a filter of 500 names has some 16,000; read in 25 ms at most
+MAX_UNKNOWN = 20  # names of fields that do not exist which a refusal lists
 MAX_FORM_FIELDS = 16
+MAX_QUERY_FIELDS = 100
+MAX_CONTENT_TYPE = 1000  # characters; that of a form has its boundary, of at most 256
+PARSED_BYTES = 65_536  # of a form at a time: 20 ms where all of it looks like the beginnings of boundaries
 MAX_FIELD_BYTES = 32_768  # 1024 receiver positions with 30 characters each
 
 
@@ -58,7 +68,7 @@ async def read_file(request: Request) -> Sent:
         UploadTooLarge, BodyTooSlow, Overloaded: see `bounds.BodyBounds`.
     """
     kind = content_type(request)
-    fields = dict(request.query_params)
+    fields = query_fields(request)
     if kind in RAW_TYPES:
         return Sent(await request.body(), fields)
     if kind != MULTIPART:
@@ -73,7 +83,7 @@ async def read_file(request: Request) -> Sent:
     try:
         form = await _FormInMemory(
             request.headers,
-            request.stream(),
+            _pieces(request.stream()),
             max_files=1,
             max_fields=MAX_FORM_FIELDS,
             max_part_size=MAX_FIELD_BYTES,
@@ -91,9 +101,74 @@ async def read_file(request: Request) -> Sent:
         await form.close()
 
 
+async def _pieces(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """``chunks``, none of them so large that parsing it would keep the event loop for long."""
+    async for chunk in chunks:
+        yield chunk[:PARSED_BYTES]
+        for start in range(PARSED_BYTES, len(chunk), PARSED_BYTES):
+            await asyncio.sleep(0)
+            yield chunk[start : start + PARSED_BYTES]
+
+
+async def read_json_body(request: Request, receive: Receive) -> bytes:
+    """The body of a request that is JSON, whole.
+
+    Raises:
+        UploadTooLarge: it declares more than `MAX_JSON_BYTES`, and is not read; or it sends more.
+        ClientDisconnect: the client has left.
+        BodyTooSlow, Overloaded: see `bounds.BodyBounds`.
+    """
+    declared = request.headers.get("content-length", "")
+    size, body = int(declared) if declared.isdigit() else 0, bytearray()
+    if size <= MAX_JSON_BYTES:
+        async for chunk in Incoming(receive).chunks():
+            body += chunk
+            size = len(body)
+            if size > MAX_JSON_BYTES:
+                break
+    if size > MAX_JSON_BYTES:
+        raise UploadTooLarge(
+            f"The body of JSON has {size} bytes or more; the limit is {MAX_JSON_BYTES}. A search by descriptors takes "
+            "13 numbers and a filter of 500 names at most."
+        )
+    return bytes(body)
+
+
+def parse_search(body: bytes) -> DescriptorSearch:
+    """A search by descriptors.
+
+    Raises:
+        InvalidQuery: not a JSON object, or a descriptor that there is not.
+        RequestValidationError: see `parse_fields`.
+    """
+    asked = parse_json(body, "The body")
+    if isinstance(given := asked.get("descriptors"), dict):
+        check_names(given)  # before thousands of them are each found to be no number
+    return parse_fields(DescriptorSearch, asked)
+
+
+def query_fields(request: Request) -> dict[str, str]:
+    """The fields in the query of a request.
+
+    Raises:
+        RequestValidationError: more than any call takes, which are not looked at.
+    """
+    count = request.scope["query_string"].count(b"&") + 1
+    if count > MAX_QUERY_FIELDS:
+        raise RequestValidationError([{"loc": ("query",), "msg": f"{count} fields; a call takes {MAX_QUERY_FIELDS}"}])
+    return dict(request.query_params)
+
+
 def content_type(request: Request) -> str:
-    """The media type of the body, without its parameters."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    """The media type of the body, without its parameters.
+
+    Raises:
+        UnsupportedFormat: it is longer than any.
+    """
+    stated = request.headers.get("content-type", "")
+    if len(stated) > MAX_CONTENT_TYPE:
+        raise UnsupportedFormat(f"The content type has {len(stated)} characters; at most {MAX_CONTENT_TYPE} are read.")
+    return stated.partition(";")[0].strip().lower()
 
 
 async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -123,12 +198,19 @@ def parse_fields(model: type[FieldsT], fields: dict[str, Any]) -> FieldsT:
     """``fields`` as ``model``.
 
     Raises:
-        RequestValidationError: an unknown name or a value of the wrong kind.
+        RequestValidationError: an unknown name or a value of the wrong kind. Of unknown names it has the first.
     """
+    unknown = [name for name in fields if name not in model.model_fields]
+    left_out = frozenset(unknown[MAX_UNKNOWN:])
+    if left_out:
+        fields = {name: value for name, value in fields.items() if name not in left_out}
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise RequestValidationError(error.errors(include_url=False, include_input=False)) from error
+        found: list[Any] = error.errors(include_url=False, include_input=False)
+        if left_out:
+            found.append({"loc": (f"{len(left_out)} more",), "msg": "Extra inputs are not permitted"})
+        raise RequestValidationError(found) from error
 
 
 def parse_filter(text: str | None) -> Filter | None:

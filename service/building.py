@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.index import Gallery
-from seisbind.model.descriptors import check_velocity
-from seisbind.model.errors import DatasetError
+from seisbind.model.descriptors import Untrained, check_velocity
+from seisbind.model.errors import DatasetError, SeisBindError
 from seisbind.model.geology import FAMILIES, mixed
 from seisbind.model.inference import Embedder
 from seisbind.model.openfwi import Dataset, find_pairs
@@ -30,6 +30,7 @@ def build_gallery(
     source: str | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> int:
     """Make a gallery in the folder ``path`` and fill it; returns how many models it holds.
 
@@ -40,13 +41,43 @@ def build_gallery(
         source: where they came from.
         overwrite: replace a gallery that is there, when all is done.
         progress: called with the number of models done so far.
+        warn: called at the end with a sentence, if models are not such as the encoders were trained for.
 
     Raises:
         GalleryError, GalleryWriteFailed, InvalidVelocityModel: see `seisbind.index.Gallery`.
     """
     with Gallery.building(path, fingerprint=embedder.fingerprint, overwrite=overwrite) as gallery:
-        fill_gallery(Engine(embedder, gallery), models, source=source, progress=progress)
+        fill_gallery(Engine(embedder, gallery), models, source=source, progress=progress, warn=warn)
         return len(gallery)
+
+
+def add_to_gallery(
+    engine: Engine,
+    models: Iterable[Batch],
+    *,
+    source: str | None = None,
+    tags: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> int:
+    """`fill_gallery` for a gallery that others may read meanwhile; returns how many models it has more.
+
+    Raises:
+        SeisBindError: as there; the sentence says how many models were added before, which stay.
+    """
+    before = len(engine.gallery)
+    try:
+        fill_gallery(engine, models, source=source, tags=tags, progress=progress, warn=warn)
+    except SeisBindError as error:
+        added = len(engine.gallery) - before
+        if not added:
+            raise
+        sentence = error.sentence.removesuffix("Nothing was changed.").rstrip()
+        raise type(error)(
+            f"{sentence} {added} velocity models were added before that and stay, {before + added} in all; the same "
+            "command goes on with the others."
+        ) from error
+    return len(engine.gallery) - before
 
 
 def fill_gallery(
@@ -56,16 +87,20 @@ def fill_gallery(
     source: str | None = None,
     tags: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> None:
     """Add models to a gallery, a transaction a batch; those that it already holds are left out."""
-    done = 0
+    done, untrained = 0, Untrained()
     for velocity, families in models:
         for start in range(0, len(velocity), BATCH):
             part, own = velocity[start : start + BATCH], families[start : start + BATCH]
             engine.add_models(part, families=own, tags=[tags] * len(part), source=source, skip_existing=True)
             done += len(part)
+            untrained += Untrained.of(part)
             if progress is not None:
                 progress(done)
+    if untrained and warn is not None:
+        warn(untrained.sentence)
 
 
 def random_models(count: int, seed: int, families: Sequence[str] | None) -> Iterator[Batch]:

@@ -14,7 +14,6 @@ from seisbind.service.cli_errors import tell
 
 app = typer.Typer(
     name="seisbind",
-    help="Velocity models and their physics from seismic shot gathers, by retrieval.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,6 +24,23 @@ app.command()(cli_model.simulate)
 app.command()(cli_model.train)
 app.command()(cli_model.evaluate)
 app.command()(cli_query.retrieve)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"seisbind {version('seisbind')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    """Velocity models and their physics from seismic shot gathers, by retrieval."""
 
 
 @app.command()

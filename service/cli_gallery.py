@@ -1,7 +1,8 @@
-"""``seisbind gallery …``: build, add to, remove from, look at and check a gallery."""
+"""``seisbind gallery …``: build, add to, remove from, look at, list and check a gallery."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-app = typer.Typer(help="Build, add to, remove from, look at and check a gallery.", no_args_is_help=True)
+app = typer.Typer(help="Build, add to, remove from, look at, list and check a gallery.", no_args_is_help=True)
 
 PathArgument = Annotated[Path, typer.Argument(help="Folder of the gallery.")]
 WeightsOption = Annotated[Path | None, typer.Option(help="Weights file; default: those that ship.")]
@@ -25,6 +26,8 @@ DataOption = Annotated[
 ]
 TagOption = Annotated[list[str] | None, typer.Option("--tag", help="Tag for each model; repeat for several.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+LISTED = "{:<20} {:<18} {:>13}  {:<19}  {}"  # a line at a time: a gallery may be larger than memory
 
 
 @app.command()
@@ -46,7 +49,7 @@ def build(
     models, total, source = _models(count, seed, family, data)
     embedder = Embedder.load(weights, device=device)
     with counting("Describing and embedding", total) as progress:
-        held = build_gallery(path, embedder, models, source=source, overwrite=overwrite, progress=progress)
+        held = build_gallery(path, embedder, models, source=source, overwrite=overwrite, progress=progress, warn=_warn)
     print(f"{path}: {held} velocity models, weights {embedder.fingerprint}")
 
 
@@ -64,17 +67,17 @@ def add(
     """Add velocity models to a gallery; those that it already holds are left out."""
     from seisbind.index import Gallery
     from seisbind.model.inference import Embedder
-    from seisbind.service.building import fill_gallery
+    from seisbind.service.building import add_to_gallery
     from seisbind.service.engine import Engine
     from seisbind.service.progress import counting
 
     models, total, source = _models(count, seed, family, data)
     embedder = Embedder.load(weights, device=device)
     with Gallery.open(path, fingerprint=embedder.fingerprint, writable=True) as gallery:
-        before = len(gallery)
+        engine = Engine(embedder, gallery)
         with counting("Describing and embedding", total) as progress:
-            fill_gallery(Engine(embedder, gallery), models, source=source, tags=tag or (), progress=progress)
-        print(f"{path}: {len(gallery) - before} velocity models added, {len(gallery)} in all")
+            added = add_to_gallery(engine, models, source=source, tags=tag or (), progress=progress, warn=_warn)
+        print(f"{path}: {added} velocity models added, {len(gallery)} in all")
 
 
 @app.command()
@@ -120,11 +123,48 @@ def info(path: PathArgument, as_json: JsonOption = False) -> None:
     console().print(table)
 
 
+@app.command("list")
+def list_(
+    path: PathArgument,
+    family: Annotated[list[str] | None, typer.Option(help="Only of this family; repeat for several.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Only with this tag; repeat for several, which all hold.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
+) -> None:
+    """List the velocity models of a gallery, in the order they were added."""
+    import json
+
+    from seisbind.index import Filter
+    from seisbind.index.listing import list_records
+    from seisbind.model.descriptors import NAMES
+
+    mean = NAMES.index("mean_velocity")
+    chosen = Filter(tuple(family or ()), tuple(tag or ()))
+    for number, record in enumerate(list_records(path, filter=chosen, limit=limit)):
+        if not number and not as_json:
+            print(LISTED.format("model", "family", "mean velocity", "added at", "tags"))
+        mean_velocity = float(record.descriptors[mean])
+        if as_json:
+            line = {
+                "model_id": record.model_id,
+                "family": record.family,
+                "tags": record.tags,
+                "mean_velocity": mean_velocity,
+                "added_at": record.added_at,
+            }
+            print(json.dumps(line))
+        else:
+            velocity = f"{mean_velocity:.0f} m/s"
+            tags = ", ".join(record.tags)
+            print(LISTED.format(record.model_id, record.family or "", velocity, record.added_at[:19], tags).rstrip())
+
+
 @app.command()
 def verify(path: PathArgument, as_json: JsonOption = False) -> None:
     """Read every byte of a gallery and compare it with its checksum; exit code 1 if something is wrong."""
     import json
-    import sys
 
     from seisbind.index import verify_folder
 
@@ -139,6 +179,10 @@ def verify(path: PathArgument, as_json: JsonOption = False) -> None:
         for note in report.notes:
             print(f"note: {note}")
     sys.exit(0 if report.ok else 1)
+
+
+def _warn(sentence: str) -> None:
+    print(f"note: {sentence}", file=sys.stderr)
 
 
 def _models(

@@ -154,12 +154,24 @@ def _held_out(data: Path, held_out: Path | None) -> PairSet:
     """
     from seisbind.model.calibrate import FEWEST
     from seisbind.model.errors import InvalidConfig
+    from seisbind.model.openfwi import find_pairs
 
     if held_out is None and _are_shards(data):
         raise InvalidConfig(f"{data} holds shards, which have no test part: name others with --held-out.")
-    split = _pairs(held_out or data, "all" if held_out else "test")
-    if len(split) < FEWEST:
-        raise InvalidConfig(f"{len(split)} held-out pairs are too few to calibrate on; at least {FEWEST} are needed.")
+    source, part = (held_out, Part.ALL) if held_out else (data, Part.TEST)
+    there = _are_shards(source) or find_pairs(source, split=part.value)
+    split = _pairs(source, part.value) if there else None
+    if split is None or len(split) < FEWEST:
+        whence = (
+            f"all of {held_out}"
+            if held_out
+            else f"the test part of {data}: without OpenFWI's numbers a fifth of the files of each family is held out, "
+            "and none of a single file. Make more or smaller files, or name other pairs with --held-out"
+        )
+        raise InvalidConfig(
+            f"{len(split or ())} held-out pairs are too few to calibrate on; at least {FEWEST} are needed. They are "
+            f"{whence}."
+        )
     return split
 
 

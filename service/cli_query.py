@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from seisbind.service.uploads import Geometry
 
 
+TOP_K = "Matches a gather: 1000 at most, and of a server its SEISBIND_MAX_TOP_K (100 where nothing else is set)."
+
+
 def retrieve(
     file: Annotated[
         list[Path], typer.Argument(help="npy, npz, SEG-Y or SU files of gathers, folders of them, or patterns.")
@@ -26,7 +29,7 @@ def retrieve(
     gallery: Annotated[Path | None, typer.Option(help="Folder of a gallery to ask without a server.")] = None,
     weights: Annotated[Path | None, typer.Option(help="With --gallery; default: those that ship.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda; with --gallery.")] = "auto",
-    top_k: Annotated[int, typer.Option(min=1, help="Matches a gather.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help=TOP_K)] = 5,
     filter: Annotated[str | None, typer.Option(help='JSON, as in {"family": "FlatVel-A"}.')] = None,
     include: Annotated[
         str, typer.Option(help="Parts of the answer, separated by commas; may be empty.")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seisbind.index import Distribution, Filter, Gallery, GalleryInfo, Hit
-from seisbind.model.descriptors import DESCRIPTORS, NAMES, check_velocity, describe
+from seisbind.model.descriptors import DESCRIPTORS, NAMES, check_descriptors, check_velocity, describe
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
 from seisbind.model.familiarity import Verdict
 from seisbind.model.inference import MODEL_CELLS, NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
@@ -212,17 +212,13 @@ class Engine:
         What is left out is filled with the mean of the training set, and a warning says so.
 
         Raises:
-            InvalidQuery: an unknown name, a value that is not finite, no descriptor at all.
+            InvalidQuery: an unknown name, a value that no ground has, no descriptor at all.
         """
-        unknown = [name for name in descriptors if name not in NAMES]
-        if unknown or not descriptors:
-            known = ", ".join(NAMES)
-            raise InvalidQuery(f"No descriptor is called {unknown[0]!r}; known: {known}." if unknown else
-                               f"A search by descriptors needs at least one of {known}.")  # fmt: skip
+        if not descriptors:
+            raise InvalidQuery(f"A search by descriptors needs at least one of {', '.join(NAMES)}.")
+        check_descriptors(descriptors)
         mean = self.embedder.weights.encoders.descriptor_mean.cpu().numpy()
         filled = np.array([descriptors.get(name, mean[i]) for i, name in enumerate(NAMES)], dtype=np.float64)
-        if not (np.abs(filled) < 1e9).all():  # also false for NaN
-            raise InvalidQuery("Descriptors are finite numbers in the units that GET /v1/gallery lists.")
         missing = [name for name in NAMES if name not in descriptors]
         warnings: tuple[Note, ...] = ()
         if missing:

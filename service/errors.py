@@ -20,6 +20,8 @@ from seisbind.service.schemas import Problem
 log = logging.getLogger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
+MAX_SENTENCE = 2000  # characters of a detail: whatever a request holds, its refusal repeats no more of it
+MAX_PART = 300  # of each of several errors, and of a path
 RETRY_AFTER_S = 1  # the least that the header can say: a place is free again after milliseconds, or after a stack
 
 # The nearest class in an error's ancestry decides.
@@ -80,14 +82,19 @@ def problem(
         type=f"urn:seisbind:error:{code}",
         title=http.HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
+        detail=cut(detail, MAX_SENTENCE),
         code=code,
-        instance=scope.get("path", "/"),
+        instance=cut(scope.get("path", "/"), MAX_PART),
         request_id=state.get("request_id", ""),
-        errors=list(errors) or None,
+        errors=[cut(each, MAX_PART) for each in errors] or None,
     )
     content = json.dumps(body.model_dump(exclude_none=True)).encode()
     return Response(content, status_code=status, media_type=PROBLEM_JSON, headers=headers)
+
+
+def cut(text: str, most: int) -> str:
+    """``text``, or the first ``most`` characters of it and a sign that there are more."""
+    return text if len(text) <= most else text[:most] + "…"
 
 
 def refused(scope: Scope, error: tree.SeisBindError) -> Response:
@@ -99,7 +106,8 @@ def refused(scope: Scope, error: tree.SeisBindError) -> Response:
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="seisbind"'
     if status >= 500:
-        log.error("%s %s: %s", scope.get("method"), scope.get("path"), error, exc_info=error)
+        path = cut(scope.get("path", "/"), MAX_PART)
+        log.error("%s %s: %s", scope.get("method"), path, error, exc_info=error)
     return problem(scope, status, error.code, error.sentence, headers=headers)
 
 
@@ -118,16 +126,19 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _validation(request: Request, error: RequestValidationError) -> Response:
-        found = [f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}" for each in error.errors()]
+        found = [
+            cut(f"{'.'.join(str(part) for part in each['loc'])}: {each['msg']}", MAX_PART) for each in error.errors()
+        ]
         detail = "The request is not understood: " + "; ".join(found[:3]) + "."
         return problem(request.scope, 422, REQUEST_INVALID, detail, errors=found)
 
     @app.exception_handler(HTTPException)
     async def _framework(request: Request, error: HTTPException) -> Response:
         code = CODE.get(error.status_code, OTHER)
+        path = cut(request.url.path, MAX_PART)
         detail = {
-            404: f"There is nothing at {request.url.path}; GET / lists the calls.",
-            405: f"{request.url.path} does not take {request.method}; GET / lists the calls.",
+            404: f"There is nothing at {path}; GET / lists the calls.",
+            405: f"{path} does not take {request.method}; GET / lists the calls.",
         }.get(error.status_code, str(error.detail))
         headers = dict(error.headers) if error.headers else {}
         if error.status_code == 405:  # Starlette names the methods of one route of the path, not of all

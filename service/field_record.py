@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey, MalformedUpload, UploadTooLarge
 from seisbind.model.line import Line, TracePositions, lay_out
-from seisbind.model.survey import CANONICAL_DT_S, CANONICAL_SAMPLES, MIN_RECORD_S, SINC_HALF_WIDTH, Note
+from seisbind.model.survey import CANONICAL_DT_S, CANONICAL_SAMPLES, MIN_RECORD_S, SINC_HALF_WIDTH, Note, short_line
 from seisbind.service.sample_formats import Evidence, decode
 from seisbind.service.segy import Headers, TraceFile
 
@@ -75,14 +75,22 @@ def read_field_record(
     headers = file.headers[seismic]
     step_s = _dt_s(file, headers, dt_s, notes)
     delay, samples = _delay(headers, step_s, notes), file.words.shape[1]
-    if (samples + delay) * step_s < MIN_RECORD_S:
-        raise InvalidGather(
+    short = (samples + delay) * step_s < MIN_RECORD_S
+    try:
+        factor, units = (1.0, "m") if shot_x_m and receiver_x_m else _units(file, headers, notes)
+        line = lay_out(_positions(headers, factor, notes, bool(shot_x_m and receiver_x_m)),
+                       shot_x_m=shot_x_m, receiver_x_m=receiver_x_m)  # fmt: skip
+        of_line = short_line(line.receiver_x_m)
+    except InvalidSurvey as error:
+        if not short:
+            raise
+        of_line = str(error)
+    if short:
+        sentence = (
             f"The record ends {(samples + delay) * step_s:.3f} s after the shot ({samples} samples of "
             f"{step_s * 1e3:g} ms); at least {MIN_RECORD_S:g} s are needed."
         )
-    factor, units = (1.0, "m") if shot_x_m and receiver_x_m else _units(file, headers, notes)
-    line = lay_out(_positions(headers, factor, notes, bool(shot_x_m and receiver_x_m)),
-                   shot_x_m=shot_x_m, receiver_x_m=receiver_x_m)  # fmt: skip
+        raise InvalidGather(f"{sentence} {of_line}" if of_line else sentence)
     kept = max(0, min(samples + delay, math.ceil(KEEP_S / step_s)))
     size = line.trace.size * kept * 4
     if size > max_bytes:

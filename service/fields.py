@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 from seisbind.model.errors import InvalidQuery, InvalidSurvey
 from seisbind.service.schemas import RetrieveFields
@@ -10,14 +11,25 @@ from seisbind.service.uploads import Geometry
 
 
 def parse_json(text: str | bytes, what: str) -> dict[str, object]:
-    """A JSON object.
+    """A JSON object, in which no object has a name twice.
 
     Raises:
         InvalidQuery: anything else.
     """
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            name = next(name for name in counts if counts[name] > 1)
+            raise InvalidQuery(f"{what} has {name[:60]!r} {counts[name]} times in one object; give it once.")
+        return found
+
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=once)
         json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+    except InvalidQuery:
+        raise
     except (ValueError, RecursionError) as error:
         raise InvalidQuery(f"{what} is not valid JSON ({str(error)[:80]}).") from error
     if not isinstance(found, dict):

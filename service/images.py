@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from seisbind.model.descriptors import CELL_M
 
 CACHED = 512  # pictures of about 20 KB
+CACHED_BYTES = 32 << 20  # of them together: one of noise has 60 KB
 COLOURS = "viridis"  # uniform, and read alike by colour-blind eyes and in grey
 DRAWING = threading.Lock()  # matplotlib shares font and text caches between figures
 
@@ -36,9 +37,16 @@ def velocity_png(velocity: NDArray[np.float32], *, title: str) -> bytes:
 
 
 class PictureCache:
-    """The last `CACHED` pictures, by the checksum and the title of what they show. Safe to use from several threads."""
+    """The last pictures, by the checksum and the title of what they show. Safe to use from several threads.
 
-    def __init__(self) -> None:
+    Args:
+        most: pictures.
+        most_bytes: of them together.
+    """
+
+    def __init__(self, *, most: int = CACHED, most_bytes: int = CACHED_BYTES) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self._bytes = 0
         self._pictures: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -53,6 +61,8 @@ class PictureCache:
     def put(self, key: tuple[str, str], picture: bytes) -> None:
         """Keep a picture, and forget the one that was wanted longest ago."""
         with self._lock:
+            self._bytes += len(picture) - len(self._pictures.pop(key, b""))
             self._pictures[key] = picture
-            while len(self._pictures) > CACHED:
-                self._pictures.popitem(last=False)
+            while len(self._pictures) > self._most or self._bytes > self._most_bytes:
+                _, forgotten = self._pictures.popitem(last=False)
+                self._bytes -= len(forgotten)

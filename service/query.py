@@ -43,7 +43,9 @@ class Query:
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= MAX_K:
-            raise InvalidQuery(f"top_k is a whole number from 1 to {MAX_K}; got {self.top_k!r}.")
+            raise InvalidQuery(
+                f"top_k is a whole number from 1 to {MAX_K}, the most that a gallery gives; got {self.top_k!r}."
+            )
         object.__setattr__(self, "measured", measure(self.prepared))
 
     def __len__(self) -> int:

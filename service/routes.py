@@ -19,16 +19,28 @@ from pydantic import BaseModel
 from starlette.types import Message, Receive, Scope, Send
 
 from seisbind.index import Filter
-from seisbind.model.descriptors import CELL_M, DESCRIPTORS
-from seisbind.model.errors import InvalidQuery, NotWritable
+from seisbind.index.gallery import MAX_K
+from seisbind.model.descriptors import CELL_M, DESCRIPTORS, Untrained
+from seisbind.model.errors import InvalidQuery, NotWritable, SeisBindError, UploadTooLarge
 from seisbind.model.survey import prepare
 from seisbind.service import array_answer, openapi
 from seisbind.service.answers import SearchResult
 from seisbind.service.arrays import NPZ, Limits
 from seisbind.service.batching import Answered
-from seisbind.service.bodies import content_type, parse_fields, parse_filter, read_file, unless_left
+from seisbind.service.bodies import (
+    JSON,
+    content_type,
+    parse_fields,
+    parse_filter,
+    parse_search,
+    read_file,
+    read_json_body,
+    unless_left,
+)
 from seisbind.service.engine import Engine, Stopwatch
-from seisbind.service.fields import parse_geometry, parse_include, parse_json, split
+from seisbind.service.errors import refused
+from seisbind.service.fields import parse_geometry, parse_include, split
+from seisbind.service.gate import refuse
 from seisbind.service.images import velocity_png
 from seisbind.service.ingest import Ingest
 from seisbind.service.pictured import bodies
@@ -40,7 +52,6 @@ from seisbind.service.schemas import (
     AddAnswer,
     AddFields,
     DescriptorBody,
-    DescriptorSearch,
     DistributionAnswer,
     GalleryAnswer,
     GalleryBody,
@@ -53,13 +64,13 @@ from seisbind.service.schemas import (
     SearchAnswer,
     SearchFields,
     SearchResultBody,
+    WarningBody,
     WeightsBody,
 )
 from seisbind.service.segy import write_velocity
 from seisbind.service.serving import Serving
 from seisbind.service.uploads import read_gathers, read_velocity
 
-JSON = "application/json"
 NPY = "application/x-npy"
 SEGY = "application/vnd.seg-y"
 PIECE_BYTES = 65_536  # of a large answer
@@ -106,6 +117,39 @@ class Admitted(APIRoute):
                 return message
 
             await super().handle(scope, receive_and_enter, send)
+
+
+class Searching(Admitted):
+    """A call whose body may be JSON, which has a smaller limit than a file: it is read whole before it is believed."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        if content_type(request) != JSON:
+            await super().handle(scope, receive, send)
+            return
+        serving_of(request).check_places()
+
+        async def receive_or_end() -> Message:
+            try:
+                return await receive()
+            except SeisBindError:  # too large or too slow, of a body that has been refused already
+                return {"type": "http.disconnect"}
+
+        try:
+            body = await read_json_body(request, receive)
+        except UploadTooLarge as error:
+            await refuse(refused(scope, error), scope, receive_or_end, send)
+            return
+        read = False
+
+        async def receive_read() -> Message:
+            nonlocal read
+            if read:
+                return await receive()
+            read = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await super().handle(scope, receive_read, send)
 
 
 router = APIRouter(prefix="/v1", responses=openapi.PROBLEMS)
@@ -181,12 +225,12 @@ async def retrieve(request: Request) -> Response:
     )
 
 
-@working.post("/search", response_model=SearchAnswer, tags=["search"], openapi_extra=openapi.search())
 async def search(request: Request) -> Response:
     """Gallery models most like a velocity model (npy), or like descriptors (JSON)."""
     serving, request_id, watch = serving_of(request), _request_id(request), Stopwatch()
     if content_type(request) == JSON:
-        query = parse_fields(DescriptorSearch, parse_json(await request.body(), "The body"))
+        body = await request.body()
+        query = await serving.on_parser(lambda engine: parse_search(body))
         top_k, include = allowed_top_k(query.top_k, serving), parse_include(query.include, SEARCH_PARTS)
         wanted = None if query.filter is None else Filter.parse(query.filter)
 
@@ -219,6 +263,17 @@ async def search(request: Request) -> Response:
     answered.timings_ms = watch.timings_ms
     serving.metrics.observe_stages(watch.timings_ms)
     return await _written(lambda engine: answered, serving)
+
+
+working.add_api_route(
+    "/search",
+    search,
+    methods=["POST"],
+    route_class_override=Searching,
+    response_model=SearchAnswer,
+    tags=["search"],
+    openapi_extra=openapi.search(),
+)
 
 
 @quick.get("/models/{model_id}", tags=["gallery"])
@@ -304,7 +359,10 @@ async def add_models(request: Request) -> Response:
             model_ids=ids or None,
             source=fields.source,
         )
-        return AddAnswer(model_ids=added, gallery=GalleryBody.of(engine.info()))
+        answer = AddAnswer(model_ids=added, gallery=GalleryBody.of(engine.info()))
+        if untrained := Untrained.of(velocity):
+            answer.warnings = [WarningBody(code="velocity_untrained", detail=untrained.sentence)]
+        return answer
 
     answered = await serving.on_model(add)
     request.state.changed = {"added": answered.model_ids}
@@ -392,8 +450,12 @@ def _writable(request: Request) -> Serving:
 
 def allowed_top_k(top_k: int, serving: Serving) -> int:
     """``top_k``, if this server gives so many. Raises InvalidQuery."""
-    if top_k > serving.settings.max_top_k:
-        raise InvalidQuery(f"top_k is {top_k}; this server gives at most {serving.settings.max_top_k} matches.")
+    most = serving.settings.max_top_k
+    if top_k > most:
+        raise InvalidQuery(
+            f"top_k is {top_k}; this server gives at most {most} matches (SEISBIND_MAX_TOP_K; a gallery without a "
+            f"server gives {MAX_K})."
+        )
     return top_k
 
 

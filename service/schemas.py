@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
 if TYPE_CHECKING:  # a client of the server needs neither torch nor FAISS
     from seisbind.index import GalleryInfo, Record
@@ -17,6 +18,13 @@ if TYPE_CHECKING:  # a client of the server needs neither torch nor FAISS
 PARTS = ("descriptors", "physics")  # of a retrieval, unless others are asked for
 LARGE_PARTS = ("velocity", "traces")  # of POST /v1/retrieve, for pictures
 SEARCH_PARTS = ("descriptors",)
+
+
+def _number(value: object) -> object:
+    """``value``, unless it is true or false, which Python counts among the numbers."""
+    if isinstance(value, bool):
+        raise ValueError(f"{json.dumps(value)} is no number")
+    return value
 
 
 class Strict(BaseModel):
@@ -88,10 +96,14 @@ class AddFields(Strict):
 class DescriptorSearch(Strict):
     """A search by physics."""
 
-    descriptors: dict[str, float] = Field(description="Name → value, in the units that GET /v1/gallery lists.")
-    top_k: int = Field(5, ge=1, description="Matches wanted.")
+    descriptors: dict[str, Annotated[float, BeforeValidator(_number)]] = Field(
+        description="Name → value, in the units that GET /v1/gallery lists."
+    )
+    top_k: Annotated[int, BeforeValidator(_number)] = Field(5, ge=1, description="Matches wanted.")
     filter: dict[str, object] | None = Field(None, description="As in POST /v1/retrieve, as an object.")
-    include: list[str] = Field(list(SEARCH_PARTS), description="Parts of the answer: descriptors; may be empty.")
+    include: Annotated[list[str], FailFast()] = Field(
+        list(SEARCH_PARTS), description="Parts of the answer: descriptors; may be empty."
+    )
 
 
 class WeightsBody(BaseModel):
@@ -346,6 +358,11 @@ class QuantityValue(BaseModel):
 class AddAnswer(BaseModel):
     model_ids: list[str]
     gallery: GalleryBody
+    warnings: list[WarningBody] = Field(
+        default=[],
+        exclude_if=lambda warnings: not warnings,
+        description="Not there unless models are not such as the encoders were trained for.",
+    )
 
 
 class DescriptorBody(BaseModel):

@@ -54,8 +54,8 @@ class Serving:
     for gathers in the batches that ``batches`` forms; *reader* threads, one for each core that the encoders leave, read
     and prepare gathers; `FILE_THREADS` *file* threads read records and write large answers; one *picture* thread draws,
     so that pictures that wait for each other keep nobody else waiting. The event loop owns ``admitted``, ``uploads``,
-    ``streams``, ``stopping`` and ``_reloading``. The engine of the moment is replaced as a whole under ``_lock``; a job
-    keeps the one it began with.
+    ``streams``, ``stopping``, ``_reloading`` and ``_parsing``. The engine of the moment is replaced as a whole under
+    ``_lock``; a job keeps the one it began with.
 
     Raises:
         SeisBindError: no usable weights, device or gallery.
@@ -95,6 +95,7 @@ class Serving:
         self.streams = Arrivals(most=settings.max_streams)
         self.stopping = asyncio.Event()
         self._reloading = asyncio.Lock()
+        self._parsing = asyncio.Lock()
         self._admitted = 0
         self._canary_at = float("-inf")
         self._canary: asyncio.Task[bool] | None = None
@@ -155,6 +156,12 @@ class Serving:
     async def on_reader(self, job: Callable[[Engine], T]) -> T:
         """Run ``job``, which reads and prepares gathers, on a reader thread."""
         return await self._run(self._readers, job)
+
+    async def on_parser(self, job: Callable[[Engine], T]) -> T:
+        """Run ``job``, which parses text, on a file thread, one at a time: it keeps the interpreter's lock for
+        milliseconds, and several would not let the event loop have it in between."""
+        async with self._parsing:
+            return await self.on_file(job)
 
     async def on_file(self, job: Callable[[Engine], T]) -> T:
         """Run ``job`` on a file thread."""

@@ -61,7 +61,9 @@ class Settings(BaseSettings):
     )
     body_deadline_s: float = Field(30.0, gt=0, description="Time for a request body to arrive, seconds.")
     max_gathers: int = Field(64, ge=1, description="Most gathers (or velocity models) in one request, count.")
-    max_top_k: int = Field(100, ge=1, description="Largest top_k of a request, matches per gather.")
+    max_top_k: int = Field(
+        100, ge=1, description="Largest top_k of a request, matches per gather; a gallery gives 1000 at most."
+    )
     max_concurrency: int = Field(
         32,
         ge=1,

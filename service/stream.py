@@ -21,7 +21,7 @@ from seisbind.model.errors import InvalidSurvey, NotReady, SeisBindError, Unsupp
 from seisbind.model.survey import prepare
 from seisbind.service import openapi
 from seisbind.service.arrays import Limits
-from seisbind.service.bodies import MULTIPART, STREAM_TYPES, content_type, parse_fields, parse_filter
+from seisbind.service.bodies import MULTIPART, STREAM_TYPES, content_type, parse_fields, parse_filter, query_fields
 from seisbind.service.engine import Engine
 from seisbind.service.errors import broken, refused
 from seisbind.service.fields import parse_geometry, parse_include
@@ -105,7 +105,7 @@ async def _opened(
     request: Request, incoming: Incoming, serving: Serving
 ) -> tuple[dict[str, str], AsyncIterator[bytes], int | None]:
     """The fields of a request, the bytes of its file as they arrive, and how many they are, where that is known."""
-    kind, fields = content_type(request), dict(request.query_params)
+    kind, fields = content_type(request), query_fields(request)
     if kind == MULTIPART:
         form = FormStream(request.headers["content-type"], incoming.chunks())
         await form.begin(deadline_s=serving.settings.body_deadline_s)

@@ -130,6 +130,8 @@ def test_unusable_gathers_are_refused_with_numbers(array: np.ndarray, words: str
         (lambda: Survey((0.0,), (0.0, 20.0, 10.0), 0.001), "increase"),
         (lambda: Survey((0.0,), (0.0, 10.0), 4.0), "milliseconds"),
         (lambda: Survey((float("nan"),), (0.0, 10.0), 0.004), "finite"),
+        (lambda: Survey((0.0,), (0.0, 1e300), 0.004), r"1e\+300 m; .* within 1e\+08 m"),
+        (lambda: Survey((-1.5e8,), (0.0, 10.0), 0.004), r"-1.5e\+08 m"),
         (lambda: Survey((0.0,) * 65, (0.0, 10.0), 0.004), "65"),
         (lambda: prepare(np.ones((1, 1000, 20), np.float32).cumsum(1), line(LINE[:20], shots=(0.0,))), "190 m"),
         (lambda: prepare(np.ones((1, 1000, 70), np.float32).cumsum(1), line(LINE, shots=(-900.0,))), "No shot"),
@@ -138,6 +140,18 @@ def test_unusable_gathers_are_refused_with_numbers(array: np.ndarray, words: str
 def test_unusable_surveys_are_refused_with_numbers(build, words: str) -> None:
     with pytest.raises(InvalidSurvey, match=words):
         build()
+
+
+def test_positions_of_any_map_are_used() -> None:
+    """Gauss-Krueger eastings begin with the number of their zone."""
+    far = line(LINE + 32_500_000.0, shots=(32_500_340.0,))
+    assert prepare(gather()[2:3], far).shot_x_m.tolist() == [[340.0]]
+
+
+def test_a_record_that_is_short_both_ways_is_told_of_both() -> None:
+    short = np.random.default_rng(0).standard_normal((1, 500, 24)).astype(np.float32)
+    with pytest.raises(InvalidGather, match=r"0\.500 s.* 0\.6 s are needed.* The receiver line is 230 m long"):
+        prepare(short, line(LINE[:24], shots=(0.0,)))
 
 
 @settings(max_examples=20, deadline=None)

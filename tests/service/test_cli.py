@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,96 @@ def test_a_full_disk_while_building(tmp_path: Path, weights: Path) -> None:
     info = seisbind("gallery", "info", tmp_path / "gallery", "--json")
     assert info.returncode == 1 or json.loads(info.stdout)["count"] == 0
     assert seisbind(*arguments, "--overwrite").returncode == 0  # with room, the same command works
+
+
+def test_a_full_disk_while_adding(make_gallery: Callable[[], Path], weights: Path) -> None:
+    """Files may grow to 12 MB, which is enough for the first 256 models: what was added is said, and how to go on."""
+    path = make_gallery()
+    arguments = ("gallery", "add", path, "--count", 600, "--family", "FlatVel-A", "--weights", weights)
+    limit = 12_000_000
+
+    def small_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = seisbind(*arguments, preexec_fn=small_files)
+    assert done.returncode == 1
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.endswith("[gallery_write_failed]"), done.stderr
+    held = json.loads(seisbind("gallery", "info", path, "--json").stdout)["count"]
+    assert held in (316, 572)
+    assert (
+        f" {held - 60} velocity models were added before that and stay, {held} in all; the same command goes on" in said
+    )
+    assert "Nothing was changed" not in said and "Traceback" not in done.stderr
+    again = seisbind(*arguments)  # with room
+    assert f"{660 - held} velocity models added, 660 in all" in again.stdout, again.stderr
+
+
+def test_a_fault_after_models_were_added_says_how_many(
+    make_gallery: Callable[[], Path], weights: Path, tmp_path: Path
+) -> None:
+    path = make_gallery()
+    np.save(tmp_path / "good.npy", np.linspace(1500, 4000, 3 * 4900, dtype=np.float32).reshape(3, 70, 70))
+    np.save(tmp_path / "km.npy", np.full((2, 70, 70), 2.5, np.float32))
+    data = ("--data", tmp_path / "good.npy", "--data", tmp_path / "km.npy")
+    done = seisbind("gallery", "add", path, *data, "--weights", weights)
+    assert "km/s. 3 velocity models were added before that and stay, 63 in all" in done.stderr
+    assert done.stderr.strip().endswith("[invalid_velocity_model]")
+    nothing = seisbind("gallery", "add", path, "--data", tmp_path / "km.npy", "--weights", weights)
+    assert "were added" not in nothing.stderr
+
+
+def test_velocities_that_the_weights_do_not_know_are_said(
+    make_gallery: Callable[[], Path], weights: Path, tmp_path: Path
+) -> None:
+    path = make_gallery()
+    np.save(tmp_path / "fast.npy", np.linspace(1500, 6000, 2 * 4900, dtype=np.float32).reshape(2, 70, 70))
+    np.save(tmp_path / "own.npy", np.linspace(1500, 4500, 4900, dtype=np.float32).reshape(70, 70))
+    done = seisbind("gallery", "add", path, "--data", tmp_path / "fast.npy", "--weights", weights)
+    assert done.returncode == 0 and "2 velocity models added" in done.stdout
+    assert "note: Velocity models that leave 1500 to 4500 m/s" in done.stderr
+    assert ": 1, with 3750" in done.stderr and "to 6000 m/s" in done.stderr
+    quiet = seisbind("gallery", "add", path, "--data", tmp_path / "own.npy", "--weights", weights)
+    assert quiet.returncode == 0 and "note" not in quiet.stderr
+    built = seisbind("gallery", "build", tmp_path / "g", "--data", tmp_path / "fast.npy", "--weights", weights)
+    assert built.returncode == 0 and "note: Velocity models that leave" in built.stderr
+
+
+def test_gallery_list(gallery_path: Path) -> None:
+    """A table for people, a JSON object a line for pipes; by family and tag, and only so many."""
+    table = seisbind("gallery", "list", gallery_path).stdout.splitlines()
+    assert table[0].split() == ["model", "family", "mean", "velocity", "added", "at", "tags"] and len(table) == 61
+    with Gallery.open(gallery_path, fingerprint=None) as gallery:
+        ids, families = gallery.model_ids(), gallery.families()
+        record = gallery.record(ids[1])
+    assert [line.split()[0] for line in table[1:]] == ids
+    assert table[2].split()[1:4] == [record.family, f"{record.descriptors[0]:.0f}", "m/s"]
+    lines = seisbind("gallery", "list", gallery_path, "--json", "--limit", 2).stdout.splitlines()
+    expected = {"family": record.family, "tags": [], "mean_velocity": float(record.descriptors[0])}
+    assert json.loads(lines[1]) == {"model_id": ids[1], "added_at": record.added_at} | expected
+    one = seisbind("gallery", "list", gallery_path, "--family", "FlatVel-A", "--family", "Style-B", "--json").stdout
+    assert len(one.splitlines()) == families["FlatVel-A"] + families["Style-B"]
+    assert seisbind("gallery", "list", gallery_path, "--tag", "none").stdout == ""
+    one_line(seisbind("gallery", "list", gallery_path / "none"), "gallery_not_found")
+
+
+def test_version() -> None:
+    done = seisbind("--version")
+    assert (done.returncode, done.stdout) == (0, f"seisbind {version('seisbind')}\n")
+
+
+def test_top_k_says_whose_bound_it_is(served: Any, gallery_path: Path, weights: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "gather.npy", np.random.default_rng(0).standard_normal((5, 1000, 70)).astype(np.float32))
+    asked = ("retrieve", tmp_path / "gather.npy")
+    by_server = seisbind(*asked, "--url", served.url, "--top-k", 71)
+    one_line(by_server, "invalid_query")
+    assert "this server gives at most 70 matches (SEISBIND_MAX_TOP_K" in by_server.stderr
+    by_gallery = seisbind(*asked, "--gallery", gallery_path, "--weights", weights, "--top-k", 1001)
+    one_line(by_gallery, "invalid_query")
+    assert "from 1 to 1000, the most that a gallery gives" in by_gallery.stderr
+    said = " ".join(seisbind("retrieve", "--help").stdout.replace("│", " ").split())
+    assert "1000 at most" in said and "SEISBIND_MAX_TOP_K" in said
 
 
 @pytest.fixture

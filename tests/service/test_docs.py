@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from seisbind.model.weights_file import load_weights
 from seisbind.service.app import openapi_document
 from seisbind.service.bodies import RAW_TYPES
 from seisbind.service.bulk import ExitCode
@@ -35,6 +36,18 @@ def test_every_example_of_the_description_runs(served: Any) -> None:
                 assert response.json()["results"][0]["matches"]
                 ran += 1
     assert ran >= 2
+
+
+def test_the_docs_name_the_weights_that_ship() -> None:
+    """But where they say that a figure was measured with other ones."""
+    shipped = load_weights().fingerprint
+    named = 0
+    for page in (*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "model" / "weights" / "MODEL_CARD.md"):
+        for line in page.read_text(encoding="utf-8").splitlines():
+            for fingerprint in re.findall(r"\b[0-9a-f]{16}\b", line):
+                named += 1
+                assert fingerprint == shipped or "earlier weights" in line, f"{page.name}: {line}"
+    assert named >= 4
 
 
 FILES = {"/v1/retrieve": "gather", "/v1/search": "velocity", "/v1/models": "velocity"}

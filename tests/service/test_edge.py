@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidConfig
 from seisbind.service.app import create_app
-from seisbind.service.audit import AuditLog
+from seisbind.service.audit import MAX_CLIENT, MAX_PATH, AuditLog
 from seisbind.service.demo import npy
 from seisbind.service.keys import Scope, make_key
 from seisbind.service.server import listen
@@ -203,6 +203,16 @@ def test_the_audit_log_is_only_added_to(audited: tuple[Any, Path]) -> None:
     assert [line["path"] for line in lines_of(old)] == ["/v1/models/x"] * 2
     assert [line["path"] for line in lines_of(log)] == ["/v1/models/y"]
     assert log.stat().st_mode & 0o007 == 0
+
+
+def test_an_audit_line_is_no_longer_than_a_call_can_be(audited: tuple[Any, Path]) -> None:
+    server, log = audited
+    for method in ("DELETE", "POST"):
+        headers = {"Authorization": f"Bearer {WRITE}", "X-Forwarded-For": "y" * 50_000}
+        server.http.request(method, "/v1/models/" + "x" * 50_000, headers=headers)
+    assert [len(line["client"]) for line in lines_of(log)] == [MAX_CLIENT, MAX_CLIENT]
+    assert [len(line["path"]) for line in lines_of(log)] == [MAX_PATH, MAX_PATH]
+    assert log.stat().st_size < 4000
 
 
 def test_an_audit_line_that_is_not_taken_is_in_the_log(

@@ -25,6 +25,7 @@ from seisbind.index.faiss_index import faiss
 from seisbind.model import errors as tree
 from seisbind.model.inference import Embedder
 from seisbind.service.app import create_app
+from seisbind.service.client import Client
 from seisbind.service.engine import Engine
 from seisbind.service.errors import CODE, INTERNAL, OTHER, REQUEST_INVALID, status_of
 from seisbind.service.images import DRAWING
@@ -178,6 +179,22 @@ def test_a_read_only_server_does_not_change(served: Any, models: tuple[Float32, 
         served.http.delete("/v1/models/v-none"),
     ):
         assert (response.status_code, response.json()["code"]) == (403, "not_writable")
+
+
+def test_velocities_that_the_weights_do_not_know_are_said(serve: Any, make_gallery: Any) -> None:
+    """And nothing is said of others: their answer has the two fields that it always had."""
+    server = serve(gallery=make_gallery(), writable=True)
+    own = np.linspace(1500, 4500, 70 * 70, dtype=np.float32).reshape(70, 70)
+    added = server.http.post("/v1/models", files={"file": npy(own)})
+    assert (added.status_code, list(added.json())) == (201, ["model_ids", "gallery"])
+    added = server.http.post("/v1/models", files={"file": npy(np.stack([own + 1, own + 3500, own - 100]))})
+    assert added.status_code == 201, added.text
+    (warning,) = added.json()["warnings"]
+    assert warning["code"] == "velocity_untrained"
+    assert "leave 1500 to 4500 m/s" in warning["detail"] and ": 3, with 1400 to 8000 m/s" in warning["detail"]
+    with Client(server.url) as client:
+        assert client.add_models(own + 3400).warnings[0].code == "velocity_untrained"
+        assert client.add_models(own[::-1]).warnings == []
 
 
 def test_add_find_and_remove(serve: Any, make_gallery: Any) -> None:

@@ -267,6 +267,14 @@ def towed() -> Field:
 
 
 INTEGERS = np.rint(SOUND.traces * 1e3).astype(np.int32)
+
+
+def short_line() -> Field:
+    """Twenty-four traces a shot, half a second."""
+    short = make(SHORT[:, :125])
+    return short.picked(np.flatnonzero((short.headers["channel"] <= 24) & (short.headers["record"] < 103)))
+
+
 REFUSED: dict[str, tuple[str, str, Callable[[], Field]]] = {
     "dt 0": ("invalid_survey", "Pass dt_s", lambda: SOUND.with_(dt=0).with_binary(dt=0)),
     "two dt": ("invalid_survey", "two sampling intervals", lambda: SOUND.with_(dt=2000)),
@@ -304,7 +312,14 @@ REFUSED: dict[str, tuple[str, str, Callable[[], Field]]] = {
     "a towed cable": ("invalid_survey", "each 60 to 60 m off", towed),
     "a mixed delay": ("invalid_survey", "one start", lambda: moved(delay=(9, 40))),
     "a long delay": ("invalid_survey", "after the shot", lambda: SOUND.with_(delay=600)),
-    "a short record": ("invalid_gather", "0.6 s are needed", lambda: make(SHORT[:, :140])),
+    "a short record": ("invalid_gather", r"0.6 s are needed\.$", lambda: make(SHORT[:, :140])),
+    "a short record of a short line": (
+        "invalid_gather", r"0.500 s .* 0.6 s are needed\. The receiver line is 230 m long; at least 340 m", short_line,
+    ),
+    "a short record of no line": (
+        "invalid_gather", r"0.6 s are needed\. No shot lies among its receivers",
+        lambda: replace(towed(), traces=towed().traces[:, :140]).with_(samples=140).with_binary(samples=140),
+    ),
 }  # fmt: skip
 
 

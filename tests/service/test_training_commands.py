@@ -12,6 +12,7 @@ import torch
 
 from seisbind.model.descriptors import describe
 from seisbind.model.geology import mixed
+from seisbind.model.openfwi import write_pairs
 from seisbind.model.pairs import PairSet, save_pairs
 from seisbind.model.weights_file import load_weights
 
@@ -57,6 +58,28 @@ def test_train_then_evaluate(folder: Path) -> None:
     assert started == load_weights(weights).fingerprint
     again = seisbind("train", "--data", folder / "train", "--held-out", folder / "other", *options)
     assert again.returncode == 1 and "--resume" in again.stderr
+
+
+def test_a_set_that_is_too_small_is_told_what_is_held_out(folder: Path, tmp_path: Path) -> None:
+    velocity, _ = mixed(4, seed=6)
+    gathers = np.random.default_rng(0).standard_normal((4, 5, 1000, 70)).astype(np.float32)
+    for files in (1, 3):
+        data = tmp_path / f"of {files}"
+        for number in range(1, files + 1):
+            write_pairs(data, "FlatVel-A", number=number, velocity=velocity[:, None], gathers=gathers)
+        options = ("--config", folder / "recipe.json", "--out", tmp_path / "run")
+        done = seisbind("train", "--data", data, *options)
+        assert done.returncode == 1
+        said = done.stderr.strip().splitlines()[-1]
+        held_out = 0 if files == 1 else 4
+        assert f"{held_out} held-out pairs are too few to calibrate on; at least 10 are needed" in said
+        assert "a fifth of the files of each family is held out" in said and "--held-out" in said
+        assert said.endswith("[invalid_config]")
+    few = seisbind("train", "--data", data, "--held-out", tmp_path / "of 1", *options)
+    assert (
+        f"4 held-out pairs are too few to calibrate on; at least 10 are needed. They are all of {tmp_path}"
+        in few.stderr
+    )
 
 
 def test_bad_arguments_are_one_sentence(folder: Path) -> None:
