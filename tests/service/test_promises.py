@@ -15,7 +15,7 @@ from seisbind.model.errors import InvalidConfig
 from seisbind.service.settings import Settings, read_settings
 
 ROOT = Path(__file__).parents[2]
-NUMBERS = [*range(1, 8), *range(10, 15), *range(22, 31)]  # the others are the gallery's
+NUMBERS = [*range(1, 8), *range(10, 15), *range(22, 31), 35]  # the others are the gallery's
 ROWS = {
     int(number): rest
     for number, rest in re.findall(
