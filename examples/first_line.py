@@ -54,7 +54,8 @@ print("gathers", gathers.shape, "of ground between", *(f"{v:.0f}" for v in (grou
 answer = engine.retrieve(gathers, OPENFWI)[0]
 for match in answer.matches:
     print(f"{match.rank}  {match.family:13} similarity {match.similarity:.3f}")
-print(f"in the gallery: {answer.in_gallery:.2f}; ranked by {answer.ranked_by}")
+held = "unknown" if answer.in_gallery is None else f"{answer.in_gallery:.2f}"  # unknown: see answer.warnings
+print(f"in the gallery: {held}; ranked by {answer.ranked_by}")
 print(f"like the records of training: {answer.in_distribution.likely}")
 for name, q in answer.physics.items():
     print(f"{name:28} {q.value:9.2f} {q.unit:4}  90 % from {q.low:9.2f} to {q.high:9.2f}")

@@ -223,7 +223,7 @@ def served(
     far = differences(predicted, coarse(models[first], predicted.shape[-1]))
     doubt = pairs.gathers.doubt(embedder.descriptor_spread)
     evidence = Evidence(similarity[:, 0], similarity[:, 1], far, doubt, len(gallery) - leave_out)
-    moved = calibration.presence.probability(evidence) < calibration.presence.limit
+    moved = calibration.presence.is_new(calibration.presence.probability(evidence))
     for i in np.flatnonzero(moved):
         first[i] = near[i, by_structure(predicted[i], coarse(models[near[i]], predicted.shape[-1]))[0]]
     return first, moved

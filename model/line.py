@@ -309,7 +309,7 @@ def _stretch(
         )
         notes.append(Note("line_window", text))
     if len(shots) > MAX_SHOTS:
-        text = f"{len(shots)} shots lie on the line; {MAX_SHOTS} of them, evenly chosen, were used."
+        text = f"{len(shots)} shots lie on the line; {MAX_SHOTS} of them, evenly chosen, were read."
         notes.append(Note("shots_thinned", text))
         shots = shots[np.linspace(0, len(shots) - 1, MAX_SHOTS).round().astype(int)]
     tail = int(np.searchsorted(station_x, station_x[start] + LINE_M + TAIL_M, side="right"))

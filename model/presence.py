@@ -2,7 +2,8 @@
 
 A cosine is not a probability: what counts as close depends on how many models there were to choose from, on how far
 the second best falls behind, on how well the gather could be read, and on whether the best match looks like the model
-that was read. A logistic law over these is fitted on held-out pairs, at even odds.
+that was read. A logistic law over these is fitted on held-out pairs, at even odds. It holds for records like those of
+training; of any other its probability is not told, and does no more than choose the order of the matches.
 """
 
 from __future__ import annotations
@@ -72,6 +73,14 @@ class Presence:
         """``(n,)`` of the ground being the best match, at even odds before the gather was seen."""
         weights = self.constant, self.similarity, self.gap, self.log_size, self.log_far, self.doubt
         return np.asarray(expit(evidence.columns(self.largest) @ np.array(weights)))
+
+    def is_new(self, probability: Float64) -> NDArray[np.bool_]:
+        """``(n,)``: the gathers whose ground is taken for new, so that `by_structure` orders their matches.
+
+        NaN, which is unknown, is not. Records unlike those of training are ordered by the same rule: for them, too, it
+        finds closer models over new ground than similarity does (``benchmarks/garbage.py``).
+        """
+        return np.asarray(probability < self.limit)
 
 
 def coarse(velocity: Float32, cells: int) -> Float32:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +28,7 @@ CANONICAL_SPACING_M = 10.0
 LINE_M = CANONICAL_SPACING_M * (CANONICAL_RECEIVERS - 1)
 
 MAX_SHOTS = 64  # a gather of more shots than this is a stack of gathers sent with the wrong axes
+TRAINED_SHOTS = 5  # of one record in training, at most; with 18, the 90 % intervals held .74 of the truths
 ON_NODE_M = 1.0  # a receiver this close to a grid node is that node's receiver
 MAX_GAP_M = 30.0  # traces further apart are not interpolated: 50 m is half a wavelength at 15 Hz and 1500 m/s
 SHOT_MARGIN_M = 20.0  # a shot further outside the line than this was never trained on
@@ -37,6 +40,8 @@ BLOCK = 25  # canonical samples that are resampled together
 SINC_HALF_WIDTH = 8  # zero crossings kept on each side of the resampling kernel
 POLARITY_TRACES = 3  # nearest live traces of each shot that vote on polarity
 POLARITY_RATIO = 1.15  # the larger lobe must exceed the other by this much to vote
+LEAST_LIVE = 1e-3  # share of live traces that a dead shot is taken to have, so that it is chosen last
+COST_STEP = 1e-9  # to which costs of shots are rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +217,10 @@ def prepare(gathers: ArrayLike, survey: Survey = OPENFWI) -> Prepared:
         InvalidSurvey: a line too short, or no shot on it.
     """
     recorded = _in_reach(_checked(gathers, survey))
-    array = recorded.array
+    shots = _shots_on_line(recorded, survey)
     notes: list[Note] = []
-    keep, shot_x_m = _shots_on_line(survey, notes)
-    alive = recorded.alive[:, keep]
-    array = _resample_time(array[:, keep] if len(keep) < array.shape[1] else array, survey.dt_s, notes)
+    array = _resample_time(_of_shots(recorded.array, shots.number), survey.dt_s, notes)
+    alive = _of_shots(recorded.alive, shots.number)
     across = receiver_map(survey.receiver_x_m)
     if len(survey.receiver_x_m) == CANONICAL_RECEIVERS and np.array_equal(across, np.eye(CANONICAL_RECEIVERS)):
         traces, live = array, alive
@@ -225,8 +229,8 @@ def prepare(gathers: ArrayLike, survey: Survey = OPENFWI) -> Prepared:
     if not live.all():
         traces = np.where(live[:, :, None, :], traces, np.float32(0))
     each = []
-    for gather, gather_live in zip(traces, live, strict=True):
-        own = list(notes)
+    for gather, gather_live, shot_x_m, said in zip(traces, live, shots.x_m, shots.notes, strict=True):
+        own = [*said, *notes]
         if not gather_live.any():
             raise InvalidGather("No live trace falls on the line after mapping; check the receiver positions.")
         dead = int(gather_live.size - gather_live.sum())
@@ -239,7 +243,7 @@ def prepare(gathers: ArrayLike, survey: Survey = OPENFWI) -> Prepared:
     return Prepared(
         traces=np.ascontiguousarray(traces, dtype=np.float32),
         live=live,
-        shot_x_m=np.tile(shot_x_m.astype(np.float32), (len(traces), 1)),
+        shot_x_m=shots.x_m.astype(np.float32),
         notes=tuple(each),
     )
 
@@ -255,7 +259,26 @@ def _in_reach(recorded: _Recorded) -> _Recorded:
     return _Recorded(scaled, np.ldexp(recorded.high, down), np.ldexp(recorded.low, down))
 
 
-def _shots_on_line(survey: Survey, notes: list[Note]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+@dataclass(frozen=True, slots=True)
+class _Shots:
+    """Which shots of each gather are used: ``number`` and ``x_m`` ``(batch, shot)``, and what is said of the choice."""
+
+    number: NDArray[np.intp]
+    x_m: NDArray[np.float64]
+    notes: tuple[tuple[Note, ...], ...]
+
+
+def _of_shots(array: NDArray[Any], number: NDArray[np.intp]) -> NDArray[Any]:
+    """``(batch, shot, ..)``: the shots ``number`` (batch, shot) of each gather."""
+    if np.array_equal(number[0], np.arange(array.shape[1])):  # all of them
+        return array
+    if (number == number[0]).all():
+        return np.asarray(array[:, number[0]])
+    return np.asarray(array[np.arange(len(array))[:, None], number])
+
+
+def _shots_on_line(recorded: _Recorded, survey: Survey) -> _Shots:
+    """The shots of each gather that lie on the line; of more than `TRAINED_SHOTS`, those that `spread_shots` takes."""
     first = survey.receiver_x_m[0]
     if (fault := short_line(survey.receiver_x_m)) is not None:
         raise InvalidSurvey(fault)
@@ -266,12 +289,70 @@ def _shots_on_line(survey: Survey, notes: list[Note]) -> tuple[NDArray[np.intp],
             f"No shot lies on the line: shots at {x.min():g} to {x.max():g} m from the first receiver, usable are "
             f"{-SHOT_MARGIN_M:g} to {LINE_M + SHOT_MARGIN_M:g} m."
         )
+    notes: list[Note] = []
     if len(keep) < len(x):
         notes.append(Note("shots_left_out", f"{len(x) - len(keep)} of {len(x)} shots lie off the line; left out."))
-    if len(keep) != len(OPENFWI.shot_x_m) or not np.allclose(x[keep], OPENFWI.shot_x_m, atol=ON_NODE_M):
-        where = ", ".join(f"{position:g}" for position in x[keep][:8])
-        notes.append(Note("shot_positions", f"{len(keep)} shots at {where} m; trained mostly on five at 0-690 m."))
-    return keep, x[keep]
+    gathers = len(recorded.array)
+    if len(keep) <= TRAINED_SHOTS:
+        said = (*notes, *_positions_said(x[keep]))
+        return _Shots(np.tile(keep, (gathers, 1)), np.tile(x[keep], (gathers, 1)), (said,) * gathers)
+    on_line = np.asarray(survey.receiver_x_m) - first <= LINE_M + ON_NODE_M
+    live = recorded.alive[:, keep][..., on_line].mean(axis=2)
+    strength = (recorded.high - recorded.low)[:, keep][..., on_line].sum(axis=2, dtype=np.float64)
+    number = np.stack([keep[spread_shots(x[keep], *each)] for each in zip(live, strength, strict=True)])
+    said_of_each = []
+    for chosen in x[number]:
+        where = ", ".join(f"{position:g}" for position in chosen)
+        text = (
+            f"Of {len(keep)} shots on the line, {TRAINED_SHOTS} were used, those at {where} m: no record of training "
+            "had more. They lie as evenly as shots with live traces allow."
+        )
+        said_of_each.append((*notes, Note("shots_chosen", text), *_positions_said(chosen)))
+    return _Shots(number, x[number], tuple(said_of_each))
+
+
+def _positions_said(x_m: NDArray[np.float64]) -> tuple[Note, ...]:
+    """A note unless the shots lie where OpenFWI's do."""
+    if len(x_m) == len(OPENFWI.shot_x_m) and np.allclose(x_m, OPENFWI.shot_x_m, atol=ON_NODE_M):
+        return ()
+    where = ", ".join(f"{position:g}" for position in x_m[:8])
+    return (Note("shot_positions", f"{len(x_m)} shots at {where} m; trained mostly on five at 0-690 m."),)
+
+
+def spread_shots(
+    x_m: NDArray[np.float64], live: NDArray[np.floating], strength: NDArray[np.floating], count: int = TRAINED_SHOTS
+) -> NDArray[np.intp]:
+    """``(count,)`` numbers, by position, of the shots that cover a line most evenly.
+
+    ``count`` places divide the span of the shots into equal steps. Of all choices the one is taken with the least sum,
+    over its shots, of the squared distance to the place, in steps, and the squared number of dead traces for each live
+    one: a shot with a fifth of its traces dead counts as one a quarter of a step off its place. The order of the shots
+    does not matter; of choices that are as good, which the mirror image may exchange, the one with the stronger shots
+    is taken, so that a mirrored record gets the mirrored choice.
+
+    Args:
+        x_m: ``(shot,)``, more than ``count`` of them.
+        live: ``(shot,)`` share of the traces that are live.
+        strength: ``(shot,)`` of the recorded amplitudes, in any unit.
+    """
+    order = np.lexsort((strength, live, x_m))
+    x, live, strength = x_m[order], live[order], strength[order]
+    seen = x[live > 0] if (live > 0).any() else x
+    step = max(float(np.ptp(seen)) / (count - 1), ON_NODE_M)
+    places = np.linspace(seen.min(), seen.max(), count)
+    dead = (1 - live) / np.maximum(live, LEAST_LIVE)
+    cost = np.square((x - places[:, None]) / step) + np.square(dead)  # (place, shot)
+    whole = np.rint(cost / COST_STEP).astype(np.int64).tolist()  # as whole numbers, equal choices are exactly equal
+    weak = (-strength).tolist()
+    ends: list[tuple[int, float, tuple[int, ...]]]  # the best choice so far that ends with each shot
+    ends = [(first, weak[shot], (shot,)) for shot, first in enumerate(whole[0])]
+    for place in range(1, count):
+        before = accumulate(ends, min)
+        ends = [
+            (cost + whole[place][shot], weakness + weak[shot], (*chosen, shot))
+            for shot, (cost, weakness, chosen) in zip(range(place, len(x)), before, strict=False)
+        ]
+    return np.asarray(order[list(min(ends)[2])])
 
 
 @lru_cache(maxsize=16)

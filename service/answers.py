@@ -61,10 +61,12 @@ class Retrieval:
 
     Attributes:
         in_gallery: probability that the gallery's best match, whatever the filter, is the very ground of the gather, at
-            even odds before (`seisbind.model.presence`); None where the weights are not calibrated, or for fewer than
-            two models.
-        ranked_by: ``similarity``, or ``structure`` where ``in_gallery`` is below the weights' limit: then the most
-            similar models are ordered by their difference to the coarse model that the encoder read from the gather.
+            even odds before (`seisbind.model.presence`); None where the gather is unlike those of training, as the
+            warning ``in_gallery_unknown`` then says, where the weights are not calibrated, or for fewer than two
+            models.
+        ranked_by: ``similarity``, or ``structure`` where the probability is below the weights' limit, told or not: then
+            the most similar models are ordered by their difference to the coarse model that the encoder read from the
+            gather.
         timings_ms: stage → time for the whole stack it came in.
         velocity: ``(35, 35)`` m/s, cells of 20 m: the ground as the encoder itself reads it, without the gallery; None
             where the weights have no head for it.

@@ -90,6 +90,7 @@ def _about(number: int, one: Asked) -> list[str]:
     lines += [f"   similarity {top.similarity:.3f}", f"   first match {top.family}"]
     if one.answer.in_distribution.likely is False:
         lines.append(f"   unlike the training set: {one.answer.in_distribution.reason}")
+        lines.append("   in the gallery: unknown")
     lines.append(f"   answered in {one.answered_ms:.0f} ms")
     return lines
 

@@ -26,6 +26,7 @@ from seisbind.service.answers import InDistribution, Match, Quantity, Retrieval,
 from seisbind.service.query import Query, encode, rows_of, stacked
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 T = TypeVar("T")
 
 
@@ -152,7 +153,7 @@ class Engine:
         rows = rows_of(queries)
         asked = [query for query, own in zip(queries, rows, strict=True) for _ in own]
 
-        def look() -> tuple[list[list[Hit]], list[float | None], list[bool], list[tuple[Match, ...]]]:
+        def look() -> tuple[list[list[Hit]], Float64, NDArray[np.bool_], list[tuple[Match, ...]]]:
             with watch("search"):
                 near = self.gallery.search_velocity(encoded.embedding, k)
                 found = list(near)
@@ -161,8 +162,7 @@ class Engine:
                         allowed = self.gallery.search_velocity(encoded.embedding[own], k, filter=query.filter)
                         found[own[0] : own[-1] + 1] = allowed
             with watch("rank"):
-                presence = self._in_gallery(near, encoded)
-                new = [self._is_new(likely) for likely in presence]
+                presence, new = self._in_gallery(near, encoded)
                 found = self._ordered(found, new, encoded)
             with watch("search"):
                 return near, presence, new, self._matches([row[: q.top_k] for row, q in zip(found, asked, strict=True)])
@@ -172,17 +172,19 @@ class Engine:
             neighbours = None if encoded.descriptors is not None else self._neighbours(near)
             physics = self._physics(self.embedder.infer_physics(encoded, neighbours))
             verdicts = self.embedder.familiar(np.concatenate([query.measured for query in queries]), encoded)
+        said = [self._said(float(one), verdicts[row] if verdicts else None) for row, one in enumerate(presence)]
         for query, own in zip(queries, rows, strict=True):
             yield [
                 Retrieval(
                     matches=matches[row],
                     physics=physics[row],
                     in_distribution=self._in_distribution(near[row], verdicts[row] if verdicts else None),
-                    in_gallery=presence[row],
+                    in_gallery=said[row][0],
                     ranked_by="structure" if new[row] and matches[row] else "similarity",
                     warnings=(
                         *query.notes,
                         *query.prepared.notes[i],
+                        *said[row][1],
                         *self._fewer(matches[row], query.top_k, query.filter),
                     ),
                     timings_ms=watch.timings_ms,
@@ -320,11 +322,14 @@ class Engine:
             return InDistribution(None, None, None, None, None, similarity)
         return InDistribution(verdict.likely, verdict.score, verdict.limit, verdict.reason, verdict.detail, similarity)
 
-    def _in_gallery(self, near: Sequence[Sequence[Hit]], encoded: EncodedGathers) -> list[float | None]:
-        """For each gather, how likely its best match is its ground; None where that cannot be said."""
+    def _in_gallery(self, near: Sequence[Sequence[Hit]], encoded: EncodedGathers) -> tuple[Float64, NDArray[np.bool_]]:
+        """For each gather, how likely its best match is its ground, and whether the ground is taken for new.
+
+        NaN and not new, where that cannot be said.
+        """
         calibration, read = self.embedder.weights.description.calibration, encoded.velocity
         if calibration is None or read is None or min(map(len, near)) < 2:
-            return [None] * len(near)
+            return np.full(len(near), np.nan), np.zeros(len(near), dtype=bool)
         best = self._coarse([row[0].model_id for row in near], read.shape[1])
         evidence = Evidence(
             first=np.array([row[0].similarity for row in near]),
@@ -333,11 +338,22 @@ class Engine:
             doubt=encoded.doubt(self.embedder.descriptor_spread),
             size=len(self.gallery),
         )
-        return list(calibration.presence.probability(evidence).tolist())
+        probability = calibration.presence.probability(evidence)
+        return probability, calibration.presence.is_new(probability)
 
-    def _is_new(self, likely: float | None) -> bool:
-        calibration = self.embedder.weights.description.calibration
-        return calibration is not None and likely is not None and likely < calibration.presence.limit
+    @staticmethod
+    def _said(probability: float, verdict: Verdict | None) -> tuple[float | None, tuple[Note, ...]]:
+        """What an answer says of a gather's ``in_gallery``: nothing where the gather is unlike those of training, on
+        which the law was fitted, but the reason."""
+        if np.isnan(probability):
+            return None, ()
+        if verdict is None or verdict.likely:
+            return probability, ()
+        text = (
+            "Whether the gallery holds this ground is unknown, for the record is unlike those of training: "
+            f"{verdict.detail} Take the matches for a guess."
+        )
+        return None, (Note("in_gallery_unknown", text),)
 
     def _coarse(self, model_ids: Sequence[str], cells: int) -> Float32:
         """``(n, cells, cells)`` coarse velocity models of the gallery, each read once."""
@@ -345,7 +361,7 @@ class Engine:
         models = coarse(stacked([each[None] for each in self.gallery.velocities(list(row_of))]), cells)
         return np.asarray(models[[row_of[model_id] for model_id in model_ids]])
 
-    def _ordered(self, found: list[list[Hit]], new: list[bool], encoded: EncodedGathers) -> list[list[Hit]]:
+    def _ordered(self, found: list[list[Hit]], new: NDArray[np.bool_], encoded: EncodedGathers) -> list[list[Hit]]:
         """The hits of ground that is ``new`` in another order: the `CANDIDATES` most similar as `by_structure` puts
         them, then the rest, so that the first do not depend on how many were asked for."""
         read = encoded.velocity

@@ -200,10 +200,13 @@ class RetrievalBody(BaseModel):
     traces: TracesBody | None = Field(default=None, description="Where asked for, of the first 64 shots of a request.")
     in_distribution: InDistributionBody
     in_gallery: float | None = Field(
-        description="Probability that the gallery's best match is the very ground of the gather, at even odds before."
+        description="Probability that the gallery's best match is the very ground of the gather, at even odds before. "
+        "Null where the gather is unlike those of training (the warning in_gallery_unknown has the reason with its "
+        "numbers), where the weights are not calibrated, or for fewer than two models."
     )
     ranked_by: Literal["similarity", "structure"] = Field(
-        description="What orders the matches: structure where the ground is not in the gallery, almost surely."
+        description="What orders the matches: structure where the ground is not in the gallery, almost surely, or "
+        "would be said not to be if the gather were like those of training."
     )
     warnings: list[WarningBody]
 
@@ -244,12 +247,14 @@ class IngestBody(BaseModel):
     sample_format: str = Field(description="As stored.", examples=["IBM float32"])
     byte_order: str
     gathers: int
-    shots: int = Field(description="In each gather, as used.")
+    shots: int = Field(
+        description="In each gather, as read; of more than five on the line five are used (shots_chosen in warnings)."
+    )
     receivers: int = Field(description="In each shot, as used.")
     samples: int = Field(description="In each trace, as used.")
     traces: int | None = Field(description="In a SEG-Y or SU file, used or not.")
     dt_s: float
-    shot_x_m: tuple[float, float] = Field(description="Lowest and highest used.")
+    shot_x_m: tuple[float, float] = Field(description="Lowest and highest read.")
     receiver_x_m: tuple[float, float] = Field(description="Lowest and highest used.")
     units: str = Field(description="Of positions in the file: m or ft.")
     assumptions: list[WarningBody] = Field(description="Assumed or done while reading; also among the warnings.")

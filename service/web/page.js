@@ -47,7 +47,8 @@ function busy(on) {
 
 function fail(error) {
   if (error.name === "AbortError") {
-    say("", element("p", { text: "Cancelled. Nothing was changed." }));
+    const before = shown ? ` What is shown is still the answer to ${shown.question.name}.` : "";
+    say("", element("p", { text: `Cancelled. Nothing was changed.${before}` }));
     return;
   }
   if (!(error instanceof Refused)) {
@@ -138,6 +139,9 @@ async function ask(question) {
     show(ms);
   } catch (error) {
     if (running === mine) {
+      if (error.name !== "AbortError") {
+        clear();
+      }
       fail(error);
     }
   } finally {
@@ -150,6 +154,12 @@ async function ask(question) {
 }
 
 // --- the answer
+
+// The answer to what was asked before is none to what is refused now.
+function clear() {
+  shown = null;
+  by("answer").hidden = true;
+}
 
 function show(ms) {
   const { answer, question } = shown;
@@ -195,14 +205,13 @@ function showVerdict(result) {
     element("p", {}, element("span", { className: "mark", text: `${mark} ` }), words),
     element("p", { className: "muted", text: detail }),
   ];
-  const known = typeof result.in_gallery === "number";
-  by("presence").hidden = !known;
-  if (known) {
-    const held = presence(result);
+  const held = presence(result);
+  by("presence").hidden = held === null;
+  if (held) {
     by("presence").className = `verdict ${held.kind}`;
     by("presence").replaceChildren(
       element("p", {}, element("span", { className: "mark", text: `${held.mark} ` }), held.words),
-      element("p", { className: "muted", text: held.detail }),
+      ...(held.detail ? [element("p", { className: "muted", text: held.detail })] : []),
     );
   } else if (result.in_distribution.similarity !== null) {
     const similarity = result.in_distribution.similarity.toFixed(3);
@@ -214,12 +223,13 @@ function showVerdict(result) {
 }
 
 function showReading() {
-  const { ingest } = shown.answer;
+  const { ingest, results } = shown.answer;
+  const used = results[0].traces?.shots ?? ingest.shots;
   const range = ([low, high]) => (low === high ? `${Math.round(low)} m` : `${Math.round(low)} to ${Math.round(high)} m`);
   const pairs = [
     ["file", `${ingest.format}, ${ingest.sample_format}, ${ingest.byte_order}-endian`],
     ["gathers", String(ingest.gathers)],
-    ["shots", `${ingest.shots}, at ${range(ingest.shot_x_m)}`],
+    ["shots", `${ingest.shots}, at ${range(ingest.shot_x_m)}${used < ingest.shots ? `; ${used} of them used` : ""}`],
     ["receivers", `${ingest.receivers}, at ${range(ingest.receiver_x_m)}`],
     ["samples", `${ingest.samples} of ${Number((ingest.dt_s * 1e3).toPrecision(6))} ms`],
     ...(ingest.traces === null ? [] : [["traces", String(ingest.traces)]]),

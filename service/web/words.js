@@ -30,7 +30,7 @@ const REASONS = {
   frequency: "its frequencies are not those of training",
   slow_waves: "it holds slow waves, such as surface waves, that training did not have",
   amplitudes: "its amplitudes look clipped or gained",
-  geometry: "too few shots or live traces",
+  geometry: "it has fewer live traces, or fewer or more shots, than any gather of training",
   ground: "the ground seems to be of a kind that training did not have",
 };
 
@@ -49,8 +49,15 @@ export function verdict(inDistribution) {
   return { kind: "doubt", mark: "⚠ Unfamiliar.", words, detail: `${detail ?? ""} ${measured}`.trim() };
 }
 
-// {kind, mark, words, detail}: whether the gallery holds the ground; docs/answers.md has the same bounds
-export function presence({ in_gallery: probability, ranked_by: rankedBy }) {
+// {kind, mark, words, detail}: whether the gallery holds the ground; docs/answers.md has the same bounds. Null where
+// nothing is said of it, neither a probability nor why there is none.
+export function presence({ in_gallery: probability, ranked_by: rankedBy, warnings = [] }) {
+  const order = rankedBy === "structure" ? ", ranked by structure" : "";
+  if (typeof probability !== "number") {
+    const why = warnings.find(({ code }) => code === "in_gallery_unknown");
+    const words = `The gather is too unlike those of training to tell. Take the matches for a guess${order}.`;
+    return why ? { kind: "doubt", mark: "? Unknown whether it is in the gallery.", words, detail: "" } : null;
+  }
   const chance = Math.round(100 * probability);
   const detail = `The gallery's most similar model is the very ground with a probability of ${chance} %.`;
   if (probability > 0.9) {
@@ -60,7 +67,6 @@ export function presence({ in_gallery: probability, ranked_by: rankedBy }) {
     const words = "Where the first matches agree, believe them.";
     return { kind: "", mark: "Perhaps in the gallery.", words, detail };
   }
-  const order = rankedBy === "structure" ? ", ranked by structure" : "";
   const words = `Take the physics first; the matches are relatives${order}.`;
   return { kind: "doubt", mark: "⚠ Probably not in the gallery.", words, detail };
 }

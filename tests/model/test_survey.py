@@ -1,10 +1,21 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey
-from seisbind.model.survey import OPENFWI, Survey, _time_kernel, prepare, receiver_map
+from seisbind.model.survey import (
+    OPENFWI,
+    TRAINED_SHOTS,
+    Prepared,
+    Survey,
+    _time_kernel,
+    prepare,
+    receiver_map,
+    spread_shots,
+)
 from seisbind.model.wavefield import ricker
 
 LINE = np.arange(70) * 10.0
@@ -189,3 +200,88 @@ def test_a_trace_that_vanishes_beside_the_others_is_dead() -> None:
     gathers[:, :, :10] = np.random.default_rng(1).standard_normal((5, 1000, 10)).astype(np.float32) * np.float32(8e-39)
     prepared = prepare(gathers)
     assert not prepared.live[0, :, :10].any() and prepared.live[0, :, 10:].all()
+
+
+def many_shots(count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """``(1, count, 1000, 70)`` noise of another strength in each shot, and where the shots lie, evenly."""
+    rng = np.random.default_rng(seed)
+    gathers = rng.standard_normal((1, count, 1000, 70)).astype(np.float32) * rng.uniform(0.5, 2, (1, count, 1, 1))
+    return gathers.astype(np.float32), np.linspace(0, 680, count)
+
+
+def chosen(gathers: np.ndarray, x: np.ndarray) -> tuple[Prepared, list[float]]:
+    prepared = prepare(gathers, line(LINE, shots=tuple(x.tolist())))
+    return prepared, prepared.shot_x_m[0].tolist()
+
+
+@pytest.mark.parametrize("count", [6, 9, 18, 64])
+def test_of_many_shots_the_five_chosen_are_all_that_counts(count: int) -> None:
+    """The same as these five sent alone, in whatever order all of them come; noted with the numbers."""
+    gathers, x = many_shots(count)
+    prepared, where = chosen(gathers, x)
+    assert prepared.traces.shape == (1, TRAINED_SHOTS, 250, 70) and where == sorted(where)
+    assert np.abs(np.array(where) - np.linspace(0, 680, 5)).max() <= 680 / (count - 1) / 2 + 1e-3
+    at = [int(np.abs(x - each).argmin()) for each in where]
+    alone = prepare(gathers[:, at], line(LINE, shots=tuple(x[at].tolist())))
+    order = np.random.default_rng(1).permutation(count)
+    shuffled, _ = chosen(gathers[:, order], x[order])
+    for other in (alone, shuffled):
+        for name in ("traces", "live", "shot_x_m"):
+            np.testing.assert_array_equal(getattr(prepared, name), getattr(other, name))
+    assert prepared.notes == shuffled.notes
+    (first, *rest), expected = prepared.notes[0], alone.notes[0]
+    assert tuple(rest) == expected and first.code == "shots_chosen"
+    assert f"Of {count} shots on the line, 5 were used, those at 0, " in first.sentence
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_mirrored_record_gets_the_mirrored_choice(seed: int) -> None:
+    """Of 18 shots, two lie as close to the middle: not the left one is taken, but the stronger one."""
+    gathers, x = many_shots(18, seed=seed)
+    prepared, where = chosen(gathers, x)
+    mirrored, there = chosen(gathers[:, ::-1, :, ::-1], 690 - x[::-1])
+    np.testing.assert_allclose(690 - np.array(there[::-1]), where, atol=1e-3)
+    np.testing.assert_allclose(mirrored.traces[:, ::-1, :, ::-1], prepared.traces, atol=1e-5)
+
+
+def test_shots_without_live_traces_are_left_and_each_gather_has_its_own_choice() -> None:
+    gathers, x = many_shots(18)
+    gathers[:, :2] = 0  # the first two shots recorded nothing
+    gathers[:, 17, :, ::2] = 0  # and half of the receivers failed in the last one
+    _, where = chosen(gathers, x)
+    assert where[0] == x[2] and where[-1] == x[16]
+    stack = np.concatenate([many_shots(18)[0], gathers])
+    both = prepare(stack, line(LINE, shots=tuple(x.tolist())))
+    for row, alone in zip(range(2), (stack[:1], stack[1:]), strict=True):
+        one = prepare(alone, line(LINE, shots=tuple(x.tolist())))
+        np.testing.assert_array_equal(both.traces[row], one.traces[0])
+        assert both.notes[row] == one.notes[0]
+    assert both.shot_x_m[0].tolist() != both.shot_x_m[1].tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 690), st.integers(0, 10)), min_size=6, max_size=9), st.integers(0, 99))
+def test_no_other_five_shots_lie_more_evenly(shots: list[tuple[int, int]], seed: int) -> None:
+    x, live = (np.array(column, dtype=np.float64) for column in zip(*shots, strict=True))
+    live /= 10
+    strength = np.random.default_rng(seed).uniform(1, 2, len(x))
+    seen = x[live > 0] if live.any() else x
+    places, step = np.linspace(seen.min(), seen.max(), 5), max(np.ptp(seen) / 4, 1.0)
+
+    def cost(number: np.ndarray) -> float:
+        number = number[np.argsort(x[number], kind="stable")]
+        off, dead = (x[number] - places) / step, (1 - live[number]) / np.maximum(live[number], 1e-3)
+        return float(np.square(off).sum() + np.square(dead).sum())
+
+    found = spread_shots(x, live, strength)
+    assert len(set(found.tolist())) == 5 and (np.diff(x[found]) >= 0).all()
+    least = min(cost(np.array(each)) for each in itertools.combinations(range(len(x)), 5))
+    assert cost(found) <= least * (1 + 1e-6) + 1e-6
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_up_to_five_shots_are_used_as_they_are(count: int) -> None:
+    survey = line(LINE, shots=OPENFWI.shot_x_m[:count][::-1])
+    prepared = prepare(gather()[:count][::-1], survey)
+    assert prepared.shot_x_m[0].tolist() == list(survey.shot_x_m)
+    assert "shots_chosen" not in [note.code for note in prepared.notes[0]]

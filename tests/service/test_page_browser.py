@@ -82,7 +82,7 @@ def _belongs(address: str, url: str) -> bool:
 
 def answered(page: Any) -> None:
     page.wait_for_selector("#state.done")
-    page.wait_for_function("document.querySelectorAll('#models canvas[aria-label]').length >= 6")
+    page.locator("#models canvas[aria-label]").nth(5).wait_for()
 
 
 def ask_sample(page: Any, title: str = "A fault") -> None:
@@ -119,7 +119,8 @@ def test_a_sample_is_asked_about_with_the_keyboard(visit: Open) -> None:
 
 PRESENCE = """async ([probability, rankedBy]) => {
 const { presence } = await import('/web/words.js');
-const { kind, mark, words } = presence({ in_gallery: probability, ranked_by: rankedBy });
+const warnings = probability === null ? [{ code: "in_gallery_unknown", detail: "…" }] : [];
+const { kind, mark, words } = presence({ in_gallery: probability, ranked_by: rankedBy, warnings });
 return [kind, `${mark} ${words}`] }"""
 
 
@@ -130,10 +131,12 @@ return [kind, `${mark} ${words}`] }"""
         (0.5, "similarity", "", "Perhaps in the gallery. Where the first matches agree, believe them."),
         (0.05, "similarity", "doubt", "not in the gallery. Take the physics first; the matches are relatives."),
         (0.01, "structure", "doubt", "the matches are relatives, ranked by structure."),
+        (None, "similarity", "doubt", "too unlike those of training to tell. Take the matches for a guess."),
+        (None, "structure", "doubt", "Take the matches for a guess, ranked by structure."),
     ],
 )
 def test_whether_the_ground_is_in_the_gallery_is_said(
-    visit: Open, probability: float, ranked_by: str, kind: str, said: str
+    visit: Open, probability: float | None, ranked_by: str, kind: str, said: str
 ) -> None:
     found, words = visit().evaluate(PRESENCE, [probability, ranked_by])
     assert found == kind and words.endswith(said)
@@ -158,7 +161,7 @@ def test_a_field_file_and_its_downloads(visit: Open, gathers: Float32, served: A
     assert "npy, float32" in page.inner_text("#ingest")
     assert page.is_visible("#gather-choice")
     page.select_option("#gather-choice", "1")
-    page.wait_for_function("document.querySelectorAll('#models canvas[aria-label]').length >= 6")
+    page.locator("#models canvas[aria-label]").nth(5).wait_for()
     first = page.locator("#models li").nth(1)
     model_id = first.locator("code").inner_text()
     for kind, path in (("npy", "velocity.npy"), ("SEG-Y", "velocity.segy")):
@@ -188,6 +191,51 @@ def test_what_is_refused_is_said_and_can_be_mended(visit: Open, gathers: Float32
     answered(page)
     assert "3, at 0 m to 340 m" in page.inner_text("#ingest").replace("0 to 340 m", "0 m to 340 m")
     assert "shot_x_m=0, 170, 340" in page.inner_text("#curl")
+
+
+def test_after_a_refusal_there_is_no_answer_to_something_else(visit: Open) -> None:
+    """The answer before it, with its pictures and its file's name, would be read as one to what was refused."""
+    page = visit()
+    ask_sample(page)
+    assert page.is_visible("#answer")
+    send(page, "notes.txt", b"no gather at all")
+    page.wait_for_selector("#state.refused")
+    assert not page.is_visible("#answer")
+    ask_sample(page)
+    page.route("**/v1/retrieve", lambda route: None)
+    page.get_by_role("button", name="Folded layers").click()
+    page.wait_for_selector("#busy progress")
+    page.get_by_role("button", name="Cancel").click()
+    page.wait_for_selector("#state-text >> text=still the answer to fault.npz")
+    assert page.inner_text("#answer-title") == "Answer: fault.npz"
+    page.unroute("**/v1/retrieve")
+    page.route("**/v1/retrieve", lambda route: route.abort())
+    page.get_by_role("button", name="Folded layers").click()
+    page.wait_for_selector("#state.refused")
+    assert not page.is_visible("#answer")
+
+
+def test_of_nineteen_shots_those_used_are_shown(visit: Open, gathers: Float32) -> None:
+    page = visit()
+    x = [36.0 * i for i in range(19)]
+    page.click("#options summary")
+    page.fill("[name=shot_x_m]", ", ".join(f"{each:g}" for each in x))
+    page.fill("[name=receiver_x_m]", ",".join(str(10 * i) for i in range(70)))
+    send(page, "nineteen.npy", npy(np.resize(gathers[0], (19, 1000, 70))))
+    answered(page)
+    assert "19, at 0 to 648 m; 5 of them used" in page.inner_text("#ingest")
+    assert "Of 19 shots on the line, 5 were used, those at 0, 180, 324, 468, 648 m" in page.inner_text("#warnings")
+    assert page.locator("#shot option").all_inner_texts()[1] == "2 of 5, at 180 m"
+    assert "few" not in page.inner_text("#verdict")
+
+
+def test_geometry_unlike_training_is_not_called_too_few(visit: Open) -> None:
+    """Weights may have had fewer shots in training than a record has: it is too many then."""
+    words = visit().evaluate(
+        "async () => (await import('/web/words.js')).verdict({ likely: false, reason: 'geometry', score: 9, limit: 1, "
+        "detail: 'Shots (shots on the line) is 5; in training it lay between 1 and 3.' })"
+    )
+    assert "too few" not in words["words"] and "more shots" in words["words"] and "is 5" in words["detail"]
 
 
 def test_waiting_cancelling_and_an_unreachable_server(visit: Open) -> None:

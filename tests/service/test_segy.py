@@ -105,9 +105,9 @@ class Field:
         return self.coded(5).blocks(self.order)
 
 
-def make(gather: Float32, *, scale: float = 1.0) -> Field:
+def make(gather: Float32, *, scale: float = 1.0, survey: Survey | None = None) -> Field:
     """``gather`` (shot, time, receiver), positions in metres over ``scale``, in a well-behaved file of IEEE floats."""
-    survey = OPENFWI if gather.shape[0] == 5 else SMALL
+    survey = survey or (OPENFWI if gather.shape[0] == 5 else SMALL)
     shots, samples, receivers = gather.shape
     sx = np.repeat(np.rint(np.asarray(survey.shot_x_m) / scale), receivers).astype(int)
     gx = np.tile(np.rint(np.asarray(survey.receiver_x_m) / scale), shots).astype(int)
@@ -551,6 +551,19 @@ def test_over_http_in_a_form_and_raw(served: Any, gathers: Float32) -> None:
     for path in ("/v1/search", "/v1/models"):
         refused = served.http.post(path, content=body, headers=RAW)
         assert refused.status_code in (403, 415)
+
+
+def test_of_a_file_of_many_shots_five_are_used() -> None:
+    survey = Survey(tuple(40.0 * i for i in range(18)), OPENFWI.receiver_x_m, 0.004)
+    gather = gather_of(survey, 250)
+    upload = read_gathers(make(gather, survey=survey).shuffled().segy())
+    prepared = prepare(upload.gathers, upload.survey)
+    said = [note.code for note in (*upload.notes, *prepared.notes[0])]
+    assert said == ["traces_sorted", "shots_chosen", "shot_positions"]
+    at = [survey.shot_x_m.index(round(x)) for x in prepared.shot_x_m[0].tolist()]
+    assert np.abs(prepared.shot_x_m[0] - np.linspace(0, 680, 5)).max() <= 20
+    alone = prepare(gather[at], replace(survey, shot_x_m=tuple(survey.shot_x_m[i] for i in at)))
+    np.testing.assert_array_equal(prepared.traces, alone.traces)
 
 
 def test_refusals_over_http(served: Any) -> None:
