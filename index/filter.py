@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from seisbind.index.record import Record
 from seisbind.model.descriptors import NAMES
 from seisbind.model.errors import InvalidQuery
 
@@ -38,6 +39,14 @@ class Filter:
 
     def __bool__(self) -> bool:
         return bool(self.families or self.tags or self.ranges)
+
+    def passes(self, record: Record) -> bool:
+        """Whether one model may be returned. Numbers are compared in float64."""
+        return (
+            (not self.families or record.family in self.families)
+            and set(self.tags) <= set(record.tags)
+            and all(low <= float(record.descriptors[NAMES.index(name)]) <= high for name, (low, high) in self.ranges)
+        )
 
     @classmethod
     def parse(cls, conditions: Mapping[str, object]) -> Filter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 from seisbind.index.database import RECORDS
@@ -11,23 +12,23 @@ from seisbind.index.filter import Filter
 from seisbind.index.record import Record
 from seisbind.index.records import Records
 
-PAGE = 500  # records read at once: below SQLite's limit on bound values
+PAGE = 500  # records read at once
 
 
 def list_records(path: Path, *, filter: Filter | None = None, limit: int | None = None) -> Iterator[Record]:
-    """The records of the gallery in the folder ``path``, in the order they were added; 8 bytes are held of each.
+    """The records of the gallery in the folder ``path``, in the order they were added.
 
-    Models that are removed meanwhile may be missing.
+    Models that are removed meanwhile may be missing, and those that are added may be there.
 
     Raises:
         GalleryNotFound, GalleryDamaged, GalleryError: as `Gallery.open`.
     """
+    return islice(_passing(path, filter or Filter()), limit)
+
+
+def _passing(path: Path, condition: Filter) -> Iterator[Record]:
     with closing(Records(path / RECORDS, writable=False, at_step=lambda step: None)) as records:
-        rows = records.allowed(filter or Filter())[:limit]
-        for start in range(0, len(rows), PAGE):
-            page = rows[start : start + PAGE].tolist()
-            with records.reading() as connection:
-                marks = ", ".join("?" * len(page))
-                found = connection.execute(f"SELECT model_id FROM models WHERE row IN ({marks}) ORDER BY row", page)
-                own = records.records([model_id for (model_id,) in found.fetchall()])
-            yield from own
+        last = 0
+        while page := records.page(last, PAGE):
+            last = page[-1][0]
+            yield from (record for _, record in page if condition.passes(record))

@@ -178,6 +178,16 @@ class Records:
             np.array([record.descriptors for record in records], np.float32).reshape(len(records), len(NAMES)),
         )
 
+    def page(self, after: int, count: int) -> list[tuple[int, Record]]:
+        """Up to ``count`` records of the rows higher than ``after``, ascending, each with its row.
+
+        Raises:
+            GalleryDamaged: one is not what was written.
+        """
+        with self.reading() as connection:
+            found = connection.execute(f"{_MODEL} WHERE row > ? ORDER BY row LIMIT ?", (after, count)).fetchall()
+            return [self._decoded(columns) for columns in found]
+
     def rows_until(self, last: int) -> Int64:
         """The rows up to ``last`` that are there, as they are found."""
         with self.reading() as connection:
