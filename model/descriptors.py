@@ -197,7 +197,7 @@ class Untrained:
         outside = (slowest < TRAINED_VELOCITY_M_S[0]) | (fastest > TRAINED_VELOCITY_M_S[1])
         if not outside.any():
             return cls()
-        return cls(int(outside.sum()), float(slowest.min()), float(fastest.max()))
+        return cls(int(outside.sum()), float(slowest[outside].min()), float(fastest[outside].max()))
 
     def __bool__(self) -> bool:
         return self.models > 0
