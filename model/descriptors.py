@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seisbind.model.errors import InvalidVelocityModel
+from seisbind.model.frame import OPENFWI_FRAME, VELOCITY_LIMITS_M_S
 
-CELL_M = 10.0  # OpenFWI's dx = dz
-VELOCITY_LIMITS_M_S = (300.0, 9000.0)  # slower than any sediment, faster than any crustal rock
 INTERFACE_STEP_M_S = 50.0  # a change of velocity between adjacent cells above this is an interface
 
 Float32 = NDArray[np.float32]
@@ -173,7 +172,7 @@ def check_velocity(velocity: ArrayLike) -> Float32:
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def describe(velocity: ArrayLike, *, cell_m: float = CELL_M) -> Float32:
+def describe(velocity: ArrayLike, *, cell_m: float = OPENFWI_FRAME.cell_m) -> Float32:
     """Descriptors of velocity models.
 
     Args:
