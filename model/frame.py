@@ -24,6 +24,7 @@ MAP_STEP = 2  # the map head predicts every second cell of a velocity model, eac
 FEWEST_CELLS, MOST_CELLS = 16, 1000  # along depth or x, and of receivers; the networks halve them four times
 MOST_SAMPLES = 10_000
 MAX_NAME = 80
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRAINED_PEAK = (8 / 15, 28 / 15)  # of the peak frequency: the range that training draws wavelets from
 DT_LIMITS_S = (1e-4, 0.008)
 VELOCITY_LIMITS_M_S = (300.0, 9000.0)  # slower than any sediment, faster than any crustal rock
@@ -296,6 +297,11 @@ OPENFWI_FRAME = Frame(
     peak_hz=15.0,
     name="OpenFWI",
 )
+
+
+def in_words(count: int) -> str:
+    """``five`` for 5; from ten on the number itself."""
+    return WORDS[count] if count < len(WORDS) else str(count)
 
 
 def stored_frame(raw: object) -> Frame:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey
 from seisbind.model.frame import MAX_SHOTS as MAX_SHOTS
-from seisbind.model.frame import OPENFWI_FRAME, Frame
+from seisbind.model.frame import OPENFWI_FRAME, Frame, in_words
 from seisbind.model.frame import Survey as Survey
 
 Float32 = NDArray[np.float32]
@@ -28,7 +28,6 @@ BLOCK = 25  # canonical samples that are resampled together
 SINC_HALF_WIDTH = 8  # zero crossings kept on each side of the resampling kernel
 POLARITY_TRACES = 3  # nearest live traces of each shot that vote on polarity
 POLARITY_RATIO = 1.15  # the larger lobe must exceed the other by this much to vote
-WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 OPENFWI = OPENFWI_FRAME.survey
@@ -210,13 +209,9 @@ def _shots_on_line(survey: Survey, frame: Frame, notes: list[Note]) -> tuple[NDA
     own = frame.shot_x_m
     if len(keep) != len(own) or not np.allclose(x[keep], own, atol=frame.on_node_m):
         where = ", ".join(f"{position:g}" for position in x[keep][:8])
-        usual = f"{_in_words(len(own))} at {own[0]:g}-{own[-1]:g} m"
+        usual = f"{in_words(len(own))} at {own[0]:g}-{own[-1]:g} m"
         notes.append(Note("shot_positions", f"{len(keep)} shots at {where} m; trained mostly on {usual}."))
     return keep, x[keep]
-
-
-def _in_words(count: int) -> str:
-    return WORDS[count] if count < len(WORDS) else str(count)
 
 
 @lru_cache(maxsize=16)

@@ -37,7 +37,7 @@ PICTURED = 3  # matches beside the truth
 SHOT = 2  # of the five: the one in the middle of the line
 GAIN_POWER = 1.5  # of time: makes up for spreading and reflection losses, as in any shot display
 CLIP_PERCENTILE = 96  # of absolute gained pressure: the direct wave saturates, the reflections show
-VELOCITY_RANGE_M_S = (1500, 4500)  # OpenFWI's; one scale for all panels
+VELOCITY_RANGE_M_S = OPENFWI_FRAME.velocity_m_s  # OpenFWI's; one scale for all panels
 FOUND = "#d1495b"
 
 

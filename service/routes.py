@@ -253,7 +253,7 @@ async def model(request: Request, model_id: str) -> ModelBody:
 
 @quick.get("/models/{model_id}/velocity.npy", tags=["gallery"], response_class=Response, responses=openapi.binary(NPY))
 async def model_velocity(request: Request, model_id: str) -> Response:
-    """The velocity model as npy: `(depth, x)` float32, m/s, cells of 10 m."""
+    """The velocity model as npy: `(depth, x)` float32, m/s; `cell_m` of GET /v1/gallery is the size of a cell."""
 
     def read(engine: Engine) -> bytes:
         buffer = io.BytesIO()
@@ -310,7 +310,10 @@ async def model_image(request: Request, model_id: str) -> Response:
     openapi_extra=openapi.upload(AddFields, openapi.ADD_EXAMPLES),
 )
 async def add_models(request: Request) -> Response:
-    """Add velocity models `(70, 70)` or `(model, 70, 70)`, m/s; they are described and embedded here. All or none."""
+    """Add velocity models `(depth, x)` or `(model, depth, x)`, m/s; they are described and embedded here. All or none.
+
+    Their cells are those of `frame` in GET /v1/gallery: 70 x 70 of OpenFWI's.
+    """
     serving = _writable(request)
     sent = await read_file(request)
     fields = parse_fields(AddFields, sent.fields)

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey
+from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.survey import OPENFWI, Survey, _time_kernel, prepare, receiver_map
 from seisbind.model.wavefield import ricker
 
@@ -151,7 +152,7 @@ def test_preparation_is_linear_in_amplitude(gain: float, seed: int) -> None:
 
 def test_interpolation_keeps_a_constant() -> None:
     for step in (5.0, 15.0, 20.0, 30.0):
-        rows = receiver_map(tuple(np.arange(0, 691, step))).sum(axis=1)
+        rows = receiver_map(tuple(np.arange(0, 691, step)), frame=OPENFWI_FRAME).sum(axis=1)
         assert np.allclose(rows[rows != 0], 1)
 
 
@@ -166,7 +167,9 @@ def test_what_lies_beyond_the_canonical_second_costs_nothing() -> None:
     survey = Survey(shot_x_m=(340.0,), receiver_x_m=OPENFWI.receiver_x_m, dt_s=0.001)
     whole, part = prepare(long, survey), prepare(long[:, :2000], survey)
     np.testing.assert_array_equal(whole.traces, part.traces)
-    assert all(across.stop <= 1100 for _, across, _ in _time_kernel(1033, 0.001))
+    assert all(
+        across.stop <= 1100 for _, across, _ in _time_kernel(1033, 0.001, OPENFWI_FRAME.samples, OPENFWI_FRAME.dt_s)
+    )
 
 
 def test_a_trace_that_vanishes_beside_the_others_is_dead() -> None:
