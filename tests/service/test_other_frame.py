@@ -230,6 +230,32 @@ def test_the_page_is_drawn_for_it(server: Any, served: Any) -> None:
     assert "dataset" in script and "FRAME.cellM" in script
 
 
+def test_the_page_reads_models_in_its_metres(server: Any, gathers: Float32) -> None:
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[browser]'")
+    program = os.environ.get("SEISBIND_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        pytest.skip("there is no chromium on this machine: apt install chromium")
+    faults: list[str] = []
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--headless", "--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(120_000)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(f"{server.url}/")
+        page.set_input_files("#file", {"name": "short.npy", "mimeType": "x/y", "buffer": npy(gathers[0])})
+        page.wait_for_selector("#state.done")
+        assert not page.is_visible("#samples") and page.locator("#shot option").count() == 3
+        assert "in cells of 10 m" in page.inner_text("#models")
+        page.wait_for_selector("#models canvas[aria-label*='Match 1,']")
+        page.locator("#models canvas").nth(1).hover()
+        found = re.match(r"x (\d+) m, depth (\d+) m", page.inner_text("#readout"))
+        assert found is not None
+        x, depth = (int(each) for each in found.groups())
+        assert 90 < x < 150 and 110 < depth < 190  # of 240 m and 300 m
+        browser.close()
+    assert faults == []
+
+
 def test_each_mismatch_is_refused_with_both_frames(
     root: Path, its_weights: Path, gallery_path: Path, other_frame: Frame, tmp_path: Path
 ) -> None:
