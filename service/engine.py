@@ -22,7 +22,7 @@ from seisbind.model.familiarity import Verdict
 from seisbind.model.frame import OPENFWI_FRAME, Frame
 from seisbind.model.inference import NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
 from seisbind.model.presence import CANDIDATES, Evidence, by_structure, coarse, differences
-from seisbind.model.survey import Note, Survey, prepare
+from seisbind.model.survey import OPENFWI, Note, Survey, prepare
 from seisbind.service.answers import InDistribution, Match, Quantity, Retrieval, SearchResult
 from seisbind.service.query import Query, encode, rows_of, stacked
 
@@ -101,7 +101,7 @@ class Engine:
     def retrieve(
         self,
         gathers: ArrayLike,
-        survey: Survey | None = None,
+        survey: Survey = OPENFWI,
         *,
         top_k: int = 5,
         filter: Filter | None = None,
@@ -113,7 +113,7 @@ class Engine:
 
         Args:
             gathers: ``(batch, shot, time, receiver)`` or one ``(shot, time, receiver)``, pressure, any linear unit.
-            survey: how they were recorded; None for the line of the weights' frame.
+            survey: how they were recorded; with weights for another line, that line's is ``engine.frame.survey``.
             top_k: matches a gather.
             notes: what reading the gathers had to assume; said first in each answer's warnings.
 
@@ -292,7 +292,7 @@ class Engine:
         Raises:
             SeisBindError: one of them did not.
         """
-        self.retrieve(canary_gather(self.frame), top_k=1)
+        self.retrieve(canary_gather(self.frame), self.frame.survey, top_k=1)
 
     def _settled(self, look: Callable[[], T]) -> T:
         """What ``look`` finds; it looks again where another process removed a model before its record was read."""
