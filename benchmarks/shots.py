@@ -93,9 +93,9 @@ def main() -> None:
     gathers, truth = recorded(velocity, args.cache / f"{args.seed}-{args.models}"), describe(velocity)
     gallery = embedder.embed_velocity(np.concatenate([velocity, mixed(args.others, OTHERS_SEED)[0]]))
     rows: list[dict[str, Any]] = []
-    limit = surveys.TRAINED_SHOTS
-    for when, most in (("before", surveys.MAX_SHOTS), ("after", limit)):
-        surveys.TRAINED_SHOTS = most
+    limit, chosen = len(embedder.frame.shot_x_m), surveys.spread_shots
+    for when, choose in (("before", lambda x_m, *more, count: np.arange(len(x_m))), ("after", chosen)):
+        surveys.spread_shots = choose
         for shots, used in RECORDS.items():
             rows.append({"shots": shots, "when": when} | answered(embedder, gathers, used, gallery, truth))
     if args.json:

@@ -21,10 +21,11 @@ from seisbind.model.errors import (
     GalleryNotFound,
     GalleryWriteFailed,
 )
+from seisbind.model.frame import Frame
 
 APPLICATION_ID = 0x53424E44  # "SBND"
 FORMAT_VERSION = 1
-PAGE_BYTES = 8192  # three pairs of 256-d embeddings a page; a 70 x 70 map wastes no more than a few per cent
+PAGE_BYTES = 8192  # three pairs of 256-d embeddings a page; a map of OpenFWI's cells wastes no more than a few per cent
 RECORDS = "records.sqlite"
 BUSY_TIMEOUT_S = 30.0
 OPENINGS = 5  # attempts where another gallery takes the place of the one that is being opened
@@ -65,7 +66,7 @@ CREATE TABLE embeddings (
 """
 
 
-def create_database(path: Path, *, fingerprint: str, dimension: int, created_at: str) -> None:
+def create_database(path: Path, *, fingerprint: str, dimension: int, created_at: str, frame: Frame) -> None:
     """Write an empty, complete database at ``path`` (nothing may be there), in write-ahead mode and synced."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
@@ -78,6 +79,7 @@ def create_database(path: Path, *, fingerprint: str, dimension: int, created_at:
             "dimension": str(dimension),
             "created_at": created_at,
             "descriptors": " ".join(NAMES),
+            "frame": json.dumps(frame.to_dict()),
             "generation": "0",
             "count": "0",
             "digest": "0" * 64,

@@ -37,6 +37,7 @@ from seisbind.model.errors import (
     UnknownModel,
     WeightsMismatch,
 )
+from seisbind.model.frame import OPENFWI_FRAME, Frame
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class GalleryInfo:
         descriptor_ranges: name → (lowest, highest) over all models; empty for an empty gallery.
         bytes: size of the folder.
         created_at: ISO 8601, UTC.
+        frame: what its models and embeddings are of.
         notes: sentences on snapshots that were not believed when the gallery was opened.
     """
 
@@ -86,6 +88,7 @@ class GalleryInfo:
     created_at: str
     descriptor_ranges: dict[str, tuple[float, float]]
     notes: tuple[str, ...]
+    frame: Frame = OPENFWI_FRAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class Gallery:
         self.path = path
         self.fingerprint = records.fingerprint
         self.dimension = records.dimension
+        self.frame = records.frame
         self._records = records
         self._lock = lock
         self._at_step = at_step
@@ -145,6 +149,7 @@ class Gallery:
         *,
         fingerprint: str,
         dimension: int = 256,
+        frame: Frame = OPENFWI_FRAME,
         overwrite: bool = False,
         at_step: Callable[[str], None] = _no_step,
     ) -> Gallery:
@@ -153,6 +158,7 @@ class Gallery:
         Args:
             fingerprint: of the weights whose embeddings it will hold.
             dimension: of the embeddings.
+            frame: of the weights.
             overwrite: replace a gallery that is there already, with everything in it, at once (see `building`).
             at_step: called with a name at each step of a change, for crash tests.
 
@@ -161,11 +167,11 @@ class Gallery:
             GalleryLocked: it is being written.
             GalleryWriteFailed: the disk refused.
         """
-        lock = cls._begun(path, fingerprint, dimension, overwrite, at_step)
+        lock = cls._begun(path, fingerprint, dimension, frame, overwrite, at_step)
         try:
             with told(path, "create a gallery"):
                 install(path, at_step=at_step)
-                return cls._opened(path, fingerprint, lock, at_step)
+                return cls._opened(path, fingerprint, frame, lock, at_step)
         except BaseException:
             drop_building(path)
             lock.release()
@@ -179,6 +185,7 @@ class Gallery:
         *,
         fingerprint: str,
         dimension: int = 256,
+        frame: Frame = OPENFWI_FRAME,
         overwrite: bool = False,
         at_step: Callable[[str], None] = _no_step,
     ) -> Iterator[Gallery]:
@@ -189,7 +196,7 @@ class Gallery:
 
         Args and errors: as `create`.
         """
-        lock = cls._begun(path, fingerprint, dimension, overwrite, at_step)
+        lock = cls._begun(path, fingerprint, dimension, frame, overwrite, at_step)
         try:
             with cls.open(path / BUILDING, fingerprint=fingerprint, writable=True, at_step=at_step) as gallery:
                 yield gallery
@@ -201,7 +208,7 @@ class Gallery:
 
     @staticmethod
     def _begun(
-        path: Path, fingerprint: str, dimension: int, overwrite: bool, at_step: Callable[[str], None]
+        path: Path, fingerprint: str, dimension: int, frame: Frame, overwrite: bool, at_step: Callable[[str], None]
     ) -> WriterLock:
         """Take the lock of ``path`` and put an empty gallery in ``building/`` there."""
         if not fingerprint or not 1 <= dimension <= 4096:
@@ -211,7 +218,9 @@ class Gallery:
             lock = WriterLock(path / LOCK)
             try:
                 fresh = make_room(path, overwrite=overwrite)
-                create_database(fresh / RECORDS, fingerprint=fingerprint, dimension=dimension, created_at=_now())
+                create_database(
+                    fresh / RECORDS, fingerprint=fingerprint, dimension=dimension, created_at=_now(), frame=frame
+                )
                 at_step("create:written")
             except BaseException:
                 drop_building(path)
@@ -225,6 +234,7 @@ class Gallery:
         path: Path,
         *,
         fingerprint: str | None,
+        frame: Frame | None = None,
         writable: bool = False,
         at_step: Callable[[str], None] = _no_step,
     ) -> Gallery:
@@ -232,6 +242,7 @@ class Gallery:
 
         Args:
             fingerprint: of the weights that queries will come from; None to look without searching by them.
+            frame: of those weights; None not to compare it.
             writable: hold it for writing, which one gallery object at a time may.
 
         Raises:
@@ -239,13 +250,13 @@ class Gallery:
             GalleryDamaged: its records are not what was written. (A damaged index is rebuilt: see `GalleryInfo.notes`.)
             GalleryError: its format belongs to another version of SeisBind.
             GalleryLocked: ``writable``, and another holds it; the sentence says who.
-            WeightsMismatch: it was made with other weights.
+            WeightsMismatch: it was made with other weights, or for another frame.
         """
         if not (path / RECORDS).is_file():
             raise GalleryNotFound(f"There is no gallery at {path}. 'seisbind gallery build' makes one.")
         lock = WriterLock(path / LOCK) if writable else None
         try:
-            return cls._opened(path, fingerprint, lock, at_step)
+            return cls._opened(path, fingerprint, frame, lock, at_step)
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -253,10 +264,20 @@ class Gallery:
 
     @classmethod
     def _opened(
-        cls, path: Path, fingerprint: str | None, lock: WriterLock | None, at_step: Callable[[str], None]
+        cls,
+        path: Path,
+        fingerprint: str | None,
+        frame: Frame | None,
+        lock: WriterLock | None,
+        at_step: Callable[[str], None],
     ) -> Gallery:
         records = Records(path / RECORDS, writable=lock is not None, at_step=at_step)
         try:
+            if frame is not None and frame != records.frame:
+                raise WeightsMismatch(
+                    f"The gallery at {path} is of another frame than these weights: {records.frame} there, {frame} "
+                    "here. Use weights of that frame, or build the gallery again with these."
+                )
             if fingerprint is not None and fingerprint != records.fingerprint:
                 raise WeightsMismatch(
                     f"The gallery at {path} was made with weights {records.fingerprint}; these are {fingerprint}. Use "
@@ -512,6 +533,7 @@ class Gallery:
             created_at=self._records.created_at,
             descriptor_ranges=contents.tally.ranges(),
             notes=self._notes,
+            frame=self.frame,
         )
 
     def distribution(self) -> Distribution:

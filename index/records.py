@@ -40,6 +40,7 @@ from seisbind.index.record import (
 )
 from seisbind.model.descriptors import NAMES
 from seisbind.model.errors import GalleryDamaged, GalleryError, InvalidQuery, UnknownModel
+from seisbind.model.frame import stored_frame
 
 _COLUMNS = (
     "row, model_id, family, "
@@ -86,6 +87,7 @@ class Records:
                 self.fingerprint: str = facts["fingerprint"]
                 self.dimension = int(facts["dimension"])
                 self.created_at: str = facts["created_at"]
+                self.frame = stored_frame(json.loads(facts.get("frame", "null")))  # galleries of before had none
         except BaseException:
             self.close()
             raise

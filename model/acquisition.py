@@ -26,33 +26,33 @@ from scipy.signal import hilbert
 
 from seisbind.model.descriptors import describe
 from seisbind.model.errors import DatasetError
+from seisbind.model.frame import OPENFWI_FRAME, Frame
 from seisbind.model.geology import checksum, generate
 from seisbind.model.pairs import (
-    PAIR_BYTES,
     SHARD,
     PairSet,
     claim_recipe,
+    pair_bytes,
     save_shard,
     scale_to_unit_rms,
     shard_path,
 )
 from seisbind.model.simulation import only_writer
-from seisbind.model.survey import OPENFWI, Survey, prepare
+from seisbind.model.survey import Survey, prepare
 from seisbind.model.wavefield import Boundary, Engine, GridDispersionWarning, ricker, simulate
-
-PEAK_HZ = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class AcquisitionConfig:
-    """Shares of each departure from OpenFWI's own acquisition; zero everywhere is OpenFWI's operator exactly.
+    """Shares of each departure from the frame's own acquisition; zero everywhere is OpenFWI's operator exactly.
 
     Attributes:
         deepwave: share simulated by deepwave's matched layers (10-20 cells) instead of the sponge.
         frame: share of the rest with another sponge (24-90 cells at 0.5-2.5 times the strength).
         free_surface: share with a free surface.
-        wavelet: share with a Ricker of 8-28 Hz (log-uniform), half of them rotated in phase by up to 30 degrees.
-        depth: share with sources and receivers at 10-30 m instead of 10 m.
+        wavelet: share with a Ricker of `Frame.trained_peak_hz` (OpenFWI: 8-28 Hz), log-uniform, half of them rotated in
+            phase by up to 30 degrees.
+        depth: share with sources and receivers one to three cells deep (OpenFWI: 10-30 m) instead of one.
     """
 
     deepwave: float = 0.15
@@ -75,7 +75,7 @@ class Acquisition:
     wavelet: NDArray[np.float32]
 
 
-def draw(config: AcquisitionConfig, rng: np.random.Generator) -> Acquisition:
+def draw(config: AcquisitionConfig, rng: np.random.Generator, *, frame: Frame = OPENFWI_FRAME) -> Acquisition:
     """Draw one acquisition."""
     engine: Engine = "deepwave" if rng.random() < config.deepwave else "openfwi"
     width, strength = None, 1.0
@@ -84,32 +84,34 @@ def draw(config: AcquisitionConfig, rng: np.random.Generator) -> Acquisition:
     elif rng.random() < config.frame:
         width, strength = int(rng.integers(24, 91)), float(np.exp(rng.uniform(np.log(0.5), np.log(2.5))))
     free_surface = bool(rng.random() < config.free_surface)
-    peak_hz, angle = PEAK_HZ, 0.0
+    peak_hz, angle = frame.peak_hz, 0.0
+    lowest_hz, highest_hz = frame.trained_peak_hz
     if rng.random() < config.wavelet:
-        peak_hz = float(np.exp(rng.uniform(np.log(8), np.log(28))))
+        peak_hz = float(np.exp(rng.uniform(np.log(lowest_hz), np.log(highest_hz))))
         angle = float(rng.uniform(-np.pi / 6, np.pi / 6)) if rng.random() < 0.5 else 0.0
-    wavelet = ricker(peak_hz, OPENFWI.dt_s)
+    wavelet = ricker(peak_hz, frame.record_dt_s)
     if angle:
         wavelet = np.real(hilbert(wavelet) * np.exp(1j * angle)).astype(np.float32)
-    survey = OPENFWI
+    survey = frame.survey
     if rng.random() < config.depth:
-        source, receiver = (10.0 * float(rng.integers(1, 4)) for _ in range(2))
-        survey = replace(OPENFWI, source_depth_m=source, receiver_depth_m=receiver)
+        source, receiver = (frame.cell_m * float(rng.integers(1, 4)) for _ in range(2))
+        survey = replace(survey, source_depth_m=source, receiver_depth_m=receiver)
     return Acquisition(engine, Boundary(width, strength, free_surface), survey, wavelet)
 
 
-def record(velocity: NDArray[np.float32], acquisition: Acquisition) -> torch.Tensor:
-    """Prepared traces ``(1, 5, 250, 70)`` of one model ``(70, 70)``, float16 at rms 1."""
+def record(velocity: NDArray[np.float32], acquisition: Acquisition, *, frame: Frame = OPENFWI_FRAME) -> torch.Tensor:
+    """Prepared traces ``(1, shot, time, receiver)`` of one model ``(depth, x)``, float16 at rms 1."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GridDispersionWarning)  # one more thing that differs between simulators
         gathers = simulate(
             velocity,
+            frame=frame,
             survey=acquisition.survey,
             engine=acquisition.engine,
             boundary=acquisition.boundary,
             wavelet=acquisition.wavelet,
         )
-    return scale_to_unit_rms(torch.from_numpy(prepare(gathers, OPENFWI).traces))
+    return scale_to_unit_rms(torch.from_numpy(prepare(gathers, frame=frame).traces))
 
 
 def simulate_pairs(
@@ -119,6 +121,7 @@ def simulate_pairs(
     families: Sequence[str],
     *,
     config: AcquisitionConfig | None = None,
+    frame: Frame = OPENFWI_FRAME,
     processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -132,6 +135,7 @@ def simulate_pairs(
         seed: of the geology and the acquisitions.
         families: see `geology.generate`.
         config: how acquisitions vary; None for `AcquisitionConfig`'s defaults.
+        frame: that the pairs are for.
         processes: single-threaded workers; None for one a core.
         progress: called with (done, total).
 
@@ -140,17 +144,21 @@ def simulate_pairs(
     """
     config = config or AcquisitionConfig()
     recipe = {"count": count, "seed": seed, "families": list(families), "config": asdict(config)}
+    if frame != OPENFWI_FRAME:
+        recipe["frame"] = frame.to_dict()
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
         claim_recipe(out, recipe | {"geology": checksum(families)})
         starts = [s for s in range(0, count, SHARD) if not shard_path(out, s // SHARD).exists()]
         left = sum(min(SHARD, count - s) for s in starts)
         free = shutil.disk_usage(out).free
-        if free < left * PAIR_BYTES:
-            raise _disk_full(out, left, f"{free:,} are free")
+        if free < left * pair_bytes(frame):
+            raise _disk_full(out, left, frame, f"{free:,} are free")
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         with ProcessPoolExecutor(processes or os.cpu_count(), context, initializer=_single_threaded) as pool:
-            task = partial(_simulate_shard, out, count=count, seed=seed, families=tuple(families), config=config)
+            task = partial(
+                _simulate_shard, out, count=count, seed=seed, families=tuple(families), config=config, frame=frame
+            )
             jobs = [pool.submit(task, start) for start in starts]
             try:
                 for job in as_completed(jobs):
@@ -161,12 +169,13 @@ def simulate_pairs(
                 pool.shutdown(cancel_futures=True)
                 if getattr(error, "errno", None) not in (None, errno.ENOSPC, errno.EDQUOT):
                     raise
-                raise _disk_full(out, left, str(error)) from error
+                raise _disk_full(out, left, frame, str(error)) from error
 
 
-def _disk_full(out: Path, left: int, cause: str) -> DatasetError:
+def _disk_full(out: Path, left: int, frame: Frame, cause: str) -> DatasetError:
+    size = left * pair_bytes(frame)
     return DatasetError(
-        f"The {left} pairs to go need {left * PAIR_BYTES:,} bytes in {out}: {cause}. Make room, and run again to go on."
+        f"The {left} pairs to go need {size:,} bytes in {out}: {cause}. Make room, and run again to go on."
     )
 
 
@@ -175,22 +184,30 @@ def _single_threaded() -> None:
 
 
 def _simulate_shard(
-    out: Path, start: int, *, count: int, seed: int, families: tuple[str, ...], config: AcquisitionConfig
+    out: Path,
+    start: int,
+    *,
+    count: int,
+    seed: int,
+    families: tuple[str, ...],
+    config: AcquisitionConfig,
+    frame: Frame,
 ) -> int:
     count = min(SHARD, count - start)
     rng = np.random.default_rng([seed, start])
     family = np.arange(start, start + count) % len(families)
-    velocity = np.empty((count, 70, 70), dtype=np.float32)
+    velocity = np.empty((count, *frame.velocity_shape), dtype=np.float32)
     for index, name in enumerate(families):
         members = np.flatnonzero(family == index)
-        velocity[members] = generate(name, len(members), rng)
-    traces = [record(model, draw(config, rng)) for model in velocity]
+        velocity[members] = generate(name, len(members), rng, frame=frame)
+    traces = [record(model, draw(config, rng, frame=frame), frame=frame) for model in velocity]
     pairs = PairSet(
         traces=torch.cat(traces),
         velocity=torch.from_numpy(velocity),
-        descriptors=torch.from_numpy(describe(velocity)),
+        descriptors=torch.from_numpy(describe(velocity, cell_m=frame.cell_m)),
         family=torch.from_numpy(family),
         families=families,
+        frame=frame,
     )
     save_shard(shard_path(out, start // SHARD), pairs)
     return count

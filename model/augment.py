@@ -6,31 +6,25 @@ through it. Pure functions of tensors and a `torch.Generator`; no physics is sto
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
+from scipy.fft import next_fast_len
 from torch import Tensor
 
+from seisbind.model.frame import OPENFWI_FRAME, Frame
 from seisbind.model.pairs import PairSet
-from seisbind.model.survey import (
-    CANONICAL_DT_S,
-    CANONICAL_RECEIVERS,
-    CANONICAL_SAMPLES,
-    CANONICAL_SPACING_M,
-    LINE_M,
-    OPENFWI,
-    Prepared,
-    receiver_map,
-)
+from seisbind.model.survey import Prepared, receiver_map
 
 Chosen = Callable[[float], Tensor]  # probability -> (batch,) bool
 Uniform = Callable[..., Tensor]  # shape -> U(0, 1)
 
 AT_A_TIME = 128  # gathers that `as_trained` disturbs together
-FFT_SAMPLES = 288  # 250 + 38: a shift of up to 150 ms does not wrap into the record
+PAD_S = 0.15  # a shift of up to this does not wrap into the record
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +36,12 @@ class AugmentConfig:
         noise: probability of noise, half of it band-limited; ``noise_db`` the range of signal over noise.
         shift: probability of a common time shift, up to ``shift_s`` either way.
         phase: probability of a constant phase rotation, up to ``phase_rad``.
-        tilt: probability of a spectral tilt ``(f / 15 Hz)^a``, ``|a|`` up to ``tilt_power``.
+        tilt: probability of a spectral tilt ``(f / peak_hz)^a``, ``|a|`` up to ``tilt_power``.
         trace_gain: probability of independent trace gains; ``trace_gain_std`` is that of their logarithm.
         dead: probability of dead traces, up to ``dead_share`` of them.
         shots: probability of losing shots (one to all but one of them).
-        sparse: probability of recording every 15, 20 or 30 m instead of 10.
-        short: probability of a record that ends between 0.6 and 1 s.
+        sparse: probability of recording every 15, 20 or 30 m instead of 10 (in OpenFWI's frame).
+        short: probability of a record that ends after 0.6 to 1 of its time.
     """
 
     mirror: float = 0.5
@@ -73,22 +67,25 @@ class Batch:
     """One training batch.
 
     Attributes:
-        traces: ``(batch, shot, 250, 70)`` linear; live: ``(batch, shot, 70)``; shot_x_m: ``(batch, shot)``.
-        velocity: ``(batch, 70, 70)`` m/s.
+        traces: ``(batch, shot, time, receiver)`` linear.
+        live: ``(batch, shot, receiver)``; shot_x_m: ``(batch, shot)``.
+        velocity: ``(batch, depth, x)`` m/s.
+        frame: that they are of.
     """
 
     traces: Tensor
     live: Tensor
     shot_x_m: Tensor
     velocity: Tensor
+    frame: Frame = OPENFWI_FRAME
 
 
 def whole_batch(pairs: PairSet) -> Batch:
-    """``pairs`` as a batch of undisturbed OpenFWI records."""
+    """``pairs`` as a batch of undisturbed records."""
     count, shots, _, receivers = pairs.traces.shape
     live = torch.ones((count, shots, receivers), dtype=torch.bool, device=pairs.traces.device)
-    shot_x_m = torch.tensor(OPENFWI.shot_x_m, device=pairs.traces.device).expand(count, -1)
-    return Batch(pairs.traces, live, shot_x_m, pairs.velocity)
+    shot_x_m = torch.tensor(pairs.frame.shot_x_m, device=pairs.traces.device).expand(count, -1)
+    return Batch(pairs.traces, live, shot_x_m, pairs.velocity, pairs.frame)
 
 
 def as_trained(pairs: PairSet, config: AugmentConfig | None, *, count: int, seed: int = 0) -> Prepared:
@@ -105,6 +102,7 @@ def disturbed(pairs: PairSet, config: AugmentConfig | None, *, seed: int = 0) ->
         traces=np.empty(pairs.traces.shape, np.float32),
         live=np.empty((count, shots, receivers), bool),
         shot_x_m=np.empty((count, shots), np.float32),
+        frame=pairs.frame,
     )
     for start in range(0, count, AT_A_TIME):
         rows = slice(start, min(start + AT_A_TIME, count))
@@ -124,8 +122,9 @@ def mirror(batch: Batch, which: Tensor) -> Batch:
     return Batch(
         traces=torch.where(w[..., None], batch.traces.flip(1, 3), batch.traces),
         live=torch.where(w, batch.live.flip(1, 2), batch.live),
-        shot_x_m=torch.where(which[:, None], LINE_M - batch.shot_x_m.flip(1), batch.shot_x_m),
+        shot_x_m=torch.where(which[:, None], batch.frame.line_m - batch.shot_x_m.flip(1), batch.shot_x_m),
         velocity=torch.where(w, batch.velocity.flip(2), batch.velocity),
+        frame=batch.frame,
     )
 
 
@@ -142,40 +141,47 @@ def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> 
     batch = mirror(batch, chosen(config.mirror))
     traces = batch.traces.float()
     rms = traces.square().mean(dim=(1, 2, 3)).sqrt()  # of the whole record
-    traces = _filter_and_noise(traces, rms, config, chosen, uniform, generator)
-    traces, live = _record(traces, batch.live, config, chosen, uniform)
-    return Batch(traces * live[:, :, None, :], live, batch.shot_x_m, batch.velocity)
+    traces = _filter_and_noise(traces, rms, batch.frame, config, chosen, uniform, generator)
+    traces, live = _record(traces, batch.live, batch.frame, config, chosen, uniform)
+    return Batch(traces * live[:, :, None, :], live, batch.shot_x_m, batch.velocity, batch.frame)
 
 
 def _filter_and_noise(
-    traces: Tensor, rms: Tensor, config: AugmentConfig, chosen: Chosen, uniform: Uniform, generator: torch.Generator
+    traces: Tensor,
+    rms: Tensor,
+    frame: Frame,
+    config: AugmentConfig,
+    chosen: Chosen,
+    uniform: Uniform,
+    generator: torch.Generator,
 ) -> Tensor:
-    count, device = len(traces), traces.device
-    f = torch.fft.rfftfreq(FFT_SAMPLES, CANONICAL_DT_S, device=device)  # (frequency,)
+    count, device, peak_hz = len(traces), traces.device, frame.peak_hz
+    samples = next_fast_len(frame.samples + math.ceil(PAD_S / frame.dt_s))
+    f = torch.fft.rfftfreq(samples, frame.dt_s, device=device)  # (frequency,)
     delay = chosen(config.shift) * (2 * uniform(count) - 1) * config.shift_s
     rotation = chosen(config.phase) * (2 * uniform(count) - 1) * config.phase_rad
     power = chosen(config.tilt) * (2 * uniform(count) - 1) * config.tilt_power
     angle = rotation[:, None] - 2 * torch.pi * f * delay[:, None]
-    response = torch.polar((f.clamp(3, 60) / 15) ** power[:, None], angle)
-    spectrum = torch.fft.rfft(traces, n=FFT_SAMPLES, dim=2) * response[:, None, :, None]
+    response = torch.polar((f.clamp(peak_hz / 5, 4 * peak_hz) / peak_hz) ** power[:, None], angle)
+    spectrum = torch.fft.rfft(traces, n=samples, dim=2) * response[:, None, :, None]
 
     low, high = config.noise_db
     at = chosen(config.noise).nonzero()[:, 0]
     noisy = len(at)
     sigma = rms[at] * 10 ** (-(low + (high - low) * uniform(noisy)) / 20)
     limited = uniform(noisy) < 0.5
-    corners = torch.stack([1 + 9 * uniform(noisy), 25 + 45 * uniform(noisy)])  # Hz
+    corners = torch.stack([1 + 9 * uniform(noisy), 25 + 45 * uniform(noisy)]) * (peak_hz / 15)  # Hz
     inside = ((f > corners[0][:, None]) & (f < corners[1][:, None])) | ~limited[:, None]
     # white noise of variance 1 has a spectrum of variance N; a band keeps its share of it
-    level = sigma * (FFT_SAMPLES / inside.float().mean(dim=1) / 2).sqrt()
+    level = sigma * (samples / inside.float().mean(dim=1) / 2).sqrt()
     real = torch.randn((noisy, *spectrum.shape[1:], 2), device=device, generator=generator)
     spectrum[at] += torch.view_as_complex(real) * (inside * level[:, None])[:, None, :, None]
-    disturbed: Tensor = torch.fft.irfft(spectrum, n=FFT_SAMPLES, dim=2)
-    return disturbed[:, :, :CANONICAL_SAMPLES]
+    disturbed: Tensor = torch.fft.irfft(spectrum, n=samples, dim=2)
+    return disturbed[:, :, : frame.samples]
 
 
 def _record(
-    traces: Tensor, live: Tensor, config: AugmentConfig, chosen: Chosen, uniform: Uniform
+    traces: Tensor, live: Tensor, frame: Frame, config: AugmentConfig, chosen: Chosen, uniform: Uniform
 ) -> tuple[Tensor, Tensor]:
     count, shots, samples, receivers = traces.shape
     at = chosen(config.trace_gain).nonzero()[:, 0]
@@ -193,7 +199,7 @@ def _record(
     sparse = chosen(config.sparse)
     if bool(sparse.any()):
         at = sparse.nonzero()[:, 0]
-        matrices, covered = (t.to(traces.device) for t in _sparse_lines())
+        matrices, covered = (t.to(traces.device) for t in _sparse_lines(frame))
         kind = (uniform(len(at)) * len(matrices)).long()
         thin = torch.einsum("bstr,bnr->bstn", traces[at] * live[at][:, :, None, :], matrices[kind])
         needs = (matrices[kind].abs() > 0.05).float()
@@ -208,15 +214,16 @@ def _record(
     return traces, live
 
 
-@lru_cache(maxsize=1)
-def _sparse_lines() -> tuple[Tensor, Tensor]:
-    """``(kind, 70, 70)`` maps of full canonical traces to those left by sparser lines, and where they are covered."""
-    nodes = np.arange(CANONICAL_RECEIVERS) * CANONICAL_SPACING_M
+@lru_cache(maxsize=4)
+def _sparse_lines(frame: Frame) -> tuple[Tensor, Tensor]:
+    """``(kind, receiver, receiver)`` maps of full traces to those left by sparser lines, and where these cover it."""
+    spacing_m = frame.receiver_spacing_m
+    nodes = np.arange(frame.receivers) * spacing_m
     matrices = []
-    for first, step in ((0, 20.0), (0, 15.0), (0, 30.0)):
-        x = np.arange(first, LINE_M + 1, step)
+    for step in (2 * spacing_m, 1.5 * spacing_m, 3 * spacing_m):
+        x = np.arange(0, frame.line_m + frame.on_node_m, step)
         # the line at `step`, read from the canonical traces by a sinc of their own spacing
-        taken = np.sinc((x[:, None] - nodes) / CANONICAL_SPACING_M)
-        matrices.append(receiver_map(tuple(x)) @ (taken / taken.sum(axis=1, keepdims=True)))
+        taken = np.sinc((x[:, None] - nodes) / spacing_m)
+        matrices.append(receiver_map(tuple(x), frame=frame) @ (taken / taken.sum(axis=1, keepdims=True)))
     stacked = torch.tensor(np.stack(matrices), dtype=torch.float32)
     return stacked, (stacked != 0).any(dim=2)

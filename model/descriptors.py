@@ -13,10 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seisbind.model.errors import InvalidQuery, InvalidVelocityModel
+from seisbind.model.frame import OPENFWI_FRAME, VELOCITY_LIMITS_M_S, Frame
 
-CELL_M = 10.0  # OpenFWI's dx = dz
-VELOCITY_LIMITS_M_S = (300.0, 9000.0)  # slower than any sediment, faster than any crustal rock
-TRAINED_VELOCITY_M_S = (1500.0, 4500.0)  # OpenFWI's, and that of `seisbind.model.geology`
 FINITE = 1e9  # no descriptor of any ground is so large in its unit
 INTERFACE_STEP_M_S = 50.0  # a change of velocity between adjacent cells above this is an interface
 
@@ -183,27 +181,29 @@ def check_descriptors(described: Mapping[str, float]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Untrained:
-    """Velocity models that reach outside `TRAINED_VELOCITY_M_S`: how many, and how far; true if there are some."""
+    """Velocity models that reach outside ``range_m_s``: how many, and how far; true if there are some."""
 
+    range_m_s: tuple[float, float]
     models: int = 0
     slowest_m_s: float = np.inf
     fastest_m_s: float = 0.0
 
     @classmethod
-    def of(cls, velocity: ArrayLike) -> Untrained:
-        """Of models ``(batch, depth, x)``, ``(batch, 1, depth, x)`` or ``(depth, x)``, m/s."""
+    def of(cls, velocity: ArrayLike, frame: Frame) -> Untrained:
+        """Of models ``(batch, depth, x)``, ``(batch, 1, depth, x)`` or ``(depth, x)``, m/s, by the frame's range."""
         array = np.asarray(velocity)
         slowest, fastest = array.min(axis=(-2, -1)), array.max(axis=(-2, -1))
-        outside = (slowest < TRAINED_VELOCITY_M_S[0]) | (fastest > TRAINED_VELOCITY_M_S[1])
+        outside = (slowest < frame.velocity_m_s[0]) | (fastest > frame.velocity_m_s[1])
         if not outside.any():
-            return cls()
-        return cls(int(outside.sum()), float(slowest.min()), float(fastest.max()))
+            return cls(frame.velocity_m_s)
+        return cls(frame.velocity_m_s, int(outside.sum()), float(slowest[outside].min()), float(fastest[outside].max()))
 
     def __bool__(self) -> bool:
         return self.models > 0
 
     def __add__(self, other: Untrained) -> Untrained:
         return Untrained(
+            self.range_m_s,
             self.models + other.models,
             min(self.slowest_m_s, other.slowest_m_s),
             max(self.fastest_m_s, other.fastest_m_s),
@@ -211,9 +211,9 @@ class Untrained:
 
     @property
     def sentence(self) -> str:
-        low, high = TRAINED_VELOCITY_M_S
+        low, high = self.range_m_s
         return (
-            f"Velocity models that leave {low:g} to {high:g} m/s, for which the shipped encoders were trained: "
+            f"Velocity models that leave {low:g} to {high:g} m/s, for which the encoders were trained: "
             f"{self.models}, with {self.slowest_m_s:g} to {self.fastest_m_s:g} m/s. A gather may not find them."
         )
 
@@ -251,7 +251,7 @@ def check_velocity(velocity: ArrayLike) -> Float32:
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def describe(velocity: ArrayLike, *, cell_m: float = CELL_M) -> Float32:
+def describe(velocity: ArrayLike, *, cell_m: float = OPENFWI_FRAME.cell_m) -> Float32:
     """Descriptors of velocity models.
 
     Args:

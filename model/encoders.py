@@ -1,7 +1,8 @@
 """The three encoders: shot gathers, velocity models and descriptors into one space of unit vectors.
 
-`Encoders` are built from an `EncoderConfig`: SeisBind's own, or the paper's (arXiv 2601.14607), the baseline of every
-accuracy table. Both answer `embed_gathers`, `embed_velocity` and `embed_descriptors`.
+`Encoders` are built from an `EncoderConfig` and a `Frame`, which they are sized by: SeisBind's own, or the paper's
+(arXiv 2601.14607), the baseline of every accuracy table. Both answer `embed_gathers`, `embed_velocity` and
+`embed_descriptors`. Sizes in comments are those of OpenFWI's frame.
 """
 
 from __future__ import annotations
@@ -16,15 +17,12 @@ from torch import Tensor, nn
 
 from seisbind.model.descriptors import NAMES
 from seisbind.model.errors import InvalidConfig
-from seisbind.model.survey import CANONICAL_RECEIVERS, CANONICAL_SPACING_M, LINE_M, OPENFWI
+from seisbind.model.frame import OPENFWI_FRAME, PATCH_RECEIVERS, PATCH_SAMPLES, Frame
 
 EMBEDDING = 256
-# A patch of the stem: a 15 Hz Ricker is 17 samples long, so 20 ms still sees each of its lobes
-PATCH_SAMPLES, PATCH_RECEIVERS = 5, 2
 FEWEST_BLOCKS = (2, 2, 2)
 STEM = 16  # channels that each shot brings to the merge
-MAP_CELLS = 35  # the map head predicts every second cell of the 70 x 70 model, each the mean of 2 x 2
-MIDDLE_M_S, SPREAD_M_S = 3000.0, 1000.0  # OpenFWI's velocities run from 1500 to 4500 m/s
+STAGES = 3  # of the trunks, each at half the resolution of the one before
 COMPRESSION = 2.0  # log(1 + 2 |p|): a stronger gain lifts boundary artefacts and noise with the coda
 OPENFWI_RMS = 1.5  # of a published gather, so that `COMPRESSION` means what it meant there
 MIDDLE_LAYER, FINE_LAYER = 3, 6  # of the map head: the last at 18 x 18, and the last with channels at 36 x 36
@@ -78,7 +76,8 @@ class GatherEmbedding:
         embedding: ``(batch, 256)``, unit length.
         descriptors: ``(batch, 13)`` in standard deviations of the training set, or None (paper's encoders).
         descriptor_scale: ``(batch, 13)`` the scale of a Laplace law about them, same unit, or None.
-        velocity: ``(batch, 35, 35)`` coarse velocity model in units of `SPREAD_M_S` about `MIDDLE_M_S`, or None.
+        velocity: ``(batch, 35, 35)`` coarse velocity model in units of `Frame.spread_m_s` about `Frame.middle_m_s`, or
+            None.
         family: ``(batch, families)`` logits, or None.
     """
 
@@ -104,6 +103,13 @@ def condition(traces: Tensor, live: Tensor) -> Tensor:
     scale = torch.where(rms > 0, OPENFWI_RMS / rms.clamp_min(1e-30), torch.zeros_like(rms))
     p = traces * scale[:, :, None, None] * live[:, :, None, :]
     return torch.sign(p) * torch.log1p(COMPRESSION * p.abs())
+
+
+def _halved(cells: int, times: int) -> int:
+    """What strides of 2 leave of ``cells``."""
+    for _ in range(times):
+        cells = -(-cells // 2)
+    return cells
 
 
 class Residual(nn.Module):
@@ -148,19 +154,24 @@ def _as_channels(last: Tensor) -> Tensor:
     return last.permute(0, 3, 1, 2)
 
 
+def _trunk_cells(frame: Frame) -> tuple[int, int]:
+    """(time, receiver) cells of the last feature map over a gather: patches, then three strides of 2."""
+    return _halved(frame.samples // PATCH_SAMPLES, STAGES), _halved(frame.receivers // PATCH_RECEIVERS, STAGES)
+
+
 class ShotMerge(nn.Module):
     """Per-shot feature maps joined by shot position, for any number of shots.
 
-    Each shot is spread over the bins next to it by linear weights; bins lie at OpenFWI's five shot positions, so
+    Each shot is spread over the bins next to it by linear weights; bins lie at the frame's shot positions, so
     that its own geometry fills each bin with one shot. A bin without a shot is zero, and the join is told so.
     """
 
     centres: Tensor
 
-    def __init__(self, channels: int, outputs: int) -> None:
+    def __init__(self, channels: int, outputs: int, frame: Frame) -> None:
         super().__init__()
-        self.register_buffer("centres", torch.tensor(OPENFWI.shot_x_m) / LINE_M, persistent=False)
-        bins = len(OPENFWI.shot_x_m)
+        self.register_buffer("centres", torch.tensor(frame.shot_x_m) / frame.line_m, persistent=False)
+        bins = len(frame.shot_x_m)
         bound = (bins * channels) ** -0.5
         self.join = nn.Parameter(torch.empty(bins, channels * outputs).uniform_(-bound, bound))
         self.filled = nn.Linear(bins, outputs, bias=False)
@@ -215,12 +226,19 @@ class Mixer(nn.Module):
         return h + self.second(F.gelu(self.first(self.norm(h))))  # type: ignore[no-any-return]
 
 
+def _quarter(cells: int) -> int:
+    """Of which four times are at least ``cells``."""
+    return -(-cells // 4)
+
+
 class MapHead(nn.Module):
     """A coarse velocity model from one vector: a 9 x 9 seed, doubled twice between convolutions."""
 
-    def __init__(self, inputs: int, finish: int) -> None:
+    def __init__(self, inputs: int, finish: int, frame: Frame) -> None:
         super().__init__()
-        self.seed = nn.Linear(inputs, 48 * 9 * 9)
+        self.cells = frame.map_shape
+        self.seed_cells = _quarter(self.cells[0]), _quarter(self.cells[1])
+        self.seed = nn.Linear(inputs, 48 * self.seed_cells[0] * self.seed_cells[1])
         self.layers = nn.Sequential(
             nn.GELU(),
             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
@@ -236,7 +254,7 @@ class MapHead(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """``(batch, inputs)`` -> ``(batch, 35, 35)``; the 36th row and column of what is drawn are cut off."""
-        x = self.seed(h).reshape(-1, 48, 9, 9)
+        x = self.seed(h).reshape(-1, 48, *self.seed_cells)
         for number, layer in enumerate(self.layers):
             x = layer(x)
             if number == MIDDLE_LAYER:
@@ -244,39 +262,41 @@ class MapHead(nn.Module):
             elif number == FINE_LAYER:
                 x = self.fine(x)
         drawn: Tensor = x
-        return drawn[:, 0, :MAP_CELLS, :MAP_CELLS].float()
+        return drawn[:, 0, : self.cells[0], : self.cells[1]].float()
 
 
 class SeismicEncoder(nn.Module):
-    """Residual network over 4 ms samples; a shared stem sees each shot with its offsets, then shots are merged."""
+    """Residual network over samples; a shared stem sees each shot with its offsets, then shots are merged."""
 
     receivers: Tensor
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, frame: Frame) -> None:
         super().__init__()
-        nodes = torch.arange(CANONICAL_RECEIVERS) * CANONICAL_SPACING_M / LINE_M
+        self.line_m = frame.line_m
+        nodes = torch.arange(frame.receivers) * frame.receiver_spacing_m / frame.line_m
         self.register_buffer("receivers", nodes, persistent=False)
         # (250, 70) -> (50, 35) patches: their samples, which of their receivers live, and their offset
         inputs = PATCH_SAMPLES * PATCH_RECEIVERS + PATCH_RECEIVERS + 1
         self.stem = _channels_last(nn.Sequential(nn.Conv2d(inputs, STEM, 3, 1, 1), nn.ReLU(inplace=True)))
-        self.merge = ShotMerge(STEM, config.width)
+        self.merge = ShotMerge(STEM, config.width, frame)
         widths = (config.width, 2 * config.width, 4 * config.width)
         ahead = (Residual(config.width, config.width, idle=True) for _ in range(config.ahead))
         self.ahead = _channels_last(nn.Sequential(*ahead))
         # (50, 35) -> (25, 18) -> (13, 9) -> (7, 5)
         self.trunk = _channels_last(_stages(config.width, widths, counts=config.blocks))
+        high, wide = _trunk_cells(frame)
         self.squeeze = nn.Sequential(
             nn.Conv2d(widths[-1], config.neck, 1, bias=False), nn.BatchNorm2d(config.neck), nn.ReLU(inplace=True)
         )
         self.features = nn.Sequential(
-            nn.Linear(config.neck * 7 * 5, config.hidden), nn.LayerNorm(config.hidden), nn.GELU()
+            nn.Linear(config.neck * high * wide, config.hidden), nn.LayerNorm(config.hidden), nn.GELU()
         )
         self.mixers = nn.Sequential(*(Mixer(config.hidden) for _ in range(config.mixers)))
         self.project = nn.Linear(config.hidden, EMBEDDING)
-        self.map_head = MapHead(config.hidden, config.finish)
+        self.map_head = MapHead(config.hidden, config.finish, frame)
         # beside the features, it reads each depth's mean and scatter off the predicted model
         self.descriptor_head = nn.Sequential(
-            nn.Linear(config.hidden + 2 * MAP_CELLS, config.hidden // 2),
+            nn.Linear(config.hidden + 2 * frame.map_shape[0], config.hidden // 2),
             nn.GELU(),
             nn.Linear(config.hidden // 2, 2 * len(NAMES)),
         )
@@ -284,7 +304,7 @@ class SeismicEncoder(nn.Module):
 
     def forward(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
         """``traces``: (batch, shot, 250, 70) linear; ``live``: (batch, shot, 70); ``shot_x_m``: (batch, shot)."""
-        x = self._merged(condition(traces, live), live, shot_x_m / LINE_M)
+        x = self._merged(condition(traces, live), live, shot_x_m / self.line_m)
         x = self.squeeze(self.trunk(self.ahead(x)))
         h = self.mixers(self.features(x.flatten(1)))
         velocity = self.map_head(h)
@@ -320,19 +340,23 @@ class SeismicEncoder(nn.Module):
 class VelocityEncoder(nn.Module):
     """Residual network over velocity and its vertical and lateral differences."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, frame: Frame) -> None:
         super().__init__()
+        self.middle_m_s, self.spread_m_s = frame.middle_m_s, frame.spread_m_s
+        high, wide = (_halved(cells, STAGES + 1) for cells in frame.velocity_shape)
         w = config.velocity_width
         stem = nn.Sequential(nn.Conv2d(3, w, 5, 2, 2, bias=False), nn.BatchNorm2d(w), nn.ReLU(inplace=True))
         self.stem = _channels_last(stem)
         self.trunk = _channels_last(_stages(w, (w, 2 * w, 4 * w)))  # 35 -> 18, 9, 5
         self.squeeze = nn.Sequential(nn.Conv2d(4 * w, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True))
-        self.features = nn.Sequential(nn.Linear(64 * 5 * 5, config.hidden), nn.LayerNorm(config.hidden), nn.GELU())
+        self.features = nn.Sequential(
+            nn.Linear(64 * high * wide, config.hidden), nn.LayerNorm(config.hidden), nn.GELU()
+        )
         self.project = nn.Linear(config.hidden, EMBEDDING)
 
     def forward(self, velocity: Tensor) -> Tensor:
         """``velocity``: (batch, 70, 70), m/s -> (batch, 256) unit vectors."""
-        v = (velocity.float() - MIDDLE_M_S) / SPREAD_M_S
+        v = (velocity.float() - self.middle_m_s) / self.spread_m_s
         down = F.pad(v[:, 1:] - v[:, :-1], (0, 0, 0, 1))
         across = F.pad(v[:, :, 1:] - v[:, :, :-1], (0, 1))
         x = _as_channels(torch.stack([v, 4 * down, 4 * across], dim=-1))  # (batch, 3, depth, x)
@@ -359,15 +383,16 @@ class PhysicsEncoder(nn.Module):
 class PaperSeismicEncoder(nn.Module):
     """A CNN shared by the shots, averaged over them: symmetric in their order (our reading of arXiv 2601.14607)."""
 
-    def __init__(self) -> None:
+    def __init__(self, frame: Frame) -> None:
         super().__init__()
+        high, wide = _trunk_cells(frame)
         blocks: list[nn.Module] = []
         for inputs, outputs in itertools.pairwise((1, 16, 32, 64, 128)):
-            kernel, stride = (7, (5, 2)) if inputs == 1 else (3, 2)
+            kernel, stride = (7, (PATCH_SAMPLES, PATCH_RECEIVERS)) if inputs == 1 else (3, 2)
             conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
             blocks += [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
         self.shared = _channels_last(nn.Sequential(*blocks))  # (250, 70) -> (50, 35) -> (25, 18) -> (13, 9) -> (7, 5)
-        self.project = nn.Sequential(nn.Linear(128 * 7 * 5, 512), nn.ReLU(), nn.Linear(512, EMBEDDING))
+        self.project = nn.Sequential(nn.Linear(128 * high * wide, 512), nn.ReLU(), nn.Linear(512, EMBEDDING))
 
     def forward(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
         batch, shots, samples, receivers = traces.shape
@@ -381,8 +406,9 @@ class PaperSeismicEncoder(nn.Module):
 class PaperVelocityEncoder(nn.Module):
     """ResNet-18 (He et al. 2016) with a single input channel."""
 
-    def __init__(self) -> None:
+    def __init__(self, frame: Frame) -> None:
         super().__init__()
+        self.middle_m_s, self.spread_m_s = frame.middle_m_s, frame.spread_m_s
         stem = nn.Sequential(
             nn.Conv2d(1, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
         )
@@ -391,7 +417,7 @@ class PaperVelocityEncoder(nn.Module):
         self.project = nn.Linear(512, EMBEDDING)
 
     def forward(self, velocity: Tensor) -> Tensor:
-        v = (velocity.float()[:, None] - MIDDLE_M_S) / SPREAD_M_S
+        v = (velocity.float()[:, None] - self.middle_m_s) / self.spread_m_s
         return F.normalize(self.project(self.trunk(self.stem(v)).mean(dim=(2, 3))).float(), dim=-1)
 
 
@@ -404,16 +430,17 @@ class Encoders(nn.Module):
     descriptor_mean: Tensor
     descriptor_std: Tensor
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, *, frame: Frame = OPENFWI_FRAME) -> None:
         super().__init__()
         self.config = config
+        self.frame = frame
         self.seismic: nn.Module
         self.velocity: nn.Module
         if config.kind == "paper":
-            self.seismic, self.velocity = PaperSeismicEncoder(), PaperVelocityEncoder()
+            self.seismic, self.velocity = PaperSeismicEncoder(frame), PaperVelocityEncoder(frame)
             self.physics = PhysicsEncoder(256, layers=2)
         else:
-            self.seismic, self.velocity = SeismicEncoder(config), VelocityEncoder(config)
+            self.seismic, self.velocity = SeismicEncoder(config, frame), VelocityEncoder(config, frame)
             self.physics = PhysicsEncoder(config.hidden)
         self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())  # CLIP's start
         self.register_buffer("descriptor_mean", torch.zeros(len(NAMES)))

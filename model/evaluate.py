@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from seisbind.model.descriptors import DESCRIPTORS, NAMES, describe
-from seisbind.model.errors import InvalidConfig
+from seisbind.model.errors import DatasetError, InvalidConfig
 from seisbind.model.inference import NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
 from seisbind.model.pairs import PairSet
 from seisbind.model.presence import CANDIDATES, Evidence, by_structure, coarse, differences
-from seisbind.model.survey import OPENFWI, Prepared
+from seisbind.model.survey import Prepared
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -63,17 +63,24 @@ class Embedded:
 
 
 def as_prepared(pairs: PairSet) -> Prepared:
-    """The gathers of ``pairs`` as undisturbed OpenFWI records."""
+    """The gathers of ``pairs`` as undisturbed records."""
     traces = pairs.traces.float().cpu().numpy()
     return Prepared(
         traces=traces,
         live=np.ones((len(traces), traces.shape[1], traces.shape[3]), dtype=bool),
-        shot_x_m=np.tile(np.asarray(OPENFWI.shot_x_m, dtype=np.float32), (len(traces), 1)),
+        shot_x_m=np.tile(np.asarray(pairs.frame.shot_x_m, dtype=np.float32), (len(traces), 1)),
+        frame=pairs.frame,
     )
 
 
 def embed(embedder: Embedder, pairs: PairSet, prepared: Prepared | None = None) -> Embedded:
-    """Run the three encoders over ``pairs``; ``prepared`` replaces their gathers (disturbed ones, say)."""
+    """Run the three encoders over ``pairs``; ``prepared`` replaces their gathers (disturbed ones, say).
+
+    Raises:
+        DatasetError: the pairs are of another frame than the weights.
+    """
+    if pairs.frame != embedder.frame:
+        raise DatasetError(f"The pairs are of another frame than the weights: {pairs.frame}, not {embedder.frame}.")
     models, descriptors = pairs.velocity.cpu().numpy(), pairs.descriptors.cpu().numpy()
     return Embedded(
         gathers=embedder.embed_gathers(as_prepared(pairs) if prepared is None else prepared),
@@ -178,7 +185,7 @@ def report(
     if distractors is not None and len(distractors):
         gallery = np.concatenate([gallery, embedder.embed_velocity(distractors)])
         models = np.concatenate([models, distractors])
-        described = np.concatenate([described, describe(distractors)])
+        described = np.concatenate([described, describe(distractors, cell_m=embedder.frame.cell_m)])
     queries = pairs.gathers.embedding
     k = min(NEIGHBOURS, len(gallery) - 1)
     spread = spread_of(embedder, pairs) if spread is None else spread

@@ -9,24 +9,54 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import fft, rfft
 
-from seisbind.model.survey import CANONICAL_DT_S, CANONICAL_RECEIVERS, CANONICAL_SPACING_M, Prepared
+from seisbind.model.frame import OPENFWI_FRAME, Frame
+from seisbind.model.survey import Prepared
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-FASTEST_M_S = 4600.0  # nothing from the source arrives before offset / this ..
-EARLY_S = 0.02  # .. but for a delay that training saw, too
-SLOWEST_M_S = 1300.0  # apparent velocities below this are no pressure waves: OpenFWI's ground starts at 1500 m/s
-HIGH_HZ = 62.5  # a Ricker of 28 Hz has 1e-3 of its power above
-BAND_HZ = (4.0, 60.0)  # where slow waves are looked for
+EARLY_S = 0.02  # a delay that training saw, too
 NARROWEST = 0.05  # from the middle of a range to its edge, in the units of the measures: what never varied may round
 FLOOR = 1e-9  # of power shares, -90 dB
 UNLIKE = 0.01  # of the gathers of training that are taken to be unlike it
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the measures compare with; the numbers in brackets are those of OpenFWI's frame.
+
+    Attributes:
+        fastest_m_s: nothing from the source arrives before offset / this (4600), but for `EARLY_S`.
+        slowest_m_s: apparent velocities below this are no pressure waves (1300: the ground starts at 1500).
+        high_hz: the highest peak frequency of training has 1e-3 of its power above (62.5).
+        band_hz: where slow waves are looked for (4 to 60).
+        late_s: the end of a record that is compared with all of it (0.2).
+    """
+
+    fastest_m_s: float
+    slowest_m_s: float
+    high_hz: float
+    band_hz: tuple[float, float]
+    late_s: float
+
+
+@lru_cache(maxsize=16)
+def bounds_of(frame: Frame) -> Bounds:
+    """What the measures compare with in a frame."""
+    slow, fast = frame.velocity_m_s
+    return Bounds(
+        fastest_m_s=fast * 46 / 45,
+        slowest_m_s=slow * 13 / 15,
+        high_hz=frame.peak_hz * 62.5 / 15,
+        band_hz=(frame.peak_hz * 4 / 15, frame.peak_hz * 4),
+        late_s=0.2 * frame.duration_s,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +64,8 @@ class Measure:
     """One respect in which gathers are compared.
 
     ``reason`` is the stable word in answers, ``unit`` that of values. ``side``: what is unlike training, values above
-    its range (1), below it (-1) or either (0): a record cannot have too little noise.
+    its range (1), below it (-1) or either (0): a record cannot have too little noise. ``definition`` has places for
+    numbers of `Bounds`.
     """
 
     name: str
@@ -45,11 +76,11 @@ class Measure:
 
 
 MEASURES: tuple[Measure, ...] = (
-    Measure("early_power", "noise", "dB", 1, f"power before offset / {FASTEST_M_S:g} m/s against that of the record"),
-    Measure("high_power", "noise", "dB", 1, f"share of the power above {HIGH_HZ:g} Hz"),
-    Measure("late_power", "noise", "dB", 1, "power of the last 0.2 s against that of the record"),
+    Measure("early_power", "noise", "dB", 1, "power before offset / {0.fastest_m_s:g} m/s against that of the record"),
+    Measure("high_power", "noise", "dB", 1, "share of the power above {0.high_hz:g} Hz"),
+    Measure("late_power", "noise", "dB", 1, "power of the last {0.late_s:g} s against that of the record"),
     Measure("centroid", "frequency", "Hz", 0, "mean frequency, weighted by power"),
-    Measure("slow_power", "slow_waves", "dB", 1, f"share of the power that moves slower than {SLOWEST_M_S:g} m/s"),
+    Measure("slow_power", "slow_waves", "dB", 1, "share of the power that moves slower than {0.slowest_m_s:g} m/s"),
     Measure("crest", "amplitudes", "dB", -1, "largest amplitude against the rms: low when clipped or gained by AGC"),
     Measure("live_traces", "geometry", "", -1, "share of the canonical traces that are live"),
     Measure("shots", "geometry", "", 0, "shots on the line"),
@@ -96,7 +127,10 @@ def measure(prepared: Prepared) -> Float64:
     """``(batch, len(MEASURES) - 1)`` values of gathers: all measures but the doubt, which the encoder has."""
     traces, live = prepared.traces, prepared.live
     with np.errstate(invalid="ignore", over="ignore"):  # of samples that no encoder takes, either
-        rows = [_measure_one(t, alive, x) for t, alive, x in zip(traces, live, prepared.shot_x_m, strict=True)]
+        rows = [
+            _measure_one(t, alive, x, prepared.frame)
+            for t, alive, x in zip(traces, live, prepared.shot_x_m, strict=True)
+        ]
     return np.asarray(rows, dtype=np.float64).reshape(len(traces), len(MEASURES) - 1)
 
 
@@ -110,35 +144,36 @@ def with_doubt(measured: Float64, doubt: Float32) -> Float64:
     return np.column_stack([measured, doubt])
 
 
-def _measure_one(traces: Float32, live: NDArray[np.bool_], shot_x_m: Float32) -> list[float]:
-    """``traces``: (shot, 250, 70); the measures in order, but for the last."""
-    shots, samples, _ = traces.shape
+def _measure_one(traces: Float32, live: NDArray[np.bool_], shot_x_m: Float32, frame: Frame) -> list[float]:
+    """``traces``: (shot, time, receiver) of a frame; the measures in order, but for the last."""
+    bounds = bounds_of(frame)
+    shots, samples, receivers = traces.shape
     scale = np.abs(traces).max()
     p = traces / scale if scale > 0 else traces
     count = max(1, int(live.sum()))
     power = np.square(p)
     whole = float(power.sum()) / (count * samples) + 1e-30
 
-    offset = np.abs(np.arange(CANONICAL_RECEIVERS) * CANONICAL_SPACING_M - shot_x_m[:, None])  # (shot, receiver)
-    t = np.arange(samples)[:, None] * CANONICAL_DT_S
-    early = (t < offset[:, None] / FASTEST_M_S - EARLY_S) & live[:, None]
+    offset = np.abs(np.arange(receivers) * frame.receiver_spacing_m - shot_x_m[:, None])  # (shot, receiver)
+    t = np.arange(samples)[:, None] * frame.dt_s
+    early = (t < offset[:, None] / bounds.fastest_m_s - EARLY_S) & live[:, None]
     early_power = float(power[early].mean()) / whole if early.any() else 0.0
-    late = samples - round(0.2 / CANONICAL_DT_S)
+    late = samples - round(bounds.late_s / frame.dt_s)
     late_power = float(power[:, late:].sum()) / (count * (samples - late)) / whole
 
-    f = np.fft.rfftfreq(samples, CANONICAL_DT_S)
+    f = np.fft.rfftfreq(samples, frame.dt_s)
     transformed = rfft(p, axis=1)  # (shot, frequency, receiver)
     spectrum = np.square(np.abs(transformed)).sum(axis=(0, 2))  # (frequency,)
     spectrum[0] = 0.0
     total = spectrum.sum() + 1e-30
-    high_power, centroid = float(spectrum[f > HIGH_HZ].sum() / total), float((f * spectrum).sum() / total)
+    high_power, centroid = float(spectrum[f > bounds.high_hz].sum() / total), float((f * spectrum).sum() / total)
 
     # every trace at the same power, or those next to the shot are all that is seen, spread over all wavenumbers
-    band = (f >= BAND_HZ[0]) & (f <= BAND_HZ[1])
+    band = (f >= bounds.band_hz[0]) & (f <= bounds.band_hz[1])
     alike = transformed[:, band] / np.sqrt(power.sum(axis=1, keepdims=True) + 1e-12)
-    fk = np.square(np.abs(fft(alike, n=2 * CANONICAL_RECEIVERS, axis=2))).sum(axis=0)  # (frequency, wavenumber)
-    k = np.abs(np.fft.fftfreq(2 * CANONICAL_RECEIVERS, CANONICAL_SPACING_M))
-    slow_power = float(fk[k * SLOWEST_M_S > f[band, None]].sum() / (fk.sum() + 1e-30))
+    fk = np.square(np.abs(fft(alike, n=2 * receivers, axis=2))).sum(axis=0)  # (frequency, wavenumber)
+    k = np.abs(np.fft.fftfreq(2 * receivers, frame.receiver_spacing_m))
+    slow_power = float(fk[k * bounds.slowest_m_s > f[band, None]].sum() / (fk.sum() + 1e-30))
     crest = float(power.max() / whole)
     decibel = [10 * np.log10(max(share, FLOOR)) for share in (early_power, high_power, late_power, slow_power, crest)]
     present = float(live.any(axis=1).sum())
@@ -174,19 +209,20 @@ def _counting(above: Float64, below: Float64) -> Float64:
     return np.asarray(np.where(side > 0, above, np.where(side < 0, below, np.maximum(above, below))))
 
 
-def judge(values: Float64, known: Familiar) -> list[Verdict]:
-    """A verdict for each row of ``values`` (batch, len(MEASURES))."""
-    return [_verdict(row, score, known) for row, score in zip(values, scores(values, known), strict=True)]
+def judge(values: Float64, known: Familiar, *, frame: Frame = OPENFWI_FRAME) -> list[Verdict]:
+    """A verdict for each row of ``values`` (batch, len(MEASURES)), measured in a frame."""
+    return [_verdict(row, score, known, frame) for row, score in zip(values, scores(values, known), strict=True)]
 
 
-def _verdict(values: Sequence[float], score: Float64, known: Familiar) -> Verdict:
+def _verdict(values: Sequence[float], score: Float64, known: Familiar, frame: Frame) -> Verdict:
     worst = int(score.argmax())
     if score[worst] <= known.limit:
         return Verdict(True, float(score[worst]), known.limit, None, None)
     m, low, high = MEASURES[worst], known.low[worst], known.high[worst]
     unit = f" {m.unit}" if m.unit else ""
+    definition = m.definition.format(bounds_of(frame))
     detail = (
-        f"{m.name.replace('_', ' ').capitalize()} ({m.definition}) is {values[worst]:.4g}{unit}; in training it lay "
+        f"{m.name.replace('_', ' ').capitalize()} ({definition}) is {values[worst]:.4g}{unit}; in training it lay "
         f"between {low:.4g} and {high:.4g}{unit}."
     )
     return Verdict(False, float(score[worst]), known.limit, m.reason, detail)

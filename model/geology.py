@@ -16,6 +16,7 @@ from seisbind.model import geology_faults as faults
 from seisbind.model import geology_layers as layers
 from seisbind.model import geology_textures as textures
 from seisbind.model.errors import InvalidConfig
+from seisbind.model.frame import OPENFWI_FRAME, Frame
 from seisbind.model.geology_layers import GRID, HIGH_M_S, LOW_M_S, Float
 
 CHUNK = 64  # maps drawn at a time: the temporaries of a faulted map are 0.3 MB
@@ -162,38 +163,54 @@ FAMILIES: tuple[str, ...] = tuple(_MAKERS)[:10]
 EXTRA_FAMILIES: tuple[str, ...] = tuple(_MAKERS)[10:]
 
 
-def generate(family: str, count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+def generate(family: str, count: int, rng: np.random.Generator, *, frame: Frame = OPENFWI_FRAME) -> NDArray[np.float32]:
     """Random velocity models of one family.
 
     Args:
         family: one of `FAMILIES` or `EXTRA_FAMILIES`.
         count: how many, 0 or more.
         rng: the only source of randomness; the same state gives the same maps.
+        frame: of the maps. They are drawn in OpenFWI's cells and velocities, of which each cell of another frame takes
+            the nearest, so that interfaces stay sharp, and its velocity range the same share.
 
     Returns:
-        ``(count, 70, 70)`` float32 = (model, depth, x), m/s between 1500 and 4500, on cells of 10 m.
+        ``(count, depth, x)`` float32, m/s within the frame's velocities, on its cells: (count, 70, 70) and 1500 to
+        4500 m/s for OpenFWI's.
 
     Raises:
         InvalidConfig: the family is unknown or the count negative.
     """
     _check(family, count)
-    velocity = np.empty((count, GRID, GRID), dtype=np.float32)
+    own = frame.velocity_shape == (GRID, GRID) and frame.velocity_m_s == (LOW_M_S, HIGH_M_S)
+    velocity = np.empty((count, *frame.velocity_shape), dtype=np.float32)
     for start in range(0, count, CHUNK):
         part = velocity[start : start + CHUNK]
-        part[:] = np.clip(_MAKERS[family](rng, len(part)), LOW_M_S, HIGH_M_S)
+        drawn = np.clip(_MAKERS[family](rng, len(part)), LOW_M_S, HIGH_M_S)
+        part[:] = drawn if own else _to_frame(drawn, frame)
     return velocity
 
 
-def mixed(count: int, seed: int, families: Sequence[str] = FAMILIES) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
+def _to_frame(drawn: Float, frame: Frame) -> Float:
+    """Maps ``(map, GRID, GRID)`` of `LOW_M_S` to `HIGH_M_S` in a frame's cells and velocities."""
+    rows, columns = (((np.arange(cells) + 0.5) * GRID / cells).astype(np.intp) for cells in frame.velocity_shape)
+    low, high = frame.velocity_m_s
+    share = (drawn[:, rows[:, None], columns] - LOW_M_S) / (HIGH_M_S - LOW_M_S)
+    return np.asarray(low + share * (high - low))
+
+
+def mixed(
+    count: int, seed: int, families: Sequence[str] = FAMILIES, *, frame: Frame = OPENFWI_FRAME
+) -> tuple[NDArray[np.float32], NDArray[np.str_]]:
     """Random velocity models of several families in equal shares, shuffled.
 
     Args:
         count: how many in all; what does not divide evenly goes to the first families.
         seed: the same seed, count and families give the same maps in the same order on every machine.
         families: which, see `generate`.
+        frame: see `generate`.
 
     Returns:
-        The velocity ``(count, 70, 70)`` float32 in m/s and the family ``(count,)`` of each map.
+        The velocity ``(count, depth, x)`` float32 in m/s and the family ``(count,)`` of each map.
 
     Raises:
         InvalidConfig: no family, one unknown or named twice, or the count negative.
@@ -207,7 +224,7 @@ def mixed(count: int, seed: int, families: Sequence[str] = FAMILIES) -> tuple[ND
     counts = [share + (i < rest) for i in range(len(families))]
     velocity = np.concatenate(
         [
-            generate(family, n, np.random.default_rng(stream))
+            generate(family, n, np.random.default_rng(stream), frame=frame)
             for family, n, stream in zip(families, counts, streams, strict=True)
         ]
     )

@@ -12,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-GRID = 70  # cells along depth and x
-LOW_M_S, HIGH_M_S = 1500, 4500
+from seisbind.model.frame import OPENFWI_FRAME
+
+# The laws are in cells and velocities of OpenFWI's maps; `geology.generate` maps them to other frames.
+GRID = OPENFWI_FRAME.x_cells  # along depth and x
+LOW_M_S, HIGH_M_S = OPENFWI_FRAME.velocity_m_s
 
 KNOT_CELLS = 10  # interfaces are quadratic splines through values every 10 cells
 KNOTS = 7  # at x = 0, 10, .. 60; what lies right of them is extrapolated

@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import zoom
 
 from seisbind.model.descriptors import DESCRIPTORS, NAMES, check_velocity
-from seisbind.model.errors import InvalidConfig, InvalidQuery, InvalidVelocityModel
+from seisbind.model.errors import InvalidConfig, InvalidGather, InvalidQuery, InvalidVelocityModel
 from seisbind.model.familiarity import Verdict, judge, with_doubt
+from seisbind.model.frame import OPENFWI_FRAME, Frame
 from seisbind.model.runtimes import as_tensor, choose_runtime
 from seisbind.model.survey import Prepared
 from seisbind.model.weights_file import Weights, load_weights
@@ -21,7 +22,6 @@ from seisbind.model.weights_file import Weights, load_weights
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-MODEL_CELLS = 70
 BATCH = {"cpu": 64, "cuda": 512}  # gathers or velocity models a forward pass; more gains nothing
 NEIGHBOURS = 5  # the paper's k for physics inferred from retrieved models
 LAPLACE_90 = float(np.log(10))  # half width, in scales, that holds 90 % of a Laplace law
@@ -114,6 +114,11 @@ class Embedder:
         return self.weights.fingerprint
 
     @property
+    def frame(self) -> Frame:
+        """The line that the weights are for."""
+        return self.weights.description.frame
+
+    @property
     def runtime(self) -> str:
         """``torch`` or ``onnxruntime``: what embeds gathers."""
         return self._runtime.name
@@ -124,7 +129,17 @@ class Embedder:
         return np.asarray(self._encoders.descriptor_std.cpu().numpy())
 
     def embed_gathers(self, prepared: Prepared) -> EncodedGathers:
-        """Embeddings, descriptors and coarse models of prepared gathers."""
+        """Embeddings, descriptors and coarse models of prepared gathers.
+
+        Raises:
+            InvalidGather: they were prepared for another frame.
+            InvalidQuery: there are none.
+        """
+        if prepared.frame != self.frame:
+            raise InvalidGather(
+                f"The gathers were prepared for another frame than the weights are for: {prepared.frame} there, "
+                f"{self.frame} here. Prepare them with the weights' frame."
+            )
         parts: list[dict[str, Float32]] = []
         for start in range(0, len(prepared), self._batch):
             batch = slice(start, start + self._batch)
@@ -140,15 +155,15 @@ class Embedder:
 
     @torch.inference_mode()
     def embed_velocity(self, velocity: ArrayLike) -> Float32:
-        """``(batch, 256)`` unit vectors of velocity models ``(batch, 70, 70)``, m/s.
+        """``(batch, 256)`` unit vectors of velocity models ``(batch, depth, x)``, m/s.
 
         Raises:
-            InvalidVelocityModel: see `descriptors.check_velocity`; or not 70 x 70 cells.
+            InvalidVelocityModel: see `descriptors.check_velocity`; or not of the frame's cells.
         """
         models = check_velocity(velocity)
-        if models.shape[1:] != (MODEL_CELLS, MODEL_CELLS):
+        if models.shape[1:] != self.frame.velocity_shape:
             raise InvalidVelocityModel(
-                f"The encoders take velocity models of {MODEL_CELLS} x {MODEL_CELLS} cells of 10 m; got "
+                f"The encoders take velocity models of {self.frame.cells_text}; got "
                 f"{models.shape[1]} x {models.shape[2]}. Resample the model first."
             )
         parts = [
@@ -209,9 +224,13 @@ class Embedder:
         calibration = self.weights.description.calibration
         if calibration is None:
             return None
-        return judge(with_doubt(measured, encoded.doubt(self.descriptor_spread)), calibration.familiar)
+        return judge(
+            with_doubt(measured, encoded.doubt(self.descriptor_spread)), calibration.familiar, frame=self.frame
+        )
 
 
-def full_size(coarse: Float32) -> Float32:
-    """A head's ``(35, 35)`` model on the gallery's ``(70, 70)`` grid, linearly interpolated, m/s."""
-    return np.asarray(zoom(coarse, MODEL_CELLS / len(coarse), order=1, grid_mode=True, mode="nearest"), np.float32)
+def full_size(coarse: Float32, *, frame: Frame = OPENFWI_FRAME) -> Float32:
+    """A head's model, ``(35, 35)`` say, on the gallery's ``(70, 70)`` grid, linearly interpolated, m/s."""
+    return np.asarray(
+        zoom(coarse, frame.depth_cells / len(coarse), order=1, grid_mode=True, mode="nearest"), np.float32
+    )

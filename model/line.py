@@ -2,8 +2,8 @@
 
 A `Survey` has one line of receivers that all shots share; a field file has a position in every trace header. Where all
 shots share their receivers, or lack a few, the union is the line and what is missing is dead. Of a line longer than the
-canonical 690 m the stretch with the most traces is taken. What is no such line (crooked, or a spread that is towed
-behind its shots) is refused with the numbers: a shot that none of its own receivers surrounds was never trained on.
+frame's the stretch with the most traces is taken. What is no such line (crooked, or a spread that is towed behind its
+shots) is refused with the numbers: a shot that none of its own receivers surrounds was never trained on.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidSurvey
-from seisbind.model.survey import LINE_M, MAX_GAP_M, MAX_SHOTS, ON_NODE_M, SHOT_MARGIN_M, SINC_HALF_WIDTH, Note
+from seisbind.model.frame import OPENFWI_FRAME, Frame
+from seisbind.model.survey import MAX_SHOTS, SINC_HALF_WIDTH, Note
 
 Float64 = NDArray[np.float64]
 Index = NDArray[np.intp]
 
-CROSS_SHARE = 0.05  # of the line, or of 690 m if it is longer: 35 m across change an offset of 300 m by 2 m
-SAME_SHARE = 0.25  # of the receiver spacing, at most ON_NODE_M: closer positions are one station
+CROSS_SHARE = 0.05  # of the line, or of the frame's if it is longer: 35 m across change an offset of 300 m by 2 m
+SAME_SHARE = 0.25  # of the receiver spacing, at most `Frame.on_node_m`: closer positions are one station
 MIN_FILL = 0.7  # of the shot-receiver pairs of a stretch must have a trace, or the spread is another for each shot
-TAIL_M = SINC_HALF_WIDTH * MAX_GAP_M  # receivers kept behind the stretch, for the interpolation of its end
 MAX_STATIONS = 20_000  # of shots or of receivers in a file; a stretch has at most 1000
 MAX_STARTS = 1000  # stretches compared; of longer lines not every start is tried
 MAX_TRIALS = 500_000  # shots looked at meanwhile
@@ -75,6 +75,7 @@ def lay_out(
     *,
     shot_x_m: tuple[float, ...] | None = None,
     receiver_x_m: tuple[float, ...] | None = None,
+    frame: Frame = OPENFWI_FRAME,
 ) -> Line:
     """Sort traces into one line.
 
@@ -82,20 +83,21 @@ def lay_out(
         traces: of the whole file.
         shot_x_m: positions that go before the traces' own, one a shot in the order of the record numbers.
         receiver_x_m: the same for the receivers, one a channel of every shot, in the order of the channel numbers.
+        frame: whose line they are mapped to.
 
     Raises:
         InvalidSurvey: no positions, not one straight line, a spread that moves with its shots, or positions that do not
             fit the traces.
     """
     notes: list[Note] = []
-    source, group = (_along(traces, notes, shot_x_m, receiver_x_m) if shot_x_m is None or receiver_x_m is None
+    source, group = (_along(traces, notes, shot_x_m, receiver_x_m, frame) if shot_x_m is None or receiver_x_m is None
                      else (np.zeros(len(traces)), np.zeros(len(traces))))  # fmt: skip
     given = shot_x_m is not None or receiver_x_m is not None
     if receiver_x_m is None:
-        tolerance = _tolerance(source, group)
+        tolerance = _tolerance(source, group, frame)
         receiver, station_x = _stations(group, tolerance)
     else:
-        tolerance, receiver, station_x = ON_NODE_M, np.zeros(len(traces), dtype=np.intp), np.zeros(0)
+        tolerance, receiver, station_x = frame.on_node_m, np.zeros(len(traces), dtype=np.intp), np.zeros(0)
     if shot_x_m is None:
         shot, shot_x = _shots(source, receiver if receiver_x_m is None else None, traces.record, tolerance)
     else:
@@ -117,7 +119,7 @@ def lay_out(
         chosen_shots, chosen = np.arange(shots), np.arange(receivers)
         core = receivers
     else:
-        chosen_shots, chosen, core = _stretch(pair, shot_x, station_x, notes)
+        chosen_shots, chosen, core = _stretch(pair, shot_x, station_x, frame, notes)
     table = np.full((len(chosen_shots), len(chosen)), -1, dtype=np.intp)
     row, column = np.full(shots, -1), np.full(receivers, -1)
     row[chosen_shots], column[chosen] = np.arange(len(chosen_shots)), np.arange(len(chosen))
@@ -146,7 +148,7 @@ def lay_out(
 
 
 def _along(
-    traces: TracePositions, notes: list[Note], shot_x_m: object, receiver_x_m: object
+    traces: TracePositions, notes: list[Note], shot_x_m: object, receiver_x_m: object, frame: Frame
 ) -> tuple[Float64, Float64]:
     """Source and group positions along the line: x itself, or along the direction that fits them best."""
     parts = [xy for xy, given in ((traces.source_xy_m, shot_x_m), (traces.group_xy_m, receiver_x_m)) if given is None]
@@ -167,12 +169,12 @@ def _along(
     along = (points - middle) @ direction
     across = float(np.ptp((points - middle) @ np.array([-direction[1], direction[0]])))
     length = float(np.ptp(along))
-    allowed = CROSS_SHARE * min(length, LINE_M)
+    allowed = CROSS_SHARE * min(length, frame.line_m)
     if across > allowed:
         raise InvalidSurvey(
             f"The positions are no 2-D line: they spread {across:.1f} m across their best-fit direction and "
-            f"{length:.1f} m along it; allowed are {allowed:.1f} m ({CROSS_SHARE:.0%} of the line, or of {LINE_M:g} "
-            "m). Send one straight line."
+            f"{length:.1f} m along it; allowed are {allowed:.1f} m ({CROSS_SHARE:.0%} of the line, or of "
+            f"{frame.line_m:g} m). Send one straight line."
         )
     azimuth = float(np.degrees(np.arctan2(direction[0], direction[1])) % 360)
     text = f"Positions projected on the line's direction, azimuth {azimuth:.1f} degrees; up to {across:.1f} m across."
@@ -182,12 +184,12 @@ def _along(
     return (traces.source_xy_m - origin) @ direction, (traces.group_xy_m - origin) @ direction
 
 
-def _tolerance(source: Float64, group: Float64) -> float:
+def _tolerance(source: Float64, group: Float64, frame: Frame) -> float:
     """How close two group positions are one station: a share of the usual spacing within a shot."""
     order = np.lexsort((group, source))
     step = np.diff(group[order])
     step = step[(np.diff(source[order]) == 0) & (step > 0)]
-    return min(ON_NODE_M, SAME_SHARE * float(np.median(step))) if len(step) else ON_NODE_M
+    return min(frame.on_node_m, SAME_SHARE * float(np.median(step))) if len(step) else frame.on_node_m
 
 
 def _stations(x: Float64, tolerance: float) -> tuple[Index, Float64]:
@@ -268,25 +270,28 @@ def _say_order(shot: Index, receiver: Index, notes: list[Note]) -> None:
 
 
 def _stretch(
-    pair: NDArray[np.int64], shot_x: Float64, station_x: Float64, notes: list[Note]
+    pair: NDArray[np.int64], shot_x: Float64, station_x: Float64, frame: Frame, notes: list[Note]
 ) -> tuple[Index, Index, int]:
     """The shots and receivers of the canonical stretch that holds the most traces, and how many of those are on it.
 
-    A shot counts if it lies among the receivers that recorded it there, or at most `SHOT_MARGIN_M` outside them.
+    A shot counts if it lies among the receivers that recorded it there, or at most `Frame.shot_margin_m` outside
+    them.
     ``pair``: sorted ``shot * receivers + receiver`` of the traces that exist.
     """
+    line_m, margin_m, on_node_m = frame.line_m, frame.shot_margin_m, frame.on_node_m
+    tail_m = SINC_HALF_WIDTH * frame.max_gap_m  # kept behind the stretch, for the interpolation of its end
     receivers = len(station_x)
     base = np.arange(len(shot_x)) * np.int64(receivers)
-    last = int(np.searchsorted(station_x, station_x[-1] - LINE_M - ON_NODE_M))  # later starts see less of the line
+    last = int(np.searchsorted(station_x, station_x[-1] - line_m - on_node_m))  # later starts see less of the line
     starts = np.unique(np.linspace(0, last, min(last + 1, MAX_STARTS, max(1, MAX_TRIALS // len(shot_x)))).astype(int))
     best: tuple[int, int, int, Index] = (0, 0, 0, np.zeros(0, dtype=np.intp))
     for start in starts:
-        end = int(np.searchsorted(station_x, station_x[start] + LINE_M + ON_NODE_M, side="right"))
+        end = int(np.searchsorted(station_x, station_x[start] + line_m + on_node_m, side="right"))
         low, high = np.searchsorted(pair, base + start), np.searchsorted(pair, base + end)
         some = high > low
         first = station_x[pair[np.minimum(low, len(pair) - 1)] % receivers]
         final = station_x[pair[high - 1] % receivers]
-        among = some & (shot_x >= first - SHOT_MARGIN_M) & (shot_x <= final + SHOT_MARGIN_M)
+        among = some & (shot_x >= first - margin_m) & (shot_x <= final + margin_m)
         traces = int((high - low)[among].sum())
         if traces > best[0]:
             best = (traces, int(start), end, np.flatnonzero(among))
@@ -299,10 +304,10 @@ def _stretch(
         raise InvalidSurvey(
             f"No shot lies among its receivers: {len(shot_x)} shots at {shot_x.min():g} to {shot_x.max():g} m, "
             f"recorded at {station_x[0]:g} to {station_x[-1]:g} m, each {beyond.min():g} to {beyond.max():g} m off the "
-            f"end of its spread; allowed are {SHOT_MARGIN_M:g} m. A towed or end-on spread cannot be mapped to a line "
-            f"of {LINE_M:g} m with shots on it."
+            f"end of its spread; allowed are {margin_m:g} m. A towed or end-on spread cannot be mapped to a line "
+            f"of {line_m:g} m with shots on it."
         )
-    if len(shots) < len(shot_x) or station_x[-1] - station_x[0] > LINE_M + ON_NODE_M:
+    if len(shots) < len(shot_x) or station_x[-1] - station_x[0] > line_m + on_node_m:
         text = (
             f"Of {len(shot_x)} shots into receivers at {station_x[0]:g} to {station_x[-1]:g} m, the {len(shots)} shots "
             f"among the receivers at {station_x[start]:g} to {station_x[end - 1]:g} m were used."
@@ -312,5 +317,5 @@ def _stretch(
         text = f"{len(shots)} shots lie on the line; {MAX_SHOTS} of them, evenly chosen, were read."
         notes.append(Note("shots_thinned", text))
         shots = shots[np.linspace(0, len(shots) - 1, MAX_SHOTS).round().astype(int)]
-    tail = int(np.searchsorted(station_x, station_x[start] + LINE_M + TAIL_M, side="right"))
+    tail = int(np.searchsorted(station_x, station_x[start] + line_m + tail_m, side="right"))
     return shots, np.arange(start, tail), end - start

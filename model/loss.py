@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seisbind.model.encoders import MAP_CELLS, MIDDLE_M_S, SPREAD_M_S, GatherEmbedding
+from seisbind.model.encoders import GatherEmbedding
 from seisbind.model.errors import InvalidConfig
+from seisbind.model.frame import MAP_STEP, OPENFWI_FRAME, Frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ def total_loss(
     family: Tensor,
     scale: Tensor,
     config: LossConfig,
+    frame: Frame = OPENFWI_FRAME,
 ) -> LossTerms:
     """The training loss of a batch.
 
@@ -106,6 +108,7 @@ def total_loss(
         descriptors: ``(batch, 13)``, standardised.
         family: ``(batch,)`` index of each model's family.
         scale: inverse temperature, clamped.
+        frame: whose unit of velocity the map head speaks.
     """
     target = targets(velocity, config)
     parts = {"seismic_velocity": contrastive(gathers.embedding, velocity_embedding, scale, target)}
@@ -123,7 +126,7 @@ def total_loss(
         parts["descriptors"] = (likelihood * scale_of_error.detach() ** config.descriptor_beta).mean()
         weights["descriptors"] = config.descriptor_head
     if config.map_head and gathers.velocity is not None:
-        coarse = F.avg_pool2d((velocity.float()[:, None] - MIDDLE_M_S) / SPREAD_M_S, velocity.shape[-1] // MAP_CELLS)
+        coarse = F.avg_pool2d((velocity.float()[:, None] - frame.middle_m_s) / frame.spread_m_s, MAP_STEP)
         parts["map"] = F.l1_loss(gathers.velocity, coarse[:, 0])
         weights["map"] = config.map_head
     if config.family_head and gathers.family is not None:

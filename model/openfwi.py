@@ -4,11 +4,13 @@
     <family>/seis{a}_{b}_{i}.npy and <family>/vel{a}_{b}_{i}.npy       (fault families)
 
 Either pair of names may lie side by side or in ``data`` and ``model``. Kaggle's edition puts the families into
-``train_samples`` and spells them ``FlatVel_A``; here it is ``FlatVel-A`` throughout.
+``train_samples`` and spells them ``FlatVel_A``; here it is ``FlatVel-A`` throughout. Pairs of another frame than
+OpenFWI's lie in a folder whose `MANIFEST` says so; shapes in comments are OpenFWI's.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +22,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seisbind.model.errors import DatasetError
+from seisbind.model.errors import DatasetError, InvalidConfig
+from seisbind.model.frame import OPENFWI_FRAME, Frame, stored_frame
 
-GATHER_SHAPE = (5, 1000, 70)  # shot, time, receiver
-VELOCITY_SHAPE = (1, 70, 70)  # one channel, depth, x
+MANIFEST = "seisbind.json"  # of a simulated dataset, see `simulation.Manifest`
 FIRST_TEST_NUMBER = 49  # of data{i}: 1-48 train, 49-60 test
 FIRST_TEST_NUMBER_STYLE = 121  # of data{i} of the Style families: 1-120 train, 121-134 test
 FIRST_TEST_NUMBER_FAULT = 32  # of seis*_*_{i}: 0-31 train, 32-35 test
@@ -47,12 +49,14 @@ class PairFile:
         gathers: path of the ``(count, 5, 1000, 70)`` float32 file.
         velocity: path of the ``(count, 1, 70, 70)`` float32 file, m/s.
         count: samples in each.
+        frame: what they were recorded in.
     """
 
     family: str
     gathers: Path
     velocity: Path
     count: int
+    frame: Frame = OPENFWI_FRAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ def find_pairs(directory: Path, *, split: Split = "all") -> tuple[PairFile, ...]
     """
     if not directory.is_dir():
         raise DatasetError(f"{directory} is not a directory; give a family's folder or a folder of families.")
+    frame = dataset_frame(directory)
     families = [directory]
     for parent in (directory, directory / "train_samples"):
         if parent.is_dir():
@@ -97,8 +102,29 @@ def find_pairs(directory: Path, *, split: Split = "all") -> tuple[PairFile, ...]
         family = family_name(folder.name)
         for number in _part(family, sorted(names), split):
             gathers, velocity = names[number]
-            pairs.append(PairFile(family, gathers, velocity, _count(gathers, velocity)))
+            pairs.append(PairFile(family, gathers, velocity, _count(gathers, velocity, frame), frame))
     return tuple(pairs)
+
+
+def dataset_frame(directory: Path) -> Frame:
+    """What the pairs of a folder, or of a family's folder in it, were recorded in: its `MANIFEST` says, or OpenFWI's.
+
+    Raises:
+        DatasetError: the manifest cannot be read.
+    """
+    for folder in (directory, directory.resolve().parent):
+        path = folder / MANIFEST
+        if path.is_file():
+            try:
+                return stored_frame(json.loads(path.read_text(encoding="utf-8")).get("frame"))
+            except (OSError, ValueError, AttributeError, InvalidConfig) as error:
+                raise DatasetError(f"{path} cannot be read ({error}); restore it, or take it away.") from error
+    return OPENFWI_FRAME
+
+
+def channel_shape(frame: Frame) -> tuple[int, int, int]:
+    """A velocity model's shape in a file: one channel, depth, x."""
+    return 1, *frame.velocity_shape
 
 
 def family_name(folder: str) -> str:
@@ -114,6 +140,10 @@ class Dataset:
 
     def __init__(self, pairs: Sequence[PairFile]) -> None:
         self.pairs = tuple(pairs)
+        self.frame = self.pairs[0].frame if self.pairs else OPENFWI_FRAME
+        for pair in self.pairs:
+            if pair.frame != self.frame:
+                raise DatasetError(f"{pair.gathers} is of another frame than the rest: {pair.frame}, not {self.frame}.")
         counts = np.array([p.count for p in self.pairs], dtype=np.int64)
         self._ends = np.cumsum(counts)
         self.families: NDArray[np.str_] = np.repeat(np.asarray([p.family for p in self.pairs], dtype=np.str_), counts)
@@ -126,20 +156,20 @@ class Dataset:
         return Dataset, (self.pairs,)  # not the maps: pickling one would read the whole file
 
     def velocity(self, indices: ArrayLike) -> Float32:
-        """Velocity models of samples ``(n,)``: (n, 70, 70) float32, m/s.
+        """Velocity models of samples ``(n,)``: (n, depth, x) float32, m/s.
 
         Raises:
             DatasetError: an index outside the set, or a file that changed or is damaged.
         """
-        return self._gather_rows(indices, lambda pair: pair.velocity, VELOCITY_SHAPE)[:, 0]
+        return self._gather_rows(indices, lambda pair: pair.velocity, channel_shape(self.frame))[:, 0]
 
     def gathers(self, indices: ArrayLike) -> Float32:
-        """Shot gathers of samples ``(n,)``: (n, 5, 1000, 70) float32 = (sample, shot, time, receiver).
+        """Shot gathers of samples ``(n,)``: (n, shot, time, receiver) float32 = (sample, shot, time, receiver).
 
         Raises:
             DatasetError: an index outside the set, or a file that changed or is damaged.
         """
-        return self._gather_rows(indices, lambda pair: pair.gathers, GATHER_SHAPE)
+        return self._gather_rows(indices, lambda pair: pair.gathers, self.frame.gather_shape)
 
     def _gather_rows(self, indices: ArrayLike, path_of: Callable[[PairFile], Path], shape: tuple[int, ...]) -> Float32:
         wanted = np.atleast_1d(np.asarray(indices))
@@ -170,7 +200,9 @@ class Dataset:
 
 
 @contextmanager
-def writing_pair(directory: Path, family: str, *, number: int, count: int) -> Iterator[PairArrays]:
+def writing_pair(
+    directory: Path, family: str, *, number: int, count: int, frame: Frame = OPENFWI_FRAME
+) -> Iterator[PairArrays]:
     """Memory-mapped arrays to fill, which become ``<family>/data/data{number}.npy`` and its twin on leaving.
 
     Each file appears whole or not at all, the velocity models last; leaving with an exception leaves neither.
@@ -191,8 +223,8 @@ def writing_pair(directory: Path, family: str, *, number: int, count: int) -> It
     partial = {path: path.with_name(path.name + ".partial") for path in (gathers, velocity)}
     try:
         arrays = PairArrays(
-            velocity=_reserve(partial[velocity], (count, *VELOCITY_SHAPE)),
-            gathers=_reserve(partial[gathers], (count, *GATHER_SHAPE)),
+            velocity=_reserve(partial[velocity], (count, *channel_shape(frame))),
+            gathers=_reserve(partial[gathers], (count, *frame.gather_shape)),
         )
         yield arrays
         for mapped, path in ((arrays.gathers, gathers), (arrays.velocity, velocity)):
@@ -205,15 +237,24 @@ def writing_pair(directory: Path, family: str, *, number: int, count: int) -> It
             temporary.unlink(missing_ok=True)
 
 
-def write_pairs(directory: Path, family: str, *, number: int, velocity: ArrayLike, gathers: ArrayLike) -> None:
+def write_pairs(
+    directory: Path,
+    family: str,
+    *,
+    number: int,
+    velocity: ArrayLike,
+    gathers: ArrayLike,
+    frame: Frame = OPENFWI_FRAME,
+) -> None:
     """Writes one pair of files, see `writing_pair`.
 
     Args:
         directory: the parent of the families.
         family: names the folder.
         number: of the file; an existing one is replaced.
-        velocity: ``(n, 70, 70)`` or ``(n, 1, 70, 70)``, m/s.
-        gathers: ``(n, 5, 1000, 70)``.
+        velocity: ``(n, depth, x)`` or ``(n, 1, depth, x)``, m/s.
+        gathers: ``(n, shot, time, receiver)``.
+        frame: whose shapes they have; another than OpenFWI's needs a `MANIFEST` that says so, to be read again.
 
     Raises:
         DatasetError: other shapes, or what `writing_pair` refuses.
@@ -221,13 +262,14 @@ def write_pairs(directory: Path, family: str, *, number: int, velocity: ArrayLik
     v, g = np.asarray(velocity), np.asarray(gathers)
     if v.ndim == 3:
         v = v[:, None]
-    if v.shape[1:] != VELOCITY_SHAPE or g.shape != (len(v), *GATHER_SHAPE):
+    if v.shape[1:] != channel_shape(frame) or g.shape != (len(v), *frame.gather_shape):
+        cells, gather = (", ".join(map(str, shape)) for shape in (frame.velocity_shape, frame.gather_shape))
         raise DatasetError(
-            f"A pair is velocity (n, 70, 70) with gathers (n, 5, 1000, 70); got {np.shape(velocity)} and {g.shape}."
+            f"A pair is velocity (n, {cells}) with gathers (n, {gather}); got {np.shape(velocity)} and {g.shape}."
         )
     if v.dtype.kind not in "fiu" or g.dtype.kind not in "fiu":
         raise DatasetError(f"A pair is real numbers; got {v.dtype} velocity and {g.dtype} gathers.")
-    with writing_pair(directory, family, number=number, count=len(v)) as arrays:
+    with writing_pair(directory, family, number=number, count=len(v), frame=frame) as arrays:
         arrays.velocity[:] = v
         arrays.gathers[:] = g
 
@@ -291,8 +333,8 @@ def _open(path: Path, shape: tuple[int, ...]) -> Float32:
     return array
 
 
-def _count(gathers: Path, velocity: Path) -> int:
-    counts = len(_open(gathers, GATHER_SHAPE)), len(_open(velocity, VELOCITY_SHAPE))
+def _count(gathers: Path, velocity: Path, frame: Frame) -> int:
+    counts = len(_open(gathers, frame.gather_shape)), len(_open(velocity, channel_shape(frame)))
     if counts[0] != counts[1]:
         raise DatasetError(f"{gathers} has {counts[0]} samples and {velocity} has {counts[1]}; they must agree.")
     return counts[0]

@@ -22,12 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from seisbind.model.descriptors import NAMES, describe
-from seisbind.model.errors import DatasetError
+from seisbind.model.errors import DatasetError, InvalidConfig
+from seisbind.model.frame import OPENFWI_FRAME, Frame, stored_frame
 from seisbind.model.openfwi import Dataset
 from seisbind.model.survey import prepare
 
-SHARD = 250  # pairs a file: 49 MB, about half a minute of simulation
-PAIR_BYTES = 2 * 5 * 250 * 70 + 4 * 70 * 70  # float16 gathers, float32 velocity
+SHARD = 250  # pairs a file: 49 MB of OpenFWI's, about half a minute of simulation
+AT_A_TIME = 1000  # models described at once
 FIELDS = ("traces", "velocity", "descriptors", "family")
 
 
@@ -36,11 +37,13 @@ class PairSet:
     """Pairs held as tensors, on one device.
 
     Attributes:
-        traces: ``(n, 5, 250, 70)`` float16, linear, each gather scaled to rms 1 (the encoder removes gain anyway).
-        velocity: ``(n, 70, 70)`` float32, m/s.
+        traces: ``(n, shot, time, receiver)`` float16, linear, each gather scaled to rms 1 (the encoder
+            removes gain anyway).
+        velocity: ``(n, depth, x)`` float32, m/s.
         descriptors: ``(n, 13)`` float32.
         family: ``(n,)`` int64 index into ``families``.
         families: names.
+        frame: that they were made for; OpenFWI's has traces (5, 250, 70) and velocity (70, 70).
     """
 
     traces: Tensor
@@ -48,12 +51,16 @@ class PairSet:
     descriptors: Tensor
     family: Tensor
     families: tuple[str, ...]
+    frame: Frame = OPENFWI_FRAME
 
     def __post_init__(self) -> None:
         n = len(self.traces)
         if not n == len(self.velocity) == len(self.descriptors) == len(self.family):
             lengths = [len(getattr(self, name)) for name in FIELDS]
             raise DatasetError(f"The parts of a pair set differ in length: {dict(zip(FIELDS, lengths, strict=True))}.")
+        shapes = tuple(self.traces.shape[1:]), tuple(self.velocity.shape[1:])
+        if shapes != (self.frame.prepared_shape, self.frame.velocity_shape):
+            raise DatasetError(f"Traces {shapes[0]} and velocity {shapes[1]} are not of the frame {self.frame}.")
 
     def __len__(self) -> int:
         return len(self.traces)
@@ -76,6 +83,11 @@ def scale_to_unit_rms(traces: Tensor) -> Tensor:
     return (traces.float() / rms).half()
 
 
+def pair_bytes(frame: Frame) -> int:
+    """Of a pair on disk: float16 gathers, float32 velocity."""
+    return 2 * math.prod(frame.prepared_shape) + 4 * math.prod(frame.velocity_shape)
+
+
 def shard_path(directory: Path, number: int) -> Path:
     return directory / f"pairs-{number:05d}.safetensors"
 
@@ -85,7 +97,10 @@ def save_shard(path: Path, pairs: PairSet) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         tensors = {name: getattr(pairs, name).cpu().contiguous() for name in FIELDS}
-        save_file(tensors, temporary, {"families": "\n".join(pairs.families)})
+        metadata = {"families": "\n".join(pairs.families)}
+        if pairs.frame != OPENFWI_FRAME:
+            metadata["frame"] = json.dumps(pairs.frame.to_dict())
+        save_file(tensors, temporary, metadata)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -134,12 +149,19 @@ def load_pairs(directory: Path, first: int | None = None, *, before: Sequence[Pa
         if not shards:
             raise DatasetError(f"No pairs-*.safetensors in {folder}.")
     files = [path for _, shards in found for path in shards]
-    counts, families = [], set()
+    counts, families, frames = [], set(), []
     joined: dict[str, Tensor] = {}
     try:
         for path in files:
             with safe_open(path, framework="pt") as file:
-                families.add((file.metadata() or {})["families"])
+                metadata = file.metadata() or {}
+                families.add(metadata["families"])
+                frames.append(stored_frame(json.loads(metadata.get("frame", "null"))))
+                if frames[-1] != frames[0]:
+                    raise DatasetError(
+                        f"{path} is of another frame than {files[0]}: {frames[-1]}, not {frames[0]}. They cannot be "
+                        "trained on together."
+                    )
                 counts.append(file.get_slice("family").get_shape()[0])
         for path, count, end in zip(files, counts, np.cumsum(counts), strict=True):
             with safe_open(path, framework="pt") as file:
@@ -148,16 +170,16 @@ def load_pairs(directory: Path, first: int | None = None, *, before: Sequence[Pa
                     if name not in joined:
                         joined[name] = torch.empty((sum(counts), *part.shape[1:]), dtype=part.dtype)
                     joined[name][end - count : end] = part
-    except (SafetensorError, KeyError, OSError, RuntimeError) as error:
+    except (SafetensorError, KeyError, OSError, RuntimeError, json.JSONDecodeError, InvalidConfig) as error:
         raise DatasetError(f"{path} is not a shard of training pairs ({error}); simulate it again.") from error
     if len(families) > 1:
         where = " and ".join(str(folder) for folder in (*before, directory))
         raise DatasetError(f"The shards in {where} list different families; they cannot be trained on together.")
-    return PairSet(**joined, families=tuple(families.pop().split("\n")))
+    return PairSet(**joined, families=tuple(families.pop().split("\n")), frame=frames[0])
 
 
 def prepare_files(dataset: Dataset, *, progress: Callable[[int, int], None] | None = None) -> PairSet:
-    """Prepare every pair of OpenFWI-layout files, gathers recorded as OpenFWI's are.
+    """Prepare every pair of OpenFWI-layout files, gathers recorded as those of their frame are.
 
     Args:
         dataset: the files.
@@ -167,21 +189,25 @@ def prepare_files(dataset: Dataset, *, progress: Callable[[int, int], None] | No
         raise DatasetError("There are no pairs in that part of the data; name another split, or give more files.")
     families = tuple(sorted(set(dataset.families.tolist())))
     names = {name: i for i, name in enumerate(families)}
-    traces = torch.empty((len(dataset), 5, 250, 70), dtype=torch.float16)
-    velocity = np.empty((len(dataset), 70, 70), dtype=np.float32)
+    frame = dataset.frame
+    traces = torch.empty((len(dataset), *frame.prepared_shape), dtype=torch.float16)
+    velocity = np.empty((len(dataset), *frame.velocity_shape), dtype=np.float32)
     step = 50
     for start in range(0, len(dataset), step):
         index = np.arange(start, min(start + step, len(dataset)))
-        prepared = prepare(dataset.gathers(index))
+        prepared = prepare(dataset.gathers(index), frame=frame)
         traces[index] = scale_to_unit_rms(torch.from_numpy(prepared.traces))
         velocity[index] = dataset.velocity(index)
         if progress is not None:
             progress(int(index[-1]) + 1, len(dataset))
-    described = np.concatenate([describe(velocity[i : i + 1000]) for i in range(0, len(velocity), 1000)])
+    described = np.concatenate(
+        [describe(velocity[i : i + AT_A_TIME], cell_m=frame.cell_m) for i in range(0, len(velocity), AT_A_TIME)]
+    )
     return PairSet(
         traces=traces,
         velocity=torch.from_numpy(velocity),
         descriptors=torch.from_numpy(described).reshape(len(dataset), len(NAMES)),
         family=torch.tensor([names[name] for name in dataset.families.tolist()], dtype=torch.int64),
         families=families,
+        frame=frame,
     )

@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from seisbind.model.encoders import MIDDLE_M_S, SPREAD_M_S, Encoders
+from seisbind.model.encoders import Encoders
 from seisbind.model.errors import InvalidConfig
-from seisbind.model.survey import CANONICAL_RECEIVERS, CANONICAL_SAMPLES, OPENFWI
 
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
@@ -41,25 +40,26 @@ class Runtime(Protocol):
 
 def read_gathers(encoders: Encoders, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> dict[str, Tensor]:
     """The fields of `inference.EncodedGathers` that these encoders have, in their units."""
-    std, mean = encoders.descriptor_std, encoders.descriptor_mean
+    std, mean, frame = encoders.descriptor_std, encoders.descriptor_mean, encoders.frame
     out = encoders.embed_gathers(traces, live, shot_x_m)
     read = {"embedding": out.embedding}
     if out.descriptors is not None and out.descriptor_scale is not None and out.velocity is not None:
         read["descriptors"] = out.descriptors * std + mean
         read["descriptor_scale"] = out.descriptor_scale * std
-        read["velocity"] = out.velocity * SPREAD_M_S + MIDDLE_M_S
+        read["velocity"] = out.velocity * frame.spread_m_s + frame.middle_m_s
     if out.family is not None:
         read["family"] = out.family.softmax(dim=1)
     return read
 
 
 def gflop(encoders: Encoders) -> float:
-    """What reading one gather of OpenFWI's geometry costs, a multiplication and an addition counted as two."""
+    """What reading one gather of their frame's geometry costs, a multiplication and an addition counted as two."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    gather = torch.ones(1, 5, CANONICAL_SAMPLES, CANONICAL_RECEIVERS), torch.ones(1, 5, CANONICAL_RECEIVERS) > 0
+    shots, samples, receivers = encoders.frame.prepared_shape
+    gather = torch.ones(1, shots, samples, receivers), torch.ones(1, shots, receivers) > 0
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        encoders.embed_gathers(*gather, torch.tensor([OPENFWI.shot_x_m]))
+        encoders.embed_gathers(*gather, torch.tensor([encoders.frame.shot_x_m]))
     return float(counter.get_total_flops()) / 1e9
 
 
@@ -125,8 +125,8 @@ def export(encoders: Encoders) -> tuple[bytes, tuple[str, ...]]:
         InvalidConfig: this torch cannot export them.
     """
     example = (
-        torch.ones(2, 3, CANONICAL_SAMPLES, CANONICAL_RECEIVERS),
-        torch.ones(2, 3, CANONICAL_RECEIVERS, dtype=torch.bool),
+        torch.ones(2, 3, encoders.frame.samples, encoders.frame.receivers),
+        torch.ones(2, 3, encoders.frame.receivers, dtype=torch.bool),
         torch.zeros(2, 3),
     )
     file = io.BytesIO()

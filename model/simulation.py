@@ -23,27 +23,28 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from seisbind.model.errors import DatasetError, InvalidConfig
+from seisbind.model.frame import OPENFWI_FRAME, Frame, stored_frame
 from seisbind.model.geology import EXTRA_FAMILIES, FAMILIES, checksum, generate
-from seisbind.model.openfwi import GATHER_SHAPE, VELOCITY_SHAPE, PairArrays, writing_pair, written_numbers
+from seisbind.model.openfwi import MANIFEST as MANIFEST
+from seisbind.model.openfwi import PairArrays, writing_pair, written_numbers
 from seisbind.model.wavefield import ABSORBING, Boundary, Engine, Float32, simulate
 
-MANIFEST = "seisbind.json"
 LOCK = ".seisbind.lock"
 CHUNK = 8  # pairs a worker simulates at a time, about 1.5 s: Ctrl-C waits for them, and progress moves by them
 CHUNKS_A_WORKER = 2  # handed out ahead, so that no worker waits while a file is finished and the next is drawn
-PAIR_BYTES = 4 * (math.prod(GATHER_SHAPE) + math.prod(VELOCITY_SHAPE))  # float32: 1.42 MB
 
 
 class Manifest(BaseModel):
     """``seisbind.json``: all that determines the pairs of a dataset.
 
-    ``geology`` is a checksum of two maps of each family at seed 0, so that a changed generator is noticed.
+    ``geology`` is a checksum of two maps of each family at seed 0, so that a changed generator is noticed. Without a
+    ``frame`` the pairs are of OpenFWI's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,20 @@ class Manifest(BaseModel):
     engine: Engine
     boundary: Boundary
     geology: str
+    frame: dict[str, Any] | None = None
+
+    def written(self) -> str:
+        """As JSON; OpenFWI's frame is left out, as before there were others."""
+        return self.model_dump_json(indent=2, exclude={"frame"} if self.frame is None else None)
+
+    def of_frame(self) -> Frame:
+        """What the pairs are recorded in. Raises InvalidConfig."""
+        return stored_frame(self.frame)
+
+
+def pair_bytes(frame: Frame) -> int:
+    """Of a pair on disk, float32: 1.42 MB in OpenFWI's frame."""
+    return 4 * (math.prod(frame.gather_shape) + math.prod(frame.velocity_shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +106,7 @@ def simulate_dataset(
     seed: int,
     engine: Engine = "deepwave",
     boundary: Boundary = ABSORBING,
+    frame: Frame = OPENFWI_FRAME,
     processes: int | None = None,
     per_file: int = 500,
     progress: Callable[[int, int], None] | None = None,
@@ -108,6 +124,7 @@ def simulate_dataset(
         seed: of everything drawn, 0 or more.
         engine: see `wavefield.simulate`.
         boundary: likewise.
+        frame: that the pairs are recorded in.
         processes: workers, each of one thread; None: one a core.
         per_file: pairs a file.
         progress: called with (pairs done, pairs in all) as they are done.
@@ -118,7 +135,7 @@ def simulate_dataset(
             worker died.
         MissingExtra: the engine is not installed.
     """
-    manifest = _manifest(families, count, seed, engine, boundary, per_file)
+    manifest = _manifest(families, count, seed, engine, boundary, per_file, frame)
     workers = (os.cpu_count() or 1) if processes is None else processes
     if workers < 1:
         raise InvalidConfig(f"{workers} processes; at least 1 is needed.")
@@ -131,8 +148,8 @@ def simulate_dataset(
         left = sum(file.count for file in missing)
         total = count * len(manifest.families)
         free = shutil.disk_usage(out).free
-        if free < left * PAIR_BYTES:
-            raise _disk_full(out, left, f"{free:,} are free")
+        if free < left * pair_bytes(frame):
+            raise _disk_full(out, left, frame, f"{free:,} are free")
         report = progress or (lambda done, total: None)
         report(total - left, total)
         try:
@@ -148,12 +165,18 @@ def simulate_dataset(
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise _disk_full(out, left, str(error)) from error
+            raise _disk_full(out, left, frame, str(error)) from error
     return SimulatedDataset(out, total, len(files), len(files) - len(missing))
 
 
 def _manifest(
-    families: Sequence[str], count: int, seed: int, engine: Engine, boundary: Boundary, per_file: int
+    families: Sequence[str],
+    count: int,
+    seed: int,
+    engine: Engine,
+    boundary: Boundary,
+    per_file: int,
+    frame: Frame,
 ) -> Manifest:
     known = FAMILIES + EXTRA_FAMILIES
     unknown = [family for family in families if family not in known]
@@ -166,7 +189,8 @@ def _manifest(
             f"count {count}, per_file {per_file} and seed {seed}: the first two start at 1, the seed at 0."
         )
     # Tried here so that a wrong option is refused before anything is written
-    simulate(generate(families[0], 1, np.random.default_rng(0)), engine=engine, boundary=boundary, samples=1)
+    tried = generate(families[0], 1, np.random.default_rng(0), frame=frame)
+    simulate(tried, frame=frame, engine=engine, boundary=boundary, samples=1)
     return Manifest(
         seisbind=version("seisbind"),
         seed=seed,
@@ -176,6 +200,7 @@ def _manifest(
         engine=engine,
         boundary=boundary,
         geology=checksum(families),
+        frame=None if frame == OPENFWI_FRAME else frame.to_dict(),
     )
 
 
@@ -189,9 +214,9 @@ def _files(manifest: Manifest) -> list[_File]:
 
 
 def _velocity(manifest: Manifest, file: _File) -> Float32:
-    """``(count, 70, 70)``, from the file's own stream: the seed's child (family, number)."""
+    """``(count, depth, x)``, from the file's own stream: the seed's child (family, number)."""
     child = np.random.SeedSequence(manifest.seed, spawn_key=(zlib.crc32(file.family.encode()), file.number))
-    return generate(file.family, file.count, np.random.default_rng(child))
+    return generate(file.family, file.count, np.random.default_rng(child), frame=manifest.of_frame())
 
 
 @contextmanager
@@ -218,6 +243,8 @@ def _claim(out: Path, manifest: Manifest) -> None:
         except ValidationError as error:
             raise DatasetError(f"{path} cannot be read ({error.error_count()} faults); use a new directory.") from error
         mine, theirs = manifest.model_dump(), there.model_dump()
+        here, its = manifest.of_frame(), _frame_of(there, path)
+        mine["frame"], theirs["frame"] = str(here), str(here if its == here else its)
         differs = [f"{key} {theirs[key]!r} there, {mine[key]!r} here" for key in mine if mine[key] != theirs[key]]
         if differs:
             raise DatasetError(
@@ -230,16 +257,24 @@ def _claim(out: Path, manifest: Manifest) -> None:
         raise DatasetError(f"{out / strangers[0]} holds pairs, but {path} is missing; use a new directory.")
     temporary = path.with_name(MANIFEST + ".partial")
     with temporary.open("w") as file:
-        file.write(manifest.model_dump_json(indent=2) + "\n")
+        file.write(manifest.written() + "\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
-def _disk_full(out: Path, left: int, cause: str) -> DatasetError:
+def _frame_of(manifest: Manifest, path: Path) -> Frame:
+    try:
+        return manifest.of_frame()
+    except InvalidConfig as error:
+        raise DatasetError(f"{path} cannot be read ({error}); use a new directory.") from error
+
+
+def _disk_full(out: Path, left: int, frame: Frame, cause: str) -> DatasetError:
+    size = left * pair_bytes(frame)
     return DatasetError(
-        f"The {left} pairs to go need {left * PAIR_BYTES:,} bytes in {out}: {cause}. Make room, or ask for fewer pairs "
-        "in a new directory."
+        f"The {left} pairs to go need {size:,} bytes in {out}: {cause}. Make room, or ask for fewer pairs in a new "
+        "directory."
     )
 
 
@@ -263,9 +298,10 @@ def _write(out: Path, manifest: Manifest, files: Sequence[_File], workers: int) 
         )
         everything.callback(pool.shutdown, cancel_futures=True)
         running: _Running = {}
+        frame = manifest.of_frame()
         for file, rows in _chunks(out, manifest, files, everything):
             velocity = np.array(file.arrays.velocity[rows, 0])
-            running[pool.submit(_gathers, velocity, manifest.engine, manifest.boundary)] = file, rows
+            running[pool.submit(_gathers, velocity, manifest.engine, manifest.boundary, frame)] = file, rows
             while len(running) >= CHUNKS_A_WORKER * workers:
                 yield from _collect(running)
         while running:
@@ -278,7 +314,9 @@ def _chunks(
     """Open one file after the other, its velocity filled in, and cut it into rows to simulate."""
     for file in files:
         writing = everything.enter_context(ExitStack())
-        arrays = writing.enter_context(writing_pair(out, file.family, number=file.number, count=file.count))
+        arrays = writing.enter_context(
+            writing_pair(out, file.family, number=file.number, count=file.count, frame=manifest.of_frame())
+        )
         arrays.velocity[:, 0] = _velocity(manifest, file)
         opened = _OpenFile(writing, arrays, file.count)
         for start in range(0, file.count, CHUNK):
@@ -327,5 +365,5 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _gathers(velocity: Float32, engine: Engine, boundary: Boundary) -> Float32:
-    return simulate(velocity, engine=engine, boundary=boundary)
+def _gathers(velocity: Float32, engine: Engine, boundary: Boundary, frame: Frame) -> Float32:
+    return simulate(velocity, frame=frame, engine=engine, boundary=boundary)

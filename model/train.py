@@ -30,6 +30,7 @@ from torch import Tensor
 from seisbind.model.augment import Batch, augment, whole_batch
 from seisbind.model.encoders import Encoders
 from seisbind.model.errors import InvalidConfig
+from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.growth import begin_as, difference, grown
 from seisbind.model.inference import choose_device
 from seisbind.model.loss import total_loss
@@ -92,7 +93,8 @@ def train(
         The encoders in evaluation mode, averaged weights where the recipe averages.
 
     Raises:
-        InvalidConfig: fewer pairs than a batch, a checkpoint of another recipe, or as `check_start`.
+        InvalidConfig: fewer pairs than a batch, a checkpoint of another recipe or frame, or as `check_start` and
+            `check_frames`.
     """
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists() and not resume:
@@ -100,11 +102,14 @@ def train(
     if len(pairs) < config.batch:
         raise InvalidConfig(f"{len(pairs)} pairs are fewer than one batch of {config.batch}; lower 'batch'.")
     check_start(config, start)
+    check_frames(pairs, start)
     target = choose_device(device)
     out.mkdir(parents=True, exist_ok=True)
     state = _fresh_state(pairs, config, start, target)
     begun = "" if start is None else digest("", {name: t.cpu() for name, t in start.state_dict().items()})
     made = {"config": json.dumps(asdict(config), sort_keys=True), "start": begun}
+    if pairs.frame != OPENFWI_FRAME:
+        made["frame"] = json.dumps(pairs.frame.to_dict() | {"name": ""}, sort_keys=True)
     if checkpoint.exists():
         _load_checkpoint(checkpoint, state, made)
     last = min(config.steps, stop_at if stop_at is not None else config.steps)
@@ -136,6 +141,19 @@ def check_start(config: TrainConfig, start: Encoders | None) -> None:
         raise InvalidConfig(f"The weights to start from have another form ({unlike}); the recipe needs the same.")
 
 
+def check_frames(pairs: PairSet, start: Encoders | None) -> None:
+    """Whether training on ``pairs`` can begin from ``start``.
+
+    Raises:
+        InvalidConfig: the encoders are for another frame.
+    """
+    if start is not None and start.frame != pairs.frame:
+        raise InvalidConfig(
+            f"The weights to start from are for another frame than the pairs: {start.frame} there, {pairs.frame} here. "
+            "Give weights of the pairs' frame, or leave --start out."
+        )
+
+
 def _forget_later_rows(log: Path, step: int) -> None:
     """Drop what a killed run logged after its last checkpoint: those steps are run again."""
     if not log.exists():
@@ -151,7 +169,7 @@ def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, de
         form = grown(start.config, form)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        encoders = Encoders(form)
+        encoders = Encoders(form, frame=pairs.frame)
     if start is None:
         described = pairs.descriptors.float().cpu()
         encoders.descriptor_mean.copy_(described.mean(dim=0))
@@ -191,6 +209,7 @@ def _update(state: State, batch: Batch, part: PairSet, config: TrainConfig, log:
         family=part.family,
         scale=state.encoders.scale(),
         config=config.loss,
+        frame=part.frame,
     )
     state.optimizer.zero_grad(set_to_none=True)
     terms.total.backward()  # type: ignore[no-untyped-call]
@@ -257,7 +276,7 @@ def _order(features: NDArray[np.float32], config: TrainConfig, epoch: int) -> ND
 
 @torch.no_grad()
 def likeness(velocity: Tensor, start: Encoders | None) -> NDArray[np.float32]:
-    """``(n, features)`` of velocity models ``(n, 70, 70)``: those that lie together are hard to tell apart.
+    """``(n, features)`` of velocity models ``(n, depth, x)``: those that lie together are hard to tell apart.
 
     Where ``start`` puts them; without it, their means over `LIKENESS_CELLS` cells a side, km/s.
     """
@@ -265,7 +284,7 @@ def likeness(velocity: Tensor, start: Encoders | None) -> NDArray[np.float32]:
     for first in range(0, len(velocity), AT_A_TIME):
         part = velocity[first : first + AT_A_TIME].float()
         if start is None:
-            parts.append(F.avg_pool2d(part[:, None] / 1000, part.shape[-1] // LIKENESS_CELLS).flatten(1))
+            parts.append(F.avg_pool2d(part[:, None] / 1000, max(1, part.shape[-1] // LIKENESS_CELLS)).flatten(1))
         else:
             parts.append(start.embed_velocity(part.to(start.logit_scale.device)))
     return np.asarray(torch.cat(parts).cpu().numpy())
@@ -363,6 +382,11 @@ def _load_checkpoint(path: Path, state: State, made: dict[str, str]) -> None:
         raise InvalidConfig(f"{path} is of a run with another configuration; train into another folder.")
     if metadata.get("start", "") != made["start"]:
         raise InvalidConfig(f"{path} is of a run that began from other weights; give it the same --start.")
+    if metadata.get("frame", "") != made.get("frame", ""):
+        raise InvalidConfig(
+            f"{path} is of a run on pairs of another frame ({metadata.get('frame') or OPENFWI_FRAME}); these are of "
+            f"{made.get('frame') or OPENFWI_FRAME}. Train into another folder."
+        )
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         group, rest = name.split(".", 1)

@@ -15,20 +15,17 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seisbind.model.descriptors import CELL_M, check_velocity
+from seisbind.model.descriptors import check_velocity
 from seisbind.model.errors import InvalidConfig, InvalidSurvey, MissingExtra
-from seisbind.model.survey import OPENFWI, Survey
+from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 Engine = Literal["deepwave", "openfwi"]
 
-OPENFWI_PEAK_HZ = 15.0
-OPENFWI_SAMPLES = 1000
 ON_CELL_M = 0.0005  # positions are decimal numbers; half a millimetre is rounding, more is another position
 SPONGE_CELLS = 120  # OpenFWI's padding
 PML_CELLS = 20  # of deepwave's layer; what comes back from it is 0.07 % of the record's rms
-PML_MAX_VEL_M_S = 4500.0  # OpenFWI's fastest; a layer tuned to each batch would make answers depend on their company
 MIN_CELLS_PER_WAVELENGTH = 4.0  # OpenFWI's own slowest map has 4.5
 SPECTRUM_FLOOR = 0.1  # frequencies above this share of the wavelet's largest count: 2.2 peak frequencies of a Ricker
 COURANT = 0.65  # of deepwave, sqrt(2) v dt / dx; keeps OpenFWI's own 1 ms up to 4596 m/s (its default: 4243)
@@ -98,12 +95,13 @@ def ricker(peak_hz: float, dt_s: float, samples: int | None = None) -> Float32:
 def simulate(
     velocity: ArrayLike,
     *,
-    survey: Survey = OPENFWI,
+    frame: Frame = OPENFWI_FRAME,
+    survey: Survey | None = None,
     engine: Engine = "deepwave",
     boundary: Boundary = ABSORBING,
     wavelet: ArrayLike | None = None,
-    samples: int = OPENFWI_SAMPLES,
-    cell_m: float = CELL_M,
+    samples: int | None = None,
+    cell_m: float | None = None,
     device: str = "cpu",
 ) -> Float32:
     """Shot gathers of velocity models, constant-density acoustic.
@@ -113,13 +111,15 @@ def simulate(
 
     Args:
         velocity: ``(batch, depth, x)`` or ``(depth, x)``, m/s.
+        frame: of the ground: where survey, samples or cell size are left out, they are its own. Its fastest velocity
+            and peak frequency tune ``deepwave``'s layer, which would make answers depend on their company otherwise.
         survey: shots and receivers in metres from the map's first column and top row, on cells; a shot or receiver may
             lie beside the map by less than the absorbing frame (there the map's edge continues). Also the sampling
             interval.
         engine: ``deepwave`` or ``openfwi``.
         boundary: what surrounds the map.
         wavelet: ``(n,)`` source time function sampled as the survey; None: `ricker` at the survey's peak frequency, or
-            15 Hz if it has none.
+            the frame's if it has none.
         samples: recorded samples.
         cell_m: cell size along both axes, m.
         device: a torch device; ``deepwave`` only.
@@ -138,6 +138,9 @@ def simulate(
         GridDispersionWarning: fewer than 4 cells per wavelength.
     """
     maps = check_velocity(velocity)
+    survey = frame.survey if survey is None else survey
+    samples = frame.record_samples if samples is None else samples
+    cell_m = frame.cell_m if cell_m is None else cell_m
     if engine not in get_args(Engine):
         raise InvalidConfig(f"There is no engine {engine!r}; choose from {', '.join(get_args(Engine))}.")
     if samples < 1:
@@ -148,7 +151,7 @@ def simulate(
         raise InvalidConfig(f"The openfwi engine runs on the CPU, not on {device!r}; use engine='deepwave' there.")
     if engine == "deepwave" and boundary.strength != 1:
         raise InvalidConfig("deepwave's layer has no strength to change; use width_cells, or engine='openfwi'.")
-    peak_hz = survey.peak_hz or OPENFWI_PEAK_HZ
+    peak_hz = survey.peak_hz or frame.peak_hz
     source = _check_wavelet(ricker(peak_hz, survey.dt_s) if wavelet is None else wavelet)
     sources, receivers = _cells(survey, maps.shape[1:], boundary, engine, cell_m)
     if not len(maps):
@@ -156,7 +159,10 @@ def simulate(
     _warn_of_dispersion(float(maps.min()), source, survey.dt_s, cell_m)
     if engine == "openfwi":
         return _by_openfwi(maps, source, sources, receivers, boundary, samples, survey.dt_s, cell_m)
-    return _by_deepwave(maps, source, sources, receivers, boundary, samples, survey.dt_s, cell_m, peak_hz, device)
+    fastest_m_s = frame.velocity_m_s[1]
+    return _by_deepwave(
+        maps, source, sources, receivers, boundary, samples, survey.dt_s, cell_m, peak_hz, fastest_m_s, device
+    )
 
 
 def _check_wavelet(wavelet: ArrayLike) -> Float32:
@@ -261,6 +267,7 @@ def _by_deepwave(
     dt_s: float,
     cell_m: float,
     peak_hz: float,
+    fastest_m_s: float,
     device: str,
 ) -> Float32:
     import torch
@@ -301,7 +308,7 @@ def _by_deepwave(
                 boundary=["free" if top else "pml", "pml", "pml", "pml"],
                 pml_freq=peak_hz,
                 courant_number=COURANT,
-                max_vel=max(PML_MAX_VEL_M_S, float(some.max())),
+                max_vel=max(fastest_m_s, float(some.max())),
             ).receiver_amplitudes  # (map * shot, receiver, time)
         record = record[:, :, 1:].transpose(1, 2).reshape(len(some), len(sources), samples, len(receivers))
         out[start : start + per_call] = record.cpu().numpy()

@@ -21,35 +21,32 @@ from torch import Tensor
 
 from seisbind.model.descriptors import INTERFACE_STEP_M_S, NAMES
 from seisbind.model.encoders import COMPRESSION, OPENFWI_RMS, EncoderConfig, Encoders
-from seisbind.model.errors import WeightsError
+from seisbind.model.errors import InvalidConfig, WeightsError
 from seisbind.model.familiarity import Familiar
+from seisbind.model.frame import OPENFWI_FRAME, Frame, stored_frame
 from seisbind.model.presence import Presence
-from seisbind.model.survey import (
-    CANONICAL_DT_S,
-    CANONICAL_RECEIVERS,
-    CANONICAL_SAMPLES,
-    CANONICAL_SPACING_M,
-    MAX_GAP_M,
-    POLARITY_RATIO,
-    SINC_HALF_WIDTH,
-)
+from seisbind.model.survey import POLARITY_RATIO, SINC_HALF_WIDTH
 
-FORMAT = 3
+FORMAT = 4
+BEFORE_FRAMES = 3  # the same without a frame: OpenFWI's
 SHIPPED = Path(__file__).parent / "weights" / "seisbind.safetensors"
 FINGERPRINT_LENGTH = 16
 
-POLICY = {
-    "dt_s": CANONICAL_DT_S,
-    "samples": CANONICAL_SAMPLES,
-    "receivers": CANONICAL_RECEIVERS,
-    "spacing_m": CANONICAL_SPACING_M,
-    "shot_rms": OPENFWI_RMS,
-    "compression": COMPRESSION,
-    "time_kernel": SINC_HALF_WIDTH,
-    "max_gap_m": MAX_GAP_M,
-    "polarity_ratio": POLARITY_RATIO,
-    "interface_step_m_s": INTERFACE_STEP_M_S,
-}
+
+def policy_of(frame: Frame) -> dict[str, float]:
+    """How this SeisBind prepares what encoders of a frame see."""
+    return {
+        "dt_s": frame.dt_s,
+        "samples": frame.samples,
+        "receivers": frame.receivers,
+        "spacing_m": frame.receiver_spacing_m,
+        "shot_rms": OPENFWI_RMS,
+        "compression": COMPRESSION,
+        "time_kernel": SINC_HALF_WIDTH,
+        "max_gap_m": frame.max_gap_m,
+        "polarity_ratio": POLARITY_RATIO,
+        "interface_step_m_s": INTERFACE_STEP_M_S,
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +69,23 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What the weights are: enough to build the encoders, prepare their input and tell where they come from."""
+    """What the weights are: enough to build the encoders, prepare their input and tell where they come from.
+
+    ``policy``: `policy_of` the frame, unless given.
+    """
 
     name: str
     config: EncoderConfig
     training: dict[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
     descriptors: tuple[str, ...] = NAMES
-    policy: dict[str, float] = field(default_factory=lambda: dict(POLICY))
+    policy: dict[str, float] = field(default_factory=dict)
     format: int = FORMAT
+    frame: Frame = OPENFWI_FRAME
+
+    def __post_init__(self) -> None:
+        if not self.policy:
+            object.__setattr__(self, "policy", policy_of(self.frame))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,14 @@ class Weights:
 def save_weights(path: Path, encoders: Encoders, description: Description) -> str:
     """Write ``path`` (temporary file, fsync, rename), matrices in float16; returns the fingerprint."""
     tensors = {name: _stored(t) for name, t in encoders.state_dict().items()}
-    text = json.dumps(asdict(description), sort_keys=True)
+    if description.frame != encoders.frame:
+        raise InvalidConfig(
+            f"The description is of another frame than the encoders: {description.frame} there, {encoders.frame} here."
+        )
+    stated = asdict(description) | {"frame": description.frame.to_dict()}
+    if description.format == BEFORE_FRAMES:  # loaded, and saved again as it was
+        del stated["frame"]
+    text = json.dumps(stated, sort_keys=True)
     whole = digest(text, tensors)
     payload = save(tensors, metadata={"seisbind": text, "sha256": whole})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +145,7 @@ def load_weights(path: Path | None = None, *, device: str | torch.device = "cpu"
         raise WeightsError(f"{path} is damaged: its content does not have the SHA-256 {stated[:16]}… that it states.")
     description = _parse_description(text, path)
     try:
-        encoders = Encoders(description.config)
+        encoders = Encoders(description.config, frame=description.frame)
         encoders.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit its own configuration: {error}") from error
@@ -167,8 +179,11 @@ def _parse_familiar(
 def _parse_description(text: str, path: Path) -> Description:
     try:
         raw = json.loads(text)
-        if raw.get("format") != FORMAT:
-            raise WeightsError(f"{path} has weights format {raw.get('format')!r}; this SeisBind reads format {FORMAT}.")
+        if raw.get("format") not in (BEFORE_FRAMES, FORMAT):
+            raise WeightsError(
+                f"{path} has weights format {raw.get('format')!r}; this SeisBind reads formats {BEFORE_FRAMES} and "
+                f"{FORMAT}."
+            )
         calibration, stored = raw.pop("calibration"), raw.pop("config")
         config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         description = Description(
@@ -182,6 +197,7 @@ def _parse_description(text: str, path: Path) -> Description:
                 pairs=int(calibration["pairs"]),
             ),
             descriptors=tuple(raw.pop("descriptors")),
+            frame=stored_frame(raw.pop("frame") if raw["format"] == FORMAT else None),
             **raw,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -190,8 +206,9 @@ def _parse_description(text: str, path: Path) -> Description:
         raise WeightsError(f"{path} has a description that cannot be read ({error!r}).") from error
     if description.descriptors != NAMES:
         raise WeightsError(f"{path} was trained on other descriptors than this SeisBind computes.")
-    if description.policy != POLICY:
+    policy = policy_of(description.frame)
+    if description.policy != policy:
         raise WeightsError(
-            f"{path} was trained with the preparation {description.policy}; this SeisBind does {POLICY}."
+            f"{path} was trained with the preparation {description.policy}; this SeisBind does {policy}."
         )
     return description

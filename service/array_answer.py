@@ -12,7 +12,7 @@ from python_multipart.multipart import parse_options_header
 
 from seisbind.model.descriptors import DESCRIPTORS, NAMES
 from seisbind.model.errors import InvalidQuery, UnknownModel
-from seisbind.model.inference import MODEL_CELLS
+from seisbind.model.frame import Frame
 from seisbind.service.answers import Retrieval
 from seisbind.service.arrays import NPZ, npz
 from seisbind.service.batching import Answered
@@ -25,7 +25,6 @@ Float32 = NDArray[np.float32]
 JSON_RANGES = ("application/json", "application/*", "*/*")  # what covers JSON, the most specific first
 MAX_ACCEPT = 4096  # characters that are read of an Accept header; a browser's has 200
 QUALITY = re.compile(rb"0(\.\d{0,3})?|1(\.0{0,3})?")  # RFC 9110, 12.4.2
-MAP_BYTES = MODEL_CELLS * MODEL_CELLS * 4
 
 
 def preferred(accept: str) -> bool:
@@ -44,13 +43,19 @@ def preferred(accept: str) -> bool:
     return ours > json or (ours == json > 0 and JSON_RANGES[0] not in welcome)
 
 
-def check_size(gathers: int, top_k: int, limit_bytes: int) -> None:
+def map_bytes(frame: Frame) -> int:
+    """Of a velocity model in an answer."""
+    return 4 * frame.depth_cells * frame.x_cells
+
+
+def check_size(gathers: int, top_k: int, limit_bytes: int, *, frame: Frame) -> None:
     """Whether the velocity models of an answer are allowed. Raises InvalidQuery."""
-    size = gathers * top_k * MAP_BYTES
+    one = map_bytes(frame)
+    size = gathers * top_k * one
     if size > limit_bytes:
         raise InvalidQuery(
-            f"The npz would hold {gathers} x {top_k} velocity models of {MAP_BYTES} bytes, {size} bytes; the limit is "
-            f"{limit_bytes} (SEISBIND_MAX_BODY_BYTES), or {limit_bytes // MAP_BYTES} models. Send fewer gathers at "
+            f"The npz would hold {gathers} x {top_k} velocity models of {one} bytes, {size} bytes; the limit is "
+            f"{limit_bytes} (SEISBIND_MAX_BODY_BYTES), or {limit_bytes // one} models. Send fewer gathers at "
             "once, or ask for fewer matches or for JSON."
         )
 
@@ -83,7 +88,7 @@ async def with_velocity(query: Query, serving: Serving, watch: Stopwatch) -> tup
 
 
 def velocity_of(retrievals: Sequence[Retrieval], top_k: int, engine: Engine) -> Float32:
-    """``(gather, top_k, 70, 70)`` m/s: the models of the matches, zero where there are fewer; each is read once.
+    """``(gather, top_k, depth, x)`` m/s: the models of the matches, zero where there are fewer; each is read once.
 
     Raises:
         UnknownModel: a model is no longer there, or another one has its id.
@@ -94,7 +99,7 @@ def velocity_of(retrievals: Sequence[Retrieval], top_k: int, engine: Engine) -> 
     for record in engine.gallery.records(ids):  # after the maps: what is the same before and after was so in between
         if record.descriptors.tolist() != list(matches[record.model_id].descriptors.values()):
             raise UnknownModel(f"The velocity model {record.model_id!r} was replaced while it was read; ask again.")
-    velocity = np.zeros((len(retrievals), top_k, MODEL_CELLS, MODEL_CELLS), np.float32)
+    velocity = np.zeros((len(retrievals), top_k, *engine.frame.velocity_shape), np.float32)
     for row, retrieval in zip(velocity, retrievals, strict=True):
         for place, match in zip(row, retrieval.matches, strict=False):
             place[:] = maps[match.model_id]

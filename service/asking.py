@@ -155,7 +155,7 @@ class AskGallery:
         self._wanted = wanted
         self._filter = None if wanted.filter is None else Filter.parse(wanted.filter)
         embedder = Embedder.load(weights, device=device)
-        self._gallery = Gallery.open(gallery, fingerprint=embedder.fingerprint)
+        self._gallery = Gallery.open(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame)
         self._engine = Engine(embedder, self._gallery)
         self.weights = WeightsBody.of(embedder.weights)
         self.gallery = GalleryBody.of(self._engine.info())
@@ -170,7 +170,7 @@ class AskGallery:
 
     def file(self, content: bytes) -> RetrieveAnswer:
         """See `Asker.file`; ``request_id`` is empty."""
-        upload = read_gathers(content, geometry=self._wanted.geometry, limits=OWN_LIMITS)
+        upload = read_gathers(content, geometry=self._wanted.geometry, limits=OWN_LIMITS, frame=self._engine.frame)
         found = self._engine.retrieve(
             upload.gathers, upload.survey, top_k=self._wanted.top_k, filter=self._filter, notes=upload.notes
         )
@@ -193,8 +193,9 @@ class AskGallery:
             found: dict[int, Answer | Failure] = {}
             for number in range(start, min(start + TOGETHER, stack.shape[0])):
                 try:
-                    upload = read_gathers(npy(stack[number : number + 1]), geometry=geometry, limits=OWN_LIMITS)
-                    prepared = prepare(upload.gathers, upload.survey)
+                    one, frame = npy(stack[number : number + 1]), self._engine.frame
+                    upload = read_gathers(one, geometry=geometry, limits=OWN_LIMITS, frame=frame)
+                    prepared = prepare(upload.gathers, upload.survey, frame=frame)
                     queries[number] = Query(prepared, self._wanted.top_k, self._filter, upload.notes)
                 except SeisBindError as error:
                     found[number] = failure(error, number)

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from seisbind.index import Gallery
 from seisbind.model.descriptors import Untrained, check_velocity
 from seisbind.model.errors import DatasetError, SeisBindError
+from seisbind.model.frame import OPENFWI_FRAME, Frame
 from seisbind.model.geology import FAMILIES, mixed
 from seisbind.model.inference import Embedder
 from seisbind.model.openfwi import Dataset, find_pairs
 from seisbind.service.engine import Engine
 
 Float32 = NDArray[np.float32]
-Batch = tuple[Float32, Sequence[str | None]]  # (model, 70, 70), m/s, and the family of each
+Batch = tuple[Float32, Sequence[str | None]]  # (model, depth, x), m/s, and the family of each
 
 BATCH = 256  # models a transaction: 5 MB of maps, and a progress bar that moves
 
@@ -46,7 +47,7 @@ def build_gallery(
     Raises:
         GalleryError, GalleryWriteFailed, InvalidVelocityModel: see `seisbind.index.Gallery`.
     """
-    with Gallery.building(path, fingerprint=embedder.fingerprint, overwrite=overwrite) as gallery:
+    with Gallery.building(path, fingerprint=embedder.fingerprint, frame=embedder.frame, overwrite=overwrite) as gallery:
         fill_gallery(Engine(embedder, gallery), models, source=source, progress=progress, warn=warn)
         return len(gallery)
 
@@ -90,32 +91,37 @@ def fill_gallery(
     warn: Callable[[str], None] | None = None,
 ) -> None:
     """Add models to a gallery, a transaction a batch; those that it already holds are left out."""
-    done, untrained = 0, Untrained()
+    done, untrained = 0, Untrained(engine.frame.velocity_m_s)
     for velocity, families in models:
         for start in range(0, len(velocity), BATCH):
             part, own = velocity[start : start + BATCH], families[start : start + BATCH]
             engine.add_models(part, families=own, tags=[tags] * len(part), source=source, skip_existing=True)
             done += len(part)
-            untrained += Untrained.of(part)
+            untrained += Untrained.of(part, engine.frame)
             if progress is not None:
                 progress(done)
     if untrained and warn is not None:
         warn(untrained.sentence)
 
 
-def random_models(count: int, seed: int, families: Sequence[str] | None) -> Iterator[Batch]:
+def random_models(
+    count: int, seed: int, families: Sequence[str] | None, *, frame: Frame = OPENFWI_FRAME
+) -> Iterator[Batch]:
     """``count`` models of `seisbind.model.geology`, shuffled; no families means OpenFWI's ten."""
-    velocity, family = mixed(count, seed, tuple(families) if families else FAMILIES)
+    velocity, family = mixed(count, seed, tuple(families) if families else FAMILIES, frame=frame)
     yield velocity, family.tolist()
 
 
-def from_files(paths: Sequence[Path]) -> tuple[Iterator[Batch], int]:
+def from_files(paths: Sequence[Path], *, frame: Frame = OPENFWI_FRAME) -> tuple[Iterator[Batch], int]:
     """Models of OpenFWI folders and npy files, and how many there are; npy models have no family.
 
     Raises:
-        DatasetError: a path that is neither, or a file that cannot be read.
+        DatasetError: a path that is neither, a file that cannot be read, or a dataset of another frame.
     """
     opened = [Dataset(find_pairs(path)) if path.is_dir() else _open(path) for path in paths]
+    for path, one in zip(paths, opened, strict=True):
+        if isinstance(one, Dataset) and one.frame != frame:
+            raise DatasetError(f"{path} is of another frame than the weights: {one.frame} there, {frame} here.")
     return _batches(opened), sum(map(len, opened))
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from seisbind.model.frame import Frame
+
 app = typer.Typer(help="Build, add to, remove from, look at, list and check a gallery.", no_args_is_help=True)
 
 PathArgument = Annotated[Path, typer.Argument(help="Folder of the gallery.")]
@@ -46,8 +48,8 @@ def build(
     from seisbind.service.building import build_gallery
     from seisbind.service.progress import counting
 
-    models, total, source = _models(count, seed, family, data)
     embedder = Embedder.load(weights, device=device)
+    models, total, source = _models(count, seed, family, data, embedder.frame)
     with counting("Describing and embedding", total) as progress:
         held = build_gallery(path, embedder, models, source=source, overwrite=overwrite, progress=progress, warn=_warn)
     print(f"{path}: {held} velocity models, weights {embedder.fingerprint}")
@@ -71,9 +73,9 @@ def add(
     from seisbind.service.engine import Engine
     from seisbind.service.progress import counting
 
-    models, total, source = _models(count, seed, family, data)
     embedder = Embedder.load(weights, device=device)
-    with Gallery.open(path, fingerprint=embedder.fingerprint, writable=True) as gallery:
+    models, total, source = _models(count, seed, family, data, embedder.frame)
+    with Gallery.open(path, fingerprint=embedder.fingerprint, frame=embedder.frame, writable=True) as gallery:
         engine = Engine(embedder, gallery)
         with counting("Describing and embedding", total) as progress:
             added = add_to_gallery(engine, models, source=source, tags=tag or (), progress=progress, warn=_warn)
@@ -105,7 +107,7 @@ def info(path: PathArgument, as_json: JsonOption = False) -> None:
     with Gallery.open(path, fingerprint=None) as gallery:
         found = gallery.info()
     if as_json:
-        print(json.dumps(asdict(found) | {"path": str(found.path)}, indent=1))
+        print(json.dumps(asdict(found) | {"path": str(found.path), "frame": found.frame.to_dict()}, indent=1))
         return
     print(f"{path}: {found.count} velocity models, {found.bytes / 1e6:.1f} MB, made {found.created_at}")
     print(f"weights {found.fingerprint}, generation {found.generation}, format {found.format_version}")
@@ -186,7 +188,7 @@ def _warn(sentence: str) -> None:
 
 
 def _models(
-    count: int | None, seed: int, family: Sequence[str] | None, data: Sequence[Path] | None
+    count: int | None, seed: int, family: Sequence[str] | None, data: Sequence[Path] | None, frame: Frame
 ) -> tuple[Iterator[tuple[NDArray[np.float32], Sequence[str | None]]], int, str]:
     """Batches of models with their families, how many there are, and where they come from."""
     from seisbind.model.errors import InvalidConfig
@@ -195,7 +197,7 @@ def _models(
     if (count is None) == (data is None):
         raise InvalidConfig("Say where the velocity models come from: --count N (random ones), or --data PATH.")
     if data is not None:
-        models, total = from_files(data)
+        models, total = from_files(data, frame=frame)
         return models, total, ", ".join(path.name for path in data)
-    models = random_models(count or 0, seed, family)
+    models = random_models(count or 0, seed, family, frame=frame)
     return models, count or 0, f"seisbind geology, seed {seed}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from seisbind.model.frame import Frame
     from seisbind.model.openfwi import Split
     from seisbind.model.pairs import PairSet
 
@@ -37,13 +38,16 @@ def simulate(
     engine: Annotated[WaveEngine, typer.Option(help="Wave-equation solver.")] = WaveEngine.DEEPWAVE,
     processes: Annotated[int | None, typer.Option(min=1, help="Workers; default: one a core.")] = None,
     per_file: Annotated[int, typer.Option(min=1, help="Pairs a file.")] = 500,
+    frame: Annotated[Path | None, typer.Option(help="JSON file of another line; default: OpenFWI's.")] = None,
 ) -> None:
     """Simulate pairs of velocity models and shot gathers."""
+    from seisbind.model.frame import OPENFWI_FRAME, load_frame
     from seisbind.model.geology import FAMILIES
     from seisbind.model.simulation import simulate_dataset
     from seisbind.service.progress import counting
 
     families = tuple(family) if family else FAMILIES
+    line = load_frame(frame) if frame else OPENFWI_FRAME
     with counting("Simulating", count * len(families)) as progress:
         made = simulate_dataset(
             out,
@@ -51,6 +55,7 @@ def simulate(
             count=count,
             seed=seed,
             engine=engine.value,
+            frame=line,
             processes=processes,
             per_file=per_file,
             progress=lambda done, total: progress(done),
@@ -73,13 +78,13 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
 ) -> None:
     """Train encoders on pairs of gathers and velocity models."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from seisbind.model.augment import as_trained
     from seisbind.model.calibrate import OTHERS, SEEN, calibrate
     from seisbind.model.inference import Embedder
     from seisbind.model.recipe import load_config
-    from seisbind.model.train import Progress, check_start
+    from seisbind.model.train import Progress, check_frames, check_start
     from seisbind.model.train import train as run
     from seisbind.model.weights_file import Description, load_weights, save_weights
     from seisbind.service.progress import counting
@@ -88,8 +93,9 @@ def train(
     begun = load_weights(start) if start else None
     check_start(recipe, begun.encoders if begun else None)  # before the gathers are prepared
     pairs = _pairs(data, "train")
+    check_frames(pairs, begun.encoders if begun else None)
     calibrates = recipe.encoders.kind == "seisbind"
-    split = _held_out(data, held_out) if calibrates else None
+    split = _held_out(data, held_out, pairs.frame) if calibrates else None
     with counting(f"Training on {len(pairs)} pairs", recipe.steps) as progress:
 
         def step(said: Progress) -> None:
@@ -100,13 +106,14 @@ def train(
         )
     path = out / "weights.safetensors"
     training = {"config": asdict(recipe), "pairs": len(pairs), "start": begun.fingerprint if begun else None}
-    save_weights(path, encoders, Description(out.name, encoders.config, training=training))
+    said = Description(out.name, encoders.config, training=training, frame=encoders.frame)
+    save_weights(path, encoders, said)
     if split is not None:
         seen = as_trained(pairs, recipe.augment, count=SEEN)
         embedder = Embedder(load_weights(path), device=device)
         others = pairs.velocity[:: math.ceil(len(pairs) / OTHERS)].cpu().numpy()  # of every family: files hold one each
         calibration = calibrate(embedder, split, seen=seen, augment=recipe.augment, others=others)
-        save_weights(path, encoders, Description(out.name, encoders.config, training=training, calibration=calibration))
+        save_weights(path, encoders, replace(said, calibration=calibration))
     print(f"{path}: weights {load_weights(path).fingerprint}")
 
 
@@ -146,11 +153,12 @@ def evaluate(
     console().print(table)
 
 
-def _held_out(data: Path, held_out: Path | None) -> PairSet:
+def _held_out(data: Path, held_out: Path | None, frame: Frame) -> PairSet:
     """The pairs to calibrate on, looked at before hours of training and not after.
 
     Raises:
-        InvalidConfig: none were named, and ``data`` are shards, which have no test part; or too few.
+        InvalidConfig: none were named, and ``data`` are shards, which have no test part; or too few, or of another
+            frame.
     """
     from seisbind.model.calibrate import FEWEST
     from seisbind.model.errors import InvalidConfig
@@ -161,6 +169,8 @@ def _held_out(data: Path, held_out: Path | None) -> PairSet:
     source, part = (held_out, Part.ALL) if held_out else (data, Part.TEST)
     there = _are_shards(source) or find_pairs(source, split=part.value)
     split = _pairs(source, part.value) if there else None
+    if split is not None and split.frame != frame:
+        raise InvalidConfig(f"The held-out pairs are of another frame than --data: {split.frame}, not {frame}.")
     if split is None or len(split) < FEWEST:
         whence = (
             f"all of {held_out}"

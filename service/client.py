@@ -228,7 +228,7 @@ class Client:
         filter: Filter | Mapping[str, object] | None = None,
         include: Sequence[str] = SEARCH_PARTS,
     ) -> SearchAnswer:
-        """POST /v1/search: the gallery's models most like each velocity model ``(batch, 70, 70)``, m/s."""
+        """POST /v1/search: the gallery's models most like each velocity model ``(batch, depth, x)``, m/s."""
         return self._do(calls.search_velocity(velocity, top_k, filter, include))
 
     def search_descriptors(
@@ -275,7 +275,7 @@ class Client:
         model_ids: Sequence[str] | None = None,
         source: str | None = None,
     ) -> AddAnswer:
-        """POST /v1/models: add velocity models ``(batch, 70, 70)``, m/s, all with one family and the same tags."""
+        """POST /v1/models: add velocity models ``(batch, depth, x)``, m/s, all with one family and the same tags."""
         return self._do(calls.add_models(velocity, family, tags, model_ids, source))
 
     def remove_model(self, model_id: str) -> None:
@@ -454,7 +454,7 @@ class AsyncClient:
         filter: Filter | Mapping[str, object] | None = None,
         include: Sequence[str] = SEARCH_PARTS,
     ) -> SearchAnswer:
-        """POST /v1/search: the gallery's models most like each velocity model ``(batch, 70, 70)``, m/s."""
+        """POST /v1/search: the gallery's models most like each velocity model ``(batch, depth, x)``, m/s."""
         return await self._do(calls.search_velocity(velocity, top_k, filter, include))
 
     async def search_descriptors(
@@ -501,7 +501,7 @@ class AsyncClient:
         model_ids: Sequence[str] | None = None,
         source: str | None = None,
     ) -> AddAnswer:
-        """POST /v1/models: add velocity models ``(batch, 70, 70)``, m/s, all with one family and the same tags."""
+        """POST /v1/models: add velocity models ``(batch, depth, x)``, m/s, all with one family and the same tags."""
         return await self._do(calls.add_models(velocity, family, tags, model_ids, source))
 
     async def remove_model(self, model_id: str) -> None:

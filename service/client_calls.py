@@ -43,7 +43,7 @@ Recorded = Survey | Geometry
 
 STREAM_PATH = "/v1/retrieve/stream"
 PART_BYTES = 64 << 20  # of a stack, in one stream: 47 gathers of float32
-MODEL_LIMITS = Limits(unpacked_bytes=1 << 20, items=1)  # of a velocity model that a server sends
+MODEL_LIMITS = Limits(unpacked_bytes=4 << 20, items=1)  # of a velocity model that a server sends
 OF_THE_STREAM = (408, 503)  # a line with such a status is about the rest of the stack, not about its gather
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from seisbind.model.descriptors import CELL_M, DESCRIPTORS, NAMES
+from seisbind.model.descriptors import DESCRIPTORS, NAMES
+from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.survey import OPENFWI
 from seisbind.service.images import COLOURS
 from seisbind.service.progress import console
@@ -36,7 +37,7 @@ PICTURED = 3  # matches beside the truth
 SHOT = 2  # of the five: the one in the middle of the line
 GAIN_POWER = 1.5  # of time: makes up for spreading and reflection losses, as in any shot display
 CLIP_PERCENTILE = 96  # of absolute gained pressure: the direct wave saturates, the reflections show
-VELOCITY_RANGE_M_S = (1500, 4500)  # OpenFWI's; one scale for all panels
+VELOCITY_RANGE_M_S = OPENFWI_FRAME.velocity_m_s  # OpenFWI's; one scale for all panels
 FOUND = "#d1495b"
 
 
@@ -160,7 +161,7 @@ def _draw_gather(axes: Axes, gather: Float32, *, label: bool) -> None:
 
 
 def _draw_model(axes: Axes, velocity: Float32, title: str, *, label: bool) -> AxesImage:
-    depth_m, width_m = (n * CELL_M for n in velocity.shape)
+    depth_m, width_m = (n * OPENFWI_FRAME.cell_m for n in velocity.shape)
     low, high = VELOCITY_RANGE_M_S
     extent = (0.0, width_m, depth_m, 0.0)
     image = axes.imshow(velocity, cmap=COLOURS, vmin=low, vmax=high, aspect="auto", extent=extent)

@@ -19,7 +19,8 @@ from seisbind.index import Distribution, Filter, Gallery, GalleryInfo, Hit
 from seisbind.model.descriptors import DESCRIPTORS, NAMES, check_descriptors, check_velocity, describe
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
 from seisbind.model.familiarity import Verdict
-from seisbind.model.inference import MODEL_CELLS, NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
+from seisbind.model.frame import OPENFWI_FRAME, Frame
+from seisbind.model.inference import NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
 from seisbind.model.presence import CANDIDATES, Evidence, by_structure, coarse, differences
 from seisbind.model.survey import OPENFWI, Note, Survey, prepare
 from seisbind.service.answers import InDistribution, Match, Quantity, Retrieval, SearchResult
@@ -50,7 +51,7 @@ class Engine:
     All methods may be called from any thread.
 
     Raises:
-        WeightsMismatch: the gallery was made with other weights.
+        WeightsMismatch: the gallery was made with other weights, or for another frame.
     """
 
     def __init__(self, embedder: Embedder, gallery: Gallery) -> None:
@@ -59,8 +60,14 @@ class Engine:
                 f"The gallery at {gallery.path} was made with weights {gallery.fingerprint}; these are "
                 f"{embedder.fingerprint}. Use those weights, or build the gallery again with these."
             )
+        if embedder.frame != gallery.frame:
+            raise WeightsMismatch(
+                f"The gallery at {gallery.path} is of another frame than these weights: {gallery.frame} there, "
+                f"{embedder.frame} here. Build the gallery again with these."
+            )
         self.embedder = embedder
         self.gallery = gallery
+        self.frame = embedder.frame
         self._info: GalleryInfo | None = None
         self._distribution: Distribution | None = None
         self._counting = threading.Lock()
@@ -105,7 +112,7 @@ class Engine:
 
         Args:
             gathers: ``(batch, shot, time, receiver)`` or one ``(shot, time, receiver)``, pressure, any linear unit.
-            survey: how they were recorded.
+            survey: how they were recorded; with weights for another line, that line's is ``engine.frame.survey``.
             top_k: matches a gather.
             notes: what reading the gathers had to assume; said first in each answer's warnings.
 
@@ -115,7 +122,7 @@ class Engine:
         """
         watch = Stopwatch()
         with watch("prepare"):
-            prepared = prepare(gathers, survey)
+            prepared = prepare(gathers, survey, frame=self.frame)
         return self.retrieve_batch([Query(prepared, top_k, filter, notes)], watch=watch)[0]
 
     def retrieve_batch(self, queries: Sequence[Query], *, watch: Stopwatch | None = None) -> list[list[Retrieval]]:
@@ -196,7 +203,7 @@ class Engine:
     def search_velocity(
         self, velocity: ArrayLike, *, top_k: int = 5, filter: Filter | None = None
     ) -> list[SearchResult]:
-        """The gallery's models most like each velocity model ``(batch, 70, 70)``, m/s.
+        """The gallery's models most like each velocity model ``(batch, depth, x)``, m/s.
 
         Raises:
             InvalidVelocityModel: see `seisbind.model.inference.Embedder.embed_velocity`.
@@ -240,7 +247,7 @@ class Engine:
         source: str | None = None,
         skip_existing: bool = False,
     ) -> list[str]:
-        """Describe, embed and store velocity models ``(batch, 70, 70)``, m/s; all of them or none.
+        """Describe, embed and store velocity models ``(batch, depth, x)``, m/s; all of them or none.
 
         Returns:
             Their ids, given or made from their content.
@@ -249,12 +256,12 @@ class Engine:
             InvalidVelocityModel, InvalidQuery, GalleryWriteFailed: see `seisbind.index.Gallery.add`.
         """
         models = check_velocity(velocity)
-        if models.shape[1:] != (MODEL_CELLS, MODEL_CELLS):
+        if models.shape[1:] != self.frame.velocity_shape:
             raise InvalidVelocityModel(
-                f"The gallery takes velocity models of {MODEL_CELLS} x {MODEL_CELLS} cells of 10 m; got "
+                f"The gallery takes velocity models of {self.frame.cells_text}; got "
                 f"{models.shape[1]} x {models.shape[2]}."
             )
-        descriptors = describe(models)
+        descriptors = describe(models, cell_m=self.frame.cell_m)
         return self.gallery.add(
             models,
             descriptors,
@@ -281,7 +288,7 @@ class Engine:
         Raises:
             SeisBindError: one of them did not.
         """
-        self.retrieve(canary_gather(), top_k=1)
+        self.retrieve(canary_gather(self.frame), self.frame.survey, top_k=1)
 
     def _settled(self, look: Callable[[], T]) -> T:
         """What ``look`` finds; if a model goes before its map is read, it looks again at what is there at once."""
@@ -330,7 +337,7 @@ class Engine:
         calibration, read = self.embedder.weights.description.calibration, encoded.velocity
         if calibration is None or read is None or min(map(len, near)) < 2:
             return np.full(len(near), np.nan), np.zeros(len(near), dtype=bool)
-        best = self._coarse([row[0].model_id for row in near], read.shape[1])
+        best = self._coarse([row[0].model_id for row in near], read.shape[-1])
         evidence = Evidence(
             first=np.array([row[0].similarity for row in near]),
             second=np.array([row[1].similarity for row in near]),
@@ -356,7 +363,7 @@ class Engine:
         return None, (Note("in_gallery_unknown", text),)
 
     def _coarse(self, model_ids: Sequence[str], cells: int) -> Float32:
-        """``(n, cells, cells)`` coarse velocity models of the gallery, each read once."""
+        """``(n, depth, cells)`` coarse velocity models of the gallery, each read once."""
         row_of = {model_id: row for row, model_id in enumerate(dict.fromkeys(model_ids))}
         models = coarse(stacked([each[None] for each in self.gallery.velocities(list(row_of))]), cells)
         return np.asarray(models[[row_of[model_id] for model_id in model_ids]])
@@ -369,7 +376,7 @@ class Engine:
         if read is None or not moved:
             return found
         ends = np.cumsum([len(found[i][:CANDIDATES]) for i in moved])
-        models = self._coarse([hit.model_id for i in moved for hit in found[i][:CANDIDATES]], read.shape[1])
+        models = self._coarse([hit.model_id for i in moved for hit in found[i][:CANDIDATES]], read.shape[-1])
         ordered = list(found)
         for i, candidates in zip(moved, np.split(models, ends[:-1]), strict=True):
             order = by_structure(read[i], candidates)
@@ -394,10 +401,12 @@ class Engine:
         return (Note("fewer_matches", f"{top_k} matches were asked for; {len(matches)} {what}."),)
 
 
-def canary_gather() -> Float32:
-    """A direct wave at 2000 m/s in OpenFWI's geometry, ``(1, 5, 1000, 70)``: no simulation, the same every time."""
-    time_s = np.arange(1000) * OPENFWI.dt_s
-    offset_m = np.abs(np.subtract.outer(np.asarray(OPENFWI.shot_x_m), np.asarray(OPENFWI.receiver_x_m)))
-    a2 = np.square(np.pi * 15.0 * (time_s[None, :, None] - 0.08 - offset_m[:, None, :] / 2000.0))
-    amplitude = 1 / np.sqrt(1 + offset_m / 50)[:, None, :]
+def canary_gather(frame: Frame = OPENFWI_FRAME) -> Float32:
+    """A direct wave in a frame's own layout, ``(1, 5, 1000, 70)`` and 2000 m/s in OpenFWI's: no simulation, the same
+    every time."""
+    time_s = np.arange(frame.record_samples) * frame.record_dt_s
+    offset_m = np.abs(np.subtract.outer(np.asarray(frame.shot_x_m), np.asarray(frame.survey.receiver_x_m)))
+    arrival_s = 1.2 / frame.peak_hz + offset_m[:, None, :] / (frame.velocity_m_s[0] * 4 / 3)
+    a2 = np.square(np.pi * frame.peak_hz * (time_s[None, :, None] - arrival_s))
+    amplitude = 1 / np.sqrt(1 + offset_m / (5 * frame.receiver_spacing_m))[:, None, :]
     return np.asarray((amplitude * (1 - 2 * a2) * np.exp(-a2))[None], dtype=np.float32)

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey, MalformedUpload, UploadTooLarge
+from seisbind.model.frame import DT_LIMITS_S, OPENFWI_FRAME, Frame
 from seisbind.model.line import Line, TracePositions, lay_out
-from seisbind.model.survey import CANONICAL_DT_S, CANONICAL_SAMPLES, MIN_RECORD_S, SINC_HALF_WIDTH, Note, short_line
+from seisbind.model.survey import SINC_HALF_WIDTH, Note, short_line
 from seisbind.service.sample_formats import Evidence, decode
 from seisbind.service.segy import Headers, TraceFile
 
@@ -22,9 +23,7 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 FOOT_M = 0.3048
-KEEP_S = CANONICAL_SAMPLES * CANONICAL_DT_S + 2 * SINC_HALF_WIDTH * 0.008  # all that the resampling looks at
-MAX_DT_S = 0.008  # as `Survey`
-MAX_DELAY_S = CANONICAL_SAMPLES * CANONICAL_DT_S - MIN_RECORD_S
+MAX_DT_S = DT_LIMITS_S[1]  # as `Survey`
 BLOCK_SAMPLES = 1 << 16  # decoded at once
 DEAD, DUMMY = 2, 3
 SEISMIC = (-1, 0, 1, 11)  # other, unknown, time domain, pressure
@@ -54,6 +53,7 @@ def read_field_record(
     dt_s: float | None = None,
     shot_x_m: tuple[float, ...] | None = None,
     receiver_x_m: tuple[float, ...] | None = None,
+    frame: Frame = OPENFWI_FRAME,
 ) -> FieldRecord:
     """One gather of all shots on the line.
 
@@ -63,6 +63,7 @@ def read_field_record(
         dt_s: goes before the file's sampling interval.
         shot_x_m: see `seisbind.model.line.lay_out`.
         receiver_x_m: see `seisbind.model.line.lay_out`.
+        frame: of the weights, whose line and time are kept.
 
     Raises:
         MalformedUpload: headers or samples that contradict each other.
@@ -74,13 +75,13 @@ def read_field_record(
     seismic = _seismic(file.headers, notes)
     headers = file.headers[seismic]
     step_s = _dt_s(file, headers, dt_s, notes)
-    delay, samples = _delay(headers, step_s, notes), file.words.shape[1]
-    short = (samples + delay) * step_s < MIN_RECORD_S
+    delay, samples = _delay(headers, step_s, frame, notes), file.words.shape[1]
+    short = (samples + delay) * step_s < frame.min_record_s
     try:
         factor, units = (1.0, "m") if shot_x_m and receiver_x_m else _units(file, headers, notes)
         line = lay_out(_positions(headers, factor, notes, bool(shot_x_m and receiver_x_m)),
-                       shot_x_m=shot_x_m, receiver_x_m=receiver_x_m)  # fmt: skip
-        of_line = short_line(line.receiver_x_m)
+                       shot_x_m=shot_x_m, receiver_x_m=receiver_x_m, frame=frame)  # fmt: skip
+        of_line = short_line(line.receiver_x_m, frame)
     except InvalidSurvey as error:
         if not short:
             raise
@@ -88,10 +89,11 @@ def read_field_record(
     if short:
         sentence = (
             f"The record ends {(samples + delay) * step_s:.3f} s after the shot ({samples} samples of "
-            f"{step_s * 1e3:g} ms); at least {MIN_RECORD_S:g} s are needed."
+            f"{step_s * 1e3:g} ms); at least {frame.min_record_s:g} s are needed."
         )
         raise InvalidGather(f"{sentence} {of_line}" if of_line else sentence)
-    kept = max(0, min(samples + delay, math.ceil(KEEP_S / step_s)))
+    keep_s = frame.duration_s + 2 * SINC_HALF_WIDTH * MAX_DT_S  # all that the resampling looks at
+    kept = max(0, min(samples + delay, math.ceil(keep_s / step_s)))
     size = line.trace.size * kept * 4
     if size > max_bytes:
         raise UploadTooLarge(
@@ -99,7 +101,7 @@ def read_field_record(
             f"float32; the limit is {max_bytes}."
         )
     if samples + delay > kept:
-        text = f"{(samples + delay) * step_s:.3f} s were recorded; the first second is used."
+        text = f"{(samples + delay) * step_s:.3f} s were recorded; the first {frame.duration_text} is used."
         notes.append(Note("record_long", text))
     _compare_duplicates(file, seismic, line)
     gathers = np.zeros((line.trace.shape[0], kept, line.trace.shape[1]), dtype=np.float32)
@@ -169,7 +171,7 @@ def _in_range(dt_s: float) -> float:
     return dt_s
 
 
-def _delay(headers: Headers, dt_s: float, notes: list[Note]) -> int:
+def _delay(headers: Headers, dt_s: float, frame: Frame, notes: list[Note]) -> int:
     """Samples between the shot and the first sample (bytes 109-110); negative if recording began before the shot."""
     delays = np.unique(headers["delay_ms"])
     if not delays.any():
@@ -183,10 +185,10 @@ def _delay(headers: Headers, dt_s: float, notes: list[Note]) -> int:
     delay = int(delays[0]) / 1e3 / dt_s
     if abs(delay - round(delay)) > 0.01:
         raise InvalidSurvey(f"A delay of {delays[0]} ms is no whole number of samples of {dt_s * 1e3:g} ms.")
-    if delay * dt_s > MAX_DELAY_S:
+    if delay * dt_s > frame.duration_s - frame.min_record_s:
         raise InvalidSurvey(
-            f"Recording starts {delays[0]} ms after the shot; at least {MIN_RECORD_S:g} s of the first second are "
-            "needed."
+            f"Recording starts {delays[0]} ms after the shot; at least {frame.min_record_s:g} s of the first "
+            f"{frame.duration_text} are needed."
         )
     notes.append(Note("delay_applied", f"Recording starts {delays[0]} ms after the shot; the traces were shifted."))
     return round(delay)

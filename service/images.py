@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from seisbind.model.descriptors import CELL_M
+from seisbind.model.frame import OPENFWI_FRAME
 
 CACHED = 512  # pictures of about 20 KB
 CACHED_BYTES = 32 << 20  # of them together: one of noise has 60 KB
@@ -19,9 +19,12 @@ COLOURS = "viridis"  # uniform, and read alike by colour-blind eyes and in grey
 DRAWING = threading.Lock()  # matplotlib shares font and text caches between figures
 
 
-def velocity_png(velocity: NDArray[np.float32], *, title: str) -> bytes:
-    """One velocity model ``(depth, x)``, m/s, as a PNG of 480 x 400 pixels. Safe to call from several threads."""
-    depth_m, width_m = (n * CELL_M for n in velocity.shape)
+def velocity_png(velocity: NDArray[np.float32], *, title: str, cell_m: float = OPENFWI_FRAME.cell_m) -> bytes:
+    """One velocity model ``(depth, x)``, m/s, in cells of ``cell_m``, as a PNG of 480 x 400 pixels.
+
+    Safe to call from several threads.
+    """
+    depth_m, width_m = (n * cell_m for n in velocity.shape)
     with DRAWING:
         figure = Figure(figsize=(4.8, 4.0), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)

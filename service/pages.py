@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from seisbind.index import GalleryInfo
+from seisbind.model.frame import OPENFWI_FRAME, Frame, in_words
 
 WEB = Path(__file__).parent / "web"
 INDEX = "index.html"
@@ -45,6 +46,25 @@ def web_files() -> dict[str, WebFile]:
     }
 
 
+def _line(frame: Frame) -> dict[str, str]:
+    """What the page says of the line that the weights are for. The samples are of OpenFWI's."""
+    return {
+        "frame": escape(frame.name),
+        "cell_m": f"{frame.cell_m:g}",
+        "slowest": f"{frame.velocity_m_s[0]:g}",
+        "fastest": f"{frame.velocity_m_s[1]:g}",
+        "samples": "" if frame == OPENFWI_FRAME else " hidden",
+        "record_dt_s": f"{frame.record_dt_s:g}",
+        "peak_hz": f"{frame.peak_hz:g}",
+        "shot_x_m": ", ".join(f"{x:g}" for x in frame.shot_x_m),
+        "receiver_x_m": ", ".join(f"{x:g}" for x in frame.survey.receiver_x_m[:3]) + ", …",
+        "shots": in_words(len(frame.shot_x_m)).capitalize(),
+        "receivers": str(frame.receivers),
+        "dt_ms": f"{frame.dt_s * 1e3:g}",
+        "spacing_m": f"{frame.receiver_spacing_m:g}",
+    }
+
+
 def landing(info: GalleryInfo, api: dict[str, Any]) -> str:
     """The page, as HTML: what is served and which calls there are is said in it, without a script too."""
     calls = "".join(
@@ -59,6 +79,7 @@ def landing(info: GalleryInfo, api: dict[str, Any]) -> str:
         "count": f"{info.count:,}".replace(",", " "),
         "weights": escape(info.fingerprint),
         "calls": calls,
+        **_line(info.frame),
     }
     page = (WEB / INDEX).read_text(encoding="utf-8")
     for name, value in said.items():

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from seisbind.model.descriptors import CELL_M
-from seisbind.model.inference import MODEL_CELLS
-from seisbind.model.survey import CANONICAL_DT_S, CANONICAL_SPACING_M, Prepared
+from seisbind.model.frame import Frame
+from seisbind.model.survey import Prepared
 from seisbind.service.answers import Retrieval
 from seisbind.service.schemas import CoarseVelocityBody, RetrievalBody, TracesBody
 
@@ -28,16 +27,16 @@ def bodies(retrievals: Sequence[Retrieval], prepared: Prepared, include: Sequenc
     for number, retrieval in enumerate(retrievals):
         body = RetrievalBody.of(retrieval, include)
         if "velocity" in include and retrieval.velocity is not None:
-            body.velocity = coarse_velocity(retrieval.velocity)
+            body.velocity = coarse_velocity(retrieval.velocity, prepared.frame)
         if "traces" in include and number < pictured:
             body.traces = traces(prepared, number)
         found.append(body)
     return found
 
 
-def coarse_velocity(velocity: NDArray[np.float32]) -> CoarseVelocityBody:
-    """``velocity``: ``(cells, cells)`` over the ground of a gallery's model, m/s."""
-    cell_m = MODEL_CELLS * CELL_M / len(velocity)
+def coarse_velocity(velocity: NDArray[np.float32], frame: Frame) -> CoarseVelocityBody:
+    """``velocity``: ``(depth, x)`` over the ground of a gallery's model, m/s, in fewer cells."""
+    cell_m = frame.depth_cells * frame.cell_m / len(velocity)
     return CoarseVelocityBody(cell_m=cell_m, m_s=velocity.round().astype(int).tolist())
 
 
@@ -49,9 +48,9 @@ def traces(prepared: Prepared, number: int) -> TracesBody:
         shots=gather.shape[0],
         samples=gather.shape[1],
         receivers=gather.shape[2],
-        dt_s=CANONICAL_DT_S,
+        dt_s=prepared.frame.dt_s,
         shot_x_m=prepared.shot_x_m[number].tolist(),
-        receiver_step_m=CANONICAL_SPACING_M,
+        receiver_step_m=prepared.frame.receiver_spacing_m,
         scale=scale,
         int16=b64encode((gather / scale).round().astype("<i2").tobytes()).decode(),
     )

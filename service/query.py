@@ -90,6 +90,7 @@ def _joined(prepared: Sequence[Prepared]) -> Prepared:
         live=stacked([each.live for each in prepared]),
         shot_x_m=stacked([each.shot_x_m for each in prepared]),
         notes=tuple(notes for each in prepared for notes in each.notes),
+        frame=prepared[0].frame,
     )
 
 

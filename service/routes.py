@@ -20,7 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from seisbind.index import Filter
 from seisbind.index.gallery import MAX_K
-from seisbind.model.descriptors import CELL_M, DESCRIPTORS, Untrained
+from seisbind.model.descriptors import DESCRIPTORS, Untrained
 from seisbind.model.errors import InvalidQuery, NotWritable, SeisBindError, UploadTooLarge
 from seisbind.model.survey import prepare
 from seisbind.service import array_answer, openapi
@@ -53,6 +53,7 @@ from seisbind.service.schemas import (
     AddFields,
     DescriptorBody,
     DistributionAnswer,
+    FrameBody,
     GalleryAnswer,
     GalleryBody,
     HistogramBody,
@@ -185,11 +186,13 @@ async def retrieve(request: Request) -> Response:
 
     def read(engine: Engine) -> tuple[Query, Ingest]:
         with watch("read"):
-            upload = read_gathers(sent.content, geometry=geometry, limits=limits)
+            upload = read_gathers(sent.content, geometry=geometry, limits=limits, frame=engine.frame)
         if as_arrays:
-            array_answer.check_size(upload.ingest.gathers, top_k, serving.settings.max_body_bytes)
+            limit_bytes = serving.settings.max_body_bytes
+            array_answer.check_size(upload.ingest.gathers, top_k, limit_bytes, frame=engine.frame)
         with watch("prepare"):
-            return Query(prepare(upload.gathers, upload.survey), top_k, wanted, upload.notes), upload.ingest
+            prepared = prepare(upload.gathers, upload.survey, frame=engine.frame)
+            return Query(prepared, top_k, wanted, upload.notes), upload.ingest
 
     async def answer() -> tuple[Answered, NDArray[np.float32] | None, Query, Ingest]:
         with serving.batches.coming():
@@ -280,13 +283,16 @@ working.add_api_route(
 async def model(request: Request, model_id: str) -> ModelBody:
     """One velocity model of the gallery: where it comes from and its physics."""
     units = {d.name: d.unit for d in DESCRIPTORS}
-    record = await serving_of(request).on_file(lambda engine: engine.gallery.record(model_id))
-    return ModelBody.of(record, units, CELL_M)
+
+    def look(engine: Engine) -> ModelBody:
+        return ModelBody.of(engine.gallery.record(model_id), units, engine.frame.cell_m)
+
+    return await serving_of(request).on_file(look)
 
 
 @quick.get("/models/{model_id}/velocity.npy", tags=["gallery"], response_class=Response, responses=openapi.binary(NPY))
 async def model_velocity(request: Request, model_id: str) -> Response:
-    """The velocity model as npy: `(depth, x)` float32, m/s, cells of 10 m."""
+    """The velocity model as npy: `(depth, x)` float32, m/s; `cell_m` of GET /v1/gallery is the size of a cell."""
 
     def read(engine: Engine) -> bytes:
         buffer = io.BytesIO()
@@ -305,7 +311,7 @@ async def model_segy(request: Request, model_id: str) -> Response:
     def read(engine: Engine) -> bytes:
         record = engine.gallery.record(model_id)
         title = f"{model_id}  {record.family or ''}".strip()
-        return write_velocity(engine.gallery.velocity(model_id), cell_m=CELL_M, title=title)
+        return write_velocity(engine.gallery.velocity(model_id), cell_m=engine.frame.cell_m, title=title)
 
     return Response(await serving_of(request).on_file(read), media_type=SEGY)
 
@@ -328,7 +334,7 @@ async def model_image(request: Request, model_id: str) -> Response:
         drawn = serving.pictures.get(key)  # by the request before this one
         if drawn is None:
             with serving.metrics.stage("render"):
-                drawn = velocity_png(engine.gallery.velocity(model_id), title=key[1])
+                drawn = velocity_png(engine.gallery.velocity(model_id), title=key[1], cell_m=engine.frame.cell_m)
             serving.pictures.put(key, drawn)
         return drawn
 
@@ -343,7 +349,10 @@ async def model_image(request: Request, model_id: str) -> Response:
     openapi_extra=openapi.upload(AddFields, openapi.ADD_EXAMPLES),
 )
 async def add_models(request: Request) -> Response:
-    """Add velocity models `(70, 70)` or `(model, 70, 70)`, m/s; they are described and embedded here. All or none."""
+    """Add velocity models `(depth, x)` or `(model, depth, x)`, m/s; they are described and embedded here. All or none.
+
+    Their cells are those of `frame` in GET /v1/gallery: 70 x 70 of OpenFWI's.
+    """
     serving = _writable(request)
     sent = await read_file(request)
     fields = parse_fields(AddFields, sent.fields)
@@ -360,7 +369,7 @@ async def add_models(request: Request) -> Response:
             source=fields.source,
         )
         answer = AddAnswer(model_ids=added, gallery=GalleryBody.of(engine.info()))
-        if untrained := Untrained.of(velocity):
+        if untrained := Untrained.of(velocity, engine.frame):
             answer.warnings = [WarningBody(code="velocity_untrained", detail=untrained.sentence)]
         return answer
 
@@ -390,6 +399,7 @@ async def gallery(request: Request) -> GalleryAnswer:
             weights=WeightsBody.of(engine.embedder.weights),
             writable=serving.settings.writable,
             calibrated=engine.embedder.weights.description.calibration is not None,
+            frame=FrameBody.of(engine.frame),
             families=info.families,
             descriptors=[
                 DescriptorBody(

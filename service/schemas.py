@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
+from seisbind.model.frame import OPENFWI_FRAME, Frame
+
 if TYPE_CHECKING:  # a client of the server needs neither torch nor FAISS
     from seisbind.index import GalleryInfo, Record
     from seisbind.model.weights_file import Weights
@@ -66,13 +68,13 @@ class RetrieveFields(SearchFields):
         None,
         max_length=2_000,
         description="Shot positions, metres, separated by commas.",
-        examples=["0,170,340,520,690"],
+        examples=[",".join(f"{x:g}" for x in OPENFWI_FRAME.shot_x_m)],
     )
     receiver_x_m: str | None = Field(
         None,
         max_length=30_000,
         description="Receiver positions, metres, increasing, separated by commas.",
-        examples=[",".join(str(10 * i) for i in range(70))],
+        examples=[",".join(f"{x:g}" for x in OPENFWI_FRAME.survey.receiver_x_m)],
     )
     peak_hz: float | None = Field(None, description="Peak frequency of the source wavelet, hertz.", examples=[15])
 
@@ -378,6 +380,28 @@ class DescriptorBody(BaseModel):
     high: float | None = Field(description="Highest in the gallery.")
 
 
+class FrameBody(BaseModel):
+    """The line that the weights are for, and the velocity models of the gallery."""
+
+    name: str
+    depth_cells: int
+    x_cells: int
+    cell_m: float = Field(description="Size of a cell along depth and x, metres.")
+    velocity_m_s: tuple[float, float] = Field(description="Slowest and fastest ground that training drew.")
+    receivers: int
+    receiver_spacing_m: float = Field(description="Metres; the first receiver is x = 0.")
+    shot_x_m: list[float]
+    samples: int = Field(description="In each trace as the encoder sees it.")
+    dt_s: float = Field(description="Their sampling interval, seconds.")
+    record_samples: int = Field(description="In each trace of a recording in the frame's own layout.")
+    record_dt_s: float = Field(description="Their sampling interval, assumed of arrays that bring none, seconds.")
+    peak_hz: float = Field(description="Of the source's wavelet.")
+
+    @classmethod
+    def of(cls, frame: Frame) -> FrameBody:
+        return cls.model_validate(frame.to_dict())
+
+
 class GalleryAnswer(BaseModel):
     """What is being served."""
 
@@ -385,6 +409,7 @@ class GalleryAnswer(BaseModel):
     weights: WeightsBody
     writable: bool
     calibrated: bool = Field(description="Whether intervals and in_distribution were measured on held-out gathers.")
+    frame: FrameBody | None = Field(default=None, description="Of weights and gallery; older servers do not say.")
     families: dict[str, int]
     descriptors: list[DescriptorBody]
     created_at: str

@@ -109,7 +109,10 @@ class Serving:
 
     def _open(self) -> Engine:
         gallery = Gallery.open(
-            self.settings.gallery, fingerprint=self.embedder.fingerprint, writable=self.settings.writable
+            self.settings.gallery,
+            fingerprint=self.embedder.fingerprint,
+            frame=self.embedder.frame,
+            writable=self.settings.writable,
         )
         engine = Engine(self.embedder, gallery)
         engine.info()
@@ -117,8 +120,10 @@ class Serving:
 
     def _warm_up(self) -> None:
         """Encode once what will be encoded, so that the first request does not wait for kernels to be chosen."""
+        frame = self.embedder.frame
         for gathers in (1, self.settings.max_batch) if self.embedder.device.type == "cuda" else (1,):
-            self.embedder.embed_gathers(prepare(np.repeat(canary_gather(), gathers, axis=0)))
+            canary = np.repeat(canary_gather(frame), gathers, axis=0)
+            self.embedder.embed_gathers(prepare(canary, frame=frame))
 
     def check_places(self) -> None:
         """Whether a request may be worked on now.

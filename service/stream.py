@@ -284,8 +284,9 @@ class StreamedAnswer(Response):
         wishes = self._wishes
 
         def read(engine: Engine) -> Query:
-            upload = read_gathers(body, geometry=wishes.geometry, limits=self._limits)
-            return Query(prepare(upload.gathers, upload.survey), wishes.top_k, wishes.filter, upload.notes)
+            upload = read_gathers(body, geometry=wishes.geometry, limits=self._limits, frame=engine.frame)
+            prepared = prepare(upload.gathers, upload.survey, frame=engine.frame)
+            return Query(prepared, wishes.top_k, wishes.filter, upload.notes)
 
         with self._serving.batches.coming():
             return await self._serving.on_reader(read)

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from seisbind.model.errors import InvalidSurvey, MalformedUpload, UnsupportedFormat, UploadTooLarge
-from seisbind.model.survey import OPENFWI, Note, Survey
+from seisbind.model.frame import OPENFWI_FRAME, Frame
+from seisbind.model.survey import Note, Survey
 from seisbind.service.arrays import NPY_MAGIC, ZIP_MAGIC, Array, Limits, read_arrays
 from seisbind.service.field_record import read_field_record
 from seisbind.service.ingest import Ingest
 from seisbind.service.segy import TraceFile, looks_like_segy, looks_like_su, read_segy, read_su
 
-MAX_RECEIVERS = 1024  # traces a shot; the mapping to 70 receivers costs 70 x this
-TRAINED_PEAK_HZ = (8.0, 28.0)  # `seisbind.model.acquisition` draws wavelets from this range
+MAX_RECEIVERS = 1024  # traces a shot; the mapping to the frame's costs as many times this
 SURVEY_KEYS = ("dt_s", "shot_x_m", "receiver_x_m", "peak_hz")
 GATHER_KEYS = ("gathers", "data")
 VELOCITY_KEYS = ("velocity", "velocities", "data")
@@ -47,12 +47,19 @@ class Upload:
     notes: tuple[Note, ...] = ()
 
 
-def read_gathers(body: bytes, *, geometry: Geometry | None = None, limits: Limits | None = None) -> Upload:
+def read_gathers(
+    body: bytes,
+    *,
+    geometry: Geometry | None = None,
+    limits: Limits | None = None,
+    frame: Frame = OPENFWI_FRAME,
+) -> Upload:
     """Gathers and their survey from the bytes of an npy, npz, SEG-Y or SU file.
 
     An npz holds ``gathers`` (or ``data``, or one array of any name) and may hold ``dt_s``, ``shot_x_m``,
-    ``receiver_x_m`` and ``peak_hz``; ``geometry`` goes before what the file says. Five shots and 70 receivers without
-    positions are taken for OpenFWI's line. A SEG-Y or SU file is one gather of its shots on one line.
+    ``receiver_x_m`` and ``peak_hz``; ``geometry`` goes before what the file says. Without positions, as many shots and
+    receivers as the weights' ``frame`` has (OpenFWI's: 5 and 70) are taken for its line. A SEG-Y or SU file is one
+    gather of its shots on one line.
 
     Raises:
         UploadRefused: of no such format, self-contradictory, too large, or not of real numbers.
@@ -62,9 +69,11 @@ def read_gathers(body: bytes, *, geometry: Geometry | None = None, limits: Limit
     limits = Limits() if limits is None else limits
     traces = _trace_file(body)
     if traces is not None:
-        return _field(traces, geometry or Geometry(), limits)
+        return _field(traces, geometry or Geometry(), limits, frame)
     gathers, geometry = read_stack(body, geometry=geometry, limits=limits)
-    survey, notes = _survey(geometry, shots=gathers.shape[-3], samples=gathers.shape[-2], receivers=gathers.shape[-1])
+    survey, notes = _survey(
+        geometry, shots=gathers.shape[-3], samples=gathers.shape[-2], receivers=gathers.shape[-1], frame=frame
+    )
     ingest = Ingest(
         format="npy" if body.startswith(NPY_MAGIC) else "npz",
         sample_format=gathers.dtype.name,
@@ -133,17 +142,18 @@ def _trace_file(body: bytes) -> TraceFile | None:
     return read_su(body) if looks_like_su(body) else None
 
 
-def _field(traces: TraceFile, geometry: Geometry, limits: Limits) -> Upload:
+def _field(traces: TraceFile, geometry: Geometry, limits: Limits, frame: Frame) -> Upload:
     record = read_field_record(
         traces,
         max_bytes=limits.unpacked_bytes,
         dt_s=geometry.dt_s,
         shot_x_m=geometry.shot_x_m,
         receiver_x_m=geometry.receiver_x_m,
+        frame=frame,
     )
     stored = Geometry(record.dt_s, record.line.shot_x_m, record.line.receiver_x_m)
     shots, samples, receivers = record.gathers.shape
-    survey, notes = _survey(geometry.over(stored), shots=shots, samples=samples, receivers=receivers)
+    survey, notes = _survey(geometry.over(stored), shots=shots, samples=samples, receivers=receivers, frame=frame)
     notes = (*record.notes, *notes)
     ingest = Ingest(
         format=traces.format,
@@ -196,29 +206,31 @@ def _stored_geometry(stored: Mapping[str, Array]) -> Geometry:
     )
 
 
-def _survey(geometry: Geometry, *, shots: int, samples: int, receivers: int) -> tuple[Survey, tuple[Note, ...]]:
+def _survey(
+    geometry: Geometry, *, shots: int, samples: int, receivers: int, frame: Frame
+) -> tuple[Survey, tuple[Note, ...]]:
     if receivers > MAX_RECEIVERS:
         raise InvalidSurvey(f"{receivers} traces a shot; at most {MAX_RECEIVERS}. Leave out those far from the line.")
     notes: list[Note] = []
-    openfwi = (len(OPENFWI.shot_x_m), len(OPENFWI.receiver_x_m))
-    if (geometry.shot_x_m is None or geometry.receiver_x_m is None) and (shots, receivers) != openfwi:
+    line, own = frame.survey, (len(frame.shot_x_m), frame.receivers)
+    if (geometry.shot_x_m is None or geometry.receiver_x_m is None) and (shots, receivers) != own:
         raise InvalidSurvey(
             f"{shots} shots into {receivers} receivers need positions: pass shot_x_m and receiver_x_m (only "
-            f"{openfwi[0]} shots into {openfwi[1]} receivers are taken for OpenFWI's line without them)."
+            f"{own[0]} shots into {own[1]} receivers are taken for {frame.name}'s line without them)."
         )
-    if geometry.dt_s is None and samples != round(1 / OPENFWI.dt_s):
-        notes.append(Note("assumed_dt", f"No dt_s was given; {OPENFWI.dt_s * 1e3:g} ms a sample was assumed."))
+    if geometry.dt_s is None and samples != frame.record_samples:
+        notes.append(Note("assumed_dt", f"No dt_s was given; {frame.record_dt_s * 1e3:g} ms a sample was assumed."))
     peak_hz = geometry.peak_hz
     if peak_hz is not None and not 0 < peak_hz < 1000:
         raise InvalidSurvey(f"peak_hz is {peak_hz:g}; a source's peak frequency lies between 0 and 1000 Hz.")
-    if peak_hz is not None and not TRAINED_PEAK_HZ[0] <= peak_hz <= TRAINED_PEAK_HZ[1]:
-        low, high = TRAINED_PEAK_HZ
+    low, high = frame.trained_peak_hz
+    if peak_hz is not None and not low <= peak_hz <= high:
         text = f"The source's peak frequency is {peak_hz:g} Hz; the encoders were trained on {low:g} to {high:g} Hz."
         notes.append(Note("peak_frequency_untrained", text))
     survey = Survey(
-        shot_x_m=OPENFWI.shot_x_m if geometry.shot_x_m is None else geometry.shot_x_m,
-        receiver_x_m=OPENFWI.receiver_x_m if geometry.receiver_x_m is None else geometry.receiver_x_m,
-        dt_s=OPENFWI.dt_s if geometry.dt_s is None else geometry.dt_s,
+        shot_x_m=line.shot_x_m if geometry.shot_x_m is None else geometry.shot_x_m,
+        receiver_x_m=line.receiver_x_m if geometry.receiver_x_m is None else geometry.receiver_x_m,
+        dt_s=line.dt_s if geometry.dt_s is None else geometry.dt_s,
         peak_hz=peak_hz,
     )
     return survey, tuple(notes)

@@ -6,9 +6,10 @@ import torch
 
 from seisbind.model.descriptors import NAMES
 from seisbind.model.encoders import EMBEDDING, EncoderConfig, Encoders, condition
+from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.inference import Embedder, full_size
 from seisbind.model.pairs import PairSet
-from seisbind.model.survey import LINE_M, OPENFWI, Prepared
+from seisbind.model.survey import OPENFWI, Prepared
 from seisbind.model.weights_file import Description, Weights
 
 
@@ -103,7 +104,7 @@ def test_condition_ignores_what_is_not_live() -> None:
 def test_a_mirrored_survey_of_shots_off_centre_is_told_apart(embedder: Embedder) -> None:
     """OpenFWI's middle shot is at 340 m of 690: its mirror image lies at 350 m, between two bins."""
     p = prepared(1)
-    mirrored = Prepared(p.traces, p.live, (LINE_M - p.shot_x_m)[:, ::-1].copy())
+    mirrored = Prepared(p.traces, p.live, (OPENFWI_FRAME.line_m - p.shot_x_m)[:, ::-1].copy())
     assert np.abs(embedder.embed_gathers(mirrored).embedding - embedder.embed_gathers(p).embedding).max() > 1e-5
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from seisbind.model import openfwi
 from seisbind.model.errors import DatasetError
+from seisbind.model.frame import OPENFWI_FRAME
 
 Float32 = NDArray[np.float32]
 
@@ -19,8 +20,8 @@ Float32 = NDArray[np.float32]
 def sample(count: int, start: int = 0) -> tuple[Float32, Float32]:
     """Pairs that can be told apart: sample k holds start + k everywhere, +2000 in the velocity."""
     number = np.arange(start, start + count, dtype=np.float32)
-    gathers = np.broadcast_to(number[:, None, None, None], (count, *openfwi.GATHER_SHAPE))
-    velocity = np.broadcast_to(2000 + number[:, None, None, None], (count, *openfwi.VELOCITY_SHAPE))
+    gathers = np.broadcast_to(number[:, None, None, None], (count, *OPENFWI_FRAME.gather_shape))
+    velocity = np.broadcast_to(2000 + number[:, None, None, None], (count, *openfwi.channel_shape(OPENFWI_FRAME)))
     return np.ascontiguousarray(velocity), np.ascontiguousarray(gathers)
 
 

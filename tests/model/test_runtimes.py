@@ -10,9 +10,10 @@ import torch
 
 from seisbind.model.encoders import EncoderConfig, Encoders
 from seisbind.model.errors import InvalidConfig
+from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.inference import Embedder, EncodedGathers
 from seisbind.model.runtimes import ONNX_PACKAGES, choose_runtime
-from seisbind.model.survey import LINE_M, Prepared, prepare
+from seisbind.model.survey import Prepared, prepare
 from seisbind.model.weights_file import Description, Weights
 from seisbind.service.engine import canary_gather
 
@@ -51,7 +52,7 @@ def prepared(gathers: int, shots: int) -> Prepared:
     return Prepared(
         traces=(rng.standard_normal((gathers, shots, 250, 70)) * rng.lognormal(0, 3)).astype(np.float32),
         live=live,
-        shot_x_m=rng.uniform(-20, LINE_M + 20, (gathers, shots)).astype(np.float32),
+        shot_x_m=rng.uniform(-20, OPENFWI_FRAME.line_m + 20, (gathers, shots)).astype(np.float32),
     )
 
 

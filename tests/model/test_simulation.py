@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from seisbind.model.errors import DatasetError, InvalidConfig
+from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.openfwi import Dataset, find_pairs, written_numbers
-from seisbind.model.simulation import LOCK, MANIFEST, PAIR_BYTES, SimulatedDataset, simulate_dataset
+from seisbind.model.simulation import LOCK, MANIFEST, SimulatedDataset, pair_bytes, simulate_dataset
 from seisbind.model.wavefield import Boundary, simulate
 
 FAMILIES = ("FlatVel-A", "Style-B")
@@ -73,7 +74,7 @@ def test_holds_what_it_says(made: Path) -> None:
     np.testing.assert_array_equal(dataset.gathers([4]), simulate(velocity[4], engine="openfwi"))
     manifest = json.loads((made / MANIFEST).read_text())
     assert manifest["seed"] == 7 and manifest["engine"] == "openfwi" and manifest["families"] == list(FAMILIES)
-    assert sum(p.stat().st_size for p in made.rglob("*.npy")) == 6 * PAIR_BYTES + 8 * 128  # headers
+    assert sum(p.stat().st_size for p in made.rglob("*.npy")) == 6 * pair_bytes(OPENFWI_FRAME) + 8 * 128  # headers
 
 
 def test_does_not_depend_on_processes_or_other_families(made: Path, tmp_path: Path) -> None:

@@ -6,16 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey
-from seisbind.model.survey import (
-    OPENFWI,
-    TRAINED_SHOTS,
-    Prepared,
-    Survey,
-    _time_kernel,
-    prepare,
-    receiver_map,
-    spread_shots,
-)
+from seisbind.model.frame import OPENFWI_FRAME
+from seisbind.model.survey import OPENFWI, Prepared, Survey, _time_kernel, prepare, receiver_map, spread_shots
 from seisbind.model.wavefield import ricker
 
 LINE = np.arange(70) * 10.0
@@ -176,7 +168,7 @@ def test_preparation_is_linear_in_amplitude(gain: float, seed: int) -> None:
 
 def test_interpolation_keeps_a_constant() -> None:
     for step in (5.0, 15.0, 20.0, 30.0):
-        rows = receiver_map(tuple(np.arange(0, 691, step))).sum(axis=1)
+        rows = receiver_map(tuple(np.arange(0, 691, step)), frame=OPENFWI_FRAME).sum(axis=1)
         assert np.allclose(rows[rows != 0], 1)
 
 
@@ -191,7 +183,9 @@ def test_what_lies_beyond_the_canonical_second_costs_nothing() -> None:
     survey = Survey(shot_x_m=(340.0,), receiver_x_m=OPENFWI.receiver_x_m, dt_s=0.001)
     whole, part = prepare(long, survey), prepare(long[:, :2000], survey)
     np.testing.assert_array_equal(whole.traces, part.traces)
-    assert all(across.stop <= 1100 for _, across, _ in _time_kernel(1033, 0.001))
+    assert all(
+        across.stop <= 1100 for _, across, _ in _time_kernel(1033, 0.001, OPENFWI_FRAME.samples, OPENFWI_FRAME.dt_s)
+    )
 
 
 def test_a_trace_that_vanishes_beside_the_others_is_dead() -> None:
@@ -219,7 +213,7 @@ def test_of_many_shots_the_five_chosen_are_all_that_counts(count: int) -> None:
     """The same as these five sent alone, in whatever order all of them come; noted with the numbers."""
     gathers, x = many_shots(count)
     prepared, where = chosen(gathers, x)
-    assert prepared.traces.shape == (1, TRAINED_SHOTS, 250, 70) and where == sorted(where)
+    assert prepared.traces.shape == (1, len(OPENFWI.shot_x_m), 250, 70) and where == sorted(where)
     assert np.abs(np.array(where) - np.linspace(0, 680, 5)).max() <= 680 / (count - 1) / 2 + 1e-3
     at = [int(np.abs(x - each).argmin()) for each in where]
     alone = prepare(gathers[:, at], line(LINE, shots=tuple(x[at].tolist())))
@@ -273,7 +267,7 @@ def test_no_other_five_shots_lie_more_evenly(shots: list[tuple[int, int]], seed:
         off, dead = (x[number] - places) / step, (1 - live[number]) / np.maximum(live[number], 1e-3)
         return float(np.square(off).sum() + np.square(dead).sum())
 
-    found = spread_shots(x, live, strength)
+    found = spread_shots(x, live, strength, count=5)
     assert len(set(found.tolist())) == 5 and (np.diff(x[found]) >= 0).all()
     least = min(cost(np.array(each)) for each in itertools.combinations(range(len(x)), 5))
     assert cost(found) <= least * (1 + 1e-6) + 1e-6

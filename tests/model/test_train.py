@@ -9,11 +9,12 @@ import torch
 from seisbind.model.augment import AugmentConfig, Batch, augment, mirror, whole_batch
 from seisbind.model.encoders import EncoderConfig, Encoders, GatherEmbedding
 from seisbind.model.errors import InvalidConfig
+from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.growth import begin_as
 from seisbind.model.loss import LossConfig, contrastive, structure_distance, targets, total_loss
 from seisbind.model.pairs import PairSet
 from seisbind.model.recipe import PAPER, TrainConfig, load_config
-from seisbind.model.survey import LINE_M, OPENFWI
+from seisbind.model.survey import OPENFWI
 from seisbind.model.train import check_start, likeness, runs, train
 from seisbind.model.weights_file import load_weights
 
@@ -313,4 +314,4 @@ def test_heads_that_are_right_cost_nothing(velocity: np.ndarray) -> None:
     )
     assert float(terms.parts["map"]) == 0
     assert float(terms.parts["descriptors"]) == pytest.approx(np.log(0.5))
-    assert LINE_M == 690
+    assert OPENFWI_FRAME.line_m == 690

@@ -12,6 +12,7 @@ from seisbind.model.descriptors import NAMES
 from seisbind.model.encoders import EncoderConfig, Encoders
 from seisbind.model.errors import InvalidConfig, WeightsError
 from seisbind.model.familiarity import MEASURES, Familiar
+from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.presence import Presence
 from seisbind.model.runtimes import gflop
 from seisbind.model.weights_file import SHIPPED, Calibration, Description, load_weights, save_weights
@@ -49,6 +50,7 @@ def test_weights_from_before_encoders_could_grow(
     real, tree = json.dumps, asdict(Description("old", small, {}, CALIBRATION))
     for name in ("ahead", "blocks", "mixers", "finish"):
         del tree["config"][name]
+    tree["frame"] = OPENFWI_FRAME.to_dict()
     for name in ("log_far", "doubt"):
         del tree["calibration"]["presence"][name]
     del tree["calibration"]["familiar"]["middle"]

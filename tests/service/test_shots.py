@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seisbind.model.survey import OPENFWI, TRAINED_SHOTS, Survey
+from seisbind.model.survey import OPENFWI, Survey
 from seisbind.model.wavefield import simulate
 from seisbind.service.arrays import npy
 from seisbind.service.asking import AskGallery, Wanted
@@ -54,7 +54,7 @@ def used(engine: Engine, record: Float32) -> list[int]:
 
 def test_the_answer_is_that_of_the_five_alone(engine: Engine, record: Float32) -> None:
     at = used(engine, record)
-    assert len(at) == TRAINED_SHOTS and (at[0], at[-1]) == (0, SHOTS - 1)
+    assert len(at) == len(OPENFWI.shot_x_m) and (at[0], at[-1]) == (0, SHOTS - 1)
     whole = engine.retrieve(record, line())[0]
     alone = engine.retrieve(record[at], line(tuple(SHOT_X_M[i] for i in at)))[0]
     order = np.random.default_rng(0).permutation(SHOTS)
@@ -84,7 +84,7 @@ def test_over_http_as_a_stream_in_bulk_and_in_files(
     found = served.http.post("/v1/retrieve", content=npy(record), params=fields, headers=RAW).json()
     assert found["ingest"]["shots"] == SHOTS
     results = [found["results"][0]]
-    assert results[0]["traces"]["shots"] == TRAINED_SHOTS  # what is pictured is what was used
+    assert results[0]["traces"]["shots"] == len(OPENFWI.shot_x_m)  # what is pictured is what was used
     fields["include"] = "physics"
     stack = served.http.post("/v1/retrieve/stream", content=npy(record[None]), params=fields, headers=RAW)
     results += [json.loads(text)["result"] for text in stack.text.splitlines()]
