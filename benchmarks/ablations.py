@@ -22,16 +22,16 @@ import torch
 from real_maps import noisy, pairs_of
 from torch import Tensor, nn
 
-import seisbind.model.encoders as encoders_module
-from seisbind.model.augment import AugmentConfig
-from seisbind.model.encoders import EncoderConfig, SeismicEncoder
-from seisbind.model.evaluate import embed, recall, report
+import seisbind.model.encoders.networks as encoders_module
+from seisbind.model.datasets.pairs import load_pairs
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.encoders.networks import EncoderConfig, SeismicEncoder
+from seisbind.model.encoders.weights_file import Description, save_weights
 from seisbind.model.frame import PATCH_RECEIVERS, PATCH_SAMPLES, Frame
-from seisbind.model.inference import Embedder
-from seisbind.model.pairs import load_pairs
-from seisbind.model.recipe import PAPER, TrainConfig
-from seisbind.model.train import Progress, train
-from seisbind.model.weights_file import Description, save_weights
+from seisbind.model.training.augment import AugmentConfig
+from seisbind.model.training.evaluation import embed, recall, report
+from seisbind.model.training.recipe import PAPER, TrainConfig
+from seisbind.model.training.trainer import Progress, train
 
 FULL = TrainConfig()
 QUIET = AugmentConfig(noise=0.0)

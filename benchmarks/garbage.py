@@ -33,15 +33,15 @@ from robustness import KINDS, white
 from scipy.signal import butter, chirp, fftconvolve, sosfiltfilt
 
 from seisbind.index import Gallery
-from seisbind.model.geology import mixed
-from seisbind.model.inference import Embedder
-from seisbind.model.presence import CANDIDATES
-from seisbind.model.survey import OPENFWI, Survey, prepare
-from seisbind.model.wavefield import simulate
-from seisbind.service.answers import Retrieval
-from seisbind.service.building import build_gallery
-from seisbind.service.engine import Engine
-from seisbind.service.progress import counting
+from seisbind.model.confidence.presence import CANDIDATES
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.ground.families import mixed
+from seisbind.model.survey.preparation import OPENFWI, Survey, prepare
+from seisbind.model.waves.wavefield import simulate
+from seisbind.service.commands.console import counting
+from seisbind.service.engine.answers import Retrieval
+from seisbind.service.engine.engine import Engine
+from seisbind.service.engine.gallery_builder import build_gallery
 
 Array = NDArray[np.float32]
 Rng = np.random.Generator

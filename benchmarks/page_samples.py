@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from seisbind.model.descriptors import NAMES, describe
 from seisbind.model.frame import OPENFWI_FRAME
-from seisbind.model.geology import generate, mixed
-from seisbind.model.survey import OPENFWI, prepare
-from seisbind.model.wavefield import simulate
+from seisbind.model.ground.descriptors import NAMES, describe
+from seisbind.model.ground.families import generate, mixed
+from seisbind.model.survey.preparation import OPENFWI, prepare
+from seisbind.model.waves.wavefield import simulate
 
 SEED = 20260
 GALLERY_SEED = 1

@@ -22,15 +22,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seisbind.model import survey as surveys
-from seisbind.model.descriptors import describe
-from seisbind.model.evaluate import coverage, descriptor_errors, recall_among
-from seisbind.model.familiarity import measure
-from seisbind.model.geology import mixed
-from seisbind.model.inference import Embedder
-from seisbind.model.survey import OPENFWI, Survey, prepare
-from seisbind.model.wavefield import simulate
-from seisbind.service.progress import counting
+from seisbind.model.confidence.novelty import measure
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.ground.descriptors import describe
+from seisbind.model.ground.families import mixed
+from seisbind.model.survey import preparation as surveys
+from seisbind.model.survey.preparation import OPENFWI, Survey, prepare
+from seisbind.model.training.evaluation import coverage, descriptor_errors, recall_among
+from seisbind.model.waves.wavefield import simulate
+from seisbind.service.commands.console import counting
 
 Array = NDArray[np.float32]
 

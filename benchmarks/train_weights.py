@@ -27,18 +27,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seisbind.model.acquisition import EXACT, AcquisitionConfig, simulate_pairs
-from seisbind.model.augment import as_trained
-from seisbind.model.calibrate import OTHERS, SEEN, calibrate
+from seisbind.model.datasets.acquisition import EXACT, AcquisitionConfig, simulate_pairs
+from seisbind.model.datasets.pairs import SHARD, PairSet, load_pairs, shard_path
+from seisbind.model.datasets.simulation import only_writer
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.encoders.weights_file import Description, load_weights, save_weights
 from seisbind.model.errors import DatasetError
-from seisbind.model.evaluate import evaluate
-from seisbind.model.geology import FAMILIES, mixed
-from seisbind.model.inference import Embedder
-from seisbind.model.pairs import SHARD, PairSet, load_pairs, shard_path
-from seisbind.model.recipe import load_config
-from seisbind.model.simulation import only_writer
-from seisbind.model.train import Progress, train
-from seisbind.model.weights_file import Description, load_weights, save_weights
+from seisbind.model.ground.families import FAMILIES, mixed
+from seisbind.model.training.augment import as_trained
+from seisbind.model.training.calibration import OTHERS, SEEN, calibrate
+from seisbind.model.training.evaluation import evaluate
+from seisbind.model.training.recipe import load_config
+from seisbind.model.training.trainer import Progress, train
 
 # name: (pairs, seed, acquisitions); the last two are never trained on
 SETS = {

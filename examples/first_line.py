@@ -13,12 +13,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from seisbind.index import Gallery
-from seisbind.model.geology import generate
-from seisbind.model.inference import Embedder
-from seisbind.model.survey import OPENFWI
-from seisbind.model.wavefield import simulate
-from seisbind.service.building import build_gallery, random_models
-from seisbind.service.engine import Engine
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.ground.families import generate
+from seisbind.model.survey.preparation import OPENFWI
+from seisbind.model.waves.wavefield import simulate
+from seisbind.service.engine.engine import Engine
+from seisbind.service.engine.gallery_builder import build_gallery, random_models
 
 OUT = Path(sys.argv[1] if len(sys.argv) > 1 else "first-line")
 MODELS = int(sys.argv[2]) if len(sys.argv) > 2 else 2000

@@ -3,9 +3,20 @@
 if __name__ != "seisbind.index":
     raise ImportError(f"imported as {__name__!r}; write 'import seisbind.index' (after 'pip install -e .')")
 
-from seisbind.index.filter import Filter
 from seisbind.index.gallery import Distribution, Gallery, GalleryInfo, Hit
-from seisbind.index.record import Record
+from seisbind.index.search.filter import Filter
+from seisbind.index.search.vectors import search_threads
+from seisbind.index.storage.record import Record
 from seisbind.index.verify import VerifyReport, verify_folder
 
-__all__ = ["Distribution", "Filter", "Gallery", "GalleryInfo", "Hit", "Record", "VerifyReport", "verify_folder"]
+__all__ = [
+    "Distribution",
+    "Filter",
+    "Gallery",
+    "GalleryInfo",
+    "Hit",
+    "Record",
+    "VerifyReport",
+    "search_threads",
+    "verify_folder",
+]

@@ -15,17 +15,26 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from seisbind.index.batch import checked_batch, unit_vectors
-from seisbind.index.columns import NO_FAMILY, keys_of
-from seisbind.index.contents import Contents, load_contents
-from seisbind.index.database import FORMAT_VERSION, RECORDS, create_database, identity, told
-from seisbind.index.faiss_index import Float64, Int64
-from seisbind.index.filter import Filter
-from seisbind.index.folder import BUILDING, LOCK, SPACES, drop_building, install, make_folder, make_room, size_bytes
-from seisbind.index.lock import WriterLock
-from seisbind.index.record import Float32, Histogram, Record
-from seisbind.index.records import Known, Records
-from seisbind.index.snapshot import settle_snapshots, write_columns, write_snapshot
+from seisbind.index.search.columns import NO_FAMILY, keys_of
+from seisbind.index.search.filter import Filter
+from seisbind.index.search.snapshots import settle_snapshots, write_columns, write_snapshot
+from seisbind.index.search.vectors import Float64, Int64
+from seisbind.index.search.view import Contents, load_contents
+from seisbind.index.storage.database import FORMAT_VERSION, RECORDS, create_database, identity, told
+from seisbind.index.storage.folder import (
+    BUILDING,
+    LOCK,
+    SPACES,
+    drop_building,
+    install,
+    make_folder,
+    make_room,
+    size_bytes,
+)
+from seisbind.index.storage.lock import WriterLock
+from seisbind.index.storage.record import Float32, Histogram, Record
+from seisbind.index.storage.records import Known, Records
+from seisbind.index.validation import checked_batch, unit_vectors
 from seisbind.index.verify import VerifyReport, verify
 from seisbind.model.errors import (
     GalleryDamaged,
@@ -54,7 +63,7 @@ class Hit:
     Attributes:
         similarity: the cosine, -1 to 1.
         row: breaks ties and is never used again.
-        descriptors: ``(13,)`` float32, in the order of `seisbind.model.descriptors.DESCRIPTORS`.
+        descriptors: ``(13,)`` float32, in the order of `seisbind.model.ground.descriptors.DESCRIPTORS`.
     """
 
     model_id: str
@@ -159,7 +168,7 @@ class Gallery:
             fingerprint: of the weights whose embeddings it will hold.
             dimension: of the embeddings.
             frame: of the weights.
-            overwrite: replace a gallery that is there already, with everything in it, at once (see `building`).
+            overwrite: replace a gallery that is there already, with everything in it, at once (see `gallery_builder`).
             at_step: called with a name at each step of a change, for crash tests.
 
         Raises:
@@ -326,7 +335,7 @@ class Gallery:
 
         Args:
             velocity: ``(model, depth, x)``, m/s.
-            descriptors: ``(model, 13)``, see `seisbind.model.descriptors.describe`.
+            descriptors: ``(model, 13)``, see `seisbind.model.ground.descriptors.describe`.
             velocity_embeddings, physics_embeddings: ``(model, dimension)``, unit length.
             model_ids: letters, digits and ``._:-``, at most 128; by default ``v-`` and 16 digits of the map's SHA-256.
             families, tags: per model.
@@ -338,7 +347,7 @@ class Gallery:
 
         Raises:
             InvalidQuery: arrays that do not go together, an embedding that is not of unit length, an id that is taken.
-            InvalidVelocityModel: see `seisbind.model.descriptors.check_velocity`.
+            InvalidVelocityModel: see `seisbind.model.ground.descriptors.check_velocity`.
             GalleryWriteFailed: the disk refused.
         """
         models = checked_batch(

@@ -7,10 +7,10 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from seisbind.index.database import RECORDS
-from seisbind.index.filter import Filter
-from seisbind.index.record import Record
-from seisbind.index.records import Records
+from seisbind.index.search.filter import Filter
+from seisbind.index.storage.database import RECORDS
+from seisbind.index.storage.record import Record
+from seisbind.index.storage.records import Records
 
 PAGE = 500  # records read at once
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from seisbind.index.columns import NO_FAMILY, StoredColumns, keys_of
-from seisbind.index.contents import Contents, load_contents
-from seisbind.index.database import RECORDS
-from seisbind.index.faiss_index import Float32, Int64
-from seisbind.index.folder import SPACES
-from seisbind.index.record import Catalogue, Ids
-from seisbind.index.records import Known, Records
-from seisbind.index.snapshot import Snapshot, load_columns_snapshot, load_snapshot
+from seisbind.index.search.columns import NO_FAMILY, StoredColumns, keys_of
+from seisbind.index.search.snapshots import Snapshot, load_columns_snapshot, load_snapshot
+from seisbind.index.search.vectors import Float32, Int64
+from seisbind.index.search.view import Contents, load_contents
+from seisbind.index.storage.database import RECORDS
+from seisbind.index.storage.folder import SPACES
+from seisbind.index.storage.record import Catalogue, Ids
+from seisbind.index.storage.records import Known, Records
 from seisbind.model.errors import GalleryDamaged, GalleryError, UnknownModel
 
 UNIT_TOLERANCE = 1e-5  # of a stored embedding: they are normalised in float64 when they come in

@@ -21,9 +21,9 @@ import pytest
 import yaml
 
 from seisbind.model.errors import SeisBindError
-from seisbind.service.errors import INTERNAL
-from seisbind.service.metrics import Metrics
+from seisbind.service.runtime.metrics import Metrics
 from seisbind.service.settings import Settings
+from seisbind.service.transport.problems import INTERNAL
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"

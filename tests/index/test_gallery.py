@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 
 from seisbind.index import Filter, Gallery, VerifyReport, verify_folder
-from seisbind.model.descriptors import DESCRIPTORS, NAMES
 from seisbind.model.errors import (
     GalleryDamaged,
     GalleryError,
@@ -34,6 +33,7 @@ from seisbind.model.errors import (
     UnknownModel,
     WeightsMismatch,
 )
+from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
 
 MakeBatch = Callable[..., Any]
 NOBODY = 65534

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from seisbind.index import Filter, Gallery, Hit
-from seisbind.index.faiss_index import RECENT_VECTORS, VectorIndex
-from seisbind.model.descriptors import NAMES, describe
+from seisbind.index.search.vectors import RECENT_VECTORS, VectorIndex
 from seisbind.model.errors import InvalidQuery
+from seisbind.model.ground.descriptors import NAMES, describe
 
 FAMILIES = ["FlatVel-A", "CurveVel-A", "FlatFault-A", "CurveFault-A"]
 

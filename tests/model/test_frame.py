@@ -13,24 +13,24 @@ import numpy as np
 import pytest
 import torch
 
-from seisbind.model.acquisition import AcquisitionConfig, simulate_pairs
-from seisbind.model.augment import AugmentConfig, augment, whole_batch
-from seisbind.model.descriptors import describe
-from seisbind.model.encoders import EncoderConfig, Encoders
+from seisbind.model.confidence.novelty import bounds_of, measure
+from seisbind.model.datasets.acquisition import AcquisitionConfig, simulate_pairs
+from seisbind.model.datasets.openfwi import Dataset, find_pairs
+from seisbind.model.datasets.pairs import PairSet, load_pairs, prepare_files, save_pairs
+from seisbind.model.datasets.simulation import simulate_dataset
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.encoders.networks import EncoderConfig, Encoders
+from seisbind.model.encoders.weights_file import SHIPPED, Description, Weights, load_weights, save_weights
 from seisbind.model.errors import DatasetError, InvalidConfig, InvalidGather, InvalidVelocityModel
-from seisbind.model.evaluate import evaluate
-from seisbind.model.familiarity import bounds_of, measure
 from seisbind.model.frame import OPENFWI_FRAME, Frame, load_frame
-from seisbind.model.geology import EXTRA_FAMILIES, FAMILIES, generate, mixed
-from seisbind.model.inference import Embedder
-from seisbind.model.openfwi import Dataset, find_pairs
-from seisbind.model.pairs import PairSet, load_pairs, prepare_files, save_pairs
-from seisbind.model.recipe import TrainConfig
-from seisbind.model.simulation import simulate_dataset
-from seisbind.model.survey import OPENFWI, Survey, prepare
-from seisbind.model.train import train
-from seisbind.model.wavefield import simulate
-from seisbind.model.weights_file import SHIPPED, Description, Weights, load_weights, save_weights
+from seisbind.model.ground.descriptors import describe
+from seisbind.model.ground.families import EXTRA_FAMILIES, FAMILIES, generate, mixed
+from seisbind.model.survey.preparation import OPENFWI, Survey, prepare
+from seisbind.model.training.augment import AugmentConfig, augment, whole_batch
+from seisbind.model.training.evaluation import evaluate
+from seisbind.model.training.recipe import TrainConfig
+from seisbind.model.training.trainer import train
+from seisbind.model.waves.wavefield import simulate
 
 ROOT = Path(__file__).parents[2]
 SMALL = EncoderConfig(width=8, velocity_width=8, hidden=16)
@@ -306,9 +306,9 @@ def literals(source: str) -> list[str]:
 
 # numbers that are not the line's: pairs in a shard, and velocities and depths that families are drawn from
 UNRELATED = {
-    "model/encoders.py": ["OPENFWI_RMS"],  # every shot of every frame is brought to it
-    "model/pairs.py": ["250"],
-    "model/geology.py": ["35", "250", "350", "4500"],
+    "model/encoders/networks.py": ["OPENFWI_RMS"],  # every shot of every frame is brought to it
+    "model/datasets/pairs.py": ["250"],
+    "model/ground/families.py": ["35", "250", "350", "4500"],
 }
 
 

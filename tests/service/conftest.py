@@ -26,20 +26,20 @@ import uvicorn
 from numpy.typing import NDArray
 
 from seisbind.index import Gallery
-from seisbind.model.encoders import EncoderConfig, Encoders
-from seisbind.model.familiarity import MEASURES, Familiar
-from seisbind.model.geology import mixed
-from seisbind.model.inference import Embedder
-from seisbind.model.presence import Presence
-from seisbind.model.wavefield import simulate
-from seisbind.model.weights_file import Calibration, Description, save_weights
-from seisbind.service.app import create_app
-from seisbind.service.building import build_gallery
-from seisbind.service.engine import Engine
-from seisbind.service.protocol import Protocol
-from seisbind.service.server import Server, listen, url_of
-from seisbind.service.serving import Serving
+from seisbind.model.confidence.novelty import MEASURES, Familiar
+from seisbind.model.confidence.presence import Presence
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.encoders.networks import EncoderConfig, Encoders
+from seisbind.model.encoders.weights_file import Calibration, Description, save_weights
+from seisbind.model.ground.families import mixed
+from seisbind.model.waves.wavefield import simulate
+from seisbind.service.engine.engine import Engine
+from seisbind.service.engine.gallery_builder import build_gallery
+from seisbind.service.http.app import create_app
+from seisbind.service.http.server import Server, listen, url_of
+from seisbind.service.runtime.serving import Serving
 from seisbind.service.settings import Settings
+from seisbind.service.transport.protocol import Protocol
 
 Float32 = NDArray[np.float32]
 MODELS = 60
@@ -161,7 +161,7 @@ def spawned(weights: Path, gallery: Path) -> Iterator[tuple[subprocess.Popen[str
     """``seisbind serve`` as a process of its own, which gets signals, and its address."""
     settings = {"GALLERY": str(gallery), "WEIGHTS": str(weights), "DEVICE": "cpu", "PORT": "0"}
     with subprocess.Popen(
-        [sys.executable, "-c", "from seisbind.service.cli import main; main()", "serve"],
+        [sys.executable, "-m", "seisbind", "serve"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # an access line a request, which nobody reads
         text=True,

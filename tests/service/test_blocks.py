@@ -25,11 +25,11 @@ import pytest
 import typer
 import yaml
 
-from seisbind.model.geology import mixed
-from seisbind.model.wavefield import simulate
-from seisbind.service.app import openapi_document
-from seisbind.service.cli import app
-from seisbind.service.uploads import read_gathers
+from seisbind.model.ground.families import mixed
+from seisbind.model.waves.wavefield import simulate
+from seisbind.service.commands.main import app
+from seisbind.service.formats.reader import read_gathers
+from seisbind.service.http.app import openapi_document
 
 ROOT = Path(__file__).parents[2]
 PAGES = (

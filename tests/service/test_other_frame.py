@@ -20,18 +20,18 @@ import pytest
 from numpy.typing import NDArray
 
 from seisbind.index import Gallery
-from seisbind.model.descriptors import describe
+from seisbind.model.datasets.openfwi import Dataset, find_pairs
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.encoders.weights_file import SHIPPED, load_weights
 from seisbind.model.errors import WeightsMismatch
 from seisbind.model.frame import OPENFWI_FRAME, Frame
-from seisbind.model.geology import mixed
-from seisbind.model.inference import Embedder
-from seisbind.model.openfwi import Dataset, find_pairs
-from seisbind.model.survey import prepare
-from seisbind.model.weights_file import SHIPPED, load_weights
-from seisbind.service.arrays import NPZ, npy
-from seisbind.service.asking import Answer, AskGallery, Wanted
-from seisbind.service.client import Client
-from seisbind.service.engine import Engine
+from seisbind.model.ground.descriptors import describe
+from seisbind.model.ground.families import mixed
+from seisbind.model.survey.preparation import prepare
+from seisbind.service.bulk.backends import Answer, AskGallery, Wanted
+from seisbind.service.client.client import Client
+from seisbind.service.engine.engine import Engine
+from seisbind.service.formats.npy import NPZ, npy
 from seisbind.service.settings import Settings
 
 Float32 = NDArray[np.float32]
@@ -43,7 +43,7 @@ RAW = {"Content-Type": "application/octet-stream"}
 
 def seisbind(*arguments: str | Path, code: int = 0) -> str:
     """What the command says, if it ends with ``code``."""
-    command = [sys.executable, "-c", "from seisbind.service.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-m", "seisbind", *map(str, arguments)]
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )

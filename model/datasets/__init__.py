@@ -1,0 +1,6 @@
+"""Gathers beside their velocity models, on disk and in memory.
+
+OpenFWI's files, simulated files of that layout, pairs prepared for training, and acquisitions drawn at random.
+"""
+
+__all__ = ["acquisition", "openfwi", "pairs", "simulation"]

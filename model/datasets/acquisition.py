@@ -1,0 +1,213 @@
+"""Random acquisitions: the same ground recorded through other solvers, boundaries, wavelets and depths.
+
+What an encoder must not learn from is what differs between simulators and crews: how well the frame absorbs, a free
+surface, the source's spectrum and phase, how deep sources and receivers lie. `simulate_pairs` draws these for each
+velocity model, so that no two share an operator.
+"""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from scipy.signal import hilbert
+
+from seisbind.model.datasets.pairs import (
+    SHARD,
+    PairSet,
+    claim_recipe,
+    pair_bytes,
+    save_shard,
+    scale_to_unit_rms,
+    shard_path,
+)
+from seisbind.model.datasets.simulation import only_writer
+from seisbind.model.errors import DatasetError
+from seisbind.model.frame import OPENFWI_FRAME, Frame
+from seisbind.model.ground.descriptors import describe
+from seisbind.model.ground.families import checksum, generate
+from seisbind.model.survey.preparation import Survey, prepare
+from seisbind.model.waves.wavefield import Boundary, Engine, GridDispersionWarning, ricker, simulate
+
+
+@dataclass(frozen=True, slots=True)
+class AcquisitionConfig:
+    """Shares of each departure from the frame's own acquisition; zero everywhere is OpenFWI's operator exactly.
+
+    Attributes:
+        deepwave: share simulated by deepwave's matched layers (10-20 cells) instead of the sponge.
+        frame: share of the rest with another sponge (24-90 cells at 0.5-2.5 times the strength).
+        free_surface: share with a free surface.
+        wavelet: share with a Ricker of `Frame.trained_peak_hz` (OpenFWI: 8-28 Hz), log-uniform, half of them rotated in
+            phase by up to 30 degrees.
+        depth: share with sources and receivers one to three cells deep (OpenFWI: 10-30 m) instead of one.
+    """
+
+    deepwave: float = 0.15
+    frame: float = 0.55
+    free_surface: float = 0.05
+    wavelet: float = 0.3
+    depth: float = 0.15
+
+
+EXACT = AcquisitionConfig(0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Acquisition:
+    """How one velocity model is recorded."""
+
+    engine: Engine
+    boundary: Boundary
+    survey: Survey
+    wavelet: NDArray[np.float32]
+
+
+def draw(config: AcquisitionConfig, rng: np.random.Generator, *, frame: Frame = OPENFWI_FRAME) -> Acquisition:
+    """Draw one acquisition."""
+    engine: Engine = "deepwave" if rng.random() < config.deepwave else "openfwi"
+    width, strength = None, 1.0
+    if engine == "deepwave":
+        width = int(rng.integers(10, 21))
+    elif rng.random() < config.frame:
+        width, strength = int(rng.integers(24, 91)), float(np.exp(rng.uniform(np.log(0.5), np.log(2.5))))
+    free_surface = bool(rng.random() < config.free_surface)
+    peak_hz, angle = frame.peak_hz, 0.0
+    lowest_hz, highest_hz = frame.trained_peak_hz
+    if rng.random() < config.wavelet:
+        peak_hz = float(np.exp(rng.uniform(np.log(lowest_hz), np.log(highest_hz))))
+        angle = float(rng.uniform(-np.pi / 6, np.pi / 6)) if rng.random() < 0.5 else 0.0
+    wavelet = ricker(peak_hz, frame.record_dt_s)
+    if angle:
+        wavelet = np.real(hilbert(wavelet) * np.exp(1j * angle)).astype(np.float32)
+    survey = frame.survey
+    if rng.random() < config.depth:
+        source, receiver = (frame.cell_m * float(rng.integers(1, 4)) for _ in range(2))
+        survey = replace(survey, source_depth_m=source, receiver_depth_m=receiver)
+    return Acquisition(engine, Boundary(width, strength, free_surface), survey, wavelet)
+
+
+def record(velocity: NDArray[np.float32], acquisition: Acquisition, *, frame: Frame = OPENFWI_FRAME) -> torch.Tensor:
+    """Prepared traces ``(1, shot, time, receiver)`` of one model ``(depth, x)``, float16 at rms 1."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GridDispersionWarning)  # one more thing that differs between simulators
+        gathers = simulate(
+            velocity,
+            frame=frame,
+            survey=acquisition.survey,
+            engine=acquisition.engine,
+            boundary=acquisition.boundary,
+            wavelet=acquisition.wavelet,
+        )
+    return scale_to_unit_rms(torch.from_numpy(prepare(gathers, frame=frame).traces))
+
+
+def simulate_pairs(
+    out: Path,
+    count: int,
+    seed: int,
+    families: Sequence[str],
+    *,
+    config: AcquisitionConfig | None = None,
+    frame: Frame = OPENFWI_FRAME,
+    processes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Simulate ``count`` training pairs into ``out`` as `pairs.save_pairs` lays them out; goes on where it stopped.
+
+    The result depends on the arguments alone, not on the number of processes or interruptions.
+
+    Args:
+        out: folder of the shards.
+        count: pairs; families take turns.
+        seed: of the geology and the acquisitions.
+        families: see `families.generate`.
+        config: how acquisitions vary; None for `AcquisitionConfig`'s defaults.
+        frame: that the pairs are for.
+        processes: single-threaded workers; None for one a core.
+        progress: called with (done, total).
+
+    Raises:
+        DatasetError: ``out`` holds pairs of another recipe, another process writes it, or the disk is too full.
+    """
+    config = config or AcquisitionConfig()
+    recipe = {"count": count, "seed": seed, "families": list(families), "config": asdict(config)}
+    if frame != OPENFWI_FRAME:
+        recipe["frame"] = frame.to_dict()
+    out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out):
+        claim_recipe(out, recipe | {"geology": checksum(families)})
+        starts = [s for s in range(0, count, SHARD) if not shard_path(out, s // SHARD).exists()]
+        left = sum(min(SHARD, count - s) for s in starts)
+        free = shutil.disk_usage(out).free
+        if free < left * pair_bytes(frame):
+            raise _disk_full(out, left, frame, f"{free:,} are free")
+        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        with ProcessPoolExecutor(processes or os.cpu_count(), context, initializer=_single_threaded) as pool:
+            task = partial(
+                _simulate_shard, out, count=count, seed=seed, families=tuple(families), config=config, frame=frame
+            )
+            jobs = [pool.submit(task, start) for start in starts]
+            try:
+                for job in as_completed(jobs):
+                    left -= job.result()
+                    if progress is not None:
+                        progress(count - left, count)
+            except (OSError, SafetensorError) as error:
+                pool.shutdown(cancel_futures=True)
+                if getattr(error, "errno", None) not in (None, errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise _disk_full(out, left, frame, str(error)) from error
+
+
+def _disk_full(out: Path, left: int, frame: Frame, cause: str) -> DatasetError:
+    size = left * pair_bytes(frame)
+    return DatasetError(
+        f"The {left} pairs to go need {size:,} bytes in {out}: {cause}. Make room, and run again to go on."
+    )
+
+
+def _single_threaded() -> None:
+    torch.set_num_threads(1)
+
+
+def _simulate_shard(
+    out: Path,
+    start: int,
+    *,
+    count: int,
+    seed: int,
+    families: tuple[str, ...],
+    config: AcquisitionConfig,
+    frame: Frame,
+) -> int:
+    count = min(SHARD, count - start)
+    rng = np.random.default_rng([seed, start])
+    family = np.arange(start, start + count) % len(families)
+    velocity = np.empty((count, *frame.velocity_shape), dtype=np.float32)
+    for index, name in enumerate(families):
+        members = np.flatnonzero(family == index)
+        velocity[members] = generate(name, len(members), rng, frame=frame)
+    traces = [record(model, draw(config, rng, frame=frame), frame=frame) for model in velocity]
+    pairs = PairSet(
+        traces=torch.cat(traces),
+        velocity=torch.from_numpy(velocity),
+        descriptors=torch.from_numpy(describe(velocity, cell_m=frame.cell_m)),
+        family=torch.from_numpy(family),
+        families=families,
+        frame=frame,
+    )
+    save_shard(shard_path(out, start // SHARD), pairs)
+    return count

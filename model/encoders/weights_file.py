@@ -1,0 +1,214 @@
+"""Trained encoders as one safetensors file that describes and checks itself.
+
+The file's metadata holds a JSON `Description` (configuration, policies, calibration, training) and a SHA-256 over
+that JSON and every tensor, so that a damaged file is refused. The fingerprint is the start of that SHA-256:
+galleries carry it, and refuse others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from seisbind.model.confidence.novelty import Familiar
+from seisbind.model.confidence.presence import Presence
+from seisbind.model.encoders.networks import COMPRESSION, OPENFWI_RMS, EncoderConfig, Encoders
+from seisbind.model.errors import InvalidConfig, WeightsError
+from seisbind.model.frame import OPENFWI_FRAME, Frame, stored_frame
+from seisbind.model.ground.descriptors import INTERFACE_STEP_M_S, NAMES
+from seisbind.model.survey.preparation import POLARITY_RATIO, SINC_HALF_WIDTH
+
+FORMAT = 4
+BEFORE_FRAMES = 3  # the same without a frame: OpenFWI's
+SHIPPED = Path(__file__).parents[1] / "weights" / "seisbind.safetensors"
+FINGERPRINT_LENGTH = 16
+
+
+def policy_of(frame: Frame) -> dict[str, float]:
+    """How this SeisBind prepares what encoders of a frame see."""
+    return {
+        "dt_s": frame.dt_s,
+        "samples": frame.samples,
+        "receivers": frame.receivers,
+        "spacing_m": frame.receiver_spacing_m,
+        "shot_rms": OPENFWI_RMS,
+        "compression": COMPRESSION,
+        "time_kernel": SINC_HALF_WIDTH,
+        "max_gap_m": frame.max_gap_m,
+        "polarity_ratio": POLARITY_RATIO,
+        "interface_step_m_s": INTERFACE_STEP_M_S,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a held-out split says of the encoders; all of it measured, none of it learned by gradient.
+
+    Attributes:
+        log_factor: ``(families, 13)``, one row where no family head is: the 90 % interval's half width is the head's
+            scale times exp(the rows' mean, weighted by the family's probability).
+        presence: how likely the best match is the ground itself; see `presence`.
+        familiar: what gathers looked like in training; see `novelty`.
+        pairs: size of the split.
+    """
+
+    log_factor: tuple[tuple[float, ...], ...]
+    presence: Presence
+    familiar: Familiar
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What the weights are: enough to build the encoders, prepare their input and tell where they come from.
+
+    ``policy``: `policy_of` the frame, unless given.
+    """
+
+    name: str
+    config: EncoderConfig
+    training: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    descriptors: tuple[str, ...] = NAMES
+    policy: dict[str, float] = field(default_factory=dict)
+    format: int = FORMAT
+    frame: Frame = OPENFWI_FRAME
+
+    def __post_init__(self) -> None:
+        if not self.policy:
+            object.__setattr__(self, "policy", policy_of(self.frame))
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Encoders in evaluation mode, their description and their fingerprint."""
+
+    encoders: Encoders
+    description: Description
+    fingerprint: str
+
+
+def save_weights(path: Path, encoders: Encoders, description: Description) -> str:
+    """Write ``path`` (temporary file, fsync, rename), matrices in float16; returns the fingerprint."""
+    tensors = {name: _stored(t) for name, t in encoders.state_dict().items()}
+    if description.frame != encoders.frame:
+        raise InvalidConfig(
+            f"The description is of another frame than the encoders: {description.frame} there, {encoders.frame} here."
+        )
+    stated = asdict(description) | {"frame": description.frame.to_dict()}
+    if description.format == BEFORE_FRAMES:  # loaded, and saved again as it was
+        del stated["frame"]
+    text = json.dumps(stated, sort_keys=True)
+    whole = digest(text, tensors)
+    payload = save(tensors, metadata={"seisbind": text, "sha256": whole})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return whole[:FINGERPRINT_LENGTH]
+
+
+def load_weights(path: Path | None = None, *, device: str | torch.device = "cpu") -> Weights:
+    """Load weights; None means those that ship with SeisBind.
+
+    Raises:
+        WeightsError: no such file, damaged, or made for another format, policy or set of descriptors.
+    """
+    path = SHIPPED if path is None else path
+    if not path.is_file():
+        raise WeightsError(f"No weights at {path}. Train some with 'seisbind train', or leave --weights out.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file ({error}); fetch it again.") from error
+    text, stated = metadata.get("seisbind"), metadata.get("sha256")
+    if text is None or stated is None:
+        raise WeightsError(f"{path} is a safetensors file, but not of SeisBind weights: its metadata lacks 'seisbind'.")
+    if digest(text, tensors) != stated:
+        raise WeightsError(f"{path} is damaged: its content does not have the SHA-256 {stated[:16]}… that it states.")
+    description = _parse_description(text, path)
+    try:
+        encoders = Encoders(description.config, frame=description.frame)
+        encoders.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit its own configuration: {error}") from error
+    return Weights(encoders.to(device).eval(), description, stated[:FINGERPRINT_LENGTH])
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """Matrices and kernels as float16 (half the file; the card states what it costs), the rest as it is."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.half() if tensor.is_floating_point() and tensor.ndim >= 2 else tensor
+
+
+def digest(text: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256, in hexadecimal digits, of a description and the tensors beside it, on the CPU."""
+    hashed = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        hashed.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def _parse_familiar(
+    *, low: list[float], high: list[float], limit: float, middle: list[float] | None = None
+) -> Familiar:
+    """Weights of before the middle was stored had it halfway."""
+    halfway = ((a + b) / 2 for a, b in zip(low, high, strict=True))
+    return Familiar(tuple(low), tuple(halfway if middle is None else middle), tuple(high), limit)
+
+
+def _parse_description(text: str, path: Path) -> Description:
+    try:
+        raw = json.loads(text)
+        if raw.get("format") not in (BEFORE_FRAMES, FORMAT):
+            raise WeightsError(
+                f"{path} has weights format {raw.get('format')!r}; this SeisBind reads formats {BEFORE_FRAMES} and "
+                f"{FORMAT}."
+            )
+        calibration, stored = raw.pop("calibration"), raw.pop("config")
+        config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        description = Description(
+            config=EncoderConfig(**config),
+            calibration=None
+            if calibration is None
+            else Calibration(
+                log_factor=tuple(tuple(map(float, row)) for row in calibration["log_factor"]),
+                presence=Presence(**calibration["presence"]),
+                familiar=_parse_familiar(**calibration["familiar"]),
+                pairs=int(calibration["pairs"]),
+            ),
+            descriptors=tuple(raw.pop("descriptors")),
+            frame=stored_frame(raw.pop("frame") if raw["format"] == FORMAT else None),
+            **raw,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path} has a description that cannot be read ({error!r}).") from error
+    if description.descriptors != NAMES:
+        raise WeightsError(f"{path} was trained on other descriptors than this SeisBind computes.")
+    policy = policy_of(description.frame)
+    if description.policy != policy:
+        raise WeightsError(
+            f"{path} was trained with the preparation {description.policy}; this SeisBind does {policy}."
+        )
+    return description

@@ -1,0 +1,90 @@
+"""What SeisBind answers: matches, inferred physics, and how far to trust them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seisbind.model.survey.preparation import Note
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One velocity model of the answer; ``rank`` counts from 1, ``similarity`` is a cosine, -1 to 1.
+
+    ``descriptors``: name → value in the unit of `seisbind.model.ground.descriptors.DESCRIPTORS`.
+    """
+
+    rank: int
+    model_id: str
+    family: str | None
+    similarity: float
+    descriptors: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """An inferred descriptor and its 90 % interval."""
+
+    value: float
+    unit: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class InDistribution:
+    """Whether a gather looks like those the weights were trained on (`seisbind.model.confidence.novelty`).
+
+    Attributes:
+        likely: None, like ``score`` and ``limit``, where the weights are not calibrated.
+        score: 0 as usual in training, 1 on the edge of what it saw, larger beyond.
+        limit: the score that 1 % of the gathers of training exceed.
+        reason, detail: the respect in which it is unlike them, a word and a sentence; None where ``likely``.
+        similarity: to the best match in the whole gallery, whatever the filter; None if it is empty.
+    """
+
+    likely: bool | None
+    score: float | None
+    limit: float | None
+    reason: str | None
+    detail: str | None
+    similarity: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """The answer for one gather.
+
+    Attributes:
+        in_gallery: probability that the gallery's best match, whatever the filter, is the very ground of the gather, at
+            even odds before (see `model.confidence.presence`); None where the gather is unlike those of training, as
+            the warning ``in_gallery_unknown`` says, where the weights are not calibrated, or for fewer than two
+            models.
+        ranked_by: ``similarity``, or ``structure`` where the probability is below the weights' limit, told or not: then
+            the most similar models are ordered by their difference to the coarse model that the encoder read from the
+            gather.
+        timings_ms: stage → time for the whole stack it came in.
+        velocity: ``(35, 35)`` m/s, cells of 20 m: the ground as the encoder itself reads it, without the gallery; None
+            where the weights have no head for it.
+    """
+
+    matches: tuple[Match, ...]
+    physics: dict[str, Quantity]
+    in_distribution: InDistribution
+    in_gallery: float | None
+    ranked_by: Literal["similarity", "structure"]
+    warnings: tuple[Note, ...]
+    timings_ms: dict[str, float]
+    velocity: NDArray[np.float32] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The answer to a query by velocity model or by descriptors."""
+
+    matches: tuple[Match, ...]
+    warnings: tuple[Note, ...]

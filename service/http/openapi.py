@@ -1,0 +1,167 @@
+"""What the API description says beyond what the routes' types do: uploads, problems, examples that really run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from seisbind.service.formats.npy import NPZ
+from seisbind.service.http.forms import MULTIPART, RAW_TYPES, STREAM_TYPES
+from seisbind.service.schemas import DescriptorSearch, Problem, SearchFields, StreamAnswer, StreamError
+from seisbind.service.transport.access import ALIVE
+
+JsonObject = dict[str, Any]
+
+PROBLEMS: dict[int | str, JsonObject] = {
+    "4XX": {
+        "description": "Refused; `code` says why and `detail` what to do.",
+        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+    },
+    "5XX": {
+        "description": "The server's fault.",
+        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+    },
+}
+
+NDJSON = "application/x-ndjson"
+BINARY = {"type": "string", "format": "binary"}
+
+DESCRIPTOR_EXAMPLES: JsonObject = {
+    "slow and smooth": {
+        "summary": "Slow models without strong contrasts",
+        "value": {"descriptors": {"mean_velocity": 2200, "strongest_contrast": 150}, "top_k": 3},
+    },
+    "within a range": {
+        "summary": "The same, but only models that nowhere exceed 4000 m/s",
+        "value": {
+            "descriptors": {"mean_velocity": 2200},
+            "filter": {"max_velocity": [None, 4000]},
+            "include": ["descriptors"],
+        },
+    },
+}
+
+
+FILE_EXAMPLE = "@gather.npy"  # as curl writes "the bytes of this file"
+RETRIEVE_EXAMPLES: JsonObject = {
+    "one gather": {
+        "summary": "A gather of OpenFWI's geometry: its three best matches",
+        "value": {"file": FILE_EXAMPLE, "top_k": 3},
+    },
+    "half the samples": {
+        "summary": "Sampled at 2 ms; physics alone, from models of two families",
+        "value": {
+            "file": FILE_EXAMPLE,
+            "dt_s": 0.002,
+            "include": "physics",
+            "filter": '{"family": ["FlatVel-A", "CurveVel-A"], "max_velocity": [null, 4200]}',
+        },
+    },
+}
+SEARCH_EXAMPLES: JsonObject = {
+    "one model": {
+        "summary": "The three models most like this one",
+        "value": {"file": "@velocity.npy", "top_k": 3},
+    },
+}
+ADD_EXAMPLES: JsonObject = {
+    "one model": {
+        "summary": "A model with an id, a family and tags of one's own",
+        "value": {"file": "@velocity.npy", "model_id": "mine-1", "family": "mine", "tags": "field,2026"},
+    },
+}
+
+
+def upload(fields: type[BaseModel], examples: JsonObject) -> JsonObject:
+    """The request of a call that takes a file and ``fields``, beside it in a form or as query parameters."""
+    content = _content(fields, examples)
+    return {"parameters": _parameters(fields), "requestBody": {"required": True, "content": content}}
+
+
+def stream(fields: type[BaseModel]) -> JsonObject:
+    """The request of POST /v1/retrieve/stream: npy alone, in a form as its last part."""
+    file = BINARY | {"description": "An npy file."}
+    form = {
+        "type": "object",
+        "required": ["file"],
+        "additionalProperties": False,
+        "properties": fields.model_json_schema()["properties"] | {"file": file},  # in this order
+    }
+    content = {MULTIPART: {"schema": form}} | {kind: {"schema": file} for kind in STREAM_TYPES}
+    return {"parameters": _parameters(fields), "requestBody": {"required": True, "content": content}}
+
+
+def lines() -> dict[int | str, JsonObject]:
+    """The answer of POST /v1/retrieve/stream; what it shares with other calls is among the document's components."""
+    answer = StreamAnswer.model_json_schema(ref_template="#/components/schemas/{model}")
+    error = StreamError.model_json_schema()
+    error["properties"]["error"] = Problem.model_json_schema()
+    for schema in (answer, error):
+        del schema["$defs"]
+    content = {NDJSON: {"schema": {"oneOf": [answer, error]}}}
+    return {200: {"description": "A line of JSON for each gather.", "content": content}}
+
+
+def search() -> JsonObject:
+    """The request of POST /v1/search: a file as elsewhere, or JSON."""
+    content = _content(SearchFields, SEARCH_EXAMPLES)
+    content["application/json"] = {"schema": _inline(DescriptorSearch), "examples": DESCRIPTOR_EXAMPLES}
+    return {"parameters": _parameters(SearchFields), "requestBody": {"required": True, "content": content}}
+
+
+def binary(media_type: str) -> dict[int | str, JsonObject]:
+    """The answer of a call that returns a file."""
+    return {200: {"description": "The file.", "content": {media_type: {"schema": BINARY}}}}
+
+
+def arrays() -> dict[int | str, JsonObject]:
+    """The other answer of POST /v1/retrieve, beside its JSON."""
+    file = BINARY | {"description": "The arrays that docs/http.md lists; `answer` has the JSON."}
+    described = "JSON, or an npz where Accept prefers it."
+    return {200: {"description": described, "content": {NPZ: {"schema": file}}}}
+
+
+def with_keys(document: JsonObject) -> JsonObject:
+    """``document``, which then says that a call may need a key, and which calls never do."""
+    scheme = {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A key of `seisbind key new`, where the server has keys; changes need one with the scope write.",
+    }
+    document.setdefault("components", {})["securitySchemes"] = {"key": scheme}
+    document["security"] = [{}, {"key": []}]
+    for path in ALIVE:
+        for operation in document["paths"][path].values():
+            operation["security"] = []
+    return document
+
+
+def _inline(model: type[BaseModel]) -> JsonObject:
+    schema = model.model_json_schema()
+    schema.pop("description", None)
+    return schema
+
+
+def _parameters(fields: type[BaseModel]) -> list[JsonObject]:
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": schema["description"],
+            "schema": {key: value for key, value in schema.items() if key not in ("description", "title")},
+        }
+        for name, schema in fields.model_json_schema()["properties"].items()
+    ]
+
+
+def _content(fields: type[BaseModel], examples: JsonObject) -> JsonObject:
+    file = BINARY | {"description": "An npy or npz file; for a retrieval also SEG-Y or SU."}
+    form = {
+        "type": "object",
+        "required": ["file"],
+        "additionalProperties": False,
+        "properties": {"file": file} | fields.model_json_schema()["properties"],
+    }
+    return {MULTIPART: {"schema": form, "examples": examples}} | {kind: {"schema": file} for kind in RAW_TYPES}

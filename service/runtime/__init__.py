@@ -1,0 +1,6 @@
+"""What a running server owns: threads, batches, the gallery of the moment, metrics, logs.
+
+`serving.Serving` holds them together.
+"""
+
+__all__ = ["batcher", "images", "logs", "metrics", "serving", "upload_slots"]

@@ -1,0 +1,142 @@
+"""What a request meets first and an answer last: its id, safe headers, and what is written down about it. Pure ASGI."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from seisbind.service.runtime.logs import FIELDS, REQUEST_ID
+from seisbind.service.runtime.metrics import METHODS, OTHER_METHOD, Metrics
+from seisbind.service.transport.access import Call, Calls, Need
+from seisbind.service.transport.audit import AuditLog
+
+access = logging.getLogger("seisbind.access")
+
+TAKEN_OVER = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # a client's own id
+CLIENT_LEFT = 499  # nginx's number for a request that was given up before it was answered
+
+SAFE_HEADERS = {
+    b"x-content-type-options": b"nosniff",  # an npy is no script, whatever its bytes say
+    b"x-frame-options": b"DENY",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",  # the page brings its own
+    b"referrer-policy": b"no-referrer",
+    b"cache-control": b"no-store",
+}
+# A model's map and picture change only if it is removed and another is added under its id.
+CACHED = frozenset(
+    {"/v1/models/{model_id}/velocity.npy", "/v1/models/{model_id}/velocity.segy", "/v1/models/{model_id}/image.png"}
+)
+CACHE_CONTROL = b"private, max-age=300"
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """What is known of a request and its answer so far. Bodies count without their framing, bytes."""
+
+    call: Call
+    method: str
+    started: float
+    status: int = CLIENT_LEFT
+    received: int = 0
+    sent: int = 0
+
+
+class RequestEdge:
+    """Numbers a request, names its `access.Call`, and accounts for it: headers, metrics, access line, audit line.
+
+    It is outside of everything else, Starlette's own last resort included: what answers a bug goes through here too.
+    """
+
+    def __init__(self, app: ASGIApp, *, calls: Calls, metrics: Metrics, audit: AuditLog) -> None:
+        self.app = app
+        self.calls = calls
+        self.metrics = metrics
+        self.audit = audit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        request_id = given.decode() if TAKEN_OVER.fullmatch(given) else uuid.uuid4().hex
+        REQUEST_ID.set(request_id)  # for every log line of this task
+        exchange = _Exchange(self.calls.find(scope["method"], scope["path"]), scope["method"], time.perf_counter())
+        state = scope.setdefault("state", {})
+        state |= {"request_id": request_id, "call": exchange.call}
+
+        async def counted_receive() -> Message:
+            message = await receive()
+            exchange.received += len(message.get("body", b""))
+            return message
+
+        async def send_dressed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message["headers"] = self._dressed(message["headers"], exchange, request_id)
+                if exchange.call.need is Need.WRITE:  # what is acknowledged is written down
+                    await self._audit(scope, exchange)
+            exchange.sent += len(message.get("body", b""))
+            await send(message)
+
+        self.metrics.in_flight.inc()
+        try:
+            await self.app(scope, counted_receive, send_dressed)
+        finally:
+            self.metrics.in_flight.dec()
+            self._account(exchange, state)
+
+    @staticmethod
+    def _dressed(headers: list[tuple[bytes, bytes]], exchange: _Exchange, request_id: str) -> list[tuple[bytes, bytes]]:
+        there = {name.lower() for name, _ in headers}
+        safe = dict(SAFE_HEADERS)
+        if exchange.status == 200 and exchange.call.template in CACHED:
+            safe[b"cache-control"] = CACHE_CONTROL
+        added = [(name, value) for name, value in safe.items() if name not in there]
+        return [*headers, *added, (b"x-request-id", request_id.encode())]
+
+    async def _audit(self, scope: Scope, exchange: _Exchange) -> None:
+        state = scope["state"]
+        if exchange.status == 401:
+            return  # nobody is known to have asked, and anybody could fill the disk
+        written = await self.audit.write(
+            request_id=state["request_id"],
+            caller=state.get("caller"),
+            client=(scope.get("client") or ("", 0))[0],
+            method=exchange.method,
+            path=scope["path"],
+            status=exchange.status,
+            code=state.get("code"),
+            changed=state.get("changed", {}),
+        )
+        if not written:
+            self.metrics.audit_failures.inc()
+
+    def _account(self, exchange: _Exchange, state: dict[str, object]) -> None:
+        seconds = time.perf_counter() - exchange.started
+        method = exchange.method if exchange.method in METHODS else OTHER_METHOD
+        route, metrics = exchange.call.template, self.metrics
+        gathers, code = state.get("gathers"), state.get("code")
+        metrics.requests.labels(method, route, str(exchange.status)).inc()
+        metrics.request_seconds.labels(route).observe(seconds)
+        metrics.received_bytes.inc(exchange.received)
+        if isinstance(code, str):
+            metrics.errors.labels(code).inc()
+        elif isinstance(gathers, int):
+            metrics.gathers.inc(gathers)
+        fields = {
+            "method": method,
+            "route": route,
+            "status": exchange.status,
+            "ms": round(seconds * 1e3, 3),
+            "bytes_in": exchange.received,
+            "bytes_out": exchange.sent,
+            "gathers": gathers,
+            "code": code,
+            "caller": state.get("caller"),
+        }
+        access.info("request", extra={FIELDS: {name: value for name, value in fields.items() if value is not None}})
