@@ -12,6 +12,7 @@ It runs in a process of its own because it forks: no thread, no FAISS search and
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -225,7 +226,13 @@ def drain(child: int, reading: int) -> tuple[list[Any], bool]:
 
 
 def main() -> None:
-    folder, store, kills, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="made anew")
+    parser.add_argument("store", choices=sorted(STORES))
+    parser.add_argument("kills", type=int)
+    parser.add_argument("seed", type=int)
+    given = parser.parse_args()
+    folder, store, kills, seed = given.folder, given.store, given.kills, given.seed
     dice = random.Random(seed)
     deaths: Counter[str] = Counter()
     broken: Counter[str] = Counter()

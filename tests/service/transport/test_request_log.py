@@ -208,8 +208,8 @@ def test_the_audit_log_is_only_added_to(audited: tuple[Any, Path]) -> None:
 def test_an_audit_line_is_no_longer_than_a_call_can_be(audited: tuple[Any, Path]) -> None:
     server, log = audited
     for method in ("DELETE", "POST"):
-        headers = {"Authorization": f"Bearer {WRITE}", "X-Forwarded-For": "y" * 50_000}
-        server.http.request(method, "/v1/models/" + "x" * 50_000, headers=headers)
+        headers = {"Authorization": f"Bearer {WRITE}", "X-Forwarded-For": "y" * 25_000}
+        server.http.request(method, "/v1/models/" + "x" * 25_000, headers=headers)
     assert [len(line["client"]) for line in lines_of(log)] == [MAX_CLIENT, MAX_CLIENT]
     assert [len(line["path"]) for line in lines_of(log)] == [MAX_PATH, MAX_PATH]
     assert log.stat().st_size < 4000
