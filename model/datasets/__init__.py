@@ -3,4 +3,4 @@
 OpenFWI's files, simulated files of that layout, pairs prepared for training, and acquisitions drawn at random.
 """
 
-__all__ = ["acquisition", "openfwi", "pairs", "simulation"]
+__all__ = ["openfwi", "pairs", "simulation"]

@@ -8,7 +8,6 @@ __all__ = [
     "audit",
     "auth",
     "body_limits",
-    "connection",
     "keys",
     "problems",
     "protocol",
