@@ -85,7 +85,7 @@ def picture() -> str:
 
 
 def _node(room: str) -> str:
-    return room.replace("/", "_")
+    return room.replace("/", "_") if "/" in room else f"{room}_top"  # a subgraph has the plain name
 
 
 def _label(room: str) -> str:
