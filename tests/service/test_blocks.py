@@ -49,6 +49,7 @@ PLAN = {
     ("README.md", "gather "): "what `seisbind demo` prints; test_cli.py reads it",
     ("README.md", ".venv/bin/pip install"): "installs; the tests that it is about",
     ("README.md", "seisbind gallery build"): RUN,
+    ("CONTRIBUTING.md", "graph TD"): "drawn from the imports, which tests/test_rooms.py compares",
     ("CONTRIBUTING.md", "make check"): "ruff, mypy and the tests themselves",
     ("CONTRIBUTING.md", "import numpy"): RUN,
     ("CONTRIBUTING.md", "import io"): RUN,

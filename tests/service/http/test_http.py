@@ -24,6 +24,7 @@ from seisbind.index import Filter, Gallery
 from seisbind.index.search.vectors import faiss
 from seisbind.model import errors as tree
 from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.errors import INTERNAL_ERROR
 from seisbind.service.client.client import Client
 from seisbind.service.engine.bodies import retrieval_body, search_result_body
 from seisbind.service.engine.engine import Engine
@@ -32,7 +33,7 @@ from seisbind.service.runtime.images import DRAWING
 from seisbind.service.runtime.serving import Serving
 from seisbind.service.schemas import PARTS, SEARCH_PARTS, Problem, RetrieveAnswer, SearchResultBody
 from seisbind.service.settings import Settings
-from seisbind.service.transport.problems import CODE, INTERNAL, OTHER, REQUEST_INVALID, status_of
+from seisbind.service.transport.problems import CODE, OTHER, REQUEST_INVALID, status_of
 
 Float32 = NDArray[np.float32]
 RAW = {"Content-Type": "application/octet-stream"}
@@ -398,7 +399,7 @@ def test_a_bug_says_nothing_of_the_inside(weights: Path, gallery_path: Path) -> 
 
     response = asyncio.run(call())
     app.state.serving.close()
-    assert (response.status_code, response.json()["code"]) == (500, INTERNAL)
+    assert (response.status_code, response.json()["code"]) == (500, INTERNAL_ERROR)
     assert "secret" not in response.text
     assert response.json()["request_id"] == response.headers["x-request-id"]
 
@@ -453,7 +454,7 @@ def test_every_error_of_a_request_has_a_status_and_is_documented() -> None:
         kinds += kind.__subclasses__()
     expected = {(str(status_of(kind("x"))), kind.code) for kind in kinds if kind not in ELSEWHERE}
     expected |= {(str(status), code) for status, code in CODE.items()}
-    expected |= {("422", REQUEST_INVALID), ("500", INTERNAL), ("4xx", OTHER)}
+    expected |= {("422", REQUEST_INVALID), ("500", INTERNAL_ERROR), ("4xx", OTHER)}
     text = DOCS.read_text(encoding="utf-8")
     assert set(re.findall(r"^\| (\dxx|\d{3}) \| `(\w+)` \|", text, re.MULTILINE)) == expected
 
