@@ -39,7 +39,8 @@ from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import EXTRA_FAMILIES, mixed
 from seisbind.model.survey.preparation import OPENFWI, Prepared, Survey, prepare
 from seisbind.model.training.evaluation import coverage, descriptor_errors, recall
-from seisbind.model.waves.wavefield import Boundary, ricker
+from seisbind.model.waves.wavefield import Boundary
+from seisbind.model.waves.wavelet import ricker
 
 Array = NDArray[np.float32]
 Disturbed = tuple[Array, Survey]  # (batch, shot, time, receiver) and how it was recorded

@@ -25,7 +25,8 @@ from seisbind.model.errors import InvalidConfig, WeightsError
 from seisbind.model.files import replacing
 from seisbind.model.frame import OPENFWI_FRAME, Frame, stored_frame
 from seisbind.model.ground.descriptors import INTERFACE_STEP_M_S, NAMES
-from seisbind.model.survey.preparation import POLARITY_RATIO, SINC_HALF_WIDTH
+from seisbind.model.survey.preparation import POLARITY_RATIO
+from seisbind.model.survey.resampling import SINC_HALF_WIDTH
 
 FORMAT = 4
 BEFORE_FRAMES = 3  # the same without a frame: OpenFWI's

@@ -18,9 +18,9 @@ from seisbind.model.waves.wavefield import (
     Engine,
     Float32,
     GridDispersionWarning,
-    ricker,
     simulate,
 )
+from seisbind.model.waves.wavelet import ricker
 
 REFERENCE = Path(__file__).parents[4] / "shared" / "data" / "operator_reference.npz"
 ENGINES: tuple[Engine, ...] = get_args(Engine)
