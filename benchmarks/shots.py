@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 
 from seisbind.model.confidence.novelty import measure
 from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.frame import Survey
 from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import mixed
 from seisbind.model.survey import shots as choice
-from seisbind.model.survey.preparation import OPENFWI, Survey, prepare
+from seisbind.model.survey.preparation import OPENFWI, prepare
 from seisbind.model.training.evaluation import coverage, descriptor_errors, recall_among
 from seisbind.model.waves.wavefield import simulate
 from seisbind.service.commands.console import counting

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seisbind.model.errors import InvalidGather
-from seisbind.model.frame import OPENFWI_FRAME, Frame
-from seisbind.model.frame import Survey as Survey
-from seisbind.model.survey.notes import Note as Note
+from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
+from seisbind.model.survey.notes import Note
 from seisbind.model.survey.recorded import check_gathers, limit_range
 from seisbind.model.survey.resampling import map_receivers, receiver_map, resample_time
 from seisbind.model.survey.shots import choose_shots, select_shots

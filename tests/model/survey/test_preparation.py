@@ -6,13 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey
-from seisbind.model.frame import OPENFWI_FRAME
-from seisbind.model.survey.preparation import (
-    OPENFWI,
-    Prepared,
-    Survey,
-    prepare,
-)
+from seisbind.model.frame import OPENFWI_FRAME, Survey
+from seisbind.model.survey.preparation import OPENFWI, Prepared, prepare
 from seisbind.model.survey.resampling import receiver_map, time_kernel
 from seisbind.model.survey.shots import spread_shots
 from seisbind.model.waves.wavelet import ricker

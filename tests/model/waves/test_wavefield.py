@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from seisbind.model.errors import InvalidConfig, InvalidSurvey, InvalidVelocityModel, MissingExtra
-from seisbind.model.survey.preparation import OPENFWI, Survey
+from seisbind.model.frame import Survey
+from seisbind.model.survey.preparation import OPENFWI
 from seisbind.model.waves.openfwi_operator import Sponge, propagate
 from seisbind.model.waves.wavefield import (
     ABSORBING,
