@@ -35,8 +35,9 @@ from scipy.signal import butter, chirp, fftconvolve, sosfiltfilt
 from seisbind.index import Gallery
 from seisbind.model.confidence.presence import CANDIDATES
 from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.frame import Survey
 from seisbind.model.ground.families import mixed
-from seisbind.model.survey.preparation import OPENFWI, Survey, prepare
+from seisbind.model.survey.preparation import OPENFWI, prepare
 from seisbind.model.waves.wavefield import simulate
 from seisbind.service.commands.console import counting
 from seisbind.service.engine.answers import Retrieval

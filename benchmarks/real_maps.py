@@ -31,7 +31,8 @@ from seisbind.model.ground.descriptors import describe
 from seisbind.model.survey.preparation import OPENFWI, Prepared
 from seisbind.model.training.evaluation import as_prepared, recall, report
 from seisbind.model.training.evaluation import embed as embed_pairs
-from seisbind.model.waves.wavefield import Boundary, ricker
+from seisbind.model.waves.wavefield import Boundary
+from seisbind.model.waves.wavelet import ricker
 
 NOISE_DB = (30.0, 20.0)
 

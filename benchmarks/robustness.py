@@ -34,12 +34,13 @@ from seisbind.model.confidence.novelty import measure
 from seisbind.model.datasets.acquisition import Acquisition, record
 from seisbind.model.datasets.pairs import PairSet, load_pairs, save_pairs
 from seisbind.model.encoders.embedder import Embedder, InferredPhysics
-from seisbind.model.frame import OPENFWI_FRAME
+from seisbind.model.frame import OPENFWI_FRAME, Survey
 from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import EXTRA_FAMILIES, mixed
-from seisbind.model.survey.preparation import OPENFWI, Prepared, Survey, prepare
+from seisbind.model.survey.preparation import OPENFWI, Prepared, prepare
 from seisbind.model.training.evaluation import coverage, descriptor_errors, recall
-from seisbind.model.waves.wavefield import Boundary, ricker
+from seisbind.model.waves.wavefield import Boundary
+from seisbind.model.waves.wavelet import ricker
 
 Array = NDArray[np.float32]
 Disturbed = tuple[Array, Survey]  # (batch, shot, time, receiver) and how it was recorded

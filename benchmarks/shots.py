@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 
 from seisbind.model.confidence.novelty import measure
 from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.frame import Survey
 from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import mixed
-from seisbind.model.survey import preparation as surveys
-from seisbind.model.survey.preparation import OPENFWI, Survey, prepare
+from seisbind.model.survey import shots as choice
+from seisbind.model.survey.preparation import OPENFWI, prepare
 from seisbind.model.training.evaluation import coverage, descriptor_errors, recall_among
 from seisbind.model.waves.wavefield import simulate
 from seisbind.service.commands.console import counting
@@ -93,9 +94,9 @@ def main() -> None:
     gathers, truth = recorded(velocity, args.cache / f"{args.seed}-{args.models}"), describe(velocity)
     gallery = embedder.embed_velocity(np.concatenate([velocity, mixed(args.others, OTHERS_SEED)[0]]))
     rows: list[dict[str, Any]] = []
-    limit, chosen = len(embedder.frame.shot_x_m), surveys.spread_shots
+    limit, chosen = len(embedder.frame.shot_x_m), choice.spread_shots
     for when, choose in (("before", lambda x_m, *more, count: np.arange(len(x_m))), ("after", chosen)):
-        surveys.spread_shots = choose
+        choice.spread_shots = choose
         for shots, used in RECORDS.items():
             rows.append({"shots": shots, "when": when} | answered(embedder, gathers, used, gallery, truth))
     if args.json:

@@ -1,4 +1,4 @@
-"""What may go into a gallery or ask it something: the checks at its door."""
+"""Checks of the arrays that are added to a gallery or searched for."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def unit_vectors(vectors: ArrayLike, dimension: int, what: str) -> Float32:
     return np.asarray(exact / length[:, None], dtype=np.float32)
 
 
-def checked_batch(
+def check_batch(
     velocity: ArrayLike,
     descriptors: ArrayLike,
     velocity_embeddings: ArrayLike,
@@ -58,7 +58,7 @@ def checked_batch(
     source: str | None,
     added_at: str,
 ) -> list[NewModel]:
-    """The arguments of `Gallery.add` as models, one by one.
+    """The arguments of `Gallery.add` as checked models, one by one.
 
     Raises:
         InvalidQuery, InvalidVelocityModel: see there.

@@ -1,7 +1,7 @@
-"""The line that weights are for: its cells, receivers, shots, samples and velocities as one object.
+"""The frame that weights are made for: cells, receivers, shots, samples and velocities as one object.
 
-Everything that is sized, checked, simulated or drawn takes these numbers from a `Frame`. `OPENFWI_FRAME` is the one
-place where OpenFWI's stand; what weights, galleries and pairs of before frames were stored do not say, is OpenFWI's.
+Everything that is sized, checked, simulated or drawn takes these numbers from a `Frame`. Only `OPENFWI_FRAME` has those
+of OpenFWI. Weights, galleries and pairs that were stored without a frame have OpenFWI's.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ MAX_SHOTS = 64  # a gather of more shots than this is a stack of gathers sent wi
 # A patch of the seismic encoder's stem: OpenFWI's Ricker is 17 of its samples long, so 5 still see each of its lobes
 PATCH_SAMPLES, PATCH_RECEIVERS = 5, 2
 MAP_STEP = 2  # the map head predicts every second cell of a velocity model, each the mean of 2 x 2
-FEWEST_CELLS, MOST_CELLS = 16, 1000  # along depth or x, and of receivers; the networks halve them four times
-MOST_SAMPLES = 10_000
+MIN_CELLS, MAX_CELLS = 16, 1000  # along depth or x, and of receivers; the networks halve them four times
+MAX_SAMPLES = 10_000
 MAX_NAME = 80
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRAINED_PEAK = (8 / 15, 28 / 15)  # of the peak frequency: the range that training draws wavelets from
@@ -75,17 +75,17 @@ class Survey:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A line and the ground under it, as encoders see them. Two frames with the same numbers are equal.
+    """The survey line and the velocity models that encoders are made for. Two frames with the same numbers are equal.
 
     Attributes:
         depth_cells, x_cells, cell_m: of velocity models; even numbers, and metres along both axes.
-        velocity_m_s: slowest and fastest ground that is drawn at random; the encoders' unit comes from it.
+        velocity_m_s: lowest and highest velocity drawn at random; the encoders' unit comes from it.
         receivers, receiver_spacing_m: of the line, the first at x = 0.
         shot_x_m: of the line's own shots, increasing.
         samples, dt_s: that the encoders see.
-        record_samples, record_dt_s: of a recording as it is simulated, and as is assumed of arrays.
+        record_samples, record_dt_s: of a recording as it is simulated; arrays are assumed to have them.
         peak_hz: of the source's wavelet.
-        name: for sentences; no part of the comparison.
+        name: used in messages; not compared.
         survey: the line as a `Survey`, sources and receivers a cell below the surface.
 
     Raises:
@@ -119,11 +119,11 @@ class Frame:
         if not (self.name.isprintable() and 0 < len(self.name) <= MAX_NAME):
             raise InvalidConfig(f"A frame's 'name' is 1 to {MAX_NAME} printable characters; got {self.name[:99]!r}.")
         for name, step, low, high in (
-            ("depth_cells", MAP_STEP, FEWEST_CELLS, MOST_CELLS),
-            ("x_cells", MAP_STEP, FEWEST_CELLS, MOST_CELLS),
-            ("receivers", PATCH_RECEIVERS, FEWEST_CELLS, MOST_CELLS),
-            ("samples", PATCH_SAMPLES, FEWEST_CELLS * PATCH_SAMPLES, MOST_SAMPLES),
-            ("record_samples", 1, 1, MOST_SAMPLES),
+            ("depth_cells", MAP_STEP, MIN_CELLS, MAX_CELLS),
+            ("x_cells", MAP_STEP, MIN_CELLS, MAX_CELLS),
+            ("receivers", PATCH_RECEIVERS, MIN_CELLS, MAX_CELLS),
+            ("samples", PATCH_SAMPLES, MIN_CELLS * PATCH_SAMPLES, MAX_SAMPLES),
+            ("record_samples", 1, 1, MAX_SAMPLES),
         ):
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high or value % step:
@@ -131,7 +131,7 @@ class Frame:
                     f"A frame's {name!r} is {value!r}; it is a whole number from {low} to {high}"
                     f"{f', a multiple of {step}' if step > 1 else ''}."
                 )
-        for name, least, most in (
+        for name, lower, upper in (
             ("cell_m", 0.01, 1000.0),
             ("receiver_spacing_m", 0.01, 1000.0),
             ("dt_s", *DT_LIMITS_S),
@@ -139,15 +139,15 @@ class Frame:
             ("peak_hz", 0.1, 1000.0),
         ):
             number = getattr(self, name)
-            if not least <= number <= most:  # also false for NaN
-                raise InvalidConfig(f"A frame's {name!r} is {number:g}; it lies between {least:g} and {most:g}.")
+            if not lower <= number <= upper:  # also false for NaN
+                raise InvalidConfig(f"A frame's {name!r} is {number:g}; it lies between {lower:g} and {upper:g}.")
 
     def _check_line(self) -> None:
-        least, most = VELOCITY_LIMITS_M_S
-        if len(self.velocity_m_s) != 2 or not least <= self.velocity_m_s[0] < self.velocity_m_s[1] <= most:
+        lower, upper = VELOCITY_LIMITS_M_S
+        if len(self.velocity_m_s) != 2 or not lower <= self.velocity_m_s[0] < self.velocity_m_s[1] <= upper:
             raise InvalidConfig(
                 f"A frame's 'velocity_m_s' is {self.velocity_m_s}; it is the slowest and the fastest velocity, between "
-                f"{least:g} and {most:g} m/s."
+                f"{lower:g} and {upper:g} m/s."
             )
         shots, inside = self.shot_x_m, all(0 <= x <= self.line_m for x in self.shot_x_m)
         if not 2 <= len(shots) <= MAX_SHOTS or not inside or any(a >= b for a, b in pairwise(shots)):
@@ -256,7 +256,7 @@ class Frame:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All but `survey`, as JSON has it."""
+        """All fields but `survey`, for JSON."""
         values = {name: getattr(self, name) for name in FIELDS}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -265,7 +265,7 @@ class Frame:
         """The frame that `to_dict` wrote.
 
         Raises:
-            InvalidConfig: not an object of all the fields and no others, or numbers that are no frame.
+            InvalidConfig: fields missing or unknown, or numbers that are no frame.
         """
         if not isinstance(raw, Mapping):
             raise InvalidConfig(f"A frame is an object with {', '.join(FIELDS)}; got {type(raw).__name__}.")
@@ -313,7 +313,7 @@ def in_words(count: int) -> str:
 
 
 def stored_frame(raw: object) -> Frame:
-    """The frame that a file says it is of; of before there were frames, OpenFWI's. Raises InvalidConfig."""
+    """The frame stored in a file; None, as in files older than frames, is OpenFWI's. Raises InvalidConfig."""
     return OPENFWI_FRAME if raw is None else Frame.from_dict(raw)
 
 

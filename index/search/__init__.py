@@ -1,6 +1,6 @@
-"""What a search sees, in memory: columns, vectors, and the snapshots that they are opened from.
+"""What a search sees, in memory: columns, vectors, and their snapshots on the disk.
 
-`view` puts them together as the contents of one moment.
+`view` puts them together as the models of one moment; `loading` makes one from snapshots and records.
 """
 
-__all__ = ["columns", "filter", "snapshots", "vectors", "view"]
+__all__ = ["columns", "filter", "loading", "snapshots", "vectors", "view"]

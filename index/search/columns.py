@@ -1,13 +1,13 @@
-"""What filters and counts are made from: the small columns of every model, in memory.
+"""The columns of all records that filters and counts need, in memory.
 
-They were compared with each record's checksum when they were read (`Records.described`), which what SQLite computes
+They were compared with each record's checksum when they were read (`Records.columns`), which what SQLite computes
 over a column or through an index never is. An array here grows at its end without being copied.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.index.search.filter import Filter
-from seisbind.index.storage.record import CHECKSUM, Checksums, Described, Float32, Histogram, Ids, Int64
+from seisbind.index.storage.record import CHECKSUM, Checksums, Float32, Histogram, Ids, Int64, RecordColumns
 from seisbind.model.ground.descriptors import NAMES
 
 Bool = NDArray[np.bool_]
 Int32 = NDArray[np.int32]
 
 SPARE_SHARE = 8  # a full array gets this fraction more than it needs, so that additions are rarely a copy
-SPARE_LEAST = 1024  # entries
+MIN_SPARE = 1024  # entries
 NO_FAMILY = -1
 
 
@@ -34,10 +34,10 @@ class _Buffer:
         self.used = used
 
 
-class Growing:
+class GrowableArray:
     """The first entries, along the last axis, of an array with room behind them.
 
-    Never changed for whoever has it: ``extended`` writes behind the end, or copies if something is there already.
+    Its values never change: ``extended`` writes behind the end, or copies if something is there already.
     One thread at a time may extend.
     """
 
@@ -47,16 +47,16 @@ class Growing:
         self._buffer = _Buffer(values, values.shape[-1]) if buffer is None else buffer
         self.values = values
 
-    def extended(self, more: NDArray[Any]) -> Growing:
+    def extended(self, more: NDArray[Any]) -> GrowableArray:
         held, buffer = self.values.shape[-1], self._buffer
         count = held + more.shape[-1]
         if buffer.used != held or buffer.array.shape[-1] < count:
-            room = count + max(SPARE_LEAST, count // SPARE_SHARE)
+            room = count + max(MIN_SPARE, count // SPARE_SHARE)
             buffer = _Buffer(np.empty((*self.values.shape[:-1], room), self.values.dtype), held)
             buffer.array[..., :held] = self.values
         buffer.array[..., held:count] = more
         buffer.used = count
-        return Growing(buffer.array[..., :count], buffer)
+        return GrowableArray(buffer.array[..., :count], buffer)
 
 
 class Labels:
@@ -95,14 +95,14 @@ class Labels:
                 self._with_tag.setdefault(tag, []).append(code)
         return code
 
-    def among(self, families: Sequence[str]) -> Bool:
+    def is_one_of(self, families: Sequence[str]) -> Bool:
         """Which numbers are of ``families``; the last entry, which `NO_FAMILY` points at, is False."""
         found = [self._family[name] for name in families if name in self._family]
         chosen = np.zeros(len(self.families) + 1, np.bool_)  # after ``found``: numbers may be added meanwhile
         chosen[found] = True
         return chosen
 
-    def carrying(self, tags: Sequence[str]) -> Bool:
+    def has_all(self, tags: Sequence[str]) -> Bool:
         """Which sets have every one of ``tags``."""
         found = set.intersection(*(set(self._with_tag.get(tag, ())) for tag in tags))
         chosen = np.zeros(len(self.tag_sets) + 1, np.bool_)
@@ -115,7 +115,7 @@ class Columns:
     """Entry i of each array belongs to position i; never changed once made."""
 
     labels: Labels
-    arrays: tuple[Growing, Growing, Growing, Growing, Growing, Growing]
+    arrays: tuple[GrowableArray, ...]  # in the order of the properties
 
     @classmethod
     def of(
@@ -129,9 +129,7 @@ class Columns:
         descriptors: Float32,
     ) -> Columns:
         """Columns of these arrays ``(model,)``, ``descriptors`` being ``(13, model)``."""
-        first, second, *rest = (Growing(each) for each in (rows, ids, checksums, family, tag_set, descriptors))
-        third, fourth, fifth, sixth = rest
-        return cls(labels, (first, second, third, fourth, fifth, sixth))
+        return cls(labels, tuple(map(GrowableArray, (rows, ids, checksums, family, tag_set, descriptors))))
 
     @classmethod
     def empty(cls) -> Columns:
@@ -171,17 +169,15 @@ class Columns:
         """``(13, model)``: a column of each descriptor lies together."""
         return self.arrays[5].values
 
-    def extended(self, more: Described) -> Columns:
+    def extended(self, more: RecordColumns) -> Columns:
         """These, then ``more``."""
         family = np.array([self.labels.family(name) for name in more.families], np.int32)
         tag_set = np.array([self.labels.tag_set(tags) for tags in more.tags], np.int32)
         added: tuple[NDArray[Any], ...] = (more.rows, more.ids, more.checksums, family, tag_set, more.descriptors.T)
-        first, second, *rest = (held.extended(each) for held, each in zip(self.arrays, added, strict=True))
-        third, fourth, fifth, sixth = rest
-        return Columns(self.labels, (first, second, third, fourth, fifth, sixth))
+        return Columns(self.labels, tuple(held.extended(each) for held, each in zip(self.arrays, added, strict=True)))
 
-    def taken(self, positions: Int64) -> Columns:
-        """A copy of the entries at ``positions``, with labels that only they have."""
+    def select(self, positions: Int64) -> Columns:
+        """A copy of the entries at ``positions``, with only their labels."""
         used, family = np.unique(self.family[positions], return_inverse=True)
         sets, tag_set = np.unique(self.tag_set[positions], return_inverse=True)
         without = int(len(used) > 0 and used[0] == NO_FAMILY)
@@ -198,20 +194,29 @@ class Columns:
             np.ascontiguousarray(self.descriptors[:, positions]),
         )
 
-    def passing(self, condition: Filter) -> Bool:
-        """Which positions a filter lets through, whether or not their models are still there.
+    def matching(self, condition: Filter) -> Bool:
+        """Which positions a filter lets through, removed models included.
 
         Numbers are compared in float64, as SQLite compares them.
         """
         mask = np.ones(len(self), np.bool_)
         if condition.families:
-            mask &= self.labels.among(condition.families)[self.family]
+            mask &= self.labels.is_one_of(condition.families)[self.family]
         if condition.tags:
-            mask &= self.labels.carrying(condition.tags)[self.tag_set]
+            mask &= self.labels.has_all(condition.tags)[self.tag_set]
         for name, (low, high) in condition.ranges:
             column = self.descriptors[NAMES.index(name)].astype(np.float64)
             mask &= (column >= low) & (column <= high)
         return mask
+
+    def dump(self, positions: Int64, write: Callable[[bytes], None]) -> None:
+        """Write the entries at ``positions`` for `ColumnsSnapshot.load`."""
+        kept = self.select(positions)
+        write(keys_of(kept.checksums).astype("<i8").tobytes())
+        write(kept.family.astype("<i4").tobytes())
+        write(kept.tag_set.astype("<i4").tobytes())
+        write(kept.descriptors.astype("<f4").tobytes())
+        write(json.dumps({"families": kept.labels.families, "tag_sets": kept.labels.tag_sets}).encode())
 
     def histograms(self, alive: Bool, parts: int) -> dict[str, Histogram]:
         """How many models lie in each of ``parts`` equal parts of each descriptor's range; empty if there is none."""
@@ -227,12 +232,12 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Tally:
-    """Sums over the living models, kept up with each change.
+class Statistics:
+    """Counts and ranges over the models that are not removed, updated with each change.
 
     Attributes:
         families: ``(family number,)``, how many models each has.
-        low, high: ``(13,)``, the ends of each descriptor; infinite the wrong way round if there is no model.
+        low, high: ``(13,)``, the range of each descriptor; inf and -inf if there is no model.
     """
 
     families: Int64
@@ -240,32 +245,32 @@ class Tally:
     high: Float32
 
     @classmethod
-    def of(cls, columns: Columns, alive: Bool) -> Tally:
-        ends = np.array([_ends(column[alive]) for column in columns.descriptors], np.float32)
-        return cls(_counted(columns.family[alive], len(columns.labels.families)), ends[:, 0], ends[:, 1])
+    def of(cls, columns: Columns, alive: Bool) -> Statistics:
+        ends = np.array([_range(column[alive]) for column in columns.descriptors], np.float32)
+        return cls(_count_families(columns.family[alive], len(columns.labels.families)), ends[:, 0], ends[:, 1])
 
-    def extended(self, columns: Columns, count: int) -> Tally:
+    def extended(self, columns: Columns, count: int) -> Statistics:
         """With the last ``count`` models of ``columns``."""
         if not count:
             return self
-        families = _counted(columns.family[-count:], len(columns.labels.families))
+        families = _count_families(columns.family[-count:], len(columns.labels.families))
         families[: len(self.families)] += self.families
         new = columns.descriptors[:, -count:]
-        return Tally(families, np.minimum(self.low, new.min(axis=1)), np.maximum(self.high, new.max(axis=1)))
+        return Statistics(families, np.minimum(self.low, new.min(axis=1)), np.maximum(self.high, new.max(axis=1)))
 
-    def without(self, columns: Columns, positions: Int64, alive: Bool) -> Tally:
+    def without(self, columns: Columns, positions: Int64, alive: Bool) -> Statistics:
         """Without the models at ``positions``, ``alive`` being what is left.
 
         Only where one of them was the lowest or the highest is a column read again.
         """
         if not len(positions):
             return self
-        families = self.families - _counted(columns.family[positions], len(self.families))
+        families = self.families - _count_families(columns.family[positions], len(self.families))
         gone = columns.descriptors[:, positions]
         low, high = self.low.copy(), self.high.copy()
         for i in np.flatnonzero((gone <= low[:, None]).any(axis=1) | (gone >= high[:, None]).any(axis=1)):
-            low[i], high[i] = _ends(columns.descriptors[i][alive])
-        return Tally(families, low, high)
+            low[i], high[i] = _range(columns.descriptors[i][alive])
+        return Statistics(families, low, high)
 
     def by_name(self, labels: Labels) -> dict[str, int]:
         """How many models each family has, sorted by name."""
@@ -279,30 +284,17 @@ class Tally:
         return {name: (float(self.low[i]), float(self.high[i])) for i, name in enumerate(NAMES)}
 
 
-def _counted(family: Int32, families: int) -> Int64:
+def _count_families(family: Int32, families: int) -> Int64:
     return np.bincount(family[family >= 0], minlength=families).astype(np.int64)
 
 
-def _ends(column: Float32) -> tuple[float, float]:
+def _range(column: Float32) -> tuple[float, float]:
     return float(column.min(initial=np.inf)), float(column.max(initial=-np.inf))
 
 
-def dump_columns(columns: Columns, positions: Int64) -> list[bytes]:
-    """The file of `load_columns` for the models at ``positions``, in blocks."""
-    kept = columns.taken(positions)
-    labels = {"families": kept.labels.families, "tag_sets": kept.labels.tag_sets}
-    return [
-        keys_of(kept.checksums).astype("<i8").tobytes(),
-        kept.family.astype("<i4").tobytes(),
-        kept.tag_set.astype("<i4").tobytes(),
-        kept.descriptors.astype("<f4").tobytes(),
-        json.dumps(labels).encode(),
-    ]
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class StoredColumns:
-    """Columns out of a snapshot: entry i belongs to the record with key ``keys[i]``."""
+class ColumnsSnapshot:
+    """Loaded columns: entry i belongs to the record with key ``keys[i]``."""
 
     keys: Int64
     labels: Labels
@@ -310,23 +302,23 @@ class StoredColumns:
     tag_set: Int32
     descriptors: Float32  # (13, model)
 
-
-def load_columns(content: NDArray[np.uint8], count: int) -> StoredColumns:
-    """The inverse of `dump_columns`. Raises ValueError if ``content``, whose checksum was right, is anything else."""
-    ends = np.cumsum([8 * count, 4 * count, 4 * count, 4 * len(NAMES) * count])
-    if len(content) < ends[-1]:
-        raise ValueError("it is shorter than its manifest says")
-    keys, family, tag_set, descriptors, rest = np.split(content, ends)
-    labels = json.loads(rest.tobytes())
-    return StoredColumns(
-        keys.view("<i8").astype(np.int64),
-        Labels(labels["families"], [tuple(tags) for tags in labels["tag_sets"]]),
-        family.view("<i4").astype(np.int32),
-        tag_set.view("<i4").astype(np.int32),
-        descriptors.view("<f4").astype(np.float32).reshape(len(NAMES), count),
-    )
+    @classmethod
+    def load(cls, content: NDArray[np.uint8], count: int) -> ColumnsSnapshot:
+        """The inverse of `Columns.dump`. Raises ValueError if ``content``, whose checksum fits, is anything else."""
+        ends = np.cumsum([8 * count, 4 * count, 4 * count, 4 * len(NAMES) * count])
+        if len(content) < ends[-1]:
+            raise ValueError("it is shorter than its manifest says")
+        keys, family, tag_set, descriptors, rest = np.split(content, ends)
+        labels = json.loads(rest.tobytes())
+        return cls(
+            keys.view("<i8").astype(np.int64),
+            Labels(labels["families"], [tuple(tags) for tags in labels["tag_sets"]]),
+            family.view("<i4").astype(np.int32),
+            tag_set.view("<i4").astype(np.int32),
+            descriptors.view("<f4").astype(np.float32).reshape(len(NAMES), count),
+        )
 
 
 def keys_of(checksums: Checksums) -> Int64:
-    """The first eight bytes of each checksum, by which a snapshot knows a record."""
+    """The first eight bytes of each checksum, by which a snapshot identifies a record."""
     return np.ascontiguousarray(checksums).view("<i8").reshape(-1, 4)[:, 0].astype(np.int64)

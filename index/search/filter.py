@@ -15,7 +15,7 @@ MAX_VALUES = 500  # families or tags in one filter: below SQLite's limit on boun
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Conditions that all have to hold. An empty one allows everything.
+    """Conditions that all have to hold; without any, every model is returned.
 
     Attributes:
         families: the model's family is one of these.
@@ -40,8 +40,8 @@ class Filter:
     def __bool__(self) -> bool:
         return bool(self.families or self.tags or self.ranges)
 
-    def passes(self, record: Record) -> bool:
-        """Whether one model may be returned. Numbers are compared in float64."""
+    def matches(self, record: Record) -> bool:
+        """Whether all conditions hold for a record. Numbers are compared in float64."""
         return (
             (not self.families or record.family in self.families)
             and set(self.tags) <= set(record.tags)
@@ -73,7 +73,7 @@ class Filter:
         return cls(families, tags, tuple(ranges))
 
     def conditions(self) -> dict[str, object]:
-        """What `parse` makes this filter of."""
+        """This filter as JSON; `parse` is the inverse."""
         found: dict[str, object] = {}
         for name, words in (("family", self.families), ("tag", self.tags)):
             if words:

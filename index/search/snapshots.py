@@ -1,9 +1,8 @@
-"""Files beside the records: faster to open than replaying, checked before they are parsed, never the truth.
+"""Snapshots beside the records: faster to open than reading the records, checked before they are parsed.
 
-``velocity.faiss`` is an ``IndexIDMap`` of an ``IndexFlatIP`` in FAISS's own format; ``velocity.json`` says what it is.
-A vector's id is the key of its record, the first eight bytes of the record's checksum, so that a snapshot can only
-ever be matched with the content it was made from, whatever happened to the records since. ``columns.bin`` and
-``columns.json`` are the same for what filters and counts are made from (see `columns`).
+``velocity.faiss`` is what `VectorIndex.dump` writes; ``velocity.json`` is its manifest. A vector's key is the first
+eight bytes of its record's checksum, so that a snapshot is only ever matched with the content it was made from,
+whatever happened to the records since. ``columns.bin`` and ``columns.json`` are the same for `Columns`.
 
 Both files of a snapshot are written and synced beside the old ones before the first takes its place, and a manifest
 that has not taken its place yet counts: a writer that is killed in between leaves a snapshot that can be used.
@@ -13,23 +12,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seisbind.index.search.columns import Columns, StoredColumns, dump_columns, load_columns
-from seisbind.index.search.vectors import Float32, Int64, VectorIndex, faiss
-from seisbind.index.storage.folder import SPACES, sync_folder
+from seisbind.index.search.columns import Columns, ColumnsSnapshot
+from seisbind.index.search.vectors import Int64, VectorIndex
+from seisbind.index.storage.folder import SPACES
+from seisbind.model.files import sync
 from seisbind.model.ground.descriptors import NAMES
 
 FORMAT_VERSION = 1
-IO_BYTES = 1 << 20
 COLUMNS = "columns"
 TEMPORARY = ".tmp"
 
@@ -38,7 +36,7 @@ AtStep = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a snapshot says of itself."""
+    """The description of a snapshot, stored beside it."""
 
     format: int
     space: str
@@ -78,85 +76,73 @@ class Snapshot:
     generation: int
 
 
-def write_snapshot(
-    folder: Path, space: str, vectors: Float32, keys: Int64, *, fingerprint: str, generation: int, at_step: AtStep
-) -> None:
-    """Put ``{space}.faiss`` and ``{space}.json`` in place.
-
-    Args:
-        vectors: ``(count, dimension)`` float32; keys: ``(count,)``.
+@dataclass(frozen=True, slots=True)
+class SnapshotWriter:
+    """Writes the snapshots of one generation of a gallery.
 
     Raises:
         OSError: the disk refused. What was there before is still there, or will be recognised as not matching.
     """
-    index = faiss.IndexIDMap(faiss.IndexFlatIP(vectors.shape[1]))
-    if len(keys):
-        index.add_with_ids(vectors, keys)
-    manifest = Manifest(FORMAT_VERSION, space, fingerprint, vectors.shape[1], len(keys), generation, "", 0)
-    _put(
-        folder / f"{space}.faiss",
-        lambda block: faiss.write_index(index, faiss.PyCallbackIOWriter(block, IO_BYTES)),
-        manifest,
-        at_step,
-    )
+
+    folder: Path
+    fingerprint: str
+    generation: int
+    at_step: AtStep
+
+    def write_index(self, space: str, index: VectorIndex, positions: Int64, keys: Int64) -> None:
+        """``{space}.faiss`` and ``{space}.json``: the vectors at ``positions``, whose records have ``keys``."""
+        self._write(f"{space}.faiss", space, index.dimension, len(keys), partial(index.dump, positions, keys))
+
+    def write_columns(self, columns: Columns, positions: Int64) -> None:
+        """``columns.bin`` and ``columns.json``: of the models at ``positions``."""
+        self._write(f"{COLUMNS}.bin", COLUMNS, len(NAMES), len(positions), partial(columns.dump, positions))
+
+    def _write(
+        self, name: str, space: str, dimension: int, count: int, dump: Callable[[Callable[[bytes], None]], None]
+    ) -> None:
+        """Write a file and its manifest: whatever happens, there is the old pair, the new one, or the new content with
+        the new manifest still beside the old one."""
+        digest = hashlib.sha256()
+        written = 0
+        path = self.folder / name
+        beside = path.with_suffix(".json")
+        temporary, manifest_temporary = (each.with_name(each.name + TEMPORARY) for each in (path, beside))
+        try:
+            with temporary.open("wb") as handle:
+
+                def write(content: bytes) -> None:
+                    nonlocal written
+                    digest.update(content)
+                    written += len(content)
+                    handle.write(content)
+
+                dump(write)
+            self._sync(temporary, path.name)
+            manifest = Manifest(
+                FORMAT_VERSION, space, self.fingerprint, dimension, count, self.generation, digest.hexdigest(), written
+            )
+            manifest_temporary.write_bytes(manifest.dump())
+            self._sync(manifest_temporary, beside.name)
+            sync(self.folder)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            manifest_temporary.unlink(missing_ok=True)
+            raise
+        self.at_step(f"{path.name}:renamed")
+        sync(self.folder)
+        manifest_temporary.replace(beside)
+        self.at_step(f"{beside.name}:renamed")
+        sync(self.folder)
+
+    def _sync(self, path: Path, name: str) -> None:
+        self.at_step(f"{name}:written")
+        sync(path)
+        self.at_step(f"{name}:synced")
 
 
-def write_columns(
-    folder: Path, columns: Columns, positions: Int64, *, fingerprint: str, generation: int, at_step: AtStep
-) -> None:
-    """Put ``columns.bin`` and ``columns.json`` in place, of the models at ``positions``. Raises as `write_snapshot`."""
-    manifest = Manifest(FORMAT_VERSION, COLUMNS, fingerprint, len(NAMES), len(positions), generation, "", 0)
-
-    def write(block: Callable[[bytes], None]) -> None:
-        for content in dump_columns(columns, positions):
-            block(content)
-
-    _put(folder / f"{COLUMNS}.bin", write, manifest, at_step)
-
-
-def _put(path: Path, write_to: Callable[[Callable[[bytes], None]], None], manifest: Manifest, at_step: AtStep) -> None:
-    """Write ``path`` and its manifest, so that whatever happens there is the old pair, the new one, or the new content
-    with the new manifest still beside the old one."""
-    digest = hashlib.sha256()
-    written = 0
-    beside = path.with_suffix(".json")
-    temporary, manifest_temporary = (each.with_name(each.name + TEMPORARY) for each in (path, beside))
-    try:
-        with temporary.open("wb") as handle:
-
-            def block(content: bytes) -> None:
-                nonlocal written
-                digest.update(content)
-                written += len(content)
-                handle.write(content)
-
-            write_to(block)
-            _sync(handle, path.name, at_step)
-        with manifest_temporary.open("wb") as handle:
-            handle.write(replace(manifest, sha256=digest.hexdigest(), size_bytes=written).dump())
-            _sync(handle, beside.name, at_step)
-        sync_folder(path.parent)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        manifest_temporary.unlink(missing_ok=True)
-        raise
-    at_step(f"{path.name}:renamed")
-    sync_folder(path.parent)
-    manifest_temporary.replace(beside)
-    at_step(f"{beside.name}:renamed")
-    sync_folder(path.parent)
-
-
-def _sync(handle: BinaryIO, name: str, at_step: AtStep) -> None:
-    handle.flush()
-    at_step(f"{name}:written")
-    os.fsync(handle.fileno())
-    at_step(f"{name}:synced")
-
-
-def settle_snapshots(folder: Path) -> None:
-    """Finish what a killed writer began: a manifest that fits takes its place, and the rest goes.
+def recover_snapshots(folder: Path) -> None:
+    """Complete or remove what a killed writer left: a manifest that fits takes its place, other temporary files go.
 
     The caller holds the lock of ``folder``. Nothing is lost where the disk refuses: the records have everything.
     """
@@ -180,25 +166,23 @@ def load_snapshot(folder: Path, space: str, *, fingerprint: str, dimension: int)
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: why it is not to be believed, as a clause.
+        ValueError: it cannot be trusted; the sentence is a clause that says why.
     """
     path = folder / f"{space}.faiss"
-    manifest, content = _checked(path, space, fingerprint, dimension)
-    mapped = faiss.deserialize_index(content)
-    flat = faiss.downcast_index(mapped.index)
-    if not isinstance(flat, faiss.IndexFlatIP) or (flat.ntotal, flat.d) != (manifest.count, dimension):
+    manifest, content = _load_checked(path, space, fingerprint, dimension)
+    loaded = VectorIndex.load(content)
+    if loaded is None or (len(loaded[1]), loaded[1].dimension) != (manifest.count, dimension):
         raise ValueError(f"{path.name} is not the index that its manifest describes")
-    keys = faiss.vector_to_array(mapped.id_map).copy()
-    return Snapshot(keys, VectorIndex.adopt(flat, mapped), manifest.generation)
+    return Snapshot(*loaded, manifest.generation)
 
 
-def load_columns_snapshot(folder: Path, *, fingerprint: str) -> StoredColumns:
+def load_columns_snapshot(folder: Path, *, fingerprint: str) -> ColumnsSnapshot:
     """Read the columns' snapshot. Raises as `load_snapshot`."""
-    manifest, content = _checked(folder / f"{COLUMNS}.bin", COLUMNS, fingerprint, len(NAMES))
-    return load_columns(content, manifest.count)
+    manifest, content = _load_checked(folder / f"{COLUMNS}.bin", COLUMNS, fingerprint, len(NAMES))
+    return ColumnsSnapshot.load(content, manifest.count)
 
 
-def _checked(path: Path, space: str, fingerprint: str, dimension: int) -> tuple[Manifest, NDArray[np.uint8]]:
+def _load_checked(path: Path, space: str, fingerprint: str, dimension: int) -> tuple[Manifest, NDArray[np.uint8]]:
     """The manifest and the content of a snapshot that are what they were when it was written."""
     beside = path.with_suffix(".json")
     try:

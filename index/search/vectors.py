@@ -1,11 +1,13 @@
 """Exact nearest neighbours by cosine similarity, in a FAISS index that never changes.
 
-Searching a FAISS index while something is added to it ends the process, so nothing here is ever added to: a grown
-index is a new object that shares the large sealed part with the old one.
+Searching a FAISS index while something is added to it ends the process, so nothing here is ever added to: a larger
+index is a new object that shares the large sealed segments with the old one. No other module knows the kind of index:
+an approximate one would be searched, written and read here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import faiss as _faiss
@@ -20,9 +22,10 @@ Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 RECENT_VECTORS = 1024  # up to 1 MB of 256-d vectors is copied for each addition before they are sealed
-GROWTH = 2  # a sealed part is joined to the one before it unless that one is more than this much larger
+GROWTH = 2  # a sealed segment is joined to the one before it unless that one is more than this much larger
 FEW_FORBIDDEN = 256  # up to so many are fetched and dropped: FAISS's selectors cost more, most of all for many queries
 ROUNDING = 1e-5  # bound on the float32 error of the inner product of two 256-d unit vectors, times two
+IO_BYTES = 1 << 20  # written at once
 SPARE = 16  # candidates fetched beyond k, so that ties at the end of the list rarely need a second search
 
 
@@ -31,7 +34,7 @@ def search_threads(count: int) -> None:
     faiss.omp_set_num_threads(count)
 
 
-class _Part:
+class _Segment:
     """Consecutive vectors in one sealed FAISS flat index."""
 
     __slots__ = ("_owner", "index", "vectors")
@@ -45,7 +48,7 @@ class _Part:
         self.vectors: Float32 = view.reshape(count, dimension)  # valid as long as `index` lives
 
     @classmethod
-    def of(cls, dimension: int, *blocks: Float32) -> _Part:
+    def of(cls, dimension: int, *blocks: Float32) -> _Segment:
         index = faiss.IndexFlatIP(dimension)
         for block in blocks:
             if len(block):
@@ -94,34 +97,49 @@ class VectorIndex:
     sums depends on the size of the batch, and an answer must not.
     """
 
-    __slots__ = ("_parts", "dimension")
+    __slots__ = ("_segments", "dimension")
 
-    def __init__(self, dimension: int, *parts: _Part) -> None:
+    def __init__(self, dimension: int, *segments: _Segment) -> None:
         self.dimension = dimension
-        self._parts = tuple(part for part in parts if len(part))
+        self._segments = tuple(segment for segment in segments if len(segment))
 
     @classmethod
     def build(cls, vectors: Float32) -> VectorIndex:
         """An index of ``vectors`` ``(count, dimension)``, which are copied."""
-        return cls(vectors.shape[1], _Part.of(vectors.shape[1], vectors))
+        return cls(vectors.shape[1], _Segment.of(vectors.shape[1], vectors))
 
     @classmethod
-    def adopt(cls, index: Any, owner: Any) -> VectorIndex:
-        """An index around the ``faiss.IndexFlatIP`` inside ``owner``, which nobody else will touch."""
-        return cls(index.d, _Part(index, owner))
+    def load(cls, content: NDArray[np.uint8]) -> tuple[Int64, VectorIndex] | None:
+        """The keys and the index that `dump` wrote; None if ``content`` is another kind of index.
+
+        Raises:
+            RuntimeError: FAISS cannot read it.
+        """
+        mapped = faiss.deserialize_index(content)
+        flat = faiss.downcast_index(mapped.index)
+        if not isinstance(flat, faiss.IndexFlatIP):
+            return None
+        return faiss.vector_to_array(mapped.id_map).copy(), cls(flat.d, _Segment(flat, mapped))
+
+    def dump(self, positions: Int64, keys: Int64, write: Callable[[bytes], object]) -> None:
+        """Write the vectors at ``positions`` with ``keys``, an ``IndexIDMap`` of ``IndexFlatIP`` in FAISS's format."""
+        index = faiss.IndexIDMap(faiss.IndexFlatIP(self.dimension))
+        if len(keys):
+            index.add_with_ids(self.vectors_at(positions), keys)
+        faiss.write_index(index, faiss.PyCallbackIOWriter(write, IO_BYTES))
 
     def __len__(self) -> int:
-        return sum(len(part) for part in self._parts)
+        return sum(len(segment) for segment in self._segments)
 
     def extended(self, vectors: Float32) -> VectorIndex:
         """This index, then ``vectors`` ``(n, dimension)``.
 
-        What is copied does not depend on how many there are: the last part, if it is small. Once that is full it is
-        sealed, and joined to those before it that are not much larger, so that the parts stay few.
+        Only the last segment is copied, if it is small. Once that is full it is sealed, and joined to those before it
+        that are not much larger, so that the segments stay few.
         """
         if not len(vectors):
             return self
-        *sealed, last = self._parts or (_Part.of(self.dimension),)
+        *sealed, last = self._segments or (_Segment.of(self.dimension),)
         if len(last) >= RECENT_VECTORS:
             sealed, blocks = [*sealed, last], [vectors]
         else:
@@ -130,16 +148,16 @@ class VectorIndex:
         while count >= RECENT_VECTORS and sealed and len(sealed[-1]) <= GROWTH * count:
             blocks.insert(0, sealed.pop().vectors)
             count += len(blocks[0])
-        return VectorIndex(self.dimension, *sealed, _Part.of(self.dimension, *blocks))
+        return VectorIndex(self.dimension, *sealed, _Segment.of(self.dimension, *blocks))
 
-    def taken(self, positions: Int64) -> Float32:
+    def vectors_at(self, positions: Int64) -> Float32:
         """A copy of the vectors at ``positions``, ``(len(positions), dimension)``."""
         out = np.empty((len(positions), self.dimension), np.float32)
         start = 0
-        for part in self._parts:
-            here = (positions >= start) & (positions < start + len(part))
-            out[here] = part.vectors[positions[here] - start]
-            start += len(part)
+        for segment in self._segments:
+            here = (positions >= start) & (positions < start + len(segment))
+            out[here] = segment.vectors[positions[here] - start]
+            start += len(segment)
         return out
 
     def search(self, queries: Float32, k: int, *, allowed: Bool | None = None) -> list[tuple[Int64, Float64]]:
@@ -155,16 +173,16 @@ class VectorIndex:
         """
         candidates: list[list[Int64]] = [[] for _ in queries]
         start = 0
-        for part in self._parts:
-            mask = None if allowed is None else allowed[start : start + len(part)]
-            for found, positions in zip(candidates, part.candidates(queries, k, mask), strict=True):
+        for segment in self._segments:
+            mask = None if allowed is None else allowed[start : start + len(segment)]
+            for found, positions in zip(candidates, segment.candidates(queries, k, mask), strict=True):
                 found.append(positions + start)
-            start += len(part)
+            start += len(segment)
         return [self._ranked(query, found, k) for query, found in zip(queries, candidates, strict=True)]
 
     def _ranked(self, query: Float32, candidates: list[Int64], k: int) -> tuple[Int64, Float64]:
         positions = np.concatenate(candidates) if candidates else np.empty(0, np.int64)
-        products = self.taken(positions).astype(np.float64) * query.astype(np.float64)
+        products = self.vectors_at(positions).astype(np.float64) * query.astype(np.float64)
         similarities = np.clip(products.sum(axis=1), -1.0, 1.0)
         order = np.lexsort((positions, -similarities))[:k]
         return positions[order], similarities[order]

@@ -1,6 +1,6 @@
-"""What is kept on the disk: the SQLite file of a gallery, its folder, and its locks.
+"""What a gallery stores on the disk: its SQLite file, its folder and its locks.
 
-`records` is the truth that everything else is derived from.
+`records` reads and `record_writer` changes what everything else is derived from.
 """
 
-__all__ = ["database", "folder", "lock", "record", "records"]
+__all__ = ["database", "folder", "lock", "record", "record_writer", "records"]

@@ -1,4 +1,4 @@
-"""The SQLite file of a gallery: its schema, how it is made, opened and refused, and what its errors mean."""
+"""The SQLite file of a gallery: its schema, creating and opening it, and the gallery errors of its failures."""
 
 from __future__ import annotations
 
@@ -30,6 +30,12 @@ RECORDS = "records.sqlite"
 BUSY_TIMEOUT_S = 30.0
 OPENINGS = 5  # attempts where another gallery takes the place of the one that is being opened
 WAL_LIMIT_BYTES = 64 << 20  # what a checkpoint leaves of the write-ahead log
+
+COLUMNS = (
+    "row, model_id, family, "
+    + ", ".join(NAMES)
+    + ", source, added_at, depth, x, velocity_sha256, embeddings_sha256, checksum"
+)
 
 # Small columns, blobs and embeddings live apart: listing and filtering never page through maps, and replaying the
 # embeddings does not either. AUTOINCREMENT: no row number is used twice, so a row is added and removed, never changed.
@@ -92,14 +98,14 @@ def create_database(path: Path, *, fingerprint: str, dimension: int, created_at:
         connection.execute("PRAGMA journal_mode = WAL")
 
 
-def settle(path: Path) -> None:
-    """Bring a database's write-ahead log into its file, synced, so that the file alone has everything.
+def checkpoint_wal(path: Path) -> None:
+    """Write a database's write-ahead log into its file and sync it, so that the file alone is complete.
 
     Raises:
-        GalleryLocked, GalleryWriteFailed, GalleryDamaged: a reader does not let go; the disk refused; not a database.
+        GalleryLocked, GalleryWriteFailed, GalleryDamaged: a reader keeps it open; the disk refused; not a database.
     """
     with (
-        told(path.parent, "settle"),
+        translate_errors(path.parent, "settle"),
         closing(
             sqlite3.connect(
                 f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S
@@ -112,15 +118,37 @@ def settle(path: Path) -> None:
             raise GalleryLocked(f"Another program kept {path} locked for {BUSY_TIMEOUT_S:g} s. Nothing was changed.")
 
 
+def read_facts(connection: sqlite3.Connection, folder: Path) -> dict[str, str]:
+    """The ``meta`` table: facts on the whole gallery. Raises GalleryDamaged."""
+    facts = dict(connection.execute("SELECT name, value FROM meta").fetchall())
+    if facts.get("check") != facts_check(facts):
+        raise damaged(folder, "the facts about the whole gallery do not match their checksum")
+    return facts
+
+
+def check_id(folder: Path, found: object, model_id: str) -> None:
+    """Raises GalleryDamaged where another model than ``model_id`` was found in its row."""
+    if found != model_id:
+        raise damaged(folder, f"where {model_id!r} should be there is {found!r:.150}")
+
+
+def damaged(folder: Path, what: str) -> GalleryDamaged:
+    """The error for stored data that contradict their checksums."""
+    return GalleryDamaged(
+        f"The gallery at {folder} is damaged: {what}. Restore it from a copy, or build it again; "
+        "'seisbind gallery verify' lists what is wrong."
+    )
+
+
 def facts_check(facts: Mapping[str, str]) -> str:
-    """The checksum of everything in the ``meta`` table but itself."""
+    """The checksum of the ``meta`` table without itself."""
     rest = sorted((name, value) for name, value in facts.items() if name != "check")
     return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """Which file a path leads to, and which folder: another gallery in the same place has another."""
+    """The file and folder that a path leads to: a gallery that replaces another has a different one."""
 
     folder: tuple[int, int]
     file: tuple[int, int]
@@ -136,8 +164,8 @@ def connect(path: Path, *, writable: bool) -> tuple[sqlite3.Connection, FileIden
     """A connection to an existing database of this format, and which file that is.
 
     SQLite opens the log by its name when it first reads, so the file must be the same then as before: `install` waits
-    for whoever is opening, and a folder that was exchanged meanwhile is opened again. The connection may be passed
-    between threads; its owner (`Records`) lets one in at a time.
+    while a gallery is being opened, and a folder that was exchanged meanwhile is opened again. The connection may be
+    passed between threads; its owner lets one use it at a time.
 
     Raises:
         GalleryNotFound, GalleryDamaged, GalleryError: nothing there; not a gallery; a format of another version, or
@@ -153,16 +181,16 @@ def connect(path: Path, *, writable: bool) -> tuple[sqlite3.Connection, FileIden
                 f"There is no gallery at {path.parent}. 'seisbind gallery build' makes one."
             ) from error
         except GalleryDamaged:
-            if _is(path, before):
+            if _is_still(path, before):
                 raise
             continue
-        if _is(path, before):
+        if _is_still(path, before):
             return connection, before
         connection.close()
     raise GalleryError(f"Another gallery took the place of {path.parent} each time that it was opened. Try again.")
 
 
-def _is(path: Path, before: FileIdentity) -> bool:
+def _is_still(path: Path, before: FileIdentity) -> bool:
     with suppress(FileNotFoundError):
         return identity(path) == before
     return False
@@ -174,7 +202,7 @@ def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     read_only = bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
     if not writable and read_only and not (wal.exists() and wal.stat().st_size):
         mode = "ro&immutable=1"  # nobody can write, and SQLite could not make its -shm file; no other reason will do
-    with told(path.parent, "open"):
+    with translate_errors(path.parent, "open"):
         connection = sqlite3.connect(
             f"{path.resolve().as_uri()}?mode={mode}",
             uri=True,
@@ -211,15 +239,15 @@ def _check_format(connection: sqlite3.Connection, path: Path) -> None:
 
 
 @contextmanager
-def told(folder: Path, doing: str) -> Iterator[None]:
-    """Turn what SQLite and the operating system raise inside into the gallery errors that they mean.
+def translate_errors(folder: Path, doing: str) -> Iterator[None]:
+    """Raise the errors of SQLite and the operating system inside as the gallery errors that they mean.
 
     ``doing`` is the verb of the sentence: "open", "add", "remove", "read", "snapshot", "settle".
     """
     try:
         yield
     except sqlite3.Error as error:
-        raise _meaning(error, folder, doing) from error
+        raise _translated(error, folder, doing) from error
     except UnicodeDecodeError as error:  # a damaged name, on its way into an error of SQLite
         raise GalleryDamaged(
             f"Could not {doing} {folder}: {error}. Restore it from a copy, or build it again."
@@ -230,7 +258,7 @@ def told(folder: Path, doing: str) -> Iterator[None]:
         raise GalleryWriteFailed(f"Could not {doing} in {folder}: {reason}.{hint} Nothing was changed.") from error
 
 
-def _meaning(error: sqlite3.Error, folder: Path, doing: str) -> GalleryError:
+def _translated(error: sqlite3.Error, folder: Path, doing: str) -> GalleryError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if isinstance(error, sqlite3.ProgrammingError):
         return GalleryError(f"Could not {doing}: the gallery at {folder} has been closed ({error}).")

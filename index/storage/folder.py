@@ -1,4 +1,4 @@
-"""What lies in a gallery's folder, and how a new gallery takes the place of an old one.
+"""The folder of a gallery: its files, and how a new gallery replaces an old one.
 
 gallery/
 ├── records.sqlite    the truth (`records`)
@@ -14,22 +14,24 @@ gallery/
 A new gallery is made inside the folder of the old one and not beside it, so that the folder may be a mount point or a
 link, both are on one file system, and the lock stays the same file; one rename of ``records.sqlite`` is the change.
 
-SQLite opens the write-ahead log by its name, after the file itself and not at once. Who opens a gallery therefore holds
-a shared ``flock`` on the folder until it has read something (`connect`), and `install` an exclusive one from before the
-old log goes until the new records are in place: nobody opens the records of one gallery and the log of another.
+SQLite opens the write-ahead log by its name, after the file itself and not at once. `connect` therefore holds a shared
+``flock`` on the folder until it has read something, and `install` an exclusive one from before the old log is removed
+until the new records are in place: nothing opens the records of one gallery with the log of another.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from seisbind.index.storage.database import RECORDS, settle
-from seisbind.index.storage.lock import folder_lock
-from seisbind.model.errors import GalleryDamaged, GalleryError
+from seisbind.index.storage.database import RECORDS, checkpoint_wal, create_database, translate_errors
+from seisbind.index.storage.lock import WriterLock, folder_lock
+from seisbind.index.storage.record import utc_now
+from seisbind.model.errors import GalleryDamaged, GalleryError, InvalidConfig
+from seisbind.model.files import sync
+from seisbind.model.frame import Frame
 
 LOCK = "writer.lock"
 BUILDING = "building"
@@ -40,29 +42,57 @@ _SNAPSHOTS = (*(f"{space}.{ending}" for space in SPACES for ending in ("faiss", 
 _OWN = {RECORDS, LOCK, *_LOGS, *_SNAPSHOTS, *(f"{name}.tmp" for name in _SNAPSHOTS)}
 
 
-def make_folder(path: Path) -> None:
+@contextmanager
+def new_gallery(
+    folder: Path,
+    *,
+    fingerprint: str,
+    dimension: int,
+    frame: Frame,
+    overwrite: bool,
+    at_step: Callable[[str], None],
+) -> Iterator[WriterLock]:
+    """The lock of ``folder``, with an empty gallery in ``building/`` there, which is removed if the block raises.
+
+    Otherwise the block has installed it (`install`), and owns the lock.
+
+    Raises:
+        GalleryError: there is a gallery and ``overwrite`` is false, or there are files of someone else.
+        GalleryLocked: it is being written.
+        GalleryWriteFailed: the disk refused.
+    """
+    if not fingerprint or not 1 <= dimension <= 4096:
+        raise InvalidConfig(f"A gallery needs a fingerprint and 1 to 4096 dimensions; got {dimension}.")
+    with translate_errors(folder, "create a gallery"):
+        _make_folder(folder)
+        lock = WriterLock(folder / LOCK)
+    try:
+        with translate_errors(folder, "create a gallery"):
+            create_database(
+                _empty_building(folder, overwrite=overwrite) / RECORDS,
+                fingerprint=fingerprint,
+                dimension=dimension,
+                created_at=utc_now(),
+                frame=frame,
+            )
+            at_step("create:written")
+        yield lock
+    except BaseException:
+        drop_building(folder)
+        lock.release()
+        raise
+
+
+def _make_folder(path: Path) -> None:
     """Make ``path`` and the folders above it that are missing, so that they survive a power cut."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
-        sync_folder(folder.parent)
+        sync(folder.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make names given and taken in ``folder`` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def make_room(folder: Path, *, overwrite: bool) -> Path:
-    """Make the empty subfolder for a new gallery, in place of what a killed writer left there; returns it.
-
-    Raises:
-        GalleryError: there is a gallery and ``overwrite`` is false, or there are files of someone else.
-    """
+def _empty_building(folder: Path, *, overwrite: bool) -> Path:
+    """Make ``building/``, in place of what a killed writer left there; returns it."""
     foreign = sorted(str(path.relative_to(folder)) for path in _foreign(folder))
     if foreign:
         raise GalleryError(
@@ -78,7 +108,7 @@ def make_room(folder: Path, *, overwrite: bool) -> Path:
 
 
 def _foreign(folder: Path, *, own_folder: str | None = BUILDING) -> Iterator[Path]:
-    """What no gallery has put there. A name that merely starts like ours is somebody's backup."""
+    """Files that no gallery has written. A name that only starts like ours may be a backup."""
     for path in folder.iterdir():
         is_folder = path.is_dir() and not path.is_symlink()
         if is_folder and path.name == own_folder:
@@ -90,7 +120,7 @@ def _foreign(folder: Path, *, own_folder: str | None = BUILDING) -> Iterator[Pat
 def drop_building(folder: Path) -> None:
     """Remove what a writer that was killed, or failed, left of a new gallery; files of someone else stay.
 
-    The caller holds the lock of ``folder``. What cannot be removed is in nobody's way: the next build removes it.
+    The caller holds the lock of ``folder``. What cannot be removed now, the next build removes.
     """
     building = folder / BUILDING
     if building.is_dir() and not building.is_symlink() and not any(_foreign(building, own_folder=None)):
@@ -98,35 +128,35 @@ def drop_building(folder: Path) -> None:
 
 
 def install(folder: Path, *, at_step: Callable[[str], None]) -> None:
-    """Put the gallery in ``building/``, closed, in the place of the one in ``folder``, whose lock the caller holds.
+    """Replace the gallery in ``folder``, whose lock the caller holds, by the one in ``building/``, which is closed.
 
-    Up to the rename of the records the old gallery is there, whole (its snapshots, which are derived, go first: an
-    old one beside new records would be taken for changes lost); from then on the new one is.
+    Until the records are renamed the old gallery is there, complete (its snapshots, which are derived, go first: old
+    ones beside new records would look like lost changes); from then on the new one is.
 
     Raises:
-        GalleryLocked, GalleryWriteFailed: the log of either could not be brought into its file, or somebody has been
-            opening the old gallery all the time; nothing was changed.
+        GalleryLocked, GalleryWriteFailed: the log of either could not be written into its file, or the old gallery
+            was being opened all the time; nothing was changed.
         OSError: the disk refused.
     """
     old, new = folder / RECORDS, folder / BUILDING / RECORDS
-    settle(new)
+    checkpoint_wal(new)
     if old.exists():
         with suppress(GalleryDamaged):  # nothing to save, and no reason not to replace it
-            settle(old)
+            checkpoint_wal(old)
     at_step("install:settled")
-    # SQLite would replay an old log into the new records. Whoever reads the old ones keeps them open and goes on.
+    # SQLite would replay an old log into the new records. Readers of the old ones keep them open and go on.
     with folder_lock(folder, exclusive=True):
         for name in (*_LOGS, *_SNAPSHOTS):
             (folder / name).unlink(missing_ok=True)
-        sync_folder(folder)
+        sync(folder)
         at_step("install:cleared")
         new.replace(old)
-        sync_folder(folder)
+        sync(folder)
     at_step("install:renamed")
     for name in _SNAPSHOTS:
         if (folder / BUILDING / name).exists():
             (folder / BUILDING / name).replace(folder / name)
-    sync_folder(folder)
+    sync(folder)
     at_step("install:indices")
     shutil.rmtree(folder / BUILDING)
 

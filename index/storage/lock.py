@@ -1,29 +1,27 @@
-"""The locks of a gallery, kept by the operating system: one writer, and nobody opens what is being replaced."""
+"""The locks of a gallery: one writer at a time, and no opening while the records are being replaced."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from seisbind.model.errors import GalleryLocked, GalleryWriteFailed
+from seisbind.model.files import lock
 
-PATIENCE_S = 30.0  # opening and replacing take milliseconds: longer, and somebody has been stopped in the middle
-POLL_S = 0.01
+PATIENCE_S = 30.0  # opening and replacing take milliseconds: longer, and a process was stopped in the middle
 
 
 @contextmanager
 def folder_lock(folder: Path, *, exclusive: bool) -> Iterator[None]:
-    """A ``flock`` on the folder of a gallery: shared by all who open its records, exclusive for who replaces them.
+    """A ``flock`` on the folder of a gallery: shared while its records are opened, exclusive while they are replaced.
 
     It needs no file and no permission to write. Where a file system cannot lock a folder, the block runs without.
 
     Raises:
-        GalleryLocked: somebody has held it the other way for `PATIENCE_S`.
+        GalleryLocked: another process has held it the other way for `PATIENCE_S`.
     """
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -31,28 +29,19 @@ def folder_lock(folder: Path, *, exclusive: bool) -> Iterator[None]:
         yield
         return
     try:
-        _take(handle, folder, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        try:
+            lock(handle, shared=not exclusive, patience_s=PATIENCE_S)
+        except BlockingIOError as error:
+            doing = "opening the gallery there" if exclusive else "putting a new gallery there"
+            raise GalleryLocked(
+                f"{folder}: another process has been {doing} for {PATIENCE_S:g} s. See whether it was stopped, and "
+                "try again."
+            ) from error
+        except OSError:
+            pass
         yield
     finally:
         os.close(handle)
-
-
-def _take(handle: int, folder: Path, how: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(handle, how | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                doing = "opening the gallery there" if how == fcntl.LOCK_EX else "putting a new gallery there"
-                raise GalleryLocked(
-                    f"{folder}: another process has been {doing} for {PATIENCE_S:g} s. See whether it was stopped, and "
-                    "try again."
-                ) from error
-            time.sleep(POLL_S)
-        except OSError:
-            return
 
 
 class WriterLock:
@@ -72,7 +61,7 @@ class WriterLock:
         except OSError as error:
             raise GalleryWriteFailed(f"The lock {path} cannot be opened for writing: {error.strerror}.") from error
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._handle)
         except BlockingIOError as error:
             holder = os.pread(self._handle, 500, 0).decode(errors="replace").strip() or "another process"
             os.close(self._handle)

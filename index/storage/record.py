@@ -1,11 +1,12 @@
-"""One velocity model as the gallery keeps it, and the checksums that it is kept under."""
+"""One velocity model as the gallery stores it, and its checksums."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,22 +66,8 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Catalogue:
-    """Which models there are, by row: ``rows`` ascending, their ``ids`` and the ``checksums`` of their records.
-
-    ``digest`` is that of all of them, which is right.
-    """
-
-    generation: int
-    digest: bytes
-    rows: Int64
-    ids: Ids
-    checksums: Checksums
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Described:
-    """The small columns of some models, each compared with the checksum of its record.
+class RecordColumns:
+    """The records of some models by column, each compared with its checksum.
 
     Attributes:
         rows: ascending.
@@ -97,12 +84,44 @@ class Described:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """What a change moves: the number of changes so far, of models, and the digest of all models."""
+class GalleryState:
+    """The state of a gallery after ``generation`` changes: how many models it has and the digest of all of them."""
 
     generation: int
     count: int
     digest: bytes
+
+    @classmethod
+    def of(cls, facts: Mapping[str, str]) -> GalleryState:
+        """As the ``meta`` table has it."""
+        return cls(int(facts["generation"]), int(facts["count"]), bytes.fromhex(facts["digest"]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Catalogue:
+    """Which models there are, by row: ``rows`` ascending, their ``ids`` and the ``checksums`` of their records.
+
+    They match the digest of ``state``.
+    """
+
+    state: GalleryState
+    rows: Int64
+    ids: Ids
+    checksums: Checksums
+
+
+@dataclass(frozen=True, slots=True)
+class RowLookup:
+    """The row of each model id after ``generation`` changes, as a gallery has it in memory, and the highest row."""
+
+    generation: int
+    row_of: Mapping[str, int]
+    last_row: int
+
+
+def utc_now() -> str:
+    """ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def digest_entry(row: int, model_id: str, checksum: bytes) -> bytes:

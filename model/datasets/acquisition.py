@@ -35,11 +35,12 @@ from seisbind.model.datasets.pairs import (
 )
 from seisbind.model.datasets.simulation import only_writer
 from seisbind.model.errors import DatasetError
-from seisbind.model.frame import OPENFWI_FRAME, Frame
+from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
 from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import checksum, generate
-from seisbind.model.survey.preparation import Survey, prepare
-from seisbind.model.waves.wavefield import Boundary, Engine, GridDispersionWarning, ricker, simulate
+from seisbind.model.survey.preparation import prepare
+from seisbind.model.waves.wavefield import Boundary, Engine, GridDispersionWarning, simulate
+from seisbind.model.waves.wavelet import ricker
 
 
 @dataclass(frozen=True, slots=True)

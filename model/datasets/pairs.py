@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from seisbind.model.datasets.openfwi import Dataset
 from seisbind.model.errors import DatasetError, InvalidConfig
+from seisbind.model.files import replacing
 from seisbind.model.frame import OPENFWI_FRAME, Frame, stored_frame
 from seisbind.model.ground.descriptors import NAMES, describe
 from seisbind.model.survey.preparation import prepare
@@ -94,16 +94,12 @@ def shard_path(directory: Path, number: int) -> Path:
 
 def save_shard(path: Path, pairs: PairSet) -> None:
     """Write one shard whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        tensors = {name: getattr(pairs, name).cpu().contiguous() for name in FIELDS}
-        metadata = {"families": "\n".join(pairs.families)}
-        if pairs.frame != OPENFWI_FRAME:
-            metadata["frame"] = json.dumps(pairs.frame.to_dict())
+    tensors = {name: getattr(pairs, name).cpu().contiguous() for name in FIELDS}
+    metadata = {"families": "\n".join(pairs.families)}
+    if pairs.frame != OPENFWI_FRAME:
+        metadata["frame"] = json.dumps(pairs.frame.to_dict())
+    with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_pairs(directory: Path, pairs: PairSet) -> None:
@@ -127,9 +123,8 @@ def claim_recipe(directory: Path, recipe: dict[str, Any]) -> None:
         return
     if any(directory.glob("pairs-*.safetensors")):
         raise DatasetError(f"{directory} holds pairs, but no recipe.json says which; use another folder.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(recipe), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(recipe), encoding="utf-8")
 
 
 def load_pairs(directory: Path, first: int | None = None, *, before: Sequence[Path] = ()) -> PairSet:

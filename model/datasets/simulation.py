@@ -8,7 +8,6 @@ finished files stay, the others are made again.
 from __future__ import annotations
 
 import errno
-import fcntl
 import math
 import os
 import shutil
@@ -31,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from seisbind.model.datasets.openfwi import MANIFEST as MANIFEST
 from seisbind.model.datasets.openfwi import PairArrays, writing_pair, written_numbers
 from seisbind.model.errors import DatasetError, InvalidConfig
+from seisbind.model.files import lock, replacing
 from seisbind.model.frame import OPENFWI_FRAME, Frame, stored_frame
 from seisbind.model.ground.families import EXTRA_FAMILIES, FAMILIES, checksum, generate
 from seisbind.model.waves.wavefield import ABSORBING, Boundary, Engine, Float32, simulate
@@ -224,7 +224,7 @@ def only_writer(out: Path) -> Iterator[None]:
     """Hold the directory's lock; the system lets go of it when the process ends, however it ends."""
     with (out / LOCK).open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno())
         except BlockingIOError as error:
             raise DatasetError(f"Another process is writing {out}; wait for it or choose another directory.") from error
         yield
@@ -255,12 +255,8 @@ def _claim(out: Path, manifest: Manifest) -> None:
     strangers = [family for family in manifest.families if written_numbers(out, family)]
     if strangers:
         raise DatasetError(f"{out / strangers[0]} holds pairs, but {path} is missing; use a new directory.")
-    temporary = path.with_name(MANIFEST + ".partial")
-    with temporary.open("w") as file:
-        file.write(manifest.written() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with replacing(path, temporary=path.with_name(MANIFEST + ".partial")) as temporary:
+        temporary.write_text(manifest.written() + "\n")
 
 
 def _frame_of(manifest: Manifest, path: Path) -> Frame:

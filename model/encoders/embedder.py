@@ -212,7 +212,7 @@ class Embedder:
         else:
             raise InvalidQuery("These weights have no descriptor head, and no model was retrieved to infer from.")
         half = factor * scale
-        possible = [d.least for d in DESCRIPTORS], [d.most for d in DESCRIPTORS]
+        possible = [d.lower for d in DESCRIPTORS], [d.upper for d in DESCRIPTORS]
         return InferredPhysics(*(np.clip(a, *possible).astype(np.float32) for a in (value, value - half, value + half)))
 
     def familiar(self, measured: Float64, encoded: EncodedGathers) -> list[Verdict] | None:

@@ -1,6 +1,6 @@
-"""Velocity models: the thirteen descriptors of one, and random ones of many families.
+"""Velocity models: their thirteen descriptors, and random models of many families.
 
-One describes a model, the other draws models; how layers, faults and textures are drawn is their own affair.
+Families combine the layers, faults and textures of this room.
 """
 
 __all__ = ["descriptors", "families"]

@@ -1,4 +1,4 @@
-"""The physics of a velocity model in thirteen numbers, each with a name, a unit and a definition.
+"""Thirteen physical quantities of a velocity model, each with a name, a unit and a definition.
 
 Everything that names, computes or formats a descriptor goes through `DESCRIPTORS`; its order is the column
 order of every descriptor array.
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from seisbind.model.errors import InvalidQuery, InvalidVelocityModel
 from seisbind.model.frame import OPENFWI_FRAME, VELOCITY_LIMITS_M_S, Frame
 
-FINITE = 1e9  # no descriptor of any ground is so large in its unit
+MAX_VALUE = 1e9  # in any unit; no descriptor of a velocity model is as large
 INTERFACE_STEP_M_S = 50.0  # a change of velocity between adjacent cells above this is an interface
 
 Float32 = NDArray[np.float32]
@@ -26,8 +26,9 @@ _Measure = Callable[[NDArray[np.float64], float], NDArray[np.float64]]
 class Descriptor:
     """One physical quantity of a velocity model.
 
-    ``relative`` says that the quantity stays away from zero, so that an error in per cent means something. No ground
-    has less than ``least`` or more than ``most`` of it.
+    Attributes:
+        relative: the quantity stays away from zero, so that an error in per cent makes sense.
+        lower, upper: limits of the values that a velocity model can have.
     """
 
     name: str
@@ -36,17 +37,17 @@ class Descriptor:
     relative: bool
     measure: _Measure
     decimals: int = 0
-    least: float = 0.0
-    most: float = np.inf
+    lower: float = 0.0
+    upper: float = np.inf
 
     @property
     def limits(self) -> tuple[float, float]:
-        """Between which it lies in any ground, both ends included."""
-        return VELOCITY_LIMITS_M_S if self.is_velocity else (self.least, self.most)
+        """The values that a velocity model can have, both ends included."""
+        return VELOCITY_LIMITS_M_S if self.is_velocity else (self.lower, self.upper)
 
     @property
     def is_velocity(self) -> bool:
-        """Whether it is one that a cell of the ground could have; a spread or a step of velocities is none."""
+        """Whether it is the velocity of some cells, and not a spread or a difference of velocities."""
         return self.relative and self.unit == "m/s"
 
     def format(self, value: float) -> str:
@@ -102,7 +103,7 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
         False,
         lambda v, c: (v[:, -1] - v[:, 0]).mean(axis=1) / (c * (v.shape[1] - 1)),
         2,
-        least=-np.inf,
+        lower=-np.inf,
     ),
     Descriptor(
         "mean_abs_vertical_gradient",
@@ -144,7 +145,7 @@ DESCRIPTORS: tuple[Descriptor, ...] = (
         False,
         _interface_share,
         3,
-        most=1.0,
+        upper=1.0,
     ),
 )
 NAMES: tuple[str, ...] = tuple(d.name for d in DESCRIPTORS)
@@ -158,14 +159,14 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def check_descriptors(described: Mapping[str, float]) -> None:
-    """Whether there can be ground with these values (name → value in its unit).
+    """Check that a velocity model could have these values (name → value in its unit).
 
     Raises:
-        InvalidQuery: a name that there is not, no finite number, or a value that no ground has.
+        InvalidQuery: an unknown name, a value that is not finite, or one outside the descriptor's limits.
     """
     check_names(described)
     for name, value in described.items():
-        if isinstance(value, bool | np.bool_) or not abs(value) < FINITE:  # also true of NaN
+        if isinstance(value, bool | np.bool_) or not abs(value) < MAX_VALUE:  # also true of NaN
             raise InvalidQuery(
                 f"Descriptors are finite numbers in the units that GET /v1/gallery lists; {name} is {value!r:.40}."
             )
@@ -181,7 +182,7 @@ def check_descriptors(described: Mapping[str, float]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Untrained:
-    """Velocity models that reach outside ``range_m_s``: how many, and how far; true if there are some."""
+    """How many velocity models leave the velocities of training, and how far; true if there are any."""
 
     range_m_s: tuple[float, float]
     models: int = 0
@@ -190,7 +191,7 @@ class Untrained:
 
     @classmethod
     def of(cls, velocity: ArrayLike, frame: Frame) -> Untrained:
-        """Of models ``(batch, depth, x)``, ``(batch, 1, depth, x)`` or ``(depth, x)``, m/s, by the frame's range."""
+        """Of models ``(batch, depth, x)``, ``(batch, 1, depth, x)`` or ``(depth, x)``, m/s, for a frame."""
         array = np.asarray(velocity)
         slowest, fastest = array.min(axis=(-2, -1)), array.max(axis=(-2, -1))
         outside = (slowest < frame.velocity_m_s[0]) | (fastest > frame.velocity_m_s[1])

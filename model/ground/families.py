@@ -1,7 +1,7 @@
-"""Random velocity models: OpenFWI's ten families made anew, and five that OpenFWI does not have.
+"""Random velocity models: OpenFWI's ten families, and five that OpenFWI does not have.
 
 The layered families follow the laws measured on published maps (`seisbind.model.ground.layers`). The B and Style
-families, of which we had few or no maps to measure, follow the published descriptions.
+families, of which few or no maps could be measured, follow the published descriptions.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def mixed(
 
 
 def checksum(families: Sequence[str]) -> str:
-    """SHA-256 of two maps of each family at seed 0: another value is another generator."""
+    """SHA-256 of two maps of each family at seed 0: it changes with the generator."""
     samples = [generate(family, 2, np.random.default_rng(0)) for family in families]
     return hashlib.sha256(np.stack(samples).tobytes()).hexdigest()
 

@@ -21,7 +21,7 @@ STEEP_COT, FLAT_COT = 0.45, 2.2  # cells of x per cell of depth along the fault 
 TIP_SHARE = 0.4  # of the faults die out between the first and second interface ..
 TIP_CELLS = (14.0, 26.0)  # .. which lie about here
 GRABEN_SHARE = 0.25  # of the blocks end again before the side of the map ..
-GRABEN_CELLS = (2.0, 9.0)  # .. this far from it
+GRABEN_CELLS = (2.0, 9.0)  # .. this end from it
 PLANE_SD_CELLS = 0.8  # blur across the fault plane of the A families
 GOUGE_M_S = 20.0  # sd of the velocity anomaly that interpolation left along the plane of the A families
 
@@ -35,7 +35,7 @@ class Faults:
     throw: Float  # cells, negative up
     side: Float  # +1: what lies right of the plane is displaced; -1: left
     tip: Float  # cells; nothing above this depth is displaced
-    far: Float  # x in cells of the block's second edge; infinite where it has none
+    end: Float  # x in cells of the block's other edge; infinite where it has none
 
 
 def draw_faults(rng: np.random.Generator, count: int, *, tips: bool = False, strength: float = 1.0) -> Faults:
@@ -45,8 +45,8 @@ def draw_faults(rng: np.random.Generator, count: int, *, tips: bool = False, str
     side = np.where(rng.random(count) < 0.5, 1.0, -1.0)
     x = rng.uniform(4, GRID - 4, count)
     edge = rng.uniform(*GRABEN_CELLS, count)
-    far = np.where(side > 0, GRID - edge, edge)
-    graben = (rng.random(count) < GRABEN_SHARE) & ((far - x) * side > 12)
+    end = np.where(side > 0, GRID - edge, edge)
+    graben = (rng.random(count) < GRABEN_SHARE) & ((end - x) * side > 12)
     tip = np.where(rng.random(count) < TIP_SHARE * tips, rng.uniform(*TIP_CELLS, count), -np.inf)
     throw = np.clip(rng.normal(THROW_CELLS, THROW_SD_CELLS, count), *THROW_LIMITS)
     return Faults(
@@ -55,7 +55,7 @@ def draw_faults(rng: np.random.Generator, count: int, *, tips: bool = False, str
         throw=throw * np.where(rng.random(count) < UP_SHARE, -strength, strength),
         side=side,
         tip=tip,
-        far=np.where(graben, far, side * np.inf),
+        end=np.where(graben, end, side * np.inf),
     )
 
 
@@ -65,7 +65,7 @@ def _distance(faults: Faults) -> Float:
     x = np.arange(GRID) + 0.5
     past = (x - _column(faults.x) - (z - GRID / 2) * _column(faults.cot)) * _column(faults.side)
     past /= np.sqrt(1 + _column(faults.cot) ** 2)
-    before = (_column(faults.far) - x) * _column(faults.side) - 0.05 * (z - GRID / 2)
+    before = (_column(faults.end) - x) * _column(faults.side) - 0.05 * (z - GRID / 2)
     return np.asarray(np.minimum(past, before))
 
 

@@ -1,4 +1,4 @@
-"""Layers: velocities, interfaces, faults, and the map they make.
+"""Layers: their velocities and interfaces, and the velocity models that they make.
 
 The laws and every number below were read off 500 published FlatVel-A, CurveVel-A and FlatFault-A maps each
 (openfwi_dev.npz); no table of them is kept, only the scalars named here.
@@ -32,11 +32,11 @@ Float = NDArray[np.float64]
 
 def draw_velocities(rng: np.random.Generator, layers: NDArray[np.int64], *, increasing: bool) -> Float:
     """Distinct whole velocities, uniform over 1500-4500 m/s: (map, max(layers)); unused layers repeat the last."""
-    most = int(layers.max(initial=1))
-    used = np.arange(most) < layers[:, None]
+    max_layers = int(layers.max(initial=1))
+    used = np.arange(max_layers) < layers[:, None]
     # Sorted draws from a range shortened by layers - 1, spread by 0, 1, 2, ..: every distinct set equally likely
-    draw = np.floor(rng.random((len(layers), most)) * (HIGH_M_S - LOW_M_S + 2 - layers[:, None]))
-    draw = np.sort(np.where(used, draw, np.inf), axis=1) + np.arange(most) + LOW_M_S
+    draw = np.floor(rng.random((len(layers), max_layers)) * (HIGH_M_S - LOW_M_S + 2 - layers[:, None]))
+    draw = np.sort(np.where(used, draw, np.inf), axis=1) + np.arange(max_layers) + LOW_M_S
     if not increasing:
         order = np.argsort(np.where(used, rng.random(draw.shape), np.inf), axis=1)
         draw = np.take_along_axis(draw, order, axis=1)
@@ -46,11 +46,11 @@ def draw_velocities(rng: np.random.Generator, layers: NDArray[np.int64], *, incr
 
 def draw_halves(rng: np.random.Generator, layers: NDArray[np.int64]) -> Float:
     """Increasing velocities as FlatFault-A has them: half the layers below 3000 m/s, half above."""
-    most = int(layers.max(initial=1))
-    index = np.arange(most)
+    max_layers = int(layers.max(initial=1))
+    index = np.arange(max_layers)
     shallow = index < (layers[:, None] + 1) // 2
     middle = (LOW_M_S + HIGH_M_S) / 2
-    draw = np.floor(rng.random((len(layers), most)) * (middle - LOW_M_S)) + np.where(shallow, LOW_M_S, middle)
+    draw = np.floor(rng.random((len(layers), max_layers)) * (middle - LOW_M_S)) + np.where(shallow, LOW_M_S, middle)
     draw = np.where(index < layers[:, None], draw, np.inf)
     draw.sort(axis=1)
     return np.where(np.isinf(draw), np.take_along_axis(draw, layers[:, None] - 1, axis=1), draw)
@@ -81,21 +81,21 @@ def draw_interfaces(rng: np.random.Generator, layers: NDArray[np.int64], *, curv
     at every knot anew if ``curved``; each further one follows T +- `WALK_CELLS` below, so that the interfaces
     of a map are nearly parallel. ``relief`` scales the departure of the curve from its mean depth.
     """
-    most = max(int(layers.max(initial=1)) - 1, 1)
+    max_interfaces = max(int(layers.max(initial=1)) - 1, 1)
     thickness = (GRID / np.maximum(layers - 1, 1))[:, None, None]
     knots = KNOTS if curved else 1
     first = thickness * (0.5 + rng.random((len(layers), 1, knots)))
     mean = first.mean(axis=2, keepdims=True) if relief != 1.0 else 0.0
     first = mean + relief * (first - mean)
-    walk = WALK_CELLS * (2 * rng.random((len(layers), most, knots)) - 1)
+    walk = WALK_CELLS * (2 * rng.random((len(layers), max_interfaces, knots)) - 1)
     walk[:, 0] = 0.0
-    values = first + thickness * np.arange(most)[:, None] + np.cumsum(walk, axis=1)
+    values = first + thickness * np.arange(max_interfaces)[:, None] + np.cumsum(walk, axis=1)
     if curved:
         end = END_SLOPE * relief * thickness * rng.standard_normal((len(layers), 1, 1))
         depth = np.concatenate([values, np.broadcast_to(end, (*values.shape[:2], 1))], axis=2) @ spline().T
     else:
         depth = np.broadcast_to(values, (*values.shape[:2], GRID))
-    missing = np.arange(most) >= layers[:, None] - 1
+    missing = np.arange(max_interfaces) >= layers[:, None] - 1
     return np.where(missing[:, :, None], np.inf, depth)
 
 
@@ -105,11 +105,11 @@ def draw_partition(rng: np.random.Generator, layers: NDArray[np.int64]) -> Float
     Every layer, the last one too, gets (70 - `SPARE_CELLS`) / N cells. The spare ones are broken off one layer
     after the other, in random order, each taking a uniform part of what is left.
     """
-    most = int(layers.max(initial=1))
-    used = np.arange(most) < layers[:, None]
+    max_layers = int(layers.max(initial=1))
+    used = np.arange(max_layers) < layers[:, None]
     left = np.full(len(layers), float(SPARE_CELLS))
-    extra = np.zeros((len(layers), most))
-    for k in range(most):
+    extra = np.zeros((len(layers), max_layers))
+    for k in range(max_layers):
         take = np.where(k == layers - 1, left, np.floor(rng.random(len(layers)) * (left + 1)))
         extra[:, k] = np.where(used[:, k], take, 0.0)
         left -= extra[:, k]

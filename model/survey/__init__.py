@@ -1,6 +1,6 @@
-"""Where and when a record was taken, and the way from any record to the frame that the encoders see.
+"""Recorded gathers: traces with positions are sorted into a line, and a line's gathers mapped to the grid of a frame.
 
-Traces with positions sorted into a line; a line's gathers on the frame's grid.
+`preparation.prepare` does the whole; `line.lay_out` comes before it for files with trace headers.
 """
 
-__all__ = ["line", "preparation"]
+__all__ = ["line", "notes", "preparation", "recorded", "resampling"]

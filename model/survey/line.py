@@ -1,9 +1,9 @@
-"""From traces, each with a source and a group position, to the shots and receivers of one 2-D line.
+"""A 2-D line of shots and receivers from traces that each have a source and a group position.
 
 A `Survey` has one line of receivers that all shots share; a field file has a position in every trace header. Where all
 shots share their receivers, or lack a few, the union is the line and what is missing is dead. Of a line longer than the
-frame's the stretch with the most traces is taken. What is no such line (crooked, or a spread that is towed behind its
-shots) is refused with the numbers: a shot that none of its own receivers surrounds was never trained on.
+frame's the window with the most traces is taken. Other geometries (crooked, or a spread that is towed behind its shots)
+are refused with the numbers: a shot that none of its own receivers surrounds was never trained on.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidSurvey
-from seisbind.model.frame import OPENFWI_FRAME, Frame
-from seisbind.model.survey.preparation import MAX_SHOTS, SINC_HALF_WIDTH, Note
+from seisbind.model.frame import MAX_SHOTS, OPENFWI_FRAME, Frame
+from seisbind.model.survey.notes import Note
+from seisbind.model.survey.resampling import SINC_HALF_WIDTH
 
 Float64 = NDArray[np.float64]
 Index = NDArray[np.intp]
 
 CROSS_SHARE = 0.05  # of the line, or of the frame's if it is longer: 35 m across change an offset of 300 m by 2 m
 SAME_SHARE = 0.25  # of the receiver spacing, at most `Frame.on_node_m`: closer positions are one station
-MIN_FILL = 0.7  # of the shot-receiver pairs of a stretch must have a trace, or the spread is another for each shot
-MAX_STATIONS = 20_000  # of shots or of receivers in a file; a stretch has at most 1000
-MAX_STARTS = 1000  # stretches compared; of longer lines not every start is tried
+MIN_FILL = 0.7  # of the shot-receiver pairs of a window must have a trace, or the spread differs for each shot
+MAX_STATIONS = 20_000  # of shots or of receivers in a file; a window has at most 1000
+MAX_STARTS = 1000  # windows compared; of longer lines not every start is tried
 MAX_TRIALS = 500_000  # shots looked at meanwhile
 
 
@@ -58,7 +59,7 @@ class Line:
         trace: ``(shot, receiver)``: number of the trace, -1 where there is none.
         duplicates: ``(pair, 2)``: traces of the same shot and receiver.
         shots, receivers: in the whole file.
-        notes: what was done and assumed.
+        notes: on what was done and assumed.
     """
 
     shot_x_m: tuple[float, ...]
@@ -81,16 +82,16 @@ def lay_out(
 
     Args:
         traces: of the whole file.
-        shot_x_m: positions that go before the traces' own, one a shot in the order of the record numbers.
-        receiver_x_m: the same for the receivers, one a channel of every shot, in the order of the channel numbers.
-        frame: whose line they are mapped to.
+        shot_x_m: positions that override the traces' own, one per shot in the order of the record numbers.
+        receiver_x_m: the same for the receivers, one per channel of every shot, in the order of the channel numbers.
+        frame: that the line will be mapped to.
 
     Raises:
         InvalidSurvey: no positions, not one straight line, a spread that moves with its shots, or positions that do not
             fit the traces.
     """
     notes: list[Note] = []
-    source, group = (_along(traces, notes, shot_x_m, receiver_x_m, frame) if shot_x_m is None or receiver_x_m is None
+    source, group = (_project(traces, notes, shot_x_m, receiver_x_m, frame) if shot_x_m is None or receiver_x_m is None
                      else (np.zeros(len(traces)), np.zeros(len(traces))))  # fmt: skip
     given = shot_x_m is not None or receiver_x_m is not None
     if receiver_x_m is None:
@@ -105,7 +106,7 @@ def lay_out(
     if receiver_x_m is not None:
         receiver, station_x = _by_channel(shot, traces.channel, receiver_x_m), np.asarray(receiver_x_m)
     shots, receivers = len(shot_x), len(station_x)
-    _say_order(shot, receiver, notes)
+    _note_order(shot, receiver, notes)
     order = np.lexsort((np.arange(len(traces)), receiver, shot))
     pair = (shot * np.int64(receivers) + receiver)[order]
     again = np.flatnonzero(np.diff(pair) == 0) + 1
@@ -119,7 +120,7 @@ def lay_out(
         chosen_shots, chosen = np.arange(shots), np.arange(receivers)
         core = receivers
     else:
-        chosen_shots, chosen, core = _stretch(pair, shot_x, station_x, frame, notes)
+        chosen_shots, chosen, core = _select_window(pair, shot_x, station_x, frame, notes)
     table = np.full((len(chosen_shots), len(chosen)), -1, dtype=np.intp)
     row, column = np.full(shots, -1), np.full(receivers, -1)
     row[chosen_shots], column[chosen] = np.arange(len(chosen_shots)), np.arange(len(chosen))
@@ -147,7 +148,7 @@ def lay_out(
     )
 
 
-def _along(
+def _project(
     traces: TracePositions, notes: list[Note], shot_x_m: object, receiver_x_m: object, frame: Frame
 ) -> tuple[Float64, Float64]:
     """Source and group positions along the line: x itself, or along the direction that fits them best."""
@@ -260,7 +261,7 @@ def _by_channel(shot: Index, channel: NDArray[np.int64], receiver_x_m: tuple[flo
     return receiver
 
 
-def _say_order(shot: Index, receiver: Index, notes: list[Note]) -> None:
+def _note_order(shot: Index, receiver: Index, notes: list[Note]) -> None:
     """A note unless shots are whole, one after the other, and their receivers ascend or descend."""
     new_shot = np.diff(shot) != 0
     step = np.diff(receiver)[~new_shot]
@@ -269,17 +270,17 @@ def _say_order(shot: Index, receiver: Index, notes: list[Note]) -> None:
         notes.append(Note("traces_sorted", "The traces are in no order of shots and receivers; sorted by position."))
 
 
-def _stretch(
+def _select_window(
     pair: NDArray[np.int64], shot_x: Float64, station_x: Float64, frame: Frame, notes: list[Note]
 ) -> tuple[Index, Index, int]:
-    """The shots and receivers of the canonical stretch that holds the most traces, and how many of those are on it.
+    """The shots and receivers of the frame-long window with the most traces, and how many receivers lie in it.
 
     A shot counts if it lies among the receivers that recorded it there, or at most `Frame.shot_margin_m` outside
     them.
     ``pair``: sorted ``shot * receivers + receiver`` of the traces that exist.
     """
     line_m, margin_m, on_node_m = frame.line_m, frame.shot_margin_m, frame.on_node_m
-    tail_m = SINC_HALF_WIDTH * frame.max_gap_m  # kept behind the stretch, for the interpolation of its end
+    tail_m = SINC_HALF_WIDTH * frame.max_gap_m  # kept behind the window, for the interpolation of its end
     receivers = len(station_x)
     base = np.arange(len(shot_x)) * np.int64(receivers)
     last = int(np.searchsorted(station_x, station_x[-1] - line_m - on_node_m))  # later starts see less of the line

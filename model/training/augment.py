@@ -18,7 +18,8 @@ from torch import Tensor
 
 from seisbind.model.datasets.pairs import PairSet
 from seisbind.model.frame import OPENFWI_FRAME, Frame
-from seisbind.model.survey.preparation import Prepared, receiver_map
+from seisbind.model.survey.preparation import Prepared
+from seisbind.model.survey.resampling import receiver_map
 
 Chosen = Callable[[float], Tensor]  # probability -> (batch,) bool
 Uniform = Callable[..., Tensor]  # shape -> U(0, 1)

@@ -1,6 +1,6 @@
-"""Shot gathers of velocity models, by a wave equation.
+"""Shot gathers of velocity models, by the wave equation.
 
-One call, `wavefield.simulate`, for deepwave and for OpenFWI's own operator.
+`wavefield.simulate` runs deepwave or OpenFWI's own operator; `wavelet` has the source wavelets.
 """
 
-__all__ = ["wavefield"]
+__all__ = ["wavefield", "wavelet"]

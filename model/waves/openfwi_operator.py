@@ -3,8 +3,8 @@
 Constant-density acoustic pressure, second order in time and fourth in space, inside a sponge: the operator and its
 constants are those that reproduce its files to float32 rounding (see `propagate`). The outer edges of the frame are
 joined, left to right and top to bottom: what crosses the sponge on one side comes in on the other, and OpenFWI's files
-show it (up to 5 % of a FlatVel-A record's rms, after 0.75 s). The wave equation is in `_step`; `_active_runs` keeps it
-away from cells that cannot matter.
+show it (up to 5 % of a FlatVel-A record's rms, after 0.75 s). The wave equation is in `_step`; `_active_runs` limits
+it to the cells that matter.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from seisbind.model.errors import InvalidSurvey, InvalidVelocityModel, MissingExtra
 from seisbind.model.ground.descriptors import check_velocity
+from seisbind.model.waves.wavelet import check_wavelet
 
 try:
     from numba import njit
@@ -125,13 +126,13 @@ def propagate(
     if len(maps) != 1:
         raise InvalidVelocityModel(f"One map at a time; got {len(maps)}.")
     v = maps[0]
-    check_courant(float(v.max()), dt_s=dt_s, cell_m=cell_m)
-    w = check_wavelet(wavelet)
+    _check_courant(float(v.max()), dt_s=dt_s, cell_m=cell_m)
+    w = check_wavelet(wavelet, np.float64)
     if samples < 1:
         raise InvalidSurvey(f"{samples} samples were asked for; at least 1 is needed.")
     top, side = sponge.pads()
-    sources = check_cells(source_cells, v.shape, sponge, "source")
-    receivers = check_cells(receiver_cells, v.shape, sponge, "receiver")
+    sources = _check_cells(source_cells, v.shape, sponge, "source")
+    receivers = _check_cells(receiver_cells, v.shape, sponge, "receiver")
 
     padded = np.pad(v, ((top, side), (side, side)), mode="edge")
     courant2 = np.square(padded.astype(np.float64) * dt_s / cell_m)
@@ -154,7 +155,7 @@ def propagate(
     return gather
 
 
-def check_courant(vmax_m_s: float, *, dt_s: float, cell_m: float) -> None:
+def _check_courant(vmax_m_s: float, *, dt_s: float, cell_m: float) -> None:
     """Raise InvalidVelocityModel where the scheme would be unstable: ``vmax dt / dx`` above 0.612."""
     courant = vmax_m_s * dt_s / cell_m
     if not courant <= MAX_COURANT:
@@ -165,15 +166,7 @@ def check_courant(vmax_m_s: float, *, dt_s: float, cell_m: float) -> None:
         )
 
 
-def check_wavelet(wavelet: ArrayLike) -> NDArray[np.float64]:
-    """The source time function as ``(n,)`` float64; InvalidSurvey if it is empty, not 1-D or not finite."""
-    w = np.asarray(wavelet, dtype=np.float64)
-    if w.ndim != 1 or not w.size or not np.isfinite(w).all():
-        raise InvalidSurvey(f"A wavelet is a non-empty line of finite samples; got shape {w.shape}.")
-    return w
-
-
-def check_cells(cells: ArrayLike, shape: tuple[int, ...], sponge: Sponge, what: str) -> Int64:
+def _check_cells(cells: ArrayLike, shape: tuple[int, ...], sponge: Sponge, what: str) -> Int64:
     """``(n, 2)`` int64 indices into the padded map of cells given relative to the un-padded one.
 
     Raises:

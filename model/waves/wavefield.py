@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from seisbind.model.errors import InvalidConfig, InvalidSurvey, MissingExtra
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
 from seisbind.model.ground.descriptors import check_velocity
+from seisbind.model.waves.wavelet import check_wavelet, ricker
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
@@ -38,7 +39,7 @@ class GridDispersionWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """What the wave meets at the edges of a map; the default absorbs as the engine was made to.
+    """The boundary of a map; the default absorbs as the engine was made to.
 
     Attributes:
         width_cells: absorbing cells outside the map. None: 120 of sponge for ``openfwi``, 20 of matched layer for
@@ -66,32 +67,6 @@ ABSORBING = Boundary()
 FREE_SURFACE = Boundary(free_surface=True)
 
 
-def ricker(peak_hz: float, dt_s: float, samples: int | None = None) -> Float32:
-    """OpenFWI's Ricker wavelet: ``(1 - 2 a^2) exp(-a^2)``, ``a = pi peak_hz (n // 2 - k) dt``, k = 0..n-1.
-
-    Args:
-        peak_hz: frequency of the largest spectral amplitude, Hz.
-        dt_s: sampling interval, s.
-        samples: n; None: the odd number that spans 2.2 periods (147 at 15 Hz and 1 ms), so that it starts at 2e-4.
-
-    Returns:
-        ``(n,)`` float32, 1 at sample ``n // 2``.
-
-    Raises:
-        InvalidSurvey: a peak frequency that is not positive or above half the Nyquist frequency.
-    """
-    if not 0 < peak_hz <= 0.25 / dt_s:
-        raise InvalidSurvey(
-            f"A peak frequency of {peak_hz:g} Hz at samples of {dt_s * 1e3:g} ms; it must be positive and at most half "
-            f"the Nyquist frequency, {0.25 / dt_s:g} Hz."
-        )
-    n = 2 * int(1.1 / (peak_hz * dt_s)) + 1 if samples is None else samples
-    if n < 1:
-        raise InvalidSurvey(f"A wavelet of {n} samples; at least 1 is needed.")
-    a2 = np.square(np.pi * peak_hz * dt_s * (n // 2 - np.arange(n)))
-    return np.asarray((1 - 2 * a2) * np.exp(-a2), dtype=np.float32)
-
-
 def simulate(
     velocity: ArrayLike,
     *,
@@ -111,8 +86,8 @@ def simulate(
 
     Args:
         velocity: ``(batch, depth, x)`` or ``(depth, x)``, m/s.
-        frame: of the ground: where survey, samples or cell size are left out, they are its own. Its fastest velocity
-            and peak frequency tune ``deepwave``'s layer, which would make answers depend on their company otherwise.
+        frame: its survey, samples and cell size are used where they are not given. Its fastest velocity and peak
+            frequency tune ``deepwave``'s layer, so that a result does not depend on the other models of the batch.
         survey: shots and receivers in metres from the map's first column and top row, on cells; a shot or receiver may
             lie beside the map by less than the absorbing frame (there the map's edge continues). Also the sampling
             interval.
@@ -152,7 +127,7 @@ def simulate(
     if engine == "deepwave" and boundary.strength != 1:
         raise InvalidConfig("deepwave's layer has no strength to change; use width_cells, or engine='openfwi'.")
     peak_hz = survey.peak_hz or frame.peak_hz
-    source = _check_wavelet(ricker(peak_hz, survey.dt_s) if wavelet is None else wavelet)
+    source = check_wavelet(ricker(peak_hz, survey.dt_s) if wavelet is None else wavelet, np.float32)
     sources, receivers = _cells(survey, maps.shape[1:], boundary, engine, cell_m)
     if not len(maps):
         return np.zeros((0, len(sources), samples, len(receivers)), dtype=np.float32)
@@ -163,13 +138,6 @@ def simulate(
     return _by_deepwave(
         maps, source, sources, receivers, boundary, samples, survey.dt_s, cell_m, peak_hz, fastest_m_s, device
     )
-
-
-def _check_wavelet(wavelet: ArrayLike) -> Float32:
-    w = np.asarray(wavelet, dtype=np.float32)
-    if w.ndim != 1 or not w.size or not np.isfinite(w).all():
-        raise InvalidSurvey(f"A wavelet is a non-empty line of finite samples; got shape {w.shape}.")
-    return w
 
 
 def _cells(
@@ -292,17 +260,19 @@ def _by_deepwave(
     for start in range(0, len(maps), per_call):
         some = maps[start : start + per_call]
         every_shot = torch.from_numpy(np.repeat(some, len(sources), axis=0))  # (map * shot, depth, x)
-        where = torch.from_numpy(np.tile(sources + shift, (len(some), 1))[:, None])  # (map * shot, 1, 2)
-        heard = torch.from_numpy(np.tile(receivers + shift, (len(every_shot), 1, 1)))  # (map * shot, receiver, 2)
+        at_sources = torch.from_numpy(np.tile(sources + shift, (len(some), 1))[:, None])  # (map * shot, 1, 2)
+        at_receivers = torch.from_numpy(
+            np.tile(receivers + shift, (len(every_shot), 1, 1))
+        )  # (map * shot, receiver, 2)
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="At least six grid cells")  # GridDispersionWarning said it
+            warnings.filterwarnings("ignore", message="At least six grid cells")  # see GridDispersionWarning
             record = deepwave.scalar(
                 (every_shot if len(some) > 1 else every_shot[0]).to(device),
                 cell_m,
                 dt_s,
                 source_amplitudes=torch.from_numpy(amplitudes).expand(len(every_shot), 1, rows).to(device),
-                source_locations=where.to(device),
-                receiver_locations=heard.to(device),
+                source_locations=at_sources.to(device),
+                receiver_locations=at_receivers.to(device),
                 accuracy=4,
                 pml_width=[0 if top else width, width, width, width],
                 boundary=["free" if top else "pml", "pml", "pml", "pml"],

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ValidationError
 
 from seisbind.model.errors import DatasetError, ServerRefused, ServiceError
-from seisbind.model.survey.preparation import Survey
+from seisbind.model.frame import Survey
 from seisbind.service.client.retries import retry_after_s
 from seisbind.service.formats.npy import NPZ, UNZIP_ERRORS, ZIP_MAGIC, Limits, npy, read_npy
 from seisbind.service.formats.reader import SURVEY_KEYS, Geometry

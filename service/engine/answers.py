@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from seisbind.model.survey.preparation import Note
+from seisbind.model.survey.notes import Note
 
 
 @dataclass(frozen=True, slots=True)

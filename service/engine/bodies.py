@@ -9,7 +9,7 @@ from seisbind.index import GalleryInfo, Record
 from seisbind.model.encoders.weights_file import Weights
 from seisbind.model.frame import Frame
 from seisbind.model.ground.descriptors import DESCRIPTORS
-from seisbind.model.survey.preparation import Note
+from seisbind.model.survey.notes import Note
 from seisbind.service.engine.answers import Match, Retrieval, SearchResult
 from seisbind.service.formats.ingest import Ingest
 from seisbind.service.schemas import (

@@ -20,9 +20,10 @@ from seisbind.model.confidence.novelty import Verdict
 from seisbind.model.confidence.presence import CANDIDATES, Evidence, by_structure, coarse, differences
 from seisbind.model.encoders.embedder import NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
-from seisbind.model.frame import OPENFWI_FRAME, Frame
+from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES, check_descriptors, check_velocity, describe
-from seisbind.model.survey.preparation import OPENFWI, Note, Survey, prepare
+from seisbind.model.survey.notes import Note
+from seisbind.model.survey.preparation import OPENFWI, prepare
 from seisbind.service.engine.answers import InDistribution, Match, Quantity, Retrieval, SearchResult
 from seisbind.service.engine.query import Query, encode, rows_of, stacked
 

@@ -15,7 +15,8 @@ from seisbind.index.gallery import MAX_K
 from seisbind.model.confidence.novelty import measure
 from seisbind.model.encoders.embedder import Embedder, EncodedGathers
 from seisbind.model.errors import InvalidQuery
-from seisbind.model.survey.preparation import Note, Prepared
+from seisbind.model.survey.notes import Note
+from seisbind.model.survey.preparation import Prepared
 
 HEADS = tuple(head.name for head in fields(EncodedGathers))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from seisbind.model.survey.preparation import Note
+from seisbind.model.survey.notes import Note
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from seisbind.model.errors import InvalidSurvey, MalformedUpload, UnsupportedFormat, UploadTooLarge
-from seisbind.model.frame import OPENFWI_FRAME, Frame
-from seisbind.model.survey.preparation import Note, Survey
+from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
+from seisbind.model.survey.notes import Note
 from seisbind.service.formats.ingest import Ingest
 from seisbind.service.formats.npy import NPY_MAGIC, ZIP_MAGIC, Array, Limits, read_arrays
 from seisbind.service.formats.segy import TraceFile, looks_like_segy, looks_like_su, read_segy, read_su

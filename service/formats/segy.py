@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.model.errors import MalformedUpload, UnsupportedFormat
-from seisbind.model.survey.preparation import Note
+from seisbind.model.survey.notes import Note
 from seisbind.service.formats.segy_samples import CODINGS, UNREAD, Coding, Words, coding_of
 
 Order = Literal["big", "little"]

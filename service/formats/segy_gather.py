@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from seisbind.model.errors import InvalidGather, InvalidSurvey, MalformedUpload, UploadTooLarge
 from seisbind.model.frame import DT_LIMITS_S, OPENFWI_FRAME, Frame
 from seisbind.model.survey.line import Line, TracePositions, lay_out
-from seisbind.model.survey.preparation import SINC_HALF_WIDTH, Note, short_line
+from seisbind.model.survey.notes import Note
+from seisbind.model.survey.recorded import short_line
+from seisbind.model.survey.resampling import SINC_HALF_WIDTH
 from seisbind.service.formats.segy import Headers, TraceFile
 from seisbind.service.formats.segy_samples import Evidence, decode
 

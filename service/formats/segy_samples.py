@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.model.errors import MalformedUpload, UnsupportedDtype
-from seisbind.model.survey.preparation import Note
+from seisbind.model.survey.notes import Note
 
 Float32 = NDArray[np.float32]
 Words = NDArray[Any]  # samples as stored, in either byte order

@@ -22,10 +22,10 @@ from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.encoders.networks import EncoderConfig, Encoders
 from seisbind.model.encoders.weights_file import SHIPPED, Description, Weights, load_weights, save_weights
 from seisbind.model.errors import DatasetError, InvalidConfig, InvalidGather, InvalidVelocityModel
-from seisbind.model.frame import OPENFWI_FRAME, Frame, load_frame
+from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey, load_frame
 from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import EXTRA_FAMILIES, FAMILIES, generate, mixed
-from seisbind.model.survey.preparation import OPENFWI, Survey, prepare
+from seisbind.model.survey.preparation import OPENFWI, prepare
 from seisbind.model.training.augment import AugmentConfig, augment, whole_batch
 from seisbind.model.training.evaluation import evaluate
 from seisbind.model.training.recipe import TrainConfig

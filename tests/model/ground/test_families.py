@@ -102,7 +102,7 @@ def test_flat_fault_b_is_flat_between_its_faults() -> None:
 def test_a_fault_moves_one_side_by_its_throw(side: float) -> None:
     one = np.ones(1)
     upright = faults.Faults(
-        x=35 * one, cot=0 * one, throw=-8 * one, side=side * one, tip=-np.inf * one, far=side * np.inf * one
+        x=35 * one, cot=0 * one, throw=-8 * one, side=side * one, tip=-np.inf * one, end=side * np.inf * one
     )
     depth = np.array([[[30.0], [np.inf]]]) + np.zeros((1, 2, 70))
     moved = faults.fault(depth, upright, blur_cells=0.0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from seisbind.model.errors import InvalidSurvey
+from seisbind.model.frame import MAX_SHOTS
 from seisbind.model.survey.line import MAX_STATIONS, Line, TracePositions, lay_out
-from seisbind.model.survey.preparation import MAX_SHOTS
 
 RECEIVERS = np.arange(70) * 10.0
 SHOTS = np.array([0.0, 170, 340, 520, 690])

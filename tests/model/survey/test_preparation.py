@@ -6,17 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey
-from seisbind.model.frame import OPENFWI_FRAME
-from seisbind.model.survey.preparation import (
-    OPENFWI,
-    Prepared,
-    Survey,
-    _time_kernel,
-    prepare,
-    receiver_map,
-    spread_shots,
-)
-from seisbind.model.waves.wavefield import ricker
+from seisbind.model.frame import OPENFWI_FRAME, Survey
+from seisbind.model.survey.preparation import OPENFWI, Prepared, prepare
+from seisbind.model.survey.resampling import receiver_map, time_kernel
+from seisbind.model.survey.shots import spread_shots
+from seisbind.model.waves.wavelet import ricker
 
 LINE = np.arange(70) * 10.0
 
@@ -192,7 +186,7 @@ def test_what_lies_beyond_the_canonical_second_costs_nothing() -> None:
     whole, part = prepare(long, survey), prepare(long[:, :2000], survey)
     np.testing.assert_array_equal(whole.traces, part.traces)
     assert all(
-        across.stop <= 1100 for _, across, _ in _time_kernel(1033, 0.001, OPENFWI_FRAME.samples, OPENFWI_FRAME.dt_s)
+        across.stop <= 1100 for _, across, _ in time_kernel(1033, 0.001, OPENFWI_FRAME.samples, OPENFWI_FRAME.dt_s)
     )
 
 

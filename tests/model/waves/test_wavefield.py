@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from seisbind.model.errors import InvalidConfig, InvalidSurvey, InvalidVelocityModel, MissingExtra
-from seisbind.model.survey.preparation import OPENFWI, Survey
+from seisbind.model.frame import Survey
+from seisbind.model.survey.preparation import OPENFWI
 from seisbind.model.waves.openfwi_operator import Sponge, propagate
 from seisbind.model.waves.wavefield import (
     ABSORBING,
@@ -18,9 +19,9 @@ from seisbind.model.waves.wavefield import (
     Engine,
     Float32,
     GridDispersionWarning,
-    ricker,
     simulate,
 )
+from seisbind.model.waves.wavelet import ricker
 
 REFERENCE = Path(__file__).parents[4] / "shared" / "data" / "operator_reference.npz"
 ENGINES: tuple[Engine, ...] = get_args(Engine)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from seisbind.index import Filter, Gallery
 from seisbind.model.errors import InvalidConfig, ServerRefused, ServerUnreachable, ServiceError, UnsupportedDtype
-from seisbind.model.survey.preparation import Survey
+from seisbind.model.frame import Survey
 from seisbind.service.client import client as clients
 from seisbind.service.client.client import AsyncClient, Client
 from seisbind.service.client.retries import FIRST_S, MOST_S, Retries, retry_after_s

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seisbind.model.survey.preparation import OPENFWI, Survey
+from seisbind.model.frame import Survey
+from seisbind.model.survey.preparation import OPENFWI
 from seisbind.model.waves.wavefield import simulate
 from seisbind.service.bulk.backends import AskGallery, Wanted
 from seisbind.service.bulk.run import retrieve_all

@@ -18,7 +18,9 @@ import pytest
 from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey, SeisBindError, UploadRefused
-from seisbind.model.survey.preparation import OPENFWI, Note, Survey, prepare
+from seisbind.model.frame import Survey
+from seisbind.model.survey.notes import Note
+from seisbind.model.survey.preparation import OPENFWI, prepare
 from seisbind.service.bulk.backends import AskGallery, Wanted
 from seisbind.service.formats.npy import Limits
 from seisbind.service.formats.reader import Geometry, read_gathers, read_velocity

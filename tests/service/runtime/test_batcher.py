@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from seisbind.index import Filter, Gallery
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import InvalidGather, InvalidQuery, Overloaded
-from seisbind.model.survey.preparation import Survey, prepare
+from seisbind.model.frame import Survey
+from seisbind.model.survey.preparation import prepare
 from seisbind.service.engine.answers import Retrieval
 from seisbind.service.engine.bodies import retrieval_body
 from seisbind.service.engine.engine import Engine
