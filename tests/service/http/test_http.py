@@ -32,17 +32,11 @@ from seisbind.service.runtime.images import DRAWING
 from seisbind.service.runtime.serving import Serving
 from seisbind.service.schemas import PARTS, SEARCH_PARTS, Problem, RetrieveAnswer, SearchResultBody
 from seisbind.service.settings import Settings
-from seisbind.service.transport.problems import CODE, INTERNAL, OTHER, REQUEST_INVALID, status_of
+from seisbind.service.transport.problems import CODE, OTHER, REQUEST_INVALID, status_of
+from wire import RAW, npy
 
 Float32 = NDArray[np.float32]
-RAW = {"Content-Type": "application/octet-stream"}
 DOCS = Path(__file__).parents[3] / "docs" / "http.md"
-
-
-def npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -398,7 +392,7 @@ def test_a_bug_says_nothing_of_the_inside(weights: Path, gallery_path: Path) -> 
 
     response = asyncio.run(call())
     app.state.serving.close()
-    assert (response.status_code, response.json()["code"]) == (500, INTERNAL)
+    assert (response.status_code, response.json()["code"]) == (500, tree.INTERNAL_ERROR)
     assert "secret" not in response.text
     assert response.json()["request_id"] == response.headers["x-request-id"]
 
@@ -453,7 +447,7 @@ def test_every_error_of_a_request_has_a_status_and_is_documented() -> None:
         kinds += kind.__subclasses__()
     expected = {(str(status_of(kind("x"))), kind.code) for kind in kinds if kind not in ELSEWHERE}
     expected |= {(str(status), code) for status, code in CODE.items()}
-    expected |= {("422", REQUEST_INVALID), ("500", INTERNAL), ("4xx", OTHER)}
+    expected |= {("422", REQUEST_INVALID), ("500", tree.INTERNAL_ERROR), ("4xx", OTHER)}
     text = DOCS.read_text(encoding="utf-8")
     assert set(re.findall(r"^\| (\dxx|\d{3}) \| `(\w+)` \|", text, re.MULTILINE)) == expected
 

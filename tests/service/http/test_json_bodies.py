@@ -18,11 +18,11 @@ from seisbind.index import Filter
 from seisbind.model.errors import InvalidQuery
 from seisbind.model.ground.descriptors import NAMES
 from seisbind.service.engine.engine import Engine
-from seisbind.service.formats.npy import npy
 from seisbind.service.http.forms import MAX_JSON_BYTES, PARSED_BYTES, parse_search
 from seisbind.service.http.npz_answer import MAX_ACCEPT
 from seisbind.service.http.parameters import parse_json
 from seisbind.service.transport.problems import MAX_PART, MAX_SENTENCE
+from wire import npy
 
 JSON = {"Content-Type": "application/json"}
 

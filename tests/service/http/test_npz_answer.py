@@ -19,9 +19,10 @@ from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.ground.descriptors import DESCRIPTORS
 from seisbind.service.engine.engine import Engine
-from seisbind.service.formats.npy import NPZ, npy
+from seisbind.service.formats.npy import NPZ
 from seisbind.service.http.npz_answer import map_bytes, preferred
 from seisbind.service.schemas import RetrieveAnswer
+from wire import npy
 
 Float32 = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]

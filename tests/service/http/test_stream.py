@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,17 +23,11 @@ from seisbind.service.engine.bodies import retrieval_body
 from seisbind.service.engine.engine import Engine
 from seisbind.service.http.stream import IN_FLIGHT
 from seisbind.service.schemas import PARTS, Problem, StreamAnswer
+from wire import RAW, npy, peak_bytes, until
 
 Float32 = NDArray[np.float32]
-RAW = {"Content-Type": "application/octet-stream"}
 PATH = "/v1/retrieve/stream"
 MIB = 1 << 20
-
-
-def npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def header(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
@@ -55,11 +48,6 @@ def lines(response: httpx.Response) -> list[dict[str, Any]]:
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "application/x-ndjson"
     return [json.loads(line) for line in response.text.splitlines()]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -152,16 +140,6 @@ def test_curl_sends_a_file(served: Any, engine: Engine, faulty: tuple[Float32, A
         done = subprocess.run(["curl", "-sS", "--fail-with-body", *sending], cwd=tmp_path, capture_output=True)
         assert done.returncode == 0, done.stderr
         check([json.loads(line) for line in done.stdout.splitlines()], engine, stack, bad)
-
-
-def peak_bytes(work: Callable[[], object]) -> int:
-    tracemalloc.start()
-    try:
-        work()
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    return peak
 
 
 def test_memory_does_not_grow_with_the_stack(serve: Any, gathers: Float32) -> None:

@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -18,17 +18,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seisbind.service.formats.npy import npy
 from seisbind.service.transport.keys import Scope, make_key
+from wire import npy, until
 
 Float32 = NDArray[np.float32]
 MIB = 1 << 20
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does; the suite's own time limit ends it."""
-    while not condition():
-        time.sleep(0.005)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -15,21 +15,14 @@ import pytest
 from numpy.typing import NDArray
 
 from seisbind.model.errors import BodyTooSlow, Overloaded
-from seisbind.service.formats.npy import npy
 from seisbind.service.http.routes import InPieces
 from seisbind.service.runtime import upload_slots
 from seisbind.service.runtime.upload_slots import Arrivals
+from wire import RAW, npy, until
 
 Float32 = NDArray[np.float32]
-RAW = {"Content-Type": "application/octet-stream"}
 MIB = 1 << 20
 STALLED = 100
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does; the suite's own time limit ends it."""
-    while not condition():
-        time.sleep(0.005)
 
 
 def head(path: str, length: int, kind: str = RAW["Content-Type"]) -> bytes:
