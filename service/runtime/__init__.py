@@ -3,4 +3,4 @@
 `serving.Serving` holds them together.
 """
 
-__all__ = ["batcher", "images", "logs", "metrics", "serving", "upload_slots"]
+__all__ = ["batcher", "images", "logs", "metrics", "request_body", "serving"]

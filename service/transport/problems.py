@@ -74,7 +74,7 @@ def problem(
     errors: Sequence[str] = (),
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """A problem document about the request in ``scope``, whose state keeps its code for `request_log.RequestEdge`."""
+    """A problem document about the request in ``scope``, whose state keeps its code for `request_log.RequestLog`."""
     state = scope.setdefault("state", {})
     state["code"] = code
     body = Problem(

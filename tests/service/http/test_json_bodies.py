@@ -104,7 +104,7 @@ def test_a_limit_of_json_is_none_of_files(served: Any, models: Any) -> None:
 def test_json_is_not_parsed_on_the_event_loop(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     where = []
     monkeypatch.setattr(
-        "seisbind.service.http.routes.parse_search", lambda body: where.append(_loop()) or parse_search(body)
+        "seisbind.service.http.retrieve.parse_search", lambda body: where.append(_loop()) or parse_search(body)
     )
     assert served.http.post("/v1/search", content=body_of(100), headers=JSON).status_code == 200
     assert where == [False]

@@ -25,7 +25,7 @@ from seisbind.service.client.client import Client
 from seisbind.service.commands.demo import npy
 from seisbind.service.settings import Access, Settings
 from seisbind.service.transport import keys as module
-from seisbind.service.transport.access import READING_POSTS, Calls, Need
+from seisbind.service.transport.access import Calls, Need
 from seisbind.service.transport.keys import ApiKey, Keys, Scope, make_key, read_keys
 
 Float32 = NDArray[np.float32]
@@ -123,11 +123,14 @@ def test_no_key_or_not_one(sent: list[bytes]) -> None:
         Keys((READER,)).find(sent)
 
 
+READING_POSTS = {"/v1/retrieve", "/v1/retrieve/stream", "/v1/search"}  # what they ask does not fit a URL
+
+
 @pytest.fixture(scope="module")
 def calls() -> Calls:
-    from seisbind.service.http.app import openapi_document
+    from seisbind.service.http.app import Application
 
-    return Calls(openapi_document()["paths"], Settings.model_construct())
+    return Application().calls(Settings.model_construct())
 
 
 def test_what_each_call_needs(calls: Calls) -> None:
@@ -155,7 +158,7 @@ def test_what_each_call_needs(calls: Calls) -> None:
 
 
 def test_every_documented_change_needs_write(calls: Calls) -> None:
-    """A call that is added later is closed until it is listed as reading."""
+    """A call that is added later is closed until its route says that it reads."""
     from seisbind.service.http.app import openapi_document
 
     changes = {
