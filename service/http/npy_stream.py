@@ -151,10 +151,9 @@ class FormStream:
             raise MalformedUpload("The multipart form cannot be read: its content type has no boundary.")
         self.fields: dict[str, str] = {}
         self._body = body
-        self._file = bytearray()
         self._in_file = self._complete = False
-        self._field: str | None = None  # of the part that is being read; None for a file
-        self._value = bytearray()
+        self._field = ""  # the part that is being read, where it is no file
+        self._content = bytearray()  # of that part; of the file what has not been handed out
         self._header_name, self._header_value, self._disposition = bytearray(), bytearray(), b""
         try:
             self._parser = MultipartParser(
@@ -203,19 +202,17 @@ class FormStream:
         Raises:
             MalformedUpload: the form is cut off, or something follows the file.
         """
-        yield self._taken()
-        async for chunk in self._body:
-            fault = self._fed(chunk)
-            if self._file:
-                yield self._taken()  # what is wrong comes after it
+        fault = None
+        while True:
+            yield bytes(self._content)  # before what is wrong with the bytes after it
+            self._content.clear()
             if fault is not None:
                 raise fault
+            if (chunk := await anext(self._body, None)) is None:
+                break
+            fault = self._fed(chunk)
         if not self._complete:
             raise MalformedUpload("The form ends within its file.")
-
-    def _taken(self) -> bytes:
-        file, self._file = bytes(self._file), bytearray()
-        return file
 
     def _fed(self, chunk: bytes) -> MalformedUpload | None:
         """Parse ``chunk``; what was found to be wrong, if anything."""
@@ -232,7 +229,7 @@ class FormStream:
             raise MalformedUpload(
                 "A part follows the form's file. The answers begin with it: put the fields before it."
             )
-        self._disposition, self._value = b"", bytearray()
+        self._disposition, self._content = b"", bytearray()
 
     def _on_header(self) -> None:
         if self._header_name.lower() == b"content-disposition":
@@ -245,23 +242,20 @@ class FormStream:
         if b"filename" in options:
             if name != "file":
                 raise MalformedUpload(f"The form's file is called {name[:60]!r}; call it 'file'.")
-            self._in_file, self._field = True, None
+            self._in_file = True
             return
         if len(self.fields) >= MAX_FORM_FIELDS:
             raise MalformedUpload(f"The form has more than {MAX_FORM_FIELDS} fields.")
         self._field = name
 
     def _on_content(self, read: bytes, start: int, end: int) -> None:
-        if self._field is None:
-            self._file += read[start:end]
-        elif len(self._value) + end - start > MAX_FIELD_BYTES:
+        self._content += read[start:end]
+        if not self._in_file and len(self._content) > MAX_FIELD_BYTES:
             raise MalformedUpload(f"The field {self._field[:60]!r} has more than {MAX_FIELD_BYTES} bytes.")
-        else:
-            self._value += read[start:end]
 
     def _on_part_end(self) -> None:
-        if self._field is not None:
-            self.fields[self._field] = self._value.decode("utf-8", errors="replace")
+        if not self._in_file:
+            self.fields[self._field] = self._content.decode("utf-8", errors="replace")
 
     def _on_end(self) -> None:
         self._complete = True

@@ -1,4 +1,4 @@
-"""What the API description says beyond what the routes' types do: uploads, problems, examples that really run."""
+"""The API description beyond the routes' types: uploads, problems, examples that really run."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def gather_limits(serving: Serving) -> Limits:
 
 
 class Outbox:
-    """Lines on their way to the client: any one, and more as long as they have at most ``max_bytes`` together."""
+    """Lines that wait for the client: one of any size, or several of at most ``max_bytes`` together."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes

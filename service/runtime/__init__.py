@@ -1,4 +1,4 @@
-"""What a running server owns: threads, batches, the gallery of the moment, metrics, logs.
+"""What a running server owns: threads, batches, the current gallery, metrics, logs.
 
 `serving.Serving` holds them together.
 """

@@ -1,4 +1,4 @@
-"""What a running server owns: the weights, the gallery of the moment, the threads that use them, the canary."""
+"""What a running server owns: the weights, the current gallery, the threads that use them, the canary."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Serving:
     for gathers in the batches that ``batches`` forms; *reader* threads, one for each core that the encoders leave, read
     and prepare gathers; `FILE_THREADS` *file* threads read records and write large answers; one *picture* thread draws,
     so that pictures that wait for each other keep nobody else waiting. The event loop owns ``admitted``, ``uploads``,
-    ``streams``, ``stopping``, ``_reloading`` and ``_parsing``. The engine of the moment is replaced as a whole under
+    ``streams``, ``stopping``, ``_reloading`` and ``_parsing``. The current engine is replaced as a whole under
     ``_lock``; a job keeps the one it began with.
 
     Raises:
@@ -191,7 +191,7 @@ class Serving:
 
     @contextmanager
     def _using(self) -> Iterator[Engine]:
-        """The engine of the moment, whose gallery stays open until the block ends."""
+        """The current engine, whose gallery stays open until the block ends."""
         with self._lock:
             held = self._held
             held.users += 1

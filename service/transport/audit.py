@@ -1,4 +1,4 @@
-"""The audit log: who changed what and when, one JSON object a line, only ever added to."""
+"""The audit log: who changed what and when, one JSON object per line, append-only."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class AuditLog:
         code: str | None,
         changed: Mapping[str, object],
     ) -> bool:
-        """Add a line about one call. False where the file did not take it; then the log has it, as an error.
+        """Add a line about one call. False where the file cannot be written; then the line goes to the log, as an error.
 
         Args:
             caller: name of the API key; None where the server asks for none.

@@ -18,7 +18,7 @@ from seisbind.service.transport.audit import AuditLog
 
 access = logging.getLogger("seisbind.access")
 
-TAKEN_OVER = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # a client's own id
+CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # a client's own id
 CLIENT_LEFT = 499  # nginx's number for a request that was given up before it was answered
 
 SAFE_HEADERS = {
@@ -60,7 +60,7 @@ class RequestLog:
             return
         sent = dict(scope["headers"])
         given, declared = sent.get(b"x-request-id", b""), sent.get(b"content-length", b"")
-        request_id = given.decode() if TAKEN_OVER.fullmatch(given) else uuid.uuid4().hex
+        request_id = given.decode() if CLIENT_ID.fullmatch(given) else uuid.uuid4().hex
         REQUEST_ID.set(request_id)  # for every log line of this task
         body = RequestBody(receive, declared=int(declared) if declared.isdigit() else 0)
         call, method = self.calls.find(scope["method"], scope["path"]), scope["method"]
@@ -68,10 +68,10 @@ class RequestLog:
         state = scope.setdefault("state", {})
         state |= {"request_id": request_id, "call": call, "body": body}
 
-        async def send_dressed(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message["headers"] = self._dressed(message["headers"], exchange, request_id)
+                message["headers"] = self._with_headers(message["headers"], exchange, request_id)
                 if call.need is Need.WRITE:  # what is acknowledged is written down
                     await self._audit(scope, exchange)
             exchange.sent += len(message.get("body", b""))
@@ -79,13 +79,15 @@ class RequestLog:
 
         self.metrics.in_flight.inc()
         try:
-            await self.app(scope, body.receive, send_dressed)
+            await self.app(scope, body.receive, send_and_record)
         finally:
             self.metrics.in_flight.dec()
             self._account(exchange, state)
 
     @staticmethod
-    def _dressed(headers: list[tuple[bytes, bytes]], exchange: _Exchange, request_id: str) -> list[tuple[bytes, bytes]]:
+    def _with_headers(
+        headers: list[tuple[bytes, bytes]], exchange: _Exchange, request_id: str
+    ) -> list[tuple[bytes, bytes]]:
         there = {name.lower() for name, _ in headers}
         own = {b"connection": b"close"} if exchange.body.cut else {}
         own |= SAFE_HEADERS
