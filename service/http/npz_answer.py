@@ -66,25 +66,20 @@ async def with_velocity(query: Query, serving: Serving, watch: Stopwatch) -> tup
     Where a model was removed or replaced in between, it looks again at what there is, as the engine does.
     """
 
-    async def look() -> tuple[Answered, Float32]:
-        answered = await serving.batches.answer(query)
+    def read(engine: Engine, retrievals: list[Retrieval]) -> Float32:
+        with watch("maps"):
+            return velocity_of(retrievals, query.top_k, engine)
 
-        def read(engine: Engine) -> Float32:
-            with watch("maps"):
-                return velocity_of(answered.retrievals, query.top_k, engine)
-
-        return answered, await serving.on_file(read)
-
-    def look_at_once(engine: Engine) -> tuple[Answered, Float32]:
+    def answer_at_once(engine: Engine) -> tuple[Answered, Float32]:
         with engine.gallery.unchanging():
             [retrievals] = engine.retrieve_batch([query], watch=watch)
-            with watch("maps"):
-                models = velocity_of(retrievals, query.top_k, engine)
-            return Answered(retrievals, engine.info(), len(query), watch.timings_ms), models
+            velocity = read(engine, retrievals)
+            return Answered(retrievals, engine.info(), len(query), watch.timings_ms), velocity
 
     with suppress(UnknownModel):
-        return await look()
-    return await serving.on_model(look_at_once)
+        answered = await serving.batches.answer(query)
+        return answered, await serving.on_file(lambda engine: read(engine, answered.retrievals))
+    return await serving.on_model(answer_at_once)
 
 
 def velocity_of(retrievals: Sequence[Retrieval], top_k: int, engine: Engine) -> Float32:

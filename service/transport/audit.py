@@ -51,7 +51,7 @@ class AuditLog:
         code: str | None,
         changed: Mapping[str, object],
     ) -> bool:
-        """Add a line about one call. False where the file cannot be written; then the line goes to the log, as an error.
+        """Add a line about one call. False where the file did not take it; then the log has it, as an error.
 
         Args:
             caller: name of the API key; None where the server asks for none.
