@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +32,7 @@ from seisbind.service.runtime.serving import Serving
 from seisbind.service.schemas import PARTS, SEARCH_PARTS, Problem, RetrieveAnswer, SearchResultBody
 from seisbind.service.settings import Settings
 from seisbind.service.transport.problems import CODE, OTHER, REQUEST_INVALID, status_of
-from wire import RAW, npy
+from wire import RAW, connect, npy
 
 Float32 = NDArray[np.float32]
 DOCS = Path(__file__).parents[3] / "docs" / "http.md"
@@ -454,8 +453,7 @@ def test_every_error_of_a_request_has_a_status_and_is_documented() -> None:
 
 def raw_exchange(url: str, request: bytes, *, chunks: Iterator[bytes] | None = None) -> bytes:
     """What the server says to bytes that no proper client would send."""
-    address = httpx.URL(url)
-    with socket.create_connection((address.host, address.port or 80), timeout=20) as connection:
+    with connect(url, timeout=20) as connection:
         connection.sendall(request)
         answer = b""
         try:
@@ -609,10 +607,9 @@ def test_pictures_that_wait_keep_nobody_else_waiting(serve: Any, engine: Engine)
 
 
 def test_a_client_that_leaves_does_no_harm(served: Any, gathers: Float32) -> None:
-    address = httpx.URL(served.url)
     body = npy(gathers)
     for stop in (100, 2_000_000, len(body)):
-        with socket.create_connection((address.host, address.port or 80)) as connection:
+        with connect(served.url) as connection:
             connection.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body[:stop])
     time.sleep(0.2)
     assert served.http.get("/readyz").status_code == 200

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -22,7 +21,7 @@ from seisbind.service.http.forms import MAX_JSON_BYTES, PARSED_BYTES, parse_sear
 from seisbind.service.http.npz_answer import MAX_ACCEPT
 from seisbind.service.http.parameters import parse_json
 from seisbind.service.transport.problems import MAX_PART, MAX_SENTENCE
-from wire import npy
+from wire import connect, npy
 
 JSON = {"Content-Type": "application/json"}
 
@@ -36,7 +35,7 @@ def body_of(size: int) -> bytes:
 def raw(url: httpx.URL, head: str, chunks: Iterator[bytes]) -> tuple[bytes, int]:
     """The answer to a request whose body goes on until it is answered, and how much of that was taken."""
     sent = 0
-    with socket.create_connection((url.host, url.port or 80), timeout=60) as client:
+    with connect(url, timeout=60) as client:
         answered = threading.Event()
         answer = bytearray()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from seisbind.service.engine.gallery_builder import build_gallery
 from seisbind.service.engine.query import Query, encode
 from seisbind.service.runtime.batcher import Batcher
 from seisbind.service.schemas import PARTS, RetrieveAnswer
-from wire import RAW, npy, until
+from wire import RAW, connect, npy, until
 
 Float32 = NDArray[np.float32]
 
@@ -260,9 +259,8 @@ def test_a_client_that_leaves_frees_its_place(serve: Any, busy: Any, gathers: Fl
     head = (
         "POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: {}\r\n\r\n"
     )
-    address = httpx.URL(server.url)
     with ThreadPoolExecutor(1) as pool, busy(server):
-        clients = [socket.create_connection((address.host, address.port or 80)) for _ in range(3)]
+        clients = [connect(server.url) for _ in range(3)]
         for client in clients:
             client.sendall(head.format(len(body)).encode() + body)
         until(lambda: server.serving.batches.waiting == 3)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import socket
 import time
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 
+import httpx
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -45,3 +47,21 @@ def peak_bytes(work: Callable[[], object]) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def connect(url: str | httpx.URL, *, timeout: float | None = None, receive_bytes: int = 0) -> socket.socket:
+    """A connection to a server; with ``receive_bytes``, one that takes little without being read."""
+    address, client = httpx.URL(url), socket.socket()
+    if receive_bytes:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    client.settimeout(timeout)
+    client.connect((address.host, address.port or 80))
+    return client
+
+
+def rest_of(client: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
+    answer = b""
+    while received := client.recv(65_536):
+        answer += received
+    return answer

@@ -7,7 +7,6 @@ import hmac
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -27,6 +25,7 @@ from seisbind.service.settings import Access, Settings
 from seisbind.service.transport import keys as module
 from seisbind.service.transport.access import Calls, Need
 from seisbind.service.transport.keys import ApiKey, Keys, Scope, make_key, read_keys
+from wire import connect, rest_of
 
 Float32 = NDArray[np.float32]
 SCRIPT = Path(sys.executable).with_name("seisbind")
@@ -252,12 +251,9 @@ HEAD = b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/octe
 @pytest.mark.parametrize("framing", [b"Content-Length: 1000000000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"])
 def test_keys_are_checked_before_a_body_is_read(keyed: Any, framing: bytes) -> None:
     """Answered before a byte of the body is there, and even where the body is too large (which would be a 413)."""
-    address = httpx.URL(keyed.url)
-    with socket.create_connection((address.host, address.port or 80), timeout=20) as connection:
+    with connect(keyed.url, timeout=20) as connection:
         connection.sendall(HEAD + framing)
-        answer = b""
-        while part := connection.recv(65536):
-            answer += part
+        answer = rest_of(connection)
     assert answer.startswith(b"HTTP/1.1 401")
     assert b"connection: close" in answer.lower()
     assert b'"key_required"' in answer

@@ -18,7 +18,7 @@ from seisbind.model.errors import BodyTooSlow, Overloaded
 from seisbind.service.http.routing import InPieces
 from seisbind.service.runtime import request_body
 from seisbind.service.runtime.request_body import RequestBody, UploadSlots
-from wire import RAW, npy, until
+from wire import RAW, connect, npy, until
 
 Float32 = NDArray[np.float32]
 MIB = 1 << 20
@@ -32,11 +32,10 @@ def head(path: str, length: int, kind: str = RAW["Content-Type"]) -> bytes:
 @contextmanager
 def stalled(url: str, sent: bytes, count: int) -> Iterator[list[socket.socket]]:
     """``count`` clients that have sent ``sent`` and keep still."""
-    address = httpx.URL(url)
     with ExitStack() as held:
         clients = []
         for _ in range(count):
-            client = held.enter_context(socket.create_connection((address.host, address.port or 80), timeout=60))
+            client = held.enter_context(connect(url, timeout=60))
             client.sendall(sent)
             clients.append(client)
         yield clients
@@ -198,8 +197,8 @@ def test_an_answer_is_sent_as_it_is_taken() -> None:
 
 def test_heads_are_bounded(served: Any) -> None:
     """A header without an end is refused long before it could fill the memory."""
-    address, sent = httpx.URL(served.url), 0
-    with socket.create_connection((address.host, address.port or 80), timeout=60) as client:
+    sent = 0
+    with connect(served.url, timeout=60) as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: ")
         with suppress(ConnectionError):
             while sent < 64 * MIB:
