@@ -43,7 +43,7 @@ class SearchFields(Strict):
 
 
 class RetrieveFields(SearchFields):
-    """Query parameters or form fields of a retrieval; geometry given here goes before what the file says."""
+    """Query parameters or form fields of a retrieval; geometry given here overrides the file's."""
 
     include: str = Field(
         "descriptors,physics",

@@ -99,7 +99,7 @@ def test_imports_go_down_and_through_doors(name: str) -> None:
         ("seisbind.service.engine.engine", "from seisbind.service.http.server import serve"),
         ("seisbind.service.engine.engine", "from seisbind.service.client import client"),
         ("seisbind.model.errors", "import seisbind.index"),
-        ("seisbind.service.http.routes", "from seisbind.service.formats.segy_samples import decode"),
+        ("seisbind.service.http.retrieve", "from seisbind.service.formats.segy_samples import decode"),
     ],
 )
 def test_a_wrong_import_is_seen(name: str, text: str) -> None:

@@ -41,7 +41,7 @@ def frame_body(frame: Frame) -> FrameBody:
 
 
 def retrieval_body(retrieval: Retrieval, include: Sequence[str]) -> RetrievalBody:
-    """One gather's answer, with the parts in ``include`` but for the large ones (`http.views`)."""
+    """One gather's answer, with the parts in ``include`` but for the large ones (`http.retrieve`)."""
     physics = None
     if "physics" in include:
         physics = {

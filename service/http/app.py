@@ -9,104 +9,118 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, PlainTextResponse
-from starlette.exceptions import HTTPException
+from fastapi.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
-import seisbind.service.transport.problems as errors
-from seisbind.service.http import openapi, page
+from seisbind.service.http import gallery, openapi, page, retrieve, stream
 from seisbind.service.http.parameters import split
-from seisbind.service.http.routes import router as v1
-from seisbind.service.http.routes import serving_of
-from seisbind.service.http.stream import STREAM_PATH
-from seisbind.service.http.stream import router as streams
+from seisbind.service.http.routing import serving_of
 from seisbind.service.runtime import metrics
 from seisbind.service.runtime.serving import Serving
-from seisbind.service.runtime.upload_slots import Arrivals
 from seisbind.service.schemas import Health
 from seisbind.service.settings import Settings
-from seisbind.service.transport.access import Calls
+from seisbind.service.transport import problems
+from seisbind.service.transport.access import Calls, Need, Policy, policies
 from seisbind.service.transport.audit import AuditLog
-from seisbind.service.transport.auth import KeyGate, Origins
-from seisbind.service.transport.body_limits import BodyBounds
-from seisbind.service.transport.keys import Keys, read_keys
-from seisbind.service.transport.request_log import RequestEdge
+from seisbind.service.transport.guard import Guard, Origins
+from seisbind.service.transport.keys import read_keys
+from seisbind.service.transport.request_log import RequestLog
 
-outside = APIRouter()
+state = APIRouter(tags=["state"], responses=openapi.PROBLEMS)
 
 
-@outside.get("/healthz", tags=["state"], responses=openapi.PROBLEMS)
+@state.get("/healthz", openapi_extra=openapi.NO_KEY)
+@Policy(need=Need.NOTHING)
 async def healthz() -> Health:
     """Live: the event loop answers."""
     return Health(status="live")
 
 
-@outside.get("/readyz", tags=["state"], responses=openapi.PROBLEMS)
+@state.get("/readyz", openapi_extra=openapi.NO_KEY)
+@Policy(need=Need.NOTHING)
 async def readyz(request: Request) -> Health:
     """Ready: a canary gather was encoded and searched on the real device in the last seconds."""
     await serving_of(request).ready()
     return Health(status="ready")
 
 
-@outside.get("/metrics", tags=["state"], response_class=PlainTextResponse, responses=openapi.PROBLEMS)
+@state.get("/metrics", response_class=PlainTextResponse)
+@Policy(setting="metrics_access")
 async def read_metrics(request: Request) -> Response:
     """What the server measures of itself, as the text that Prometheus reads."""
     return Response(serving_of(request).metrics.text(), media_type=metrics.TEXT)
 
 
-@outside.get("/", include_in_schema=False)
-async def landing(request: Request) -> HTMLResponse:
-    """The page."""
-    app: FastAPI = request.app
-    info = await serving_of(request).on_file(lambda engine: engine.info())
-    headers = {"Content-Security-Policy": page.POLICY}
-    return HTMLResponse(page.landing(info, app.openapi()), headers=headers)
-
-
-@outside.get("/web/{name:path}", include_in_schema=False)
-async def web(name: str) -> Response:
-    """A file that the page is made of."""
-    file = page.web_files().get(name)
-    if file is None:
-        raise HTTPException(404)
-    return Response(file.content, media_type=file.media_type)
+ROUTERS = (retrieve.router, gallery.working, gallery.quick, stream.router, state, page.router)
+POLICIES = policies(ROUTERS) | {"/openapi.json": Policy(setting="openapi_access")}
 
 
 class Application(FastAPI):
-    """FastAPI behind the edge, which is outermost: outside of Starlette's own answer to a bug, so that no answer leaves
-    without its id and its headers, and none is left out of the metrics.
+    """Every route, without middleware: enough for the API description."""
 
-    From the outside in: the edge; origins, because a browser's preflight brings no key; keys, before a byte of the body
-    is read; the body's bounds; the routes, which admit only so many at once.
-    """
-
-    def __init__(self, settings: Settings, serving: Serving | None, keys: Keys, audit: AuditLog, **more: Any) -> None:
-        super().__init__(**more)
-        self._settings = settings
-        self._measured = serving.metrics if serving else metrics.Metrics()
-        self._audit = audit
-        self.state.serving = serving
-        self.add_middleware(  # each one that is added goes outside of those before it
-            BodyBounds,
-            max_body_bytes=settings.max_body_bytes,
-            body_deadline_s=settings.body_deadline_s,
-            arrivals=serving.uploads if serving else Arrivals(most=settings.max_uploads),
-            streams=frozenset({STREAM_PATH}),
+    def __init__(self, **more: Any) -> None:
+        super().__init__(
+            title="SeisBind",
+            version=version("seisbind"),
+            summary="Velocity models and their physics from seismic shot gathers.",
+            docs_url=None,  # FastAPI's pages load scripts from other hosts
+            redoc_url=None,
+            **more,
         )
-        self.add_middleware(KeyGate, keys=keys)
-        if settings.cors_origins:
-            self.add_middleware(Origins, origins=split(settings.cors_origins))
-
-    def build_middleware_stack(self) -> ASGIApp:
-        """Starlette's stack, inside the edge."""
-        calls = Calls(self.openapi()["paths"], self._settings)
-        return RequestEdge(super().build_middleware_stack(), calls=calls, metrics=self._measured, audit=self._audit)
+        for router in ROUTERS:
+            self.include_router(router)
+        problems.install(self)
 
     def openapi(self) -> dict[str, Any]:
         """The API description, with the key that a server may ask for."""
         if self.openapi_schema is None:
             self.openapi_schema = openapi.with_keys(super().openapi())
         return self.openapi_schema
+
+    def calls(self, settings: Settings) -> Calls:
+        """Every call, and what it needs of its caller."""
+        return Calls(self.openapi()["paths"], POLICIES, settings)
+
+
+class ServedApplication(Application):
+    """The routes behind their middleware, and what they work with.
+
+    From the outside in: the request log, outside of Starlette's own answer to a bug too, so that no answer leaves
+    without its id and its headers, and none is left out of the metrics; CORS, because a browser's preflight brings no
+    key; the guard; the routes, which admit only so many requests at once.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        keys, self._audit = read_keys(settings), AuditLog(settings.audit_log)
+        self._settings, self._serving = settings, Serving(settings)
+        super().__init__(lifespan=_lifespan)
+        self.state.serving = self._serving
+        self.add_middleware(  # each one that is added goes outside of those before it
+            Guard,
+            keys=keys,
+            max_body_bytes=settings.max_body_bytes,
+            body_deadline_s=settings.body_deadline_s,
+            slots=self._serving.uploads,
+        )
+        if settings.cors_origins:
+            self.add_middleware(Origins, origins=split(settings.cors_origins))
+        self._serving.metrics.describe_build(
+            version=self.version,
+            weights=self._serving.embedder.fingerprint,
+            weights_name=self._serving.embedder.weights.description.name,
+            gallery=settings.gallery.resolve().name,
+        )
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Starlette's stack, inside the request log."""
+        inside, calls = super().build_middleware_stack(), self.calls(self._settings)
+        return RequestLog(inside, calls=calls, metrics=self._serving.metrics, audit=self._audit)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await asyncio.to_thread(app.state.serving.close)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -115,43 +129,9 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         SeisBindError: they cannot be opened; the sentence says why.
     """
-    keys, audit = read_keys(settings), AuditLog(settings.audit_log)
-    return _assembled(settings, Serving(settings), keys, audit)
+    return ServedApplication(settings)
 
 
 def openapi_document() -> dict[str, Any]:
     """The API description; needs neither weights nor a gallery."""
-    return _assembled(Settings.model_construct(), None, Keys(), AuditLog(None)).openapi()
-
-
-def _assembled(settings: Settings, serving: Serving | None, keys: Keys, audit: AuditLog) -> FastAPI:
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        if serving is not None:
-            await asyncio.to_thread(serving.close)
-
-    app = Application(
-        settings,
-        serving,
-        keys,
-        audit,
-        title="SeisBind",
-        version=version("seisbind"),
-        summary="Velocity models and their physics from seismic shot gathers.",
-        docs_url=None,  # FastAPI's pages load scripts from other hosts
-        redoc_url=None,
-        lifespan=lifespan,
-    )
-    app.include_router(v1)
-    app.include_router(streams)
-    app.include_router(outside)
-    errors.install(app)
-    if serving is not None:
-        serving.metrics.describe_build(
-            version=app.version,
-            weights=serving.embedder.fingerprint,
-            weights_name=serving.embedder.weights.description.name,
-            gallery=settings.gallery.resolve().name,
-        )
-    return app
+    return Application().openapi()

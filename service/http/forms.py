@@ -13,14 +13,15 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive
 
 from seisbind.index import Filter
-from seisbind.model.errors import MalformedUpload, UnsupportedFormat, UploadTooLarge
+from seisbind.index.gallery import MAX_K
+from seisbind.model.errors import InvalidQuery, MalformedUpload, UnsupportedFormat
 from seisbind.model.ground.descriptors import check_names
+from seisbind.service.formats.npy import Limits
 from seisbind.service.http.parameters import parse_json
+from seisbind.service.runtime.serving import Serving
 from seisbind.service.schemas import DescriptorSearch
-from seisbind.service.transport.request_body import Incoming
 
 T = TypeVar("T")
 FieldsT = TypeVar("FieldsT", bound=BaseModel)
@@ -35,8 +36,11 @@ RAW_TYPES = (
 )  # the content decides what it is
 STREAM_TYPES = ("application/octet-stream", "application/x-npy")
 MULTIPART = "multipart/form-data"
-JSON = "application/json"
 MAX_JSON_BYTES = 65_536  # a search by all descriptors with a filter of 500 names has some 16,000; read in 25 ms at most
+JSON_TOO_LARGE = (
+    "The body of JSON has {size} bytes or more; the limit is {limit}. A search by descriptors takes 13 numbers and a "
+    "filter of 500 names at most."
+)
 MAX_UNKNOWN = 20  # names of fields that do not exist which a refusal lists
 MAX_FORM_FIELDS = 16
 MAX_QUERY_FIELDS = 100
@@ -65,7 +69,7 @@ async def read_file(request: Request) -> Sent:
     Raises:
         UnsupportedFormat: a content type that is not read.
         MalformedUpload: a form without exactly one ``file``, or that cannot be parsed.
-        UploadTooLarge, BodyTooSlow, Overloaded: see `body_limits.BodyBounds`.
+        UploadTooLarge, BodyTooSlow, Overloaded: see `RequestBody.receive`.
     """
     kind = content_type(request)
     fields = query_fields(request)
@@ -110,28 +114,15 @@ async def _pieces(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, 
             yield chunk[start : start + PARSED_BYTES]
 
 
-async def read_json_body(request: Request, receive: Receive) -> bytes:
+async def read_json(request: Request) -> bytes:
     """The body of a request that is JSON, whole.
 
     Raises:
         UploadTooLarge: it declares more than `MAX_JSON_BYTES`, and is not read; or it sends more.
-        ClientDisconnect: the client has left.
-        BodyTooSlow, Overloaded: see `body_limits.BodyBounds`.
+        BodyTooSlow, Overloaded: see `RequestBody.receive`.
     """
-    declared = request.headers.get("content-length", "")
-    size, body = int(declared) if declared.isdigit() else 0, bytearray()
-    if size <= MAX_JSON_BYTES:
-        async for chunk in Incoming(receive).chunks():
-            body += chunk
-            size = len(body)
-            if size > MAX_JSON_BYTES:
-                break
-    if size > MAX_JSON_BYTES:
-        raise UploadTooLarge(
-            f"The body of JSON has {size} bytes or more; the limit is {MAX_JSON_BYTES}. A search by descriptors takes "
-            "13 numbers and a filter of 500 names at most."
-        )
-    return bytes(body)
+    request.state.body.limit_bytes(MAX_JSON_BYTES, JSON_TOO_LARGE)
+    return await request.body()
 
 
 def parse_search(body: bytes) -> DescriptorSearch:
@@ -171,6 +162,12 @@ def content_type(request: Request) -> str:
     return stated.partition(";")[0].strip().lower()
 
 
+async def until_left(request: Request) -> None:
+    """Wait for the client to leave. The body has been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """What ``work`` returns, unless the client leaves first: then it is cancelled. The body has been read.
 
@@ -178,11 +175,7 @@ async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
         ClientDisconnect: the client has left.
     """
 
-    async def leaving() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, left = asyncio.create_task(work), asyncio.create_task(leaving())
+    working, left = asyncio.create_task(work), asyncio.create_task(until_left(request))
     try:
         await asyncio.wait({working, left}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -216,3 +209,19 @@ def parse_fields(model: type[FieldsT], fields: dict[str, Any]) -> FieldsT:
 def parse_filter(text: str | None) -> Filter | None:
     """See `seisbind.index.Filter.parse`."""
     return None if text is None else Filter.parse(parse_json(text, "The filter"))
+
+
+def allowed_top_k(top_k: int, serving: Serving) -> int:
+    """``top_k``, if this server gives so many. Raises InvalidQuery."""
+    limit = serving.settings.max_top_k
+    if top_k > limit:
+        raise InvalidQuery(
+            f"top_k is {top_k}; this server gives at most {limit} matches (SEISBIND_MAX_TOP_K; a gallery without a "
+            f"server gives {MAX_K})."
+        )
+    return top_k
+
+
+def limits_of(serving: Serving) -> Limits:
+    """What an upload may be."""
+    return Limits(unpacked_bytes=serving.settings.max_body_bytes, items=serving.settings.max_gathers)

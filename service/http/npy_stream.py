@@ -1,4 +1,4 @@
-"""A stack of gathers as it arrives: its npy header, then one gather after another, never more than one at a time."""
+"""A stack of gathers as it arrives, raw or as the last part of a form: its npy header, then one gather at a time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import io
 from collections.abc import AsyncIterator
 
 from numpy.lib import format as npy_format
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 
 from seisbind.model.errors import BodyTooSlow, MalformedUpload, UnsupportedFormat, UploadTooLarge
 from seisbind.service.formats.npy import MAX_HEADER_BYTES, NPY_MAGIC, Limits, NpyHeader, read_npy_header
+from seisbind.service.http.forms import MAX_FIELD_BYTES, MAX_FORM_FIELDS
 
-START_BYTES = MAX_HEADER_BYTES + 12  # the longest header that is read, and what goes before it
+START_BYTES = MAX_HEADER_BYTES + 12  # the longest header that is read, and what precedes it
+MAX_FORM_BYTES = 2 * MAX_FORM_FIELDS * MAX_FIELD_BYTES  # before the file, headers and boundaries included
 
 
 class Stack:
@@ -133,3 +137,125 @@ class Stack:
                 return b""
             chunk = following
         return chunk
+
+
+class FormStream:
+    """A form's ``fields``, complete after `begin`, and the `chunks` of the file after them.
+
+    One task at a time may read. The parser calls the ``_on`` methods, from `_fed` alone.
+    """
+
+    def __init__(self, content_type: str, body: AsyncIterator[bytes]) -> None:
+        boundary = parse_options_header(content_type)[1].get(b"boundary")
+        if not boundary:
+            raise MalformedUpload("The multipart form cannot be read: its content type has no boundary.")
+        self.fields: dict[str, str] = {}
+        self._body = body
+        self._in_file = self._complete = False
+        self._field = ""  # the part that is being read, where it is no file
+        self._content = bytearray()  # of that part; of the file what has not been handed out
+        self._header_name, self._header_value, self._disposition = bytearray(), bytearray(), b""
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._on_part,
+                    "on_header_field": lambda read, start, end: self._header_name.extend(read[start:end]),
+                    "on_header_value": lambda read, start, end: self._header_value.extend(read[start:end]),
+                    "on_header_end": self._on_header,
+                    "on_headers_finished": self._on_headers,
+                    "on_part_data": self._on_content,
+                    "on_part_end": self._on_part_end,
+                    "on_end": self._on_end,
+                },
+            )
+        except FormParserError as error:
+            raise MalformedUpload(f"The multipart form cannot be read: {error}.") from error
+
+    async def begin(self, *, deadline_s: float) -> None:
+        """Read the fields.
+
+        Raises:
+            MalformedUpload: no file follows them, or the form cannot be parsed or is too large.
+            BodyTooSlow: the file did not begin in time.
+        """
+        received = 0
+        try:
+            async with asyncio.timeout(deadline_s):
+                async for chunk in self._body:
+                    received += len(chunk)
+                    fault = self._fed(chunk)
+                    if fault is not None:
+                        raise fault
+                    if self._in_file or self._complete:
+                        break
+                    if received > MAX_FORM_BYTES:
+                        raise MalformedUpload(f"The form holds {received} bytes before its file; fields are small.")
+        except TimeoutError as error:
+            raise BodyTooSlow(f"{received} bytes of the form arrived in {deadline_s:g} s, and no file.") from error
+        if not self._in_file:
+            raise MalformedUpload("The form has no file called 'file'.")
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The file's bytes.
+
+        Raises:
+            MalformedUpload: the form is cut off, or something follows the file.
+        """
+        fault = None
+        while True:
+            yield bytes(self._content)  # before what is wrong with the bytes after it
+            self._content.clear()
+            if fault is not None:
+                raise fault
+            if (chunk := await anext(self._body, None)) is None:
+                break
+            fault = self._fed(chunk)
+        if not self._complete:
+            raise MalformedUpload("The form ends within its file.")
+
+    def _fed(self, chunk: bytes) -> MalformedUpload | None:
+        """Parse ``chunk``; what was found to be wrong, if anything."""
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            return MalformedUpload(f"The multipart form cannot be read: {error}.")
+        except MalformedUpload as error:
+            return error
+        return None
+
+    def _on_part(self) -> None:
+        if self._in_file:
+            raise MalformedUpload(
+                "A part follows the form's file. The answers begin with it: put the fields before it."
+            )
+        self._disposition, self._content = b"", bytearray()
+
+    def _on_header(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = bytes(self._header_value)
+        self._header_name, self._header_value = bytearray(), bytearray()
+
+    def _on_headers(self) -> None:
+        options = parse_options_header(self._disposition)[1]
+        name = options.get(b"name", b"").decode("utf-8", errors="replace")
+        if b"filename" in options:
+            if name != "file":
+                raise MalformedUpload(f"The form's file is called {name[:60]!r}; call it 'file'.")
+            self._in_file = True
+            return
+        if len(self.fields) >= MAX_FORM_FIELDS:
+            raise MalformedUpload(f"The form has more than {MAX_FORM_FIELDS} fields.")
+        self._field = name
+
+    def _on_content(self, read: bytes, start: int, end: int) -> None:
+        self._content += read[start:end]
+        if not self._in_file and len(self._content) > MAX_FIELD_BYTES:
+            raise MalformedUpload(f"The field {self._field[:60]!r} has more than {MAX_FIELD_BYTES} bytes.")
+
+    def _on_part_end(self) -> None:
+        if not self._in_file:
+            self.fields[self._field] = self._content.decode("utf-8", errors="replace")
+
+    def _on_end(self) -> None:
+        self._complete = True

@@ -30,27 +30,27 @@ QUALITY = re.compile(rb"0(\.\d{0,3})?|1(\.0{0,3})?")  # RFC 9110, 12.4.2
 def preferred(accept: str) -> bool:
     """Whether an Accept header (RFC 9110, 12.5.1) prefers an npz to JSON; it has to name `npy.NPZ`.
 
-    Where both are as welcome, what is named goes before what a wildcard covers, and JSON before npz. Whatever else it
-    names gets JSON: the header is a wish, and nothing here answers 406. What comes after `MAX_ACCEPT` is not read.
+    Where both have the same quality, a named type wins over a wildcard, and JSON over npz. A header with neither gets
+    JSON: it states a preference, and nothing here answers 406. What comes after `MAX_ACCEPT` is not read.
     """
-    welcome: dict[str, float] = {}
+    quality_of: dict[str, float] = {}
     for each in accept[:MAX_ACCEPT].split(","):
         name, options = parse_options_header(each)
         quality = options.get(b"q", b"1")
-        welcome[name.decode("latin-1").lower()] = float(quality) if QUALITY.fullmatch(quality) else 0.0
-    ours = welcome.get(NPZ, 0.0)
-    json = next((welcome[name] for name in JSON_RANGES if name in welcome), 0.0)
-    return ours > json or (ours == json > 0 and JSON_RANGES[0] not in welcome)
+        quality_of[name.decode("latin-1").lower()] = float(quality) if QUALITY.fullmatch(quality) else 0.0
+    ours = quality_of.get(NPZ, 0.0)
+    json = next((quality_of[name] for name in JSON_RANGES if name in quality_of), 0.0)
+    return ours > json or (ours == json > 0 and JSON_RANGES[0] not in quality_of)
 
 
-def map_bytes(frame: Frame) -> int:
-    """Of a velocity model in an answer."""
+def model_bytes(frame: Frame) -> int:
+    """Size of a velocity model in an answer."""
     return 4 * frame.depth_cells * frame.x_cells
 
 
 def check_size(gathers: int, top_k: int, limit_bytes: int, *, frame: Frame) -> None:
     """Whether the velocity models of an answer are allowed. Raises InvalidQuery."""
-    one = map_bytes(frame)
+    one = model_bytes(frame)
     size = gathers * top_k * one
     if size > limit_bytes:
         raise InvalidQuery(
@@ -66,25 +66,20 @@ async def with_velocity(query: Query, serving: Serving, watch: Stopwatch) -> tup
     Where a model was removed or replaced in between, it looks again at what there is, as the engine does.
     """
 
-    async def look() -> tuple[Answered, Float32]:
-        answered = await serving.batches.answer(query)
+    def read(engine: Engine, retrievals: list[Retrieval]) -> Float32:
+        with watch("maps"):
+            return velocity_of(retrievals, query.top_k, engine)
 
-        def read(engine: Engine) -> Float32:
-            with watch("maps"):
-                return velocity_of(answered.retrievals, query.top_k, engine)
-
-        return answered, await serving.on_file(read)
-
-    def look_at_once(engine: Engine) -> tuple[Answered, Float32]:
+    def answer_at_once(engine: Engine) -> tuple[Answered, Float32]:
         with engine.gallery.unchanging():
             [retrievals] = engine.retrieve_batch([query], watch=watch)
-            with watch("maps"):
-                maps = velocity_of(retrievals, query.top_k, engine)
-            return Answered(retrievals, engine.info(), len(query), watch.timings_ms), maps
+            velocity = read(engine, retrievals)
+            return Answered(retrievals, engine.info(), len(query), watch.timings_ms), velocity
 
     with suppress(UnknownModel):
-        return await look()
-    return await serving.on_model(look_at_once)
+        answered = await serving.batches.answer(query)
+        return answered, await serving.on_file(lambda engine: read(engine, answered.retrievals))
+    return await serving.on_model(answer_at_once)
 
 
 def velocity_of(retrievals: Sequence[Retrieval], top_k: int, engine: Engine) -> Float32:
@@ -95,14 +90,14 @@ def velocity_of(retrievals: Sequence[Retrieval], top_k: int, engine: Engine) -> 
     """
     matches = {match.model_id: match for retrieval in retrievals for match in retrieval.matches}
     ids = list(matches)
-    maps = dict(zip(ids, engine.gallery.velocities(ids), strict=True))
-    for record in engine.gallery.records(ids):  # after the maps: what is the same before and after was so in between
+    models = dict(zip(ids, engine.gallery.velocities(ids), strict=True))
+    for record in engine.gallery.records(ids):  # after the models: what is the same before and after was so in between
         if record.descriptors.tolist() != list(matches[record.model_id].descriptors.values()):
             raise UnknownModel(f"The velocity model {record.model_id!r} was replaced while it was read; ask again.")
     velocity = np.zeros((len(retrievals), top_k, *engine.frame.velocity_shape), np.float32)
     for row, retrieval in zip(velocity, retrievals, strict=True):
         for place, match in zip(row, retrieval.matches, strict=False):
-            place[:] = maps[match.model_id]
+            place[:] = models[match.model_id]
     return velocity
 
 

@@ -1,4 +1,4 @@
-"""What the API description says beyond what the routes' types do: uploads, problems, examples that really run."""
+"""The API description beyond the routes' types: uploads, problems, examples that really run."""
 
 from __future__ import annotations
 
@@ -9,21 +9,16 @@ from pydantic import BaseModel
 from seisbind.service.formats.npy import NPZ
 from seisbind.service.http.forms import MULTIPART, RAW_TYPES, STREAM_TYPES
 from seisbind.service.schemas import DescriptorSearch, Problem, SearchFields, StreamAnswer, StreamError
-from seisbind.service.transport.access import ALIVE
 
 JsonObject = dict[str, Any]
 
+_PROBLEM: JsonObject = {"application/problem+json": {"schema": Problem.model_json_schema()}}
 PROBLEMS: dict[int | str, JsonObject] = {
-    "4XX": {
-        "description": "Refused; `code` says why and `detail` what to do.",
-        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
-    },
-    "5XX": {
-        "description": "The server's fault.",
-        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
-    },
+    "4XX": {"description": "Refused; `code` says why and `detail` what to do.", "content": _PROBLEM},
+    "5XX": {"description": "The server's fault.", "content": _PROBLEM},
 }
 
+NO_KEY: JsonObject = {"security": []}  # of calls for balancers, which have none
 NDJSON = "application/x-ndjson"
 BINARY = {"type": "string", "format": "binary"}
 
@@ -75,21 +70,14 @@ ADD_EXAMPLES: JsonObject = {
 
 def upload(fields: type[BaseModel], examples: JsonObject) -> JsonObject:
     """The request of a call that takes a file and ``fields``, beside it in a form or as query parameters."""
-    content = _content(fields, examples)
-    return {"parameters": _parameters(fields), "requestBody": {"required": True, "content": content}}
+    return _request(fields, _content(fields, examples))
 
 
 def stream(fields: type[BaseModel]) -> JsonObject:
     """The request of POST /v1/retrieve/stream: npy alone, in a form as its last part."""
-    file = BINARY | {"description": "An npy file."}
-    form = {
-        "type": "object",
-        "required": ["file"],
-        "additionalProperties": False,
-        "properties": fields.model_json_schema()["properties"] | {"file": file},  # in this order
-    }
-    content = {MULTIPART: {"schema": form}} | {kind: {"schema": file} for kind in STREAM_TYPES}
-    return {"parameters": _parameters(fields), "requestBody": {"required": True, "content": content}}
+    file = {"file": BINARY | {"description": "An npy file."}}
+    form = _form(fields.model_json_schema()["properties"] | file)  # in this order
+    return _request(fields, {MULTIPART: {"schema": form}} | {kind: {"schema": file["file"]} for kind in STREAM_TYPES})
 
 
 def lines() -> dict[int | str, JsonObject]:
@@ -106,8 +94,10 @@ def lines() -> dict[int | str, JsonObject]:
 def search() -> JsonObject:
     """The request of POST /v1/search: a file as elsewhere, or JSON."""
     content = _content(SearchFields, SEARCH_EXAMPLES)
-    content["application/json"] = {"schema": _inline(DescriptorSearch), "examples": DESCRIPTOR_EXAMPLES}
-    return {"parameters": _parameters(SearchFields), "requestBody": {"required": True, "content": content}}
+    schema = DescriptorSearch.model_json_schema()
+    del schema["description"]
+    content["application/json"] = {"schema": schema, "examples": DESCRIPTOR_EXAMPLES}
+    return _request(SearchFields, content)
 
 
 def binary(media_type: str) -> dict[int | str, JsonObject]:
@@ -123,7 +113,7 @@ def arrays() -> dict[int | str, JsonObject]:
 
 
 def with_keys(document: JsonObject) -> JsonObject:
-    """``document``, which then says that a call may need a key, and which calls never do."""
+    """``document``, which then says that a call may need a key. Those that never do say so themselves (`NO_KEY`)."""
     scheme = {
         "type": "http",
         "scheme": "bearer",
@@ -131,20 +121,11 @@ def with_keys(document: JsonObject) -> JsonObject:
     }
     document.setdefault("components", {})["securitySchemes"] = {"key": scheme}
     document["security"] = [{}, {"key": []}]
-    for path in ALIVE:
-        for operation in document["paths"][path].values():
-            operation["security"] = []
     return document
 
 
-def _inline(model: type[BaseModel]) -> JsonObject:
-    schema = model.model_json_schema()
-    schema.pop("description", None)
-    return schema
-
-
-def _parameters(fields: type[BaseModel]) -> list[JsonObject]:
-    return [
+def _request(fields: type[BaseModel], content: JsonObject) -> JsonObject:
+    parameters = [
         {
             "name": name,
             "in": "query",
@@ -154,14 +135,14 @@ def _parameters(fields: type[BaseModel]) -> list[JsonObject]:
         }
         for name, schema in fields.model_json_schema()["properties"].items()
     ]
+    return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
+
+
+def _form(properties: JsonObject) -> JsonObject:
+    return {"type": "object", "required": ["file"], "additionalProperties": False, "properties": properties}
 
 
 def _content(fields: type[BaseModel], examples: JsonObject) -> JsonObject:
     file = BINARY | {"description": "An npy or npz file; for a retrieval also SEG-Y or SU."}
-    form = {
-        "type": "object",
-        "required": ["file"],
-        "additionalProperties": False,
-        "properties": {"file": file} | fields.model_json_schema()["properties"],
-    }
+    form = _form({"file": file} | fields.model_json_schema()["properties"])
     return {MULTIPART: {"schema": form, "examples": examples}} | {kind: {"schema": file} for kind in RAW_TYPES}

@@ -8,8 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.responses import HTMLResponse
+
 from seisbind.index import GalleryInfo
 from seisbind.model.frame import OPENFWI_FRAME, Frame, in_words
+from seisbind.service.http.routing import serving_of
+from seisbind.service.transport.access import Policy
 
 WEB = Path(__file__).parents[1] / "web"
 INDEX = "index.html"
@@ -26,6 +31,9 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
+PAGE = Policy(setting="page_access")
+
+router = APIRouter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +93,21 @@ def landing(info: GalleryInfo, api: dict[str, Any]) -> str:
     for name, value in said.items():
         page = page.replace(f"{{{{{name}}}}}", value)
     return page
+
+
+@router.get("/", include_in_schema=False)
+@PAGE
+async def index(request: Request) -> HTMLResponse:
+    """The page."""
+    info = await serving_of(request).on_file(lambda engine: engine.info())
+    return HTMLResponse(landing(info, request.app.openapi()), headers={"Content-Security-Policy": POLICY})
+
+
+@router.get("/web/{name:path}", include_in_schema=False)
+@PAGE
+async def web(name: str) -> Response:
+    """A file that the page is made of."""
+    file = web_files().get(name)
+    if file is None:
+        raise HTTPException(404)
+    return Response(file.content, media_type=file.media_type)

@@ -1,4 +1,4 @@
-"""What the fields of a request, and the options of a command, mean: JSON, lists, positions, parts of the answer."""
+"""Parsing of request fields and command options: JSON, lists, positions, parts of the answer."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def parse_json(text: str | bytes, what: str) -> dict[str, object]:
 
 
 def parse_include(parts: str | list[str], known: tuple[str, ...]) -> tuple[str, ...]:
-    """The parts asked for, of those ``known``.
+    """The requested parts, all of them ``known``.
 
     Raises:
-        InvalidQuery: one that is not there to ask for.
+        InvalidQuery: an unknown one.
     """
     names = split(parts) if isinstance(parts, str) else tuple(parts)
     unknown = [name for name in names if name not in known]

@@ -90,7 +90,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
         config = uvicorn.Config(
             app,
             http=Protocol.of(settings),
-            access_log=False,  # the edge writes its own lines
+            access_log=False,  # `RequestLog` writes its own lines
             log_config=None,  # nor handlers of its own
             log_level="warning",
             server_header=False,

@@ -1,4 +1,4 @@
-"""POST /v1/retrieve/stream: a stack of any length in, a JSON line a gather out, in constant memory.
+"""POST /v1/retrieve/stream: a stack of any length in, one JSON line per gather out, in constant memory.
 
 Reading and answering are independent of each other, since many clients read nothing before they have sent everything.
 """
@@ -25,41 +25,43 @@ from seisbind.service.engine.query import Query
 from seisbind.service.formats.npy import Limits
 from seisbind.service.formats.reader import Geometry, read_gathers
 from seisbind.service.http import openapi
-from seisbind.service.http.form_stream import FormStream
-from seisbind.service.http.forms import MULTIPART, STREAM_TYPES, content_type, parse_fields, parse_filter, query_fields
-from seisbind.service.http.npy_stream import Stack
-from seisbind.service.http.parameters import parse_geometry, parse_include
-from seisbind.service.http.routes import allowed_top_k, serving_of
-from seisbind.service.runtime.serving import Serving
-from seisbind.service.schemas import (
-    PARTS,
-    RetrieveFields,
-    StreamAnswer,
+from seisbind.service.http.forms import (
+    MULTIPART,
+    STREAM_TYPES,
+    allowed_top_k,
+    content_type,
+    parse_fields,
+    parse_filter,
+    query_fields,
+    until_left,
 )
+from seisbind.service.http.npy_stream import FormStream, Stack
+from seisbind.service.http.parameters import parse_geometry, parse_include
+from seisbind.service.http.routing import serving_of
+from seisbind.service.runtime.serving import Serving
+from seisbind.service.schemas import PARTS, RetrieveFields, StreamAnswer
+from seisbind.service.transport.access import Need, Policy
 from seisbind.service.transport.problems import broken, refused
-from seisbind.service.transport.request_body import Incoming
 
 log = logging.getLogger(__name__)
-
-STREAM_PATH = "/v1/retrieve/stream"
 
 IN_FLIGHT = 16  # gathers of one stream that are prepared, encoded or written: a good batch, 6 MB
 UNPREPARED = 2  # of them as they were sent, one of which is arriving
 
 
 class Streamed(APIRoute):
-    """A call that is received, worked on and answered at once. It needs room among the streams, until it has ended."""
+    """A call that is received, worked on and answered at once. It holds a place among the streams until it ends."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with serving_of(Request(scope)).streams.arriving(receive) as body:
-            await super().handle(scope, body.receive, send)
+        with serving_of(Request(scope)).streams.hold(scope["state"]["body"]):
+            await super().handle(scope, receive, send)
 
 
 router = APIRouter(route_class=Streamed, responses=openapi.PROBLEMS)
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class RetrieveOptions:
     """What a stream asks of each of its gathers."""
 
     geometry: Geometry
@@ -69,12 +71,13 @@ class Wishes:
 
 
 @router.post(
-    STREAM_PATH,
+    "/v1/retrieve/stream",
     tags=["search"],
     response_class=Response,
     responses=openapi.lines(),
     openapi_extra=openapi.stream(RetrieveFields),
 )
+@Policy(need=Need.READ, streamed=True)
 async def retrieve_stream(request: Request) -> Response:
     """Velocity models and physics for a stack of any number of gathers, answered while it is sent.
 
@@ -83,10 +86,9 @@ async def retrieve_stream(request: Request) -> Response:
     """
     serving = serving_of(request)
     serving.batches.check()
-    incoming = Incoming(request.receive)
-    fields, chunks, declared = await _opened(request, incoming, serving)
+    fields, chunks, declared = await _opened(request, serving)
     asked = parse_fields(RetrieveFields, fields)
-    wishes = Wishes(
+    options = RetrieveOptions(
         parse_geometry(asked),
         allowed_top_k(asked.top_k, serving),
         parse_filter(asked.filter),
@@ -94,18 +96,16 @@ async def retrieve_stream(request: Request) -> Response:
     )
     deadline_s = serving.settings.body_deadline_s
     stack = await Stack.begin(chunks, limits=gather_limits(serving), deadline_s=deadline_s, declared=declared)
-    answer = StreamedAnswer(request.scope, serving, incoming, stack, wishes)
+    answer = StreamedAnswer(request, serving, stack, options)
     await answer.begin()
     return answer
 
 
-async def _opened(
-    request: Request, incoming: Incoming, serving: Serving
-) -> tuple[dict[str, str], AsyncIterator[bytes], int | None]:
+async def _opened(request: Request, serving: Serving) -> tuple[dict[str, str], AsyncIterator[bytes], int | None]:
     """The fields of a request, the bytes of its file as they arrive, and how many they are, where that is known."""
     kind, fields = content_type(request), query_fields(request)
     if kind == MULTIPART:
-        form = FormStream(request.headers["content-type"], incoming.chunks())
+        form = FormStream(request.headers["content-type"], request.stream())
         await form.begin(deadline_s=serving.settings.body_deadline_s)
         return fields | form.fields, form.chunks(), None
     if kind not in STREAM_TYPES:
@@ -115,7 +115,7 @@ async def _opened(
             "'file', the last part of a multipart form."
         )
     declared = request.headers.get("content-length", "")
-    return fields, incoming.chunks(), int(declared) if declared.isdigit() else None
+    return fields, request.stream(), int(declared) if declared.isdigit() else None
 
 
 def gather_limits(serving: Serving) -> Limits:
@@ -124,10 +124,10 @@ def gather_limits(serving: Serving) -> Limits:
 
 
 class Outbox:
-    """Lines on their way to the client: any one, and more as long as they have at most ``most_bytes`` together."""
+    """Lines that wait for the client: one of any size, or several of at most ``max_bytes`` together."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._bytes = 0
         self._lines: deque[bytes | None] = deque()
         self._changed = asyncio.Condition()
@@ -136,7 +136,7 @@ class Outbox:
         """Add ``line``, once there is room for it; None is the end."""
         size = len(line or b"")
         async with self._changed:
-            await self._changed.wait_for(lambda: not self._lines or self._bytes + size <= self._most_bytes)
+            await self._changed.wait_for(lambda: not self._lines or self._bytes + size <= self._max_bytes)
             self._lines.append(line)
             self._bytes += size
             self._changed.notify_all()
@@ -163,15 +163,15 @@ class StreamedAnswer(Response):
         stack: of which only the header has been read.
     """
 
-    def __init__(self, scope: Scope, serving: Serving, incoming: Incoming, stack: Stack, wishes: Wishes) -> None:
+    def __init__(self, request: Request, serving: Serving, stack: Stack, options: RetrieveOptions) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({"content-type": openapi.NDJSON})
-        self._scope = scope
+        self._request = request
+        self._scope = request.scope
         self._serving = serving
-        self._incoming = incoming
         self._stack = stack
-        self._wishes = wishes
+        self._options = options
         self._limits = gather_limits(serving)
         self._unprepared = asyncio.Semaphore(UNPREPARED)
         self._ordered: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(IN_FLIGHT)
@@ -222,7 +222,7 @@ class StreamedAnswer(Response):
             await self._ordered.put(last)
         await self._ordered.put(None)
         stopping.cancel()
-        await self._incoming.until_left()
+        await until_left(self._request)
         raise ClientDisconnect
 
     async def _next(self, index: int, stopping: asyncio.Task[bool]) -> bytes:
@@ -267,7 +267,7 @@ class StreamedAnswer(Response):
                     index=index,
                     weights=weights_body(engine.embedder.weights),
                     gallery=gallery_body(answered.gallery),
-                    result=retrieval_body(answered.retrievals[0], self._wishes.include),
+                    result=retrieval_body(answered.retrievals[0], self._options.include),
                 )
                 return line.model_dump_json().encode() + b"\n"
 
@@ -279,12 +279,12 @@ class StreamedAnswer(Response):
             return self._error_line(index, broken(self._scope))
 
     async def _prepared(self, body: bytes) -> Query:
-        wishes = self._wishes
+        options = self._options
 
         def read(engine: Engine) -> Query:
-            upload = read_gathers(body, geometry=wishes.geometry, limits=self._limits, frame=engine.frame)
+            upload = read_gathers(body, geometry=options.geometry, limits=self._limits, frame=engine.frame)
             prepared = prepare(upload.gathers, upload.survey, frame=engine.frame)
-            return Query(prepared, wishes.top_k, wishes.filter, upload.notes)
+            return Query(prepared, options.top_k, options.filter, upload.notes)
 
         with self._serving.batches.coming():
             return await self._serving.on_reader(read)

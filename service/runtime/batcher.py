@@ -47,7 +47,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
-    """A query, when it came, and who is told. ``patient``: of a stream, which bounds its own gathers."""
+    """A query, when it came, and the future of its answer. ``patient``: of a stream, which limits its own gathers."""
 
     query: Query
     since: float
@@ -64,11 +64,11 @@ class Batcher:
     two batches; it takes its batch when it begins, not when it is queued.
 
     Args:
-        submit: queues a job for the model thread, to which it hands the engine of the moment.
+        submit: queues a job for the model thread, to which it hands the current engine.
         max_batch: gathers encoded at once; a single request may have more.
         max_wait_s: how long a free model thread waits for gathers that are being prepared.
         max_queue: gathers that wait; beyond them requests are refused.
-        on_batch: told how many gathers each batch has, on the model thread.
+        on_batch: called with the gathers of each batch, on the model thread.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Batcher:
         """The answer to ``query``, from the batch that it is given a place in. Cancelled, it gives the place back.
 
         Args:
-            patient: wait even if the queue is full, for a caller that bounds how many of its gathers wait.
+            patient: wait even if the queue is full, for a caller that limits how many of its gathers wait.
 
         Raises:
             Overloaded: see `check`.
@@ -177,11 +177,11 @@ class Batcher:
         finally:
             with self._lock:
                 self._working = go_on = bool(self._waiting) and self._until_due() <= 0
-                idle_but_waited_for = self._waiting[0].answer.get_loop() if self._waiting and not go_on else None
+                waited_on = self._waiting[0].answer.get_loop() if self._waiting and not go_on else None
             if go_on:
                 self._submit(self._work)
-            elif idle_but_waited_for is not None:
-                idle_but_waited_for.call_soon_threadsafe(self._start)
+            elif waited_on is not None:
+                waited_on.call_soon_threadsafe(self._start)
 
     def _take(self) -> list[_Waiting]:
         """The oldest queries that fit into one batch: at least one. Under the lock."""
@@ -199,7 +199,7 @@ class Batcher:
             answered: list[Answered | Exception] = list(_answered(engine, batch))
         except Exception as error:
             answered = [error] if len(batch) == 1 else [_alone(engine, each) for each in batch]
-        batch[0].answer.get_loop().call_soon_threadsafe(_tell, batch, answered)
+        batch[0].answer.get_loop().call_soon_threadsafe(_resolve, batch, answered)
 
 
 def _answered(engine: Engine, batch: list[_Waiting]) -> list[Answered]:
@@ -227,7 +227,7 @@ def _alone(engine: Engine, one: _Waiting) -> Answered | Exception:
         return error
 
 
-def _tell(batch: list[_Waiting], answered: list[Answered | Exception]) -> None:
+def _resolve(batch: list[_Waiting], answered: list[Answered | Exception]) -> None:
     """On the loop, which owns the futures."""
     for each, answer in zip(batch, answered, strict=True):
         if each.answer.done():  # its client has left

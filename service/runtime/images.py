@@ -15,7 +15,7 @@ from seisbind.model.frame import OPENFWI_FRAME
 
 CACHED = 512  # pictures of about 20 KB
 CACHED_BYTES = 32 << 20  # of them together: one of noise has 60 KB
-COLOURS = "viridis"  # uniform, and read alike by colour-blind eyes and in grey
+COLOURS = "viridis"  # uniform, and readable for the colour-blind and in grey
 DRAWING = threading.Lock()  # matplotlib shares font and text caches between figures
 
 
@@ -43,12 +43,12 @@ class PictureCache:
     """The last pictures, by the checksum and the title of what they show. Safe to use from several threads.
 
     Args:
-        most: pictures.
-        most_bytes: of them together.
+        max_pictures: kept at once.
+        max_bytes: of them together.
     """
 
-    def __init__(self, *, most: int = CACHED, most_bytes: int = CACHED_BYTES) -> None:
-        self._most, self._most_bytes = most, most_bytes
+    def __init__(self, *, max_pictures: int = CACHED, max_bytes: int = CACHED_BYTES) -> None:
+        self._max_pictures, self._max_bytes = max_pictures, max_bytes
         self._bytes = 0
         self._pictures: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._lock = threading.Lock()
@@ -62,10 +62,10 @@ class PictureCache:
             return picture
 
     def put(self, key: tuple[str, str], picture: bytes) -> None:
-        """Keep a picture, and forget the one that was wanted longest ago."""
+        """Keep a picture, and drop those that were used longest ago."""
         with self._lock:
             self._bytes += len(picture) - len(self._pictures.pop(key, b""))
             self._pictures[key] = picture
-            while len(self._pictures) > self._most or self._bytes > self._most_bytes:
-                _, forgotten = self._pictures.popitem(last=False)
-                self._bytes -= len(forgotten)
+            while len(self._pictures) > self._max_pictures or self._bytes > self._max_bytes:
+                _, dropped = self._pictures.popitem(last=False)
+                self._bytes -= len(dropped)

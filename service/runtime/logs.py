@@ -11,7 +11,7 @@ from typing import TextIO
 
 from seisbind.service.settings import LogFormat
 
-REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")  # set by `RequestEdge`, one task a request
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")  # set by `RequestLog`, one task a request
 FIELDS = "seisbind_fields"  # of a record: what the JSON line holds beside the usual, as ``extra={FIELDS: {...}}``
 
 

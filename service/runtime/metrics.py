@@ -102,7 +102,7 @@ class Metrics:
 
     @contextmanager
     def queued(self) -> Iterator[Callable[[], None]]:
-        """A job that waits until what is given is called, or, given up before that, until the block ends."""
+        """A job that waits until the given function is called, or until the block ends."""
         ticket = object()
         self._waiting.add(ticket)
         try:

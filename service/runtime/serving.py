@@ -1,4 +1,4 @@
-"""What a running server owns: the weights, the gallery of the moment, the threads that use them, the canary."""
+"""What a running server owns: the weights, the current gallery, the threads that use them, the canary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from seisbind.service.engine.engine import Engine, canary_gather
 from seisbind.service.runtime.batcher import Batcher
 from seisbind.service.runtime.images import PictureCache
 from seisbind.service.runtime.metrics import Metrics
-from seisbind.service.runtime.upload_slots import Arrivals
+from seisbind.service.runtime.request_body import UploadSlots
 from seisbind.service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 CANARY_DEADLINE_S = 10.0  # behind what the model thread has to do first; a server later than this is not ready for more
 FILE_THREADS = 4  # records read and answers written: short, and mostly outside the interpreter's lock
-MOST_READERS = 4
+MAX_READERS = 4
 
 
 class _Held:
@@ -52,7 +52,7 @@ class Serving:
     for gathers in the batches that ``batches`` forms; *reader* threads, one for each core that the encoders leave, read
     and prepare gathers; `FILE_THREADS` *file* threads read records and write large answers; one *picture* thread draws,
     so that pictures that wait for each other keep nobody else waiting. The event loop owns ``admitted``, ``uploads``,
-    ``streams``, ``stopping``, ``_reloading`` and ``_parsing``. The engine of the moment is replaced as a whole under
+    ``streams``, ``stopping``, ``_reloading`` and ``_parsing``. The current engine is replaced as a whole under
     ``_lock``; a job keeps the one it began with.
 
     Raises:
@@ -77,7 +77,7 @@ class Serving:
         own = partial(search_threads, torch.get_num_threads())
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=own)
         # more readers than cores would only take the interpreter's lock from each other
-        self._readers = ThreadPoolExecutor(max(1, min(MOST_READERS, left)), thread_name_prefix="reader")
+        self._readers = ThreadPoolExecutor(max(1, min(MAX_READERS, left)), thread_name_prefix="reader")
         self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
         self._drawing = ThreadPoolExecutor(1, thread_name_prefix="picture")
         self.batches = Batcher(
@@ -87,10 +87,10 @@ class Serving:
             max_queue=settings.max_queue,
             on_batch=self.metrics.batch_gathers.observe,
         )
-        self.uploads = Arrivals(
-            most=settings.max_uploads, most_bytes=settings.max_concurrency * settings.max_body_bytes
+        self.uploads = UploadSlots(
+            max_bodies=settings.max_uploads, max_bytes=settings.max_concurrency * settings.max_body_bytes
         )
-        self.streams = Arrivals(most=settings.max_streams)
+        self.streams = UploadSlots(max_bodies=settings.max_streams)
         self.stopping = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._parsing = asyncio.Lock()
@@ -175,7 +175,7 @@ class Serving:
         with self._using() as engine:
             return job(engine)
 
-    async def picture(self, draw: Callable[[Engine], bytes]) -> bytes:
+    async def on_picture(self, draw: Callable[[Engine], bytes]) -> bytes:
         """Run ``draw`` on the picture thread."""
         return await self._run(self._drawing, draw)
 
@@ -191,7 +191,7 @@ class Serving:
 
     @contextmanager
     def _using(self) -> Iterator[Engine]:
-        """The engine of the moment, whose gallery stays open until the block ends."""
+        """The current engine, whose gallery stays open until the block ends."""
         with self._lock:
             held = self._held
             held.users += 1
@@ -230,16 +230,13 @@ class Serving:
                 log.error("The gallery was not reloaded; the one before goes on being served: %s [%s]", error, code)
                 raise
             if engine is not self._held.engine:
-                self._replace(_Held(engine))
+                with self._lock:
+                    old, self._held = self._held, _Held(engine)
+                    old.retired = True
+                    idle = not old.users
+                if idle:
+                    old.engine.gallery.close()
         return before, after
-
-    def _replace(self, new: _Held) -> None:
-        with self._lock:
-            old, self._held = self._held, new
-            old.retired = True
-            idle = not old.users
-        if idle:
-            old.engine.gallery.close()
 
     async def ready(self) -> None:
         """Return if a canary gather was encoded and searched lately, or now.
@@ -252,14 +249,14 @@ class Serving:
         if time.monotonic() - self._canary_at <= self.settings.canary_max_age_s:
             return
         if self._canary is None or self._canary.done():
-            self._canary = asyncio.create_task(self._sing())
+            self._canary = asyncio.create_task(self._run_canary())
         done, _ = await asyncio.wait([self._canary], timeout=CANARY_DEADLINE_S)
         if not done:
             raise NotReady(f"A canary gather was not answered in {CANARY_DEADLINE_S:g} s.")
         if not self._canary.result():
             raise NotReady("A canary gather could not be answered; the server's log says why.")
 
-    async def _sing(self) -> bool:
+    async def _run_canary(self) -> bool:
         try:
             await self.on_model(lambda engine: engine.canary())
         except (SeisBindError, RuntimeError):  # RuntimeError: torch, FAISS, a pool that has shut down

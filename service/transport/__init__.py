@@ -3,14 +3,4 @@
 Connections and their limits, request log, keys, limits on bodies, and the one shape of an error.
 """
 
-__all__ = [
-    "access",
-    "audit",
-    "auth",
-    "body_limits",
-    "keys",
-    "problems",
-    "protocol",
-    "request_body",
-    "request_log",
-]
+__all__ = ["access", "audit", "guard", "keys", "problems", "protocol", "request_log"]

@@ -1,23 +1,28 @@
-"""The calls that a server knows, by their templates, and what each asks of its caller. Decided before any routing.
+"""What a call needs of its caller. Found from its path before any routing; what differs from the rule stands at its
+route, as a `Policy`.
 
-What is not known is closed: a path without a template needs a key like any other, and a method that may change
-something needs the right to write unless it is listed as reading.
+The rule is closed: a path that is not known needs a key like any other, and a method that may change something needs
+the right to write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, TypeVar
 
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from starlette.routing import compile_path
 
 from seisbind.service.settings import Access, Settings
 
 UNKNOWN = "unmatched"  # the template of a path that has none
-ALIVE = frozenset({"/healthz", "/readyz"})  # for balancers, which have no key
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-READING_POSTS = frozenset({"/v1/retrieve", "/v1/retrieve/stream", "/v1/search"})  # their questions do not fit a URL
+ATTRIBUTE = "seisbind_policy"  # of an endpoint
+
+EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
 
 class Need(StrEnum):
@@ -30,46 +35,67 @@ class Need(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Policy:
+    """How a route differs from the rule. As a decorator it goes under that of the route.
+
+    Attributes:
+        need: of its callers, whatever the method.
+        setting: name of the `Access` setting that opens or closes it.
+        cache_control: of an answer with status 200.
+        streamed: it limits each part of its body itself, and answers before the end of it.
+    """
+
+    need: Need | None = None
+    setting: str | None = None
+    cache_control: bytes = b"no-store"
+    streamed: bool = False
+
+    def __call__(self, endpoint: EndpointT) -> EndpointT:
+        setattr(endpoint, ATTRIBUTE, self)
+        return endpoint
+
+
+def policies(routers: Iterable[APIRouter]) -> dict[str, Policy]:
+    """Template → policy, of the routes that have one."""
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    return {r.path: getattr(r.endpoint, ATTRIBUTE) for r in routes if hasattr(r.endpoint, ATTRIBUTE)}
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """``template``: the path with names for its variable parts, or `UNKNOWN`."""
 
     template: str
     need: Need
+    policy: Policy
 
 
 class Calls:
     """Finds the call that a request means.
 
     Args:
-        templates: of the API description, as ``/v1/models/{model_id}``; the page, the description and the metrics are
-            added.
+        templates: as ``/v1/models/{model_id}``; those with a policy are added.
     """
 
-    def __init__(self, templates: Iterable[str], settings: Settings) -> None:
-        self._access = {
-            "/": settings.page_access,
-            "/web/{name:path}": settings.page_access,
-            "/openapi.json": settings.openapi_access,
-            "/metrics": settings.metrics_access,
-        }
-        known = dict.fromkeys([*templates, *self._access])
+    def __init__(self, templates: Iterable[str], policies: Mapping[str, Policy], settings: Settings) -> None:
+        self._policies = policies
+        self._settings = settings
+        known = dict.fromkeys([*templates, *policies])
         self._fixed = frozenset(template for template in known if "{" not in template)
         self._patterns = [(compile_path(template)[0], template) for template in known if "{" in template]
 
     def find(self, method: str, path: str) -> Call:
         """The call of ``method`` on ``path``, decoded and without its query."""
-        template = self._template(path)
-        return Call(template, self._need(method, template))
+        template = path
+        if path not in self._fixed:
+            template = next((template for pattern, template in self._patterns if pattern.fullmatch(path)), UNKNOWN)
+        policy = self._policies.get(template, Policy())
+        return Call(template, self._need(method, policy), policy)
 
-    def _template(self, path: str) -> str:
-        if path in self._fixed:
-            return path
-        return next((template for pattern, template in self._patterns if pattern.fullmatch(path)), UNKNOWN)
-
-    def _need(self, method: str, template: str) -> Need:
-        access = self._access.get(template)
+    def _need(self, method: str, policy: Policy) -> Need:
+        access = None if policy.setting is None else getattr(self._settings, policy.setting)
         if access is Access.OFF:
             return Need.OFF
-        if template in ALIVE or access is Access.OPEN:
+        if access is Access.OPEN:
             return Need.NOTHING
-        return Need.READ if method in SAFE_METHODS or template in READING_POSTS else Need.WRITE
+        return policy.need or (Need.READ if method in SAFE_METHODS else Need.WRITE)

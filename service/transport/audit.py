@@ -1,4 +1,4 @@
-"""The audit log: who changed what and when, one JSON object a line, only ever added to."""
+"""The audit log: who changed what and when, one JSON object per line, append-only."""
 
 from __future__ import annotations
 

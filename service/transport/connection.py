@@ -1,4 +1,4 @@
-"""A client's connection as the server writes to it and ends it: answers arrive, and who takes none is given up."""
+"""A client's connection: answers arrive before it is closed, and a client that takes none of them is disconnected."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ log = logging.getLogger(__name__)
 LINGER_S = 2.0  # long enough for a client to read why it was refused, short enough to be of no use to it
 PROGRESS_BYTES = 32_768  # of what waits to be sent, each deadline: a client that takes less holds a place for nothing
 SHUTDOWN_DEADLINE_S = 2.0  # without a byte taken, once the server is shutting down
-LOOKS = 10  # at what waits to be sent, each deadline
+CHECKS = 10  # for progress, each deadline
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER: what the kernel has not sent is thrown away
 
 
 class Connection(asyncio.Transport):
-    """What uvicorn takes for the transport. On the event loop.
+    """The transport that uvicorn is given. On the event loop.
 
     Closing lingers where the client is still sending: a socket that is closed on bytes that nobody read resets the
     connection, and takes back the answer. So the sending side is closed after the answer, and what still comes is
-    thrown away, for `LINGER_S` or ``most_unread_bytes``.
+    thrown away, for `LINGER_S` or ``max_unread_bytes``.
 
     A client that does not take what waits for it within ``deadline_s`` (`PROGRESS_BYTES` of it, or all) is
     disconnected, whether an answer is under way or the connection is being closed.
@@ -33,7 +33,7 @@ class Connection(asyncio.Transport):
     """
 
     def __init__(
-        self, transport: asyncio.Transport, *, deadline_s: float, most_unread_bytes: int, receiving: Callable[[], bool]
+        self, transport: asyncio.Transport, *, deadline_s: float, max_unread_bytes: int, receiving: Callable[[], bool]
     ) -> None:
         super().__init__()
         self._transport = transport
@@ -43,12 +43,12 @@ class Connection(asyncio.Transport):
         self._body_full = False
         self._holding = False
         self._ended = False
-        self._unread_bytes_left = most_unread_bytes
+        self._unread_bytes_left = max_unread_bytes
         self._deadline_s = deadline_s
         self._progress_bytes = PROGRESS_BYTES
         self._written_bytes = 0
         self._mark = 0.0, 0  # when enough was last taken, and how many bytes had been by then
-        self._look: asyncio.TimerHandle | None = None
+        self._progress_check: asyncio.TimerHandle | None = None
         self._linger: asyncio.TimerHandle | None = None
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
@@ -96,34 +96,34 @@ class Connection(asyncio.Transport):
             return
         self._transport.write(data)
         self._written_bytes += len(data)
-        if self._look is None and self._transport.get_write_buffer_size():
-            self._watch()
+        if self._progress_check is None and self._transport.get_write_buffer_size():
+            self._expect_progress()
 
     def hurry(self) -> None:
         """The server is shutting down: what is taken is still sent, a client that takes nothing is not waited for."""
         if self._deadline_s > SHUTDOWN_DEADLINE_S:
             self._deadline_s = SHUTDOWN_DEADLINE_S
         self._progress_bytes = 1
-        if self._look is not None:
-            self._look.cancel()
-            self._watch()
+        if self._progress_check is not None:
+            self._progress_check.cancel()
+            self._expect_progress()
 
-    def _watch(self) -> None:
+    def _expect_progress(self) -> None:
         self._mark = self._loop.time(), self._taken_bytes()
-        self._look = self._loop.call_later(self._deadline_s / LOOKS, self._look_again)
+        self._progress_check = self._loop.call_later(self._deadline_s / CHECKS, self._check_progress)
 
     def _taken_bytes(self) -> int:
         return self._written_bytes - self._transport.get_write_buffer_size()
 
-    def _look_again(self) -> None:
-        self._look = None
+    def _check_progress(self) -> None:
+        self._progress_check = None
         if not self._transport.get_write_buffer_size():
             return
         since, taken_bytes = self._mark
         if self._taken_bytes() >= taken_bytes + self._progress_bytes:
-            self._watch()
+            self._expect_progress()
         elif self._loop.time() < since + self._deadline_s:
-            self._look = self._loop.call_later(self._deadline_s / LOOKS, self._look_again)
+            self._progress_check = self._loop.call_later(self._deadline_s / CHECKS, self._check_progress)
         else:
             log.warning("A client took nothing of its answer for %g s and was disconnected.", self._deadline_s)
             self.abort()
@@ -134,7 +134,7 @@ class Connection(asyncio.Transport):
         return self._closing or self._transport.is_closing()
 
     def close(self) -> None:
-        """Close once everything is sent and, within bounds, once the client has stopped sending."""
+        """Close once everything is sent and, within limits, once the client has stopped sending."""
         if self.is_closing():
             return
         self._closing = True
@@ -159,6 +159,6 @@ class Connection(asyncio.Transport):
     def lost(self) -> None:
         """It is closed: nothing is waited for any more."""
         self._closing = True
-        for timer in (self._look, self._linger):
+        for timer in (self._progress_check, self._linger):
             if timer is not None:
                 timer.cancel()

@@ -74,7 +74,7 @@ def problem(
     errors: Sequence[str] = (),
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """A problem document about the request in ``scope``, whose state keeps its code for `request_log.RequestEdge`."""
+    """A problem document about the request in ``scope``, whose state keeps its code for `request_log.RequestLog`."""
     state = scope.setdefault("state", {})
     state["code"] = code
     body = Problem(
@@ -91,13 +91,13 @@ def problem(
     return Response(content, status_code=status, media_type=PROBLEM_JSON, headers=headers)
 
 
-def cut(text: str, most: int) -> str:
-    """``text``, or the first ``most`` characters of it and a sign that there are more."""
-    return text if len(text) <= most else text[:most] + "…"
+def cut(text: str, limit: int) -> str:
+    """``text``, or the first ``limit`` characters of it and an ellipsis."""
+    return text if len(text) <= limit else text[:limit] + "…"
 
 
 def refused(scope: Scope, error: tree.SeisBindError) -> Response:
-    """What an error of the tree answers. Those that are the server's own fault (5xx) are logged."""
+    """The answer to an error of the tree. Those that are the server's own fault (5xx) are logged."""
     status = status_of(error)
     headers: dict[str, str] = {}
     if status in (429, 503):
@@ -111,7 +111,7 @@ def refused(scope: Scope, error: tree.SeisBindError) -> Response:
 
 
 def broken(scope: Scope) -> Response:
-    """What a fault of the server answers: nothing of the inside, which is in the log."""
+    """The answer to a fault of the server, without its details: they are in the log."""
     detail = "Something went wrong inside the server; its log has the details under this request_id."
     return problem(scope, 500, tree.INTERNAL_ERROR, detail)
 
@@ -148,7 +148,7 @@ def install(app: FastAPI) -> None:
         return problem(request.scope, error.status_code, code, detail, headers=headers)
 
     @app.exception_handler(ClientDisconnect)
-    async def _gone(request: Request, error: ClientDisconnect) -> Response:
+    async def _disconnected(request: Request, error: ClientDisconnect) -> Response:
         return Response(status_code=499)  # nobody is there to read it
 
     @app.exception_handler(Exception)

@@ -1,6 +1,6 @@
-"""How the server reads requests from a connection: one at a time, within bounds, and an answer to bytes that are none.
+"""How requests are read from a connection: one at a time, within limits, and bytes that are no request are refused.
 
-Before any application, so here. It builds on the inside of uvicorn, whose versions pyproject.toml therefore caps.
+No ASGI application sees these bytes. It builds on the inside of uvicorn, whose versions pyproject.toml therefore caps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from seisbind.service.transport.request_log import SAFE_HEADERS
 
 log = logging.getLogger(__name__)
 
-MOST_HEAD_BYTES = 65_536
+MAX_HEAD_BYTES = 65_536
 HEAD_DEADLINE_S = 30.0
 EMPTY_LINE = b"\r\n\r\n"  # ends a head, and the trailers of a chunked body
 FEEDS_A_TURN = 256  # of the parser, before the event loop sees to other connections: a millisecond
@@ -29,7 +29,7 @@ PROBE_EVERY_S = 0.05
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, with a problem document in place of its line of text, and bounds on what a connection may cost.
+    """uvicorn's, with a problem document in place of its line of text, and limits on what a connection may cost.
 
     One request of a connection is in work at a time. The parser is fed up to the end of that request and not beyond it;
     what the client sent after it is held, at most a read of it, and goes to the parser once the answer is complete.
@@ -37,13 +37,13 @@ class Protocol(HttpToolsProtocol):
     """
 
     deadline_s = 30.0
-    most_unread_bytes = 32 * MIB
+    max_unread_bytes = 32 * MIB
 
     @classmethod
     def of(cls, settings: Settings) -> type[Protocol]:
         """The protocol of a server with ``settings``."""
-        bounds = {"deadline_s": settings.body_deadline_s, "most_unread_bytes": settings.max_body_bytes}
-        return type(cls.__name__, (cls,), bounds)
+        limits = {"deadline_s": settings.body_deadline_s, "max_unread_bytes": settings.max_body_bytes}
+        return type(cls.__name__, (cls,), limits)
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -65,7 +65,7 @@ class Protocol(HttpToolsProtocol):
         self._connection = Connection(
             transport,
             deadline_s=self.deadline_s,
-            most_unread_bytes=self.most_unread_bytes,
+            max_unread_bytes=self.max_unread_bytes,
             receiving=lambda: self._in_message or self._at < len(self._held),
         )
         super().connection_made(self._connection)
@@ -73,7 +73,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connection.lost()
-        self._has_come()
+        self._cancel_overdue()
         if self._probing is not None:
             self._probing.cancel()
         self._held, self._at = b"", 0
@@ -106,9 +106,9 @@ class Protocol(HttpToolsProtocol):
     def _probe(self, left: int) -> None:
         if left and not self.cycle.response_started:
             self._connection.write(PROBE)
-        self._probing = self.loop.call_later(PROBE_EVERY_S, self._look_at_probe, max(0, left - 1))
+        self._probing = self.loop.call_later(PROBE_EVERY_S, self._check_probe, max(0, left - 1))
 
-    def _look_at_probe(self, left: int) -> None:
+    def _check_probe(self, left: int) -> None:
         if not self._working():
             return
         if self._connection.has_failed():
@@ -152,17 +152,17 @@ class Protocol(HttpToolsProtocol):
         else:
             size = self._until_empty_line()
             self._head_bytes += size
-        if head and self._head_bytes > MOST_HEAD_BYTES:
+        if head and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(
-                f"The head of the request has more than {MOST_HEAD_BYTES} bytes. Send fewer or shorter headers."
+                f"The head of the request has more than {MAX_HEAD_BYTES} bytes. Send fewer or shorter headers."
             )
             return
         part = self._held[self._at : self._at + size]
         self._at += size
         self._tail = (self._tail + part[-3:])[-3:]
         super().data_received(part)
-        if not head and self._head_bytes > MOST_HEAD_BYTES:
-            self._refuse(f"More than {MOST_HEAD_BYTES} bytes came after a chunk and before the next. Send no trailers.")
+        if not head and self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(f"More than {MAX_HEAD_BYTES} bytes came after a chunk and before the next. Send no trailers.")
 
     def _until_empty_line(self) -> int:
         """Bytes up to the end of the next empty line, or all."""
@@ -183,7 +183,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        self._has_come()
+        self._cancel_overdue()
         length = next((value for name, value in self.headers if name == b"content-length"), b"")
         self._body_left = int(length) if length.isdigit() else None
         super().on_headers_complete()
@@ -196,7 +196,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._in_message = False
-        self._has_come()
+        self._cancel_overdue()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -231,10 +231,10 @@ class Protocol(HttpToolsProtocol):
 
     def _expect_within(self, seconds: float) -> None:
         """Close unless what is expected has come by then: the end of a head, or of a body that nobody reads."""
-        self._has_come()
+        self._cancel_overdue()
         self._overdue = self.loop.call_later(seconds, self._connection.close)
 
-    def _has_come(self) -> None:
+    def _cancel_overdue(self) -> None:
         if self._overdue is not None:
             self._overdue.cancel()
             self._overdue = None

@@ -1,4 +1,4 @@
-"""What a request meets first and an answer last: its id, safe headers, and what is written down about it. Pure ASGI."""
+"""The outermost middleware: a request's id and body, safe headers, access line, audit line, metrics. Pure ASGI."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seisbind.service.runtime.logs import FIELDS, REQUEST_ID
 from seisbind.service.runtime.metrics import METHODS, OTHER_METHOD, Metrics
+from seisbind.service.runtime.request_body import RequestBody
 from seisbind.service.transport.access import Call, Calls, Need
 from seisbind.service.transport.audit import AuditLog
 
 access = logging.getLogger("seisbind.access")
 
-TAKEN_OVER = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # a client's own id
+CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # a client's own id
 CLIENT_LEFT = 499  # nginx's number for a request that was given up before it was answered
 
 SAFE_HEADERS = {
@@ -25,13 +26,8 @@ SAFE_HEADERS = {
     b"x-frame-options": b"DENY",
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",  # the page brings its own
     b"referrer-policy": b"no-referrer",
-    b"cache-control": b"no-store",
+    b"cache-control": b"no-store",  # but for answers whose route says more
 }
-# A model's map and picture change only if it is removed and another is added under its id.
-CACHED = frozenset(
-    {"/v1/models/{model_id}/velocity.npy", "/v1/models/{model_id}/velocity.segy", "/v1/models/{model_id}/image.png"}
-)
-CACHE_CONTROL = b"private, max-age=300"
 
 
 @dataclass(slots=True)
@@ -40,14 +36,14 @@ class _Exchange:
 
     call: Call
     method: str
+    body: RequestBody
     started: float
     status: int = CLIENT_LEFT
-    received: int = 0
     sent: int = 0
 
 
-class RequestEdge:
-    """Numbers a request, names its `access.Call`, and accounts for it: headers, metrics, access line, audit line.
+class RequestLog:
+    """Gives a request its id, its `access.Call` and its `RequestBody` (in the scope's state), and accounts for it.
 
     It is outside of everything else, Starlette's own last resort included: what answers a bug goes through here too.
     """
@@ -62,41 +58,42 @@ class RequestEdge:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"")
-        request_id = given.decode() if TAKEN_OVER.fullmatch(given) else uuid.uuid4().hex
+        sent = dict(scope["headers"])
+        given, declared = sent.get(b"x-request-id", b""), sent.get(b"content-length", b"")
+        request_id = given.decode() if CLIENT_ID.fullmatch(given) else uuid.uuid4().hex
         REQUEST_ID.set(request_id)  # for every log line of this task
-        exchange = _Exchange(self.calls.find(scope["method"], scope["path"]), scope["method"], time.perf_counter())
+        body = RequestBody(receive, declared=int(declared) if declared.isdigit() else 0)
+        call, method = self.calls.find(scope["method"], scope["path"]), scope["method"]
+        exchange = _Exchange(call, method, body, time.perf_counter())
         state = scope.setdefault("state", {})
-        state |= {"request_id": request_id, "call": exchange.call}
+        state |= {"request_id": request_id, "call": call, "body": body}
 
-        async def counted_receive() -> Message:
-            message = await receive()
-            exchange.received += len(message.get("body", b""))
-            return message
-
-        async def send_dressed(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message["headers"] = self._dressed(message["headers"], exchange, request_id)
-                if exchange.call.need is Need.WRITE:  # what is acknowledged is written down
+                message["headers"] = self._with_headers(message["headers"], exchange, request_id)
+                if call.need is Need.WRITE:  # what is acknowledged is written down
                     await self._audit(scope, exchange)
             exchange.sent += len(message.get("body", b""))
             await send(message)
 
         self.metrics.in_flight.inc()
         try:
-            await self.app(scope, counted_receive, send_dressed)
+            await self.app(scope, body.receive, send_and_record)
         finally:
             self.metrics.in_flight.dec()
             self._account(exchange, state)
 
     @staticmethod
-    def _dressed(headers: list[tuple[bytes, bytes]], exchange: _Exchange, request_id: str) -> list[tuple[bytes, bytes]]:
+    def _with_headers(
+        headers: list[tuple[bytes, bytes]], exchange: _Exchange, request_id: str
+    ) -> list[tuple[bytes, bytes]]:
         there = {name.lower() for name, _ in headers}
-        safe = dict(SAFE_HEADERS)
-        if exchange.status == 200 and exchange.call.template in CACHED:
-            safe[b"cache-control"] = CACHE_CONTROL
-        added = [(name, value) for name, value in safe.items() if name not in there]
+        own = {b"connection": b"close"} if exchange.body.cut else {}
+        own |= SAFE_HEADERS
+        if exchange.status == 200:
+            own[b"cache-control"] = exchange.call.policy.cache_control
+        added = [(name, value) for name, value in own.items() if name not in there]
         return [*headers, *added, (b"x-request-id", request_id.encode())]
 
     async def _audit(self, scope: Scope, exchange: _Exchange) -> None:
@@ -123,7 +120,7 @@ class RequestEdge:
         gathers, code = state.get("gathers"), state.get("code")
         metrics.requests.labels(method, route, str(exchange.status)).inc()
         metrics.request_seconds.labels(route).observe(seconds)
-        metrics.received_bytes.inc(exchange.received)
+        metrics.received_bytes.inc(exchange.body.bytes)
         if isinstance(code, str):
             metrics.errors.labels(code).inc()
         elif isinstance(gathers, int):
@@ -133,7 +130,7 @@ class RequestEdge:
             "route": route,
             "status": exchange.status,
             "ms": round(seconds * 1e3, 3),
-            "bytes_in": exchange.received,
+            "bytes_in": exchange.body.bytes,
             "bytes_out": exchange.sent,
             "gathers": gathers,
             "code": code,

@@ -1,4 +1,4 @@
-// The page: asks, and shows what came back. What is shown is in `shown`; every picture is drawn from it.
+// The page: sends requests and shows the answers. What is shown is in `shown`; every picture is drawn from it.
 
 import { address, call, keyGiven, Refused, useKey } from "./api.js";
 import { drawBar, drawModel, drawTraces, physicsPlot, placeInModel } from "./draw.js";
@@ -76,7 +76,7 @@ function fail(error) {
   }
 }
 
-// --- asking
+// --- requests
 
 function fields() {
   const form = new FormData(by("ask"));
@@ -93,7 +93,7 @@ function fields() {
   return given;
 }
 
-// what goes beside an answer and is no part of it: missed, not failed by
+// what accompanies an answer and is no part of it: where it fails, the answer is shown without it
 async function beside(fetched) {
   try {
     return await fetched();
@@ -157,7 +157,7 @@ async function ask(question) {
 
 // --- the answer
 
-// The answer to what was asked before is none to what is refused now.
+// An earlier answer is not shown beside the refusal of a later request.
 function clear() {
   shown = null;
   by("answer").hidden = true;
@@ -486,7 +486,7 @@ function showPhysics(result) {
   by("physics").tBodies[0].replaceChildren(...rows);
 }
 
-// --- to take along
+// --- downloads
 
 function quoted(text) {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
@@ -518,7 +518,7 @@ async function copy() {
   }, 2000);
 }
 
-// --- what is there from the beginning
+// --- start
 
 async function offerSamples() {
   const samples = await (await call("web/samples/samples.json")).json();

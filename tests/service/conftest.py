@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -214,47 +214,37 @@ def busy() -> Callable[..., AbstractContextManager[None]]:
     return held_up
 
 
+@contextmanager
+def starting(weights: Path, gallery: Path) -> Iterator[Serve]:
+    """Starts servers with any settings, and stops them when the block ends."""
+    with ExitStack() as servers:
+
+        def start(**settings: object) -> Served:
+            given = {"gallery": gallery, "weights": weights, "device": "cpu", "port": 0} | settings
+            return servers.enter_context(running(Settings(**given)))  # type: ignore[arg-type]
+
+        yield start
+
+
 @pytest.fixture
 def serve(weights: Path, gallery_path: Path) -> Iterator[Serve]:
     """Starts servers with settings of the test's own, and stops them after it."""
-    open_ones = []
-
-    def start(**settings: object) -> Served:
-        given = {"gallery": gallery_path, "weights": weights, "device": "cpu", "port": 0} | settings
-        context = running(Settings(**given))  # type: ignore[arg-type]
-        served = context.__enter__()
-        open_ones.append(context)
-        return served
-
-    yield start
-    for context in reversed(open_ones):
-        context.__exit__(None, None, None)
+    with starting(weights, gallery_path) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
 def served(weights: Path, gallery_path: Path) -> Iterator[Served]:
     """One server with small limits, for tests that do not change it."""
-    settings = Settings(
-        gallery=gallery_path, weights=weights, device="cpu", port=0, max_body_bytes=8 << 20, max_gathers=5, max_top_k=70
-    )
-    with running(settings) as one:
-        yield one
+    with starting(weights, gallery_path) as start:
+        yield start(max_body_bytes=8 << 20, max_gathers=5, max_top_k=70)
 
 
 @pytest.fixture(scope="session")
 def writable(weights: Path, make_gallery: MakeGallery) -> Iterator[Served]:
     """As `served`, over a gallery of its own that it may change."""
-    settings = Settings(
-        gallery=make_gallery(),
-        weights=weights,
-        device="cpu",
-        port=0,
-        writable=True,
-        max_body_bytes=8 << 20,
-        max_gathers=5,
-    )
-    with running(settings) as one:
-        yield one
+    with starting(weights, make_gallery()) as start:
+        yield start(writable=True, max_body_bytes=8 << 20, max_gathers=5)
 
 
 Reply = tuple[int, bytes | str, dict[str, str]] | None  # status, body or code of a problem, headers; None: no answer

@@ -31,14 +31,14 @@ from seisbind.model.survey.preparation import prepare
 from seisbind.service.bulk.backends import Answer, AskGallery, Wanted
 from seisbind.service.client.client import Client
 from seisbind.service.engine.engine import Engine
-from seisbind.service.formats.npy import NPZ, npy
+from seisbind.service.formats.npy import NPZ
 from seisbind.service.settings import Settings
+from wire import RAW, npy
 
 Float32 = NDArray[np.float32]
 Run = Callable[[Settings], AbstractContextManager[Any]]
 FAMILIES = ("--family", "FlatVel-A", "--family", "CurveVel-A")
 BOTH = r"(?s)Short line \(60 x 48 cells of 5 m.*OpenFWI \(70 x 70 cells of 10 m|OpenFWI \(70 x 70.*Short line \(60 x 48"
-RAW = {"Content-Type": "application/octet-stream"}
 
 
 def seisbind(*arguments: str | Path, code: int = 0) -> str:

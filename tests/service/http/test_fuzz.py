@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-RAW = {"Content-Type": "application/octet-stream"}
+from wire import RAW
+
 SOURCE = Path(__file__).parents[3] / "benchmarks" / "fuzz.py"
 
 

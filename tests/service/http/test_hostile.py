@@ -6,7 +6,6 @@ import io
 import math
 import os
 import struct
-import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,27 +15,15 @@ import pytest
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from seisbind.model.errors import SeisBindError
 from seisbind.model.survey.preparation import prepare
 from seisbind.service.formats.npy import Limits
 from seisbind.service.formats.reader import Geometry, read_gathers, read_velocity
+from wire import npy, npz, peak_bytes
 
 CAP = 8 << 20  # as `conftest.served`; a gather in float32 is 1.4 MB
 BOMB_BYTES = 200 << 20
 UNTRAINED = "peak_frequency_untrained"
 Float32 = NDArray[np.float32]
-
-
-def npy(array: NDArray[np.generic]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def npz(**arrays: NDArray[np.generic]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
 
 
 def zipped(*members: tuple[str, bytes]) -> bytes:
@@ -200,19 +187,6 @@ CORPUS: dict[str, tuple[str, int, Callable[[], bytes]]] = {
 def flipped(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-
-
-def peak_bytes(work: Callable[[], object]) -> int:
-    """The most memory that ``work`` held at once beyond what was there; what it raises is swallowed."""
-    tracemalloc.start()
-    try:
-        work()
-    except SeisBindError:
-        pass
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    return peak
 
 
 @pytest.mark.parametrize("name", CORPUS)

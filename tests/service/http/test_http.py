@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,6 @@ from seisbind.index import Filter, Gallery
 from seisbind.index.search.vectors import faiss
 from seisbind.model import errors as tree
 from seisbind.model.encoders.embedder import Embedder
-from seisbind.model.errors import INTERNAL_ERROR
 from seisbind.service.client.client import Client
 from seisbind.service.engine.bodies import retrieval_body, search_result_body
 from seisbind.service.engine.engine import Engine
@@ -34,16 +32,10 @@ from seisbind.service.runtime.serving import Serving
 from seisbind.service.schemas import PARTS, SEARCH_PARTS, Problem, RetrieveAnswer, SearchResultBody
 from seisbind.service.settings import Settings
 from seisbind.service.transport.problems import CODE, OTHER, REQUEST_INVALID, status_of
+from wire import RAW, connect, npy
 
 Float32 = NDArray[np.float32]
-RAW = {"Content-Type": "application/octet-stream"}
 DOCS = Path(__file__).parents[3] / "docs" / "http.md"
-
-
-def npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -399,7 +391,7 @@ def test_a_bug_says_nothing_of_the_inside(weights: Path, gallery_path: Path) -> 
 
     response = asyncio.run(call())
     app.state.serving.close()
-    assert (response.status_code, response.json()["code"]) == (500, INTERNAL_ERROR)
+    assert (response.status_code, response.json()["code"]) == (500, tree.INTERNAL_ERROR)
     assert "secret" not in response.text
     assert response.json()["request_id"] == response.headers["x-request-id"]
 
@@ -454,15 +446,14 @@ def test_every_error_of_a_request_has_a_status_and_is_documented() -> None:
         kinds += kind.__subclasses__()
     expected = {(str(status_of(kind("x"))), kind.code) for kind in kinds if kind not in ELSEWHERE}
     expected |= {(str(status), code) for status, code in CODE.items()}
-    expected |= {("422", REQUEST_INVALID), ("500", INTERNAL_ERROR), ("4xx", OTHER)}
+    expected |= {("422", REQUEST_INVALID), ("500", tree.INTERNAL_ERROR), ("4xx", OTHER)}
     text = DOCS.read_text(encoding="utf-8")
     assert set(re.findall(r"^\| (\dxx|\d{3}) \| `(\w+)` \|", text, re.MULTILINE)) == expected
 
 
 def raw_exchange(url: str, request: bytes, *, chunks: Iterator[bytes] | None = None) -> bytes:
     """What the server says to bytes that no proper client would send."""
-    address = httpx.URL(url)
-    with socket.create_connection((address.host, address.port or 80), timeout=20) as connection:
+    with connect(url, timeout=20) as connection:
         connection.sendall(request)
         answer = b""
         try:
@@ -616,10 +607,9 @@ def test_pictures_that_wait_keep_nobody_else_waiting(serve: Any, engine: Engine)
 
 
 def test_a_client_that_leaves_does_no_harm(served: Any, gathers: Float32) -> None:
-    address = httpx.URL(served.url)
     body = npy(gathers)
     for stop in (100, 2_000_000, len(body)):
-        with socket.create_connection((address.host, address.port or 80)) as connection:
+        with connect(served.url) as connection:
             connection.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body[:stop])
     time.sleep(0.2)
     assert served.http.get("/readyz").status_code == 200

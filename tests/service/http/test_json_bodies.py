@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -18,11 +17,11 @@ from seisbind.index import Filter
 from seisbind.model.errors import InvalidQuery
 from seisbind.model.ground.descriptors import NAMES
 from seisbind.service.engine.engine import Engine
-from seisbind.service.formats.npy import npy
 from seisbind.service.http.forms import MAX_JSON_BYTES, PARSED_BYTES, parse_search
 from seisbind.service.http.npz_answer import MAX_ACCEPT
 from seisbind.service.http.parameters import parse_json
 from seisbind.service.transport.problems import MAX_PART, MAX_SENTENCE
+from wire import connect, npy
 
 JSON = {"Content-Type": "application/json"}
 
@@ -36,7 +35,7 @@ def body_of(size: int) -> bytes:
 def raw(url: httpx.URL, head: str, chunks: Iterator[bytes]) -> tuple[bytes, int]:
     """The answer to a request whose body goes on until it is answered, and how much of that was taken."""
     sent = 0
-    with socket.create_connection((url.host, url.port or 80), timeout=60) as client:
+    with connect(url, timeout=60) as client:
         answered = threading.Event()
         answer = bytearray()
 
@@ -104,7 +103,7 @@ def test_a_limit_of_json_is_none_of_files(served: Any, models: Any) -> None:
 def test_json_is_not_parsed_on_the_event_loop(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     where = []
     monkeypatch.setattr(
-        "seisbind.service.http.routes.parse_search", lambda body: where.append(_loop()) or parse_search(body)
+        "seisbind.service.http.retrieve.parse_search", lambda body: where.append(_loop()) or parse_search(body)
     )
     assert served.http.post("/v1/search", content=body_of(100), headers=JSON).status_code == 200
     assert where == [False]

@@ -19,9 +19,10 @@ from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.ground.descriptors import DESCRIPTORS
 from seisbind.service.engine.engine import Engine
-from seisbind.service.formats.npy import NPZ, npy
-from seisbind.service.http.npz_answer import map_bytes, preferred
+from seisbind.service.formats.npy import NPZ
+from seisbind.service.http.npz_answer import model_bytes, preferred
 from seisbind.service.schemas import RetrieveAnswer
+from wire import npy
 
 Float32 = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]
@@ -130,15 +131,15 @@ def test_no_match_at_all(served: Any, gathers: Float32) -> None:
 
 def test_the_size_is_bounded_before_gathers_are_encoded_or_models_read(serve: Any, gathers: Float32) -> None:
     two = gathers[:2].astype(np.float16)
-    server = serve(max_body_bytes=2 * 40 * map_bytes(OPENFWI_FRAME))
+    server = serve(max_body_bytes=2 * 40 * model_bytes(OPENFWI_FRAME))
     refused = ask(server, two, top_k=41)
     assert (refused.status_code, refused.json()["code"]) == (422, "invalid_query")
     assert refused.headers["content-type"] == "application/problem+json"
-    for number in (2, 41, 2 * 41 * map_bytes(OPENFWI_FRAME), 2 * 40 * map_bytes(OPENFWI_FRAME), 80):
+    for number in (2, 41, 2 * 41 * model_bytes(OPENFWI_FRAME), 2 * 40 * model_bytes(OPENFWI_FRAME), 80):
         assert str(number) in refused.json()["detail"]
     metrics = server.http.get("/metrics").text
     assert 'stage="decode"' not in metrics and 'stage="encode"' not in metrics and 'stage="maps"' not in metrics
-    assert arrays_of(ask(server, two, top_k=40))["velocity"].nbytes == 2 * 40 * map_bytes(OPENFWI_FRAME)
+    assert arrays_of(ask(server, two, top_k=40))["velocity"].nbytes == 2 * 40 * model_bytes(OPENFWI_FRAME)
     metrics = server.http.get("/metrics").text
     assert 'stage="encode"' in metrics and 'stage="maps"' in metrics
     as_json = server.http.post("/v1/retrieve", files={"file": npy(two)}, data={"top_k": 41})

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,17 +23,11 @@ from seisbind.service.engine.bodies import retrieval_body
 from seisbind.service.engine.engine import Engine
 from seisbind.service.http.stream import IN_FLIGHT
 from seisbind.service.schemas import PARTS, Problem, StreamAnswer
+from wire import RAW, connect, npy, peak_bytes, until
 
 Float32 = NDArray[np.float32]
-RAW = {"Content-Type": "application/octet-stream"}
 PATH = "/v1/retrieve/stream"
 MIB = 1 << 20
-
-
-def npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def header(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
@@ -55,11 +48,6 @@ def lines(response: httpx.Response) -> list[dict[str, Any]]:
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "application/x-ndjson"
     return [json.loads(line) for line in response.text.splitlines()]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -154,16 +142,6 @@ def test_curl_sends_a_file(served: Any, engine: Engine, faulty: tuple[Float32, A
         check([json.loads(line) for line in done.stdout.splitlines()], engine, stack, bad)
 
 
-def peak_bytes(work: Callable[[], object]) -> int:
-    tracemalloc.start()
-    try:
-        work()
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    return peak
-
-
 def test_memory_does_not_grow_with_the_stack(serve: Any, gathers: Float32) -> None:
     """40 gathers in 54 MiB, by a client that reads nothing before it has sent everything.
 
@@ -188,12 +166,11 @@ def test_memory_does_not_grow_with_the_stack(serve: Any, gathers: Float32) -> No
 def test_answers_larger_than_every_buffer(serve: Any, short: NDArray[np.float16]) -> None:
     """12 MB of lines to a client that reads while it sends, though the server keeps only 64 kB of them."""
     server, count = serve(stream_buffer_bytes=65_536), 300
-    address = httpx.URL(server.url)
     head = (
         f"POST {PATH}?top_k=60&dt_s=0.008 HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
         f"Content-Length: {len(header((count, *short.shape), '<f2')) + count * short.nbytes}\r\n\r\n"
     )
-    with socket.create_connection((address.host, address.port or 80), timeout=60) as client:
+    with connect(server.url, timeout=60) as client:
         client.sendall(head.encode())
         answer = bytearray()
         client.setblocking(False)
@@ -247,9 +224,8 @@ def test_a_client_that_never_reads_is_given_up(serve: Any, short: NDArray[np.flo
 def test_what_is_not_answered_yet_is_not_read(serve: Any, busy: Any, gathers: Float32) -> None:
     """Back-pressure: while the model thread is at something else, the client cannot send more than a bounded part."""
     server = serve(max_streams=1)
-    address = httpx.URL(server.url)
     part, sent = chunk(gathers[0].tobytes()), 0
-    with busy(server), socket.create_connection((address.host, address.port or 80)) as client:
+    with busy(server), connect(server.url) as client:
         client.sendall(stack_head(200, gathers[0], "top_k=1"))
         client.settimeout(1.5)
         rest = part
@@ -266,9 +242,8 @@ def test_what_is_not_answered_yet_is_not_read(serve: Any, busy: Any, gathers: Fl
 def test_a_stream_that_is_left_leaves_the_batch(serve: Any, busy: Any, short: NDArray[np.float16]) -> None:
     """Promise 26: its gathers are taken out while the model thread is still at something else."""
     server = serve()
-    address = httpx.URL(server.url)
     with busy(server):
-        with socket.create_connection((address.host, address.port or 80)) as client:
+        with connect(server.url) as client:
             client.sendall(stack_head(200, short, "dt_s=0.008"))
             for _ in range(5):
                 client.sendall(chunk(short.tobytes()))
@@ -305,8 +280,7 @@ def test_more_than_the_header_states(served: Any, short: NDArray[np.float16]) ->
 def test_a_gather_that_never_comes(serve: Any, short: NDArray[np.float16]) -> None:
     """The deadline is a gather's, not the stack's: three gathers may take longer than one deadline."""
     server = serve(body_deadline_s=0.6)
-    address = httpx.URL(server.url)
-    with socket.create_connection((address.host, address.port or 80), timeout=30) as client:
+    with connect(server.url, timeout=30) as client:
         client.sendall(stack_head(9, short, "dt_s=0.008"))
         for _ in range(3):
             time.sleep(0.35)
@@ -384,15 +358,14 @@ def test_a_field_after_the_file_is_said(served: Any, gathers: Float32) -> None:
 
 def test_overload_is_said_before_the_stack_is_read(serve: Any, busy: Any, gathers: Float32) -> None:
     server = serve(max_queue=1)
-    address = httpx.URL(server.url)
     body = npy(gathers[0])
     head = (
         "POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: {}\r\n\r\n"
     )
-    with busy(server), socket.create_connection((address.host, address.port or 80)) as waiting:
+    with busy(server), connect(server.url) as waiting:
         waiting.sendall(head.format(len(body)).encode() + body)
         until(lambda: server.serving.batches.waiting == 1)
-        with socket.create_connection((address.host, address.port or 80), timeout=30) as client:
+        with connect(server.url, timeout=30) as client:
             client.sendall(stack_head(9, gathers[0], "top_k=1"))
             answer = client.recv(MIB)
     assert answer.startswith(b"HTTP/1.1 429")
@@ -403,7 +376,7 @@ def test_sigterm_ends_a_stream_where_it_is(spawn: Any, short: NDArray[np.float16
     """Promise 24: what was read is answered, the last line says from where to go on, and the answer has an end."""
     with spawn() as (server, url):
         address = httpx.URL(url)
-        with socket.create_connection((address.host, address.port or 80), timeout=60) as client:
+        with connect(address, timeout=60) as client:
             client.sendall(stack_head(1000, short, "top_k=1&dt_s=0.008"))
             for _ in range(20):
                 client.sendall(chunk(short.tobytes()))

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from seisbind.index import Gallery, Hit
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.service.engine.engine import Engine
-from seisbind.service.formats.npy import npy
 from seisbind.service.runtime.serving import FILE_THREADS
+from wire import RAW, npy
 
 Float32 = NDArray[np.float32]
 SWAPS = 100
 ASKING = 3  # clients at a time
-RAW = {"content-type": "application/octet-stream"}
 Told = dict[int, tuple[int, list[str]]]  # generation → models in the gallery, ids of the matches
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,17 +15,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from seisbind.index import Gallery
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.service.runtime.metrics import Metrics
+from wire import RAW, npy
 
 Float32 = NDArray[np.float32]
 DOCS = Path(__file__).parents[3] / "docs" / "operations.md"
-RAW = {"Content-Type": "application/octet-stream"}
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-
-
-def npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def scraped(server: Any) -> Series:

@@ -10,7 +10,7 @@ def key(number: int) -> tuple[str, str]:
 
 
 def test_the_last_pictures_are_kept() -> None:
-    cache = PictureCache(most=3)
+    cache = PictureCache(max_pictures=3)
     for number in range(4):
         cache.put(key(number), b"x")
         cache.get(key(1))  # wanted again and again
@@ -18,7 +18,7 @@ def test_the_last_pictures_are_kept() -> None:
 
 
 def test_pictures_have_no_more_bytes_than_allowed() -> None:
-    cache = PictureCache(most_bytes=100)
+    cache = PictureCache(max_bytes=100)
     for number in range(5):
         cache.put(key(number), bytes(30))
     cache.put(key(4), bytes(40))  # in place of itself

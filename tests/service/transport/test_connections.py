@@ -9,8 +9,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import httpx
@@ -18,42 +17,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seisbind.service.formats.npy import npy
 from seisbind.service.transport.keys import Scope, make_key
+from wire import connect, npy, rest_of, until
 
 Float32 = NDArray[np.float32]
 MIB = 1 << 20
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does; the suite's own time limit ends it."""
-    while not condition():
-        time.sleep(0.005)
-
-
-@contextmanager
-def connected(url: str, *, receive_bytes: int = 0) -> Iterator[socket.socket]:
-    """A connection; with ``receive_bytes``, one that takes little without being read."""
-    address = httpx.URL(url)
-    with socket.socket() as client:
-        if receive_bytes:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        client.settimeout(60)
-        client.connect((address.host, address.port or 80))
-        yield client
-
-
 def post(path: str, body: bytes, *more: str) -> bytes:
     lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/octet-stream", *more]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
-
-
-def rest_of(client: socket.socket) -> bytes:
-    """All that comes until the server closes the connection."""
-    answer = b""
-    while received := client.recv(65_536):
-        answer += received
-    return answer
 
 
 def was_reset(client: socket.socket) -> bool:
@@ -92,7 +65,7 @@ def test_pipelined_requests_are_answered_in_order(served: Any, models: tuple[Flo
     sent = b"".join(kinds[rng.choice([0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5])](f"X-Request-ID: r-{i}") for i in range(count))
     sent += b"GET /healthz HTTP/1.1\r\nX-Request-ID: last\r\nConnection: close\r\n\r\n"
     answer = bytearray()
-    with connected(served.url) as client:
+    with connect(served.url, timeout=60) as client:
         client.setblocking(False)
         while sent:
             with suppress(BlockingIOError):
@@ -120,7 +93,7 @@ def test_memory_is_bounded_whatever_is_pipelined(serve: Any, script: Any) -> Non
 
 def test_a_head_has_64_kib_at_most(served: Any) -> None:
     """However it comes, in one read or in many."""
-    with connected(served.url) as client:
+    with connect(served.url, timeout=60) as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 66_000 + b"\r\n\r\n")
         answer = rest_of(client)
     assert answer.startswith(b"HTTP/1.1 400 ")
@@ -130,7 +103,7 @@ def test_a_head_has_64_kib_at_most(served: Any) -> None:
 def test_trailers_without_an_end(served: Any) -> None:
     """They are no part of the body, which has bounds of its own."""
     sent = 0
-    with connected(served.url) as client, pytest.raises(ConnectionError):
+    with connect(served.url, timeout=60) as client, pytest.raises(ConnectionError):
         client.sendall(b"POST /v1/search HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
         while sent < 64 * MIB:
             client.sendall(b"a: b\r\n" * 10_000)
@@ -143,7 +116,7 @@ def test_bytes_that_are_no_chunk_in_the_middle_of_an_answer(served: Any, gathers
     stack = npy(gathers[:2])
     head = "POST /v1/retrieve/stream HTTP/1.1\r\nContent-Type: application/octet-stream\r\nTransfer-Encoding: chunked"
     first = stack[: len(stack) * 2 // 3]
-    with connected(served.url) as client:
+    with connect(served.url, timeout=60) as client:
         client.sendall(f"{head}\r\n\r\n{len(first):x}\r\n".encode() + first + b"\r\n")
         answer = b""
         while b'"result"' not in answer:
@@ -159,7 +132,7 @@ def test_bytes_that_are_no_chunk_in_the_middle_of_an_answer(served: Any, gathers
 
 
 def test_empty_lines_do_not_keep_a_connection_open(served: Any) -> None:
-    with connected(served.url) as client:
+    with connect(served.url, timeout=60) as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
         assert client.recv(65_536)
         client.sendall(b"\r\n")
@@ -168,7 +141,7 @@ def test_empty_lines_do_not_keep_a_connection_open(served: Any) -> None:
 
 def test_the_rest_of_a_refused_body_is_not_waited_for(serve: Any) -> None:
     server = serve(body_deadline_s=1)
-    with connected(server.url) as client:
+    with connect(server.url, timeout=60) as client:
         client.sendall(post("/nowhere", bytes(1000))[:-900])
         assert client.recv(65_536).startswith(b"HTTP/1.1 404 ")
         client.sendall(b"x")
@@ -178,7 +151,7 @@ def test_the_rest_of_a_refused_body_is_not_waited_for(serve: Any) -> None:
 def test_a_client_that_takes_nothing_is_disconnected(serve: Any, gathers: Float32) -> None:
     """Promise 33: its socket is closed at the deadline, its place is free, and what waited for it is let go of."""
     server = serve(body_deadline_s=1, max_concurrency=1)
-    with connected(server.url, receive_bytes=4096) as client:
+    with connect(server.url, receive_bytes=4096, timeout=60) as client:
         client.sendall(large_answer(gathers))
         until(lambda: was_reset(client))
         raw = {"Content-Type": "application/octet-stream"}
@@ -189,7 +162,7 @@ def test_answers_that_nobody_takes_do_not_outlive_their_connection(serve: Any) -
     """Promise 33 where no answer is under way any more: those before it wait to be sent while it is being closed."""
     server = serve(body_deadline_s=1)
     asked = b"GET /openapi.json HTTP/1.1\r\n\r\n"
-    with connected(server.url, receive_bytes=4096) as client:
+    with connect(server.url, receive_bytes=4096, timeout=60) as client:
         client.sendall(asked * 200)
         until(lambda: was_reset(client))
 
@@ -197,8 +170,8 @@ def test_answers_that_nobody_takes_do_not_outlive_their_connection(serve: Any) -
 def test_sigterm_does_not_wait_for_clients_that_take_nothing(spawn: Any, gathers: Float32) -> None:
     """A client that reads, however slowly, gets its answer whole. The time for that is 30 s, and is not taken."""
     with spawn() as (server, url), ExitStack() as opened:
-        stuck = [opened.enter_context(connected(url, receive_bytes=4096)) for _ in range(4)]
-        reader = opened.enter_context(connected(url, receive_bytes=65_536))
+        stuck = [opened.enter_context(connect(url, receive_bytes=4096, timeout=60)) for _ in range(4)]
+        reader = opened.enter_context(connect(url, receive_bytes=65_536, timeout=60))
         for client in (*stuck, reader):
             client.sendall(large_answer(gathers))
         for client in (*stuck, reader):
@@ -220,11 +193,11 @@ def test_a_refusal_arrives_where_the_client_asks_to_close(serve: Any, busy: Any,
     """Its body is still coming, and a socket that is closed on it takes back the answer."""
     server = serve(max_concurrency=1)
     sent = post("/v1/retrieve", npy(gathers[0]), "Connection: close")
-    with busy(server), connected(server.url) as first:
+    with busy(server), connect(server.url, timeout=60) as first:
         first.sendall(post("/v1/retrieve", npy(gathers[0])))
         until(lambda: server.serving.batches.waiting == 1)
         for _ in range(20):
-            with connected(server.url) as client:
+            with connect(server.url, timeout=60) as client:
                 client.sendall(sent)
                 answer = rest_of(client)
             assert answer.startswith(b"HTTP/1.1 429 ")
@@ -234,7 +207,7 @@ def test_a_refusal_arrives_where_the_client_asks_to_close(serve: Any, busy: Any,
 @pytest.mark.parametrize("path", ["/v1/retrieve", "/v1/retrieve/stream"])
 def test_a_client_that_closes_its_sending_side_is_answered(serve: Any, busy: Any, gathers: Float32, path: str) -> None:
     server = serve()
-    with connected(server.url) as client:
+    with connect(server.url, timeout=60) as client:
         with busy(server):
             client.sendall(post(path, npy(gathers[0])))
             client.shutdown(socket.SHUT_WR)
@@ -252,7 +225,7 @@ def test_a_client_that_leaves_is_told_from_one_that_waits(serve: Any, busy: Any,
     """Promise 26 where the whole request has come: closed altogether, not only the sending side."""
     server = serve()
     with busy(server):
-        with connected(server.url) as client:
+        with connect(server.url, timeout=60) as client:
             client.sendall(post("/v1/retrieve", npy(gathers[0])))
             until(lambda: server.serving.batches.waiting == 1)
             client.shutdown(socket.SHUT_WR)
@@ -263,7 +236,7 @@ def test_a_client_that_leaves_is_told_from_one_that_waits(serve: Any, busy: Any,
 
 def test_half_a_request_of_a_client_that_sends_no_more(served: Any) -> None:
     for half in (b"GET /healthz HT", post("/v1/search", bytes(1000))[:-1]):
-        with connected(served.url) as client:
+        with connect(served.url, timeout=60) as client:
             client.sendall(half)
             client.shutdown(socket.SHUT_WR)
             assert rest_of(client) == b""

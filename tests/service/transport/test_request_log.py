@@ -24,9 +24,9 @@ from seisbind.service.http.server import listen
 from seisbind.service.settings import Settings
 from seisbind.service.transport.audit import MAX_CLIENT, MAX_PATH, AuditLog
 from seisbind.service.transport.keys import Scope, make_key
+from wire import RAW
 
 Float32 = NDArray[np.float32]
-RAW = {"Content-Type": "application/octet-stream"}
 SAFE = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",

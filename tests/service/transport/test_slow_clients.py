@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -15,21 +15,14 @@ import pytest
 from numpy.typing import NDArray
 
 from seisbind.model.errors import BodyTooSlow, Overloaded
-from seisbind.service.formats.npy import npy
-from seisbind.service.http.routes import InPieces
-from seisbind.service.runtime import upload_slots
-from seisbind.service.runtime.upload_slots import Arrivals
+from seisbind.service.http.routing import InPieces
+from seisbind.service.runtime import request_body
+from seisbind.service.runtime.request_body import RequestBody, UploadSlots
+from wire import RAW, connect, npy, until
 
 Float32 = NDArray[np.float32]
-RAW = {"Content-Type": "application/octet-stream"}
 MIB = 1 << 20
 STALLED = 100
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does; the suite's own time limit ends it."""
-    while not condition():
-        time.sleep(0.005)
 
 
 def head(path: str, length: int, kind: str = RAW["Content-Type"]) -> bytes:
@@ -39,11 +32,10 @@ def head(path: str, length: int, kind: str = RAW["Content-Type"]) -> bytes:
 @contextmanager
 def stalled(url: str, sent: bytes, count: int) -> Iterator[list[socket.socket]]:
     """``count`` clients that have sent ``sent`` and keep still."""
-    address = httpx.URL(url)
     with ExitStack() as held:
         clients = []
         for _ in range(count):
-            client = held.enter_context(socket.create_connection((address.host, address.port or 80), timeout=60))
+            client = held.enter_context(connect(url, timeout=60))
             client.sendall(sent)
             clients.append(client)
         yield clients
@@ -90,7 +82,7 @@ def test_stalled_uploads_that_fill_the_memory_make_room(serve: Any, gathers: Flo
     sent = head("/v1/retrieve", 2 * MIB - 1) + bytes(MIB)
     with stalled(server.url, sent, 3) as clients:
         until(lambda: gauge(server.http, "seisbind_arriving_bodies") == 3)
-        time.sleep(2 * upload_slots.PATIENCE_S)  # they are silent; 3 of 4 MiB have arrived, and the next has 1.4 MB
+        time.sleep(2 * request_body.PATIENCE_S)  # they are silent; 3 of 4 MiB have arrived, and the next has 1.4 MB
         assert server.http.post("/v1/retrieve", content=body, headers=RAW).status_code == 200
         assert gauge(server.http, "seisbind_arriving_bodies") == 2
         for client in clients:
@@ -107,7 +99,7 @@ def test_stalled_streams_make_room(serve: Any, gathers: Float32) -> None:
     with stalled(server.url, head("/v1/retrieve/stream", len(body)) + body[: len(body) // 2], 3) as clients:
         until(lambda: gauge(server.http, "seisbind_streams") == 3)
         assert server.http.post("/v1/retrieve", content=npy(gathers[0]), headers=RAW).status_code == 200
-        time.sleep(2 * upload_slots.PATIENCE_S)
+        time.sleep(2 * request_body.PATIENCE_S)
         assert server.http.post("/v1/retrieve/stream", content=body, headers=RAW).text.count('"result"') == 3
         answer = answer_of(clients[0])  # the first to fall silent
     assert answer.count(b'"result"') == 1
@@ -119,24 +111,24 @@ def test_a_body_that_moves_is_not_given_up_for_another() -> None:
     """Where all of them send, the newcomer is refused; where one keeps still, that one gives way, and nobody else."""
 
     async def bodies() -> None:
-        room = Arrivals(most=2)
+        room = UploadSlots(max_bodies=2)
         queues: list[asyncio.Queue[Any]] = [asyncio.Queue() for _ in range(2)]
 
         async def read(queue: asyncio.Queue[Any]) -> int:
-            with room.arriving(queue.get) as body:
+            with room.hold(RequestBody(queue.get)) as body:
                 while not body.complete:
                     await body.receive()
                 return body.bytes
 
         moving, still = (asyncio.create_task(read(queue)) for queue in queues)
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded), room.arriving(queues[0].get):
+        with pytest.raises(Overloaded), room.hold(RequestBody(queues[0].get)):
             pass
         for _ in range(15):
-            await asyncio.sleep(upload_slots.PATIENCE_S / 10)
+            await asyncio.sleep(request_body.PATIENCE_S / 10)
             queues[0].put_nowait({"type": "http.request", "body": b"abc", "more_body": True})
         await asyncio.sleep(0.01)
-        with room.arriving(queues[0].get):
+        with room.hold(RequestBody(queues[0].get)):
             assert len(room) == 2
             with pytest.raises(BodyTooSlow):
                 await still
@@ -149,21 +141,21 @@ def test_a_body_that_moves_is_not_given_up_for_another() -> None:
 
 def test_room_is_made_at_the_moment_of_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy loop comes to both in one turn: the newcomer is let in, and hears nothing of it."""
-    monkeypatch.setattr(upload_slots, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(request_body, "PATIENCE_S", 0.01)
 
     async def never() -> Any:
         await asyncio.sleep(100)
 
     async def main() -> tuple[str, ...]:
-        bodies = Arrivals(most=1)
+        bodies = UploadSlots(max_bodies=1)
         heard: list[str] = []
 
         async def first() -> None:
-            with pytest.raises(BodyTooSlow), bodies.arriving(never, deadline_s=0.1) as body:
+            with pytest.raises(BodyTooSlow), bodies.hold(RequestBody(never), deadline_s=0.1) as body:
                 await body.receive()
 
         def second() -> None:
-            with bodies.arriving(never):
+            with bodies.hold(RequestBody(never)):
                 heard.append("let in")
 
         waiting = asyncio.create_task(first())
@@ -205,8 +197,8 @@ def test_an_answer_is_sent_as_it_is_taken() -> None:
 
 def test_heads_are_bounded(served: Any) -> None:
     """A header without an end is refused long before it could fill the memory."""
-    address, sent = httpx.URL(served.url), 0
-    with socket.create_connection((address.host, address.port or 80), timeout=60) as client:
+    sent = 0
+    with connect(served.url, timeout=60) as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: ")
         with suppress(ConnectionError):
             while sent < 64 * MIB:
