@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from seisbind.model.errors import SeisBindError
-from seisbind.service.client.calls import Stack
 from seisbind.service.client.client import Client
+from seisbind.service.client.parts import Stack
 from seisbind.service.engine.bodies import gallery_body, ingest_body, retrieval_body, weights_body
 from seisbind.service.formats.npy import Limits, npy
 from seisbind.service.formats.reader import Geometry, read_gathers

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.model.errors import DatasetError, MalformedUpload
-from seisbind.service.client.calls import Stack
+from seisbind.service.client.parts import Stack
 from seisbind.service.formats.npy import MAX_HEADER_BYTES, NPY_MAGIC, ZIP_MAGIC, Limits, NpyHeader, read_npy_header
 from seisbind.service.formats.reader import Geometry, read_stack
 

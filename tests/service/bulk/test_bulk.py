@@ -26,7 +26,7 @@ from seisbind.service.bulk.inputs import gather_files, open_gathers
 from seisbind.service.bulk.jsonl import AnswerLine, AnswerLines
 from seisbind.service.bulk.parquet import need_pyarrow, write_parquet
 from seisbind.service.bulk.run import retrieve_all
-from seisbind.service.client.calls import PART_BYTES, Parts
+from seisbind.service.client.parts import PART_BYTES, Parts
 from seisbind.service.commands import console
 from seisbind.service.commands.main import app
 from seisbind.service.formats.reader import Geometry
@@ -116,7 +116,7 @@ def test_nothing_lost_nothing_doubled_after_kills(served: Any, gathers: Float32,
     words = [*COMMAND, str(tmp_path / "stack.npy"), "--url", served.url, "--dt-s", "0.008", "--top-k", "1"]
     words += ["--out", str(out)]
     # parts of eight gathers, so that lines come while it runs; many more than are answered between a look and a kill
-    patch = "import seisbind.service.client.calls as c; c.PART_BYTES = 420_000; "
+    patch = "import seisbind.service.client.parts as c; c.PART_BYTES = 420_000; "
     # a shell's background jobs ignore Ctrl-C, and so would what they start
     patch += "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     words[2] = patch + words[2]
