@@ -1,4 +1,4 @@
-"""What SeisBind answers: matches, inferred physics, and how far to trust them."""
+"""Answers: matches, inferred physics, and how far to trust them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True)
 class InDistribution:
-    """Whether a gather looks like those the weights were trained on (`seisbind.model.confidence.novelty`).
+    """Whether a gather is like those the weights were trained on (`seisbind.model.confidence.novelty`).
 
     Attributes:
         likely: None, like ``score`` and ``limit``, where the weights are not calibrated.
@@ -47,12 +47,12 @@ class InDistribution:
         similarity: to the best match in the whole gallery, whatever the filter; None if it is empty.
     """
 
-    likely: bool | None
-    score: float | None
-    limit: float | None
-    reason: str | None
-    detail: str | None
-    similarity: float | None
+    likely: bool | None = None
+    score: float | None = None
+    limit: float | None = None
+    reason: str | None = None
+    detail: str | None = None
+    similarity: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,14 @@ class Retrieval:
     """The answer for one gather.
 
     Attributes:
-        in_gallery: probability that the gallery's best match, whatever the filter, is the very ground of the gather, at
-            even odds before (see `model.confidence.presence`); None where the gather is unlike those of training, as
-            the warning ``in_gallery_unknown`` says, where the weights are not calibrated, or for fewer than two
-            models.
-        ranked_by: ``similarity``, or ``structure`` where the probability is below the weights' limit, told or not: then
-            the most similar models are ordered by their difference to the coarse model that the encoder read from the
-            gather.
-        timings_ms: stage → time for the whole stack it came in.
-        velocity: ``(35, 35)`` m/s, cells of 20 m: the ground as the encoder itself reads it, without the gallery; None
+        in_gallery: probability that the gallery's best match, whatever the filter, is the true model, for prior odds of
+            one to one (see `model.confidence.presence`); None where the gather is unlike those of training, as the
+            warning ``in_gallery_unknown`` says, where the weights are not calibrated, or for fewer than two models.
+        ranked_by: ``similarity``, or ``structure`` where the probability, given here or not, is below the weights'
+            limit: then the most similar models are ordered by their difference to the coarse model that the encoder
+            read from the gather.
+        timings_ms: stage → time for the whole batch.
+        velocity: ``(35, 35)`` m/s, cells of 20 m: the coarse model that the encoder read, without the gallery; None
             where the weights have no head for it.
     """
 

@@ -17,7 +17,7 @@ from seisbind.model.frame import DT_LIMITS_S, OPENFWI_FRAME, Frame
 from seisbind.model.survey.line import Line, TracePositions, lay_out
 from seisbind.model.survey.preparation import SINC_HALF_WIDTH, Note, short_line
 from seisbind.service.formats.segy import Headers, TraceFile
-from seisbind.service.formats.segy_samples import Evidence, decode
+from seisbind.service.formats.segy_samples import decode, sample_check
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -105,7 +105,7 @@ def read_field_record(
         notes.append(Note("record_long", text))
     _compare_duplicates(file, seismic, line)
     gathers = np.zeros((line.trace.shape[0], kept, line.trace.shape[1]), dtype=np.float32)
-    evidence, dead = Evidence(file.coding), 0
+    check, dead = sample_check(file.coding), 0
     block = max(1, BLOCK_SAMPLES // kept)
     for shot, row in zip(gathers, line.trace, strict=True):
         receivers = np.flatnonzero(row >= 0)
@@ -115,11 +115,11 @@ def read_field_record(
         for start in range(0, len(receivers), block):
             some = receivers[start : start + block]
             words = file.words[seismic[row[some]], max(0, -delay) : kept - delay]
-            evidence.add(words)
+            check.add(words)
             shot[max(0, delay) : max(0, delay) + words.shape[1], some] = decode(words, file.coding).T
     if dead:
         notes.append(Note("marked_dead", f"{dead} traces are marked dead in their headers and count as such."))
-    notes += evidence.verdict()
+    notes += check.verdict()
     return FieldRecord(gathers, line, step_s, len(file.headers), units, (*notes, *line.notes))
 
 

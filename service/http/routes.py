@@ -22,7 +22,6 @@ from seisbind.index import Filter
 from seisbind.index.gallery import MAX_K
 from seisbind.model.errors import InvalidQuery, NotWritable, SeisBindError, UploadTooLarge
 from seisbind.model.ground.descriptors import DESCRIPTORS, Untrained
-from seisbind.model.survey.preparation import prepare
 from seisbind.service.engine.answers import SearchResult
 from seisbind.service.engine.bodies import (
     frame_body,
@@ -34,9 +33,8 @@ from seisbind.service.engine.bodies import (
 )
 from seisbind.service.engine.engine import Engine, Stopwatch
 from seisbind.service.engine.query import Query
-from seisbind.service.formats.ingest import Ingest
 from seisbind.service.formats.npy import NPZ, Limits
-from seisbind.service.formats.reader import read_gathers, read_velocity
+from seisbind.service.formats.reader import Ingest, read_gathers, read_velocity
 from seisbind.service.formats.segy import write_velocity
 from seisbind.service.http import npz_answer, openapi
 from seisbind.service.http.forms import (
@@ -194,8 +192,10 @@ async def retrieve(request: Request) -> Response:
             limit_bytes = serving.settings.max_body_bytes
             npz_answer.check_size(upload.ingest.gathers, top_k, limit_bytes, frame=engine.frame)
         with watch("prepare"):
-            prepared = prepare(upload.gathers, upload.survey, frame=engine.frame)
-            return Query(prepared, top_k, wanted, upload.notes), upload.ingest
+            query = Query.prepare(
+                upload.gathers, upload.survey, frame=engine.frame, top_k=top_k, filter=wanted, notes=upload.notes
+            )
+            return query, upload.ingest
 
     async def answer() -> tuple[Answered, NDArray[np.float32] | None, Query, Ingest]:
         with serving.batches.coming():

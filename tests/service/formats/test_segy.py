@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey, SeisBindError, UploadRefused
 from seisbind.model.survey.preparation import OPENFWI, Note, Survey, prepare
-from seisbind.service.bulk.backends import AskGallery, Wanted
+from seisbind.service.bulk.backends import GalleryBackend, RetrieveOptions
 from seisbind.service.formats.npy import Limits
 from seisbind.service.formats.reader import Geometry, read_gathers, read_velocity
 from seisbind.service.formats.segy_samples import CODINGS, decode
@@ -577,8 +577,8 @@ def test_the_command_reads_files_by_content(
 ) -> None:
     for name, body in (("a.dat", make(gathers[0]).segy()), ("b.segy", npy(gathers[0]))):
         (tmp_path / name).write_bytes(body)
-    with AskGallery(gallery_path, weights, "cpu", Wanted(top_k=3)) as asker:
-        field_file, array = (asker.file((tmp_path / name).read_bytes()) for name in ("a.dat", "b.segy"))
+    with GalleryBackend(gallery_path, weights, "cpu", RetrieveOptions(top_k=3)) as backend:
+        field_file, array = (backend.file((tmp_path / name).read_bytes()) for name in ("a.dat", "b.segy"))
     assert (field_file.ingest.format, array.ingest.format) == ("segy", "npy")
     assert [m.model_id for m in field_file.results[0].matches] == [m.model_id for m in array.results[0].matches]
 
