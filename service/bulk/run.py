@@ -23,7 +23,7 @@ class ExitCode(IntEnum):
     ANSWERED = 0  # all gathers
     FAILED = 1  # some gathers have an error in place of an answer
     UNUSABLE = 2  # an option, a gallery or an output that cannot be used; nothing was asked after that
-    UNREACHABLE = 3  # no server, or one that went on refusing; the same command continues
+    UNREACHABLE = 3  # no server, or one that kept refusing; the same command continues
     INTERRUPTED = 130  # Ctrl-C; the same command continues
 
 

@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import update_wrapper
-from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx
@@ -107,16 +106,16 @@ def _documented(method: Method, call: Callable[..., Any]) -> Method:
 class Client(_Connection[httpx.Client]):
     """Calls to one server. Use ``with``, or close it.
 
-    Every call raises `ServerUnreachable` if nobody answers and `ServerRefused`, with what the server said, if it
+    Every call raises `ServerUnreachable` without an answer and `ServerRefused`, with the server's reason, if it
     refuses. Before that it is repeated where that is safe: see `retries`.
 
     Args:
         key: the API key that the server asks for, if it does.
         timeout_s: for a connection, and between two pieces of an answer or a request.
-        retries: most repetitions of one call.
+        retries: repetitions of one call, at most.
 
     Raises:
-        InvalidConfig: characters that no key has.
+        InvalidConfig: a key with characters that no key has.
     """
 
     _kind = httpx.Client
@@ -124,9 +123,7 @@ class Client(_Connection[httpx.Client]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -150,11 +147,11 @@ class Client(_Connection[httpx.Client]):
     metrics = _method(calls.metrics)
 
     def live(self) -> bool:
-        """GET /healthz: whether the server's loop answers; False also while nobody does."""
+        """GET /healthz: whether the server's event loop answers; False also without a server."""
         return self._ok("/healthz")
 
     def ready(self) -> bool:
-        """GET /readyz: whether it is; False also while nobody answers."""
+        """GET /readyz: whether the server is ready; False also without one."""
         return self._ok("/readyz")
 
     def _ok(self, path: str) -> bool:
@@ -201,9 +198,7 @@ class AsyncClient(_Connection[httpx.AsyncClient]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -227,11 +222,11 @@ class AsyncClient(_Connection[httpx.AsyncClient]):
     metrics = _async_method(calls.metrics)
 
     async def live(self) -> bool:
-        """GET /healthz: whether the server's loop answers; False also while nobody does."""
+        """GET /healthz: whether the server's event loop answers; False also without a server."""
         return await self._ok("/healthz")
 
     async def ready(self) -> bool:
-        """GET /readyz: whether it is; False also while nobody answers."""
+        """GET /readyz: whether the server is ready; False also without one."""
         return await self._ok("/readyz")
 
     async def _ok(self, path: str) -> bool:

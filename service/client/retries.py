@@ -2,8 +2,8 @@
 
 A call is repeated only if that cannot do anything twice:
 
-- 429 says that the server has not begun with it, and a connection that was refused brought it to nobody: always;
-- 503, and a connection that broke: only a call that changes nothing, or the same thing again.
+- always after 429, with which the server has not begun the call, and after a refused connection;
+- after 503 or a broken connection only if the call changes nothing, or the same thing again.
 
 A timeout once it is connected is not repeated: the server is at work, and the same request again would add to it.
 
@@ -33,7 +33,7 @@ class Attempts:
 
     Args:
         url: of the server.
-        retries: most repetitions.
+        retries: repetitions, at most.
         repeatable: whether the call may have been carried out and be sent again all the same.
     """
 

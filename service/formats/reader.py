@@ -17,7 +17,7 @@ from seisbind.service.formats.npy import NPY_MAGIC, ZIP_MAGIC, Array, Limits, ch
 from seisbind.service.formats.segy import TraceFile, looks_like_segy, looks_like_su, read_segy, read_su
 from seisbind.service.formats.segy_gather import read_field_record
 
-MAX_RECEIVERS = 1024  # traces a shot; the mapping to the frame's costs as many times this
+MAX_RECEIVERS = 1024  # traces in a shot; mapping them to the frame's receivers costs in proportion
 SURVEY_KEYS = ("dt_s", "shot_x_m", "receiver_x_m", "peak_hz")
 GATHER_KEYS = ("gathers", "data")
 VELOCITY_KEYS = ("velocity", "velocities", "data")
@@ -25,7 +25,7 @@ VELOCITY_KEYS = ("velocity", "velocities", "data")
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Where and how gathers were recorded, as far as the sender said so; fields as in `Survey`."""
+    """Where and how gathers were recorded, as far as that is stated; fields as in `Survey`."""
 
     dt_s: float | None = None
     shot_x_m: tuple[float, ...] | None = None
@@ -60,20 +60,7 @@ SUFFIXES = (".npy", ".npz", *(suffix for each in TRACE_FORMATS for suffix in eac
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
-    """A report on one upload of gathers.
-
-    Attributes:
-        format: ``npy``, ``npz``, ``segy`` or ``su``.
-        sample_format: how samples were stored, as in ``float32`` or ``IBM float32``.
-        byte_order: ``big`` or ``little``.
-        gathers: in the upload.
-        shots, receivers, samples: of each gather as it was used.
-        traces: in a field file, used or not; None of arrays.
-        dt_s: sampling interval used.
-        shot_x_m, receiver_x_m: lowest and highest position used, metres along the line.
-        units: of positions in the file: ``m``, ``ft``; the report itself is in metres.
-        assumptions: what was assumed or done while reading; also among the warnings of each answer.
-    """
+    """What reading gathers found; the fields are those of `service.schemas.IngestBody`, which explains them."""
 
     format: str
     sample_format: str

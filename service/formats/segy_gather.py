@@ -1,7 +1,7 @@
-"""Shot gathers from a field file (`segy.TraceFile`): what trace headers mean, and everything in them that cannot be so.
+"""Shot gathers from a field file (`segy.TraceFile`): what trace headers mean, and how they are checked.
 
-Each thing that a header leaves open is decided in one place here, and said: a note where a decision is safe, an error
-with the numbers where it would be a guess. Meanings of header fields: SEG-Y revision 1 (2002), sections 5 and 6.
+Whatever a header leaves open is decided in one place here, and reported: by a note where the decision is safe, by an
+error with the numbers where it would be a guess. Meanings of header fields: SEG-Y revision 1 (2002), sections 5 and 6.
 """
 
 from __future__ import annotations
@@ -59,10 +59,9 @@ def read_field_record(
 
     Args:
         file: headers and samples as stored.
-        max_bytes: most that the gather may occupy as float32.
-        dt_s: goes before the file's sampling interval.
-        shot_x_m: see `seisbind.model.survey.line.lay_out`.
-        receiver_x_m: see `seisbind.model.survey.line.lay_out`.
+        max_bytes: that the gather may occupy as float32, at most.
+        dt_s: overrides the file's sampling interval.
+        shot_x_m, receiver_x_m: see `seisbind.model.survey.line.lay_out`.
         frame: of the weights, whose line and time are kept.
 
     Raises:
@@ -195,7 +194,7 @@ def _delay(headers: Headers, dt_s: float, frame: Frame, notes: list[Note]) -> in
 
 
 def _units(file: TraceFile, headers: Headers, notes: list[Note]) -> tuple[float, str]:
-    """Metres in a unit of length of the file (bytes 3255-3256), once it is sure that positions are lengths at all."""
+    """Metres in a unit of length of the file (bytes 3255-3256), after checking that positions are lengths at all."""
     system = file.measurement_system
     factor, units = (FOOT_M, "ft") if system == 2 else (1.0, "m")
     if system == 2:
@@ -238,7 +237,7 @@ def _offsets_agree(headers: Headers, scalar: Float64, offset_scalar: Float64 | f
 
 
 def _positions(headers: Headers, factor: float, notes: list[Note], given: bool) -> TracePositions:
-    """Source and group positions in metres; doubtful scalars are said, and offsets that prove them wrong refused."""
+    """Source and group positions in metres; doubtful scalars are noted, and scalars proved wrong by offsets refused."""
     scalar = _scalar(headers)
     if not given:
         _check_scalar(headers, scalar, notes)

@@ -1,6 +1,6 @@
-"""The sample formats of SEG-Y: words to numbers, and whether the words are what the format code says.
+"""The sample formats of SEG-Y: words to numbers, and a check that they are stored as the format code says.
 
-A code that is wrong by one is never noticed by arithmetic alone: IBM's 1.5 read as IEEE is 9.5. But in IBM's format
+Arithmetic alone never reveals a wrong code: IBM's 1.5 read as IEEE is 9.5. But in IBM's format
 the first hexadecimal digit of a fraction is never zero, and in IEEE's the same four bits (the last of the exponent,
 three of the fraction) are zero in about 8 % of all numbers: log-uniform numbers give half of log2(9/8). Over a few
 hundred samples that tells them apart with certainty; integers taken for floats, and words in the wrong byte order, are

@@ -125,7 +125,7 @@ def test_nothing_lost_nothing_doubled_after_kills(served: Any, gathers: Float32,
     patch = "import seisbind.service.client.parts as c; c.PART_BYTES = 420_000; "
     # a shell's background jobs ignore Ctrl-C, and so would what they start
     patch += "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    words[2] = patch + words[2]
+    words[1:3] = ["-c", patch + "from seisbind.service.commands.main import main; main()"]
     before = 0
     for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
         with subprocess.Popen(words, stderr=subprocess.PIPE, env=ENVIRONMENT) as run:
