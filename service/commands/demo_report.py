@@ -1,8 +1,9 @@
-"""The demo's answers as a table and as a picture, for someone who reads seismic sections."""
+"""The demo's cases and answers, as a table and as a picture of seismic sections."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -74,29 +75,25 @@ class Result:
 
 
 def show(results: list[Result]) -> None:
-    """Print a table: what was asked, how it was answered, physics against the truth."""
+    """Print a table: the cases, their answers, inferred physics against the truth."""
     table = Table(box=SIMPLE_HEAD, title="Answers against the truth", title_justify="left", pad_edge=False)
     for name in ("gather", "quantity"):
         table.add_column(name, no_wrap=True)
     for name in ("inferred", "90 % interval", "truth"):
         table.add_column(name, justify="right", no_wrap=True)
     held = total = 0
+    shown = [d for d in DESCRIPTORS if d.name in SHOWN]
     for number, one in enumerate(results, start=1):
-        physics = one.answer.physics or {}
-        about = _about(number, one)
-        rows = [d for d in DESCRIPTORS if d.name in SHOWN]
-        for i in range(max(len(rows), len(about))):
-            left = about[i] if i < len(about) else ""
-            if i >= len(rows):
+        for left, d in zip_longest(_about(number, one), shown):
+            if d is None:
                 table.add_row(left)
                 continue
-            d = rows[i]
-            q, truth = physics[d.name], float(one.case.descriptors[NAMES.index(d.name)])
+            q, truth = (one.answer.physics or {})[d.name], float(one.case.descriptors[NAMES.index(d.name)])
             inside = q.low <= truth <= q.high
             held, total = held + inside, total + 1
             interval = f"{q.low:.{d.decimals}f} to {q.high:.{d.decimals}f}"
             mark = "" if inside else "  outside"
-            table.add_row(left, d.name.replace("_", " "), d.format(q.value), interval, d.format(truth) + mark)
+            table.add_row(left or "", d.name.replace("_", " "), d.format(q.value), interval, d.format(truth) + mark)
         table.add_section()
     console().print(table)
     known = [one for one in results if one.case.model_id is not None]
@@ -139,7 +136,7 @@ def mae_m_s(one: Result, match: int) -> float:
 
 
 def draw(results: list[Result], path: Path) -> None:
-    """A row a gather: the gather, the true model, the first three matches, one colour bar."""
+    """One row for each case: the gather, the true model, the first three matches, one colour bar."""
     figure = Figure(figsize=(13.2, 2.45 * len(results) + 0.9), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(

@@ -1,4 +1,4 @@
-"""The ``seisbind`` command. Heavy imports wait for the command that needs them, so that ``--help`` is quick."""
+"""The ``seisbind`` command. Each command imports what it needs when it runs, so that ``--help`` is quick."""
 
 from __future__ import annotations
 

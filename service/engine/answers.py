@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from seisbind.index import Filter, Hit
+from seisbind.model.confidence.novelty import Verdict
+from seisbind.model.encoders.embedder import InferredPhysics
+from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
 from seisbind.model.survey.preparation import Note
 
 
@@ -87,3 +92,35 @@ class SearchResult:
 
     matches: tuple[Match, ...]
     warnings: tuple[Note, ...]
+
+
+def ranked(hits: Sequence[Hit]) -> tuple[Match, ...]:
+    """Hits as matches, by rank."""
+    return tuple(
+        Match(rank, hit.model_id, hit.family, hit.similarity, dict(zip(NAMES, hit.descriptors.tolist(), strict=True)))
+        for rank, hit in enumerate(hits, start=1)
+    )
+
+
+def quantities(inferred: InferredPhysics) -> list[dict[str, Quantity]]:
+    """For each gather, name → inferred descriptor."""
+    return [
+        {d.name: Quantity(float(value[i]), d.unit, float(low[i]), float(high[i])) for i, d in enumerate(DESCRIPTORS)}
+        for value, low, high in zip(inferred.value, inferred.low, inferred.high, strict=True)
+    ]
+
+
+def in_distribution(verdict: Verdict | None, near: Sequence[Hit]) -> InDistribution:
+    """``verdict``: None where the weights are not calibrated; ``near``: hits in the whole gallery."""
+    similarity = near[0].similarity if near else None
+    if verdict is None:
+        return InDistribution(similarity=similarity)
+    return InDistribution(verdict.likely, verdict.score, verdict.limit, verdict.reason, verdict.detail, similarity)
+
+
+def fewer_matches(matches: Sequence[Match], top_k: int, filter: Filter | None) -> tuple[Note, ...]:
+    """A note if there are fewer matches than were asked for."""
+    if len(matches) >= top_k:
+        return ()
+    what = "models pass the filter" if filter else "models are in the gallery"
+    return (Note("fewer_matches", f"{top_k} matches were asked for; {len(matches)} {what}."),)

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from seisbind.index import GalleryInfo, Record
-from seisbind.model.encoders.weights_file import Weights
-from seisbind.model.frame import Frame
 from seisbind.model.ground.descriptors import DESCRIPTORS
-from seisbind.model.survey.preparation import Note
-from seisbind.service.engine.answers import Match, Retrieval, SearchResult
-from seisbind.service.formats.reader import Ingest
 from seisbind.service.schemas import (
     FrameBody,
     GalleryBody,
@@ -26,6 +21,14 @@ from seisbind.service.schemas import (
     WarningBody,
     WeightsBody,
 )
+
+if TYPE_CHECKING:  # torch and FAISS, which a client of a server does without
+    from seisbind.index import GalleryInfo, Record
+    from seisbind.model.encoders.weights_file import Weights
+    from seisbind.model.frame import Frame
+    from seisbind.model.survey.preparation import Note
+    from seisbind.service.engine.answers import Match, Retrieval, SearchResult
+    from seisbind.service.formats.reader import Ingest
 
 
 def weights_body(weights: Weights) -> WeightsBody:

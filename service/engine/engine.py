@@ -14,12 +14,20 @@ from numpy.typing import ArrayLike, NDArray
 from seisbind.index import Distribution, Filter, Gallery, GalleryInfo, Hit
 from seisbind.model.confidence.novelty import Verdict
 from seisbind.model.confidence.presence import CANDIDATES, Evidence, by_structure, coarse, differences
-from seisbind.model.encoders.embedder import NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
+from seisbind.model.encoders.embedder import NEIGHBOURS, Embedder, EncodedGathers
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
 from seisbind.model.frame import OPENFWI_FRAME, Frame
-from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES, check_descriptors, check_velocity, describe
+from seisbind.model.ground.descriptors import NAMES, check_descriptors, check_velocity, describe
 from seisbind.model.survey.preparation import OPENFWI, Note, Survey
-from seisbind.service.engine.answers import InDistribution, Match, Quantity, Retrieval, SearchResult
+from seisbind.service.engine.answers import (
+    Match,
+    Retrieval,
+    SearchResult,
+    fewer_matches,
+    in_distribution,
+    quantities,
+    ranked,
+)
 from seisbind.service.engine.query import Query, encode, rows_of, stacked
 
 Float32 = NDArray[np.float32]
@@ -42,12 +50,12 @@ class Stopwatch:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the gallery has for some gathers, in their order.
+    """What the gallery holds for gathers, in their order.
 
     Attributes:
         near: the most similar models of the whole gallery, whatever the filter.
         presence: probability that the first of them is the true model; NaN where that is unknown.
-        new: whether the ground is taken for one that the gallery does not hold.
+        new: whether the true model is taken to be missing from the gallery.
         matches: within the filter, ranked.
     """
 
@@ -58,7 +66,7 @@ class Found:
 
 
 class Engine:
-    """Answers by an `Embedder` and a `Gallery` made with the same weights. It owns neither; the caller closes them.
+    """Answers from an `Embedder` and a `Gallery` made with the same weights. It owns neither; the caller closes them.
 
     All methods may be called from any thread.
 
@@ -118,7 +126,7 @@ class Engine:
         filter: Filter | None = None,
         notes: tuple[Note, ...] = (),
     ) -> list[Retrieval]:
-        """The velocity models that match each gather, and the physics of the ground under it.
+        """The velocity models that match each gather, and the inferred physics of the subsurface.
 
         ``filter`` and ``top_k`` choose the matches; physics and `InDistribution` come from the whole gallery.
 
@@ -159,19 +167,19 @@ class Engine:
             with self.gallery.unchanging():
                 found = self._search(encoded, queries, watch)
         with watch("infer"):
-            neighbours = None if encoded.descriptors is not None else self._neighbours(found.near)
-            physics = self._physics(self.embedder.infer_physics(encoded, neighbours))
+            neighbours = None if encoded.descriptors is not None else _neighbours(found.near)
+            physics = quantities(self.embedder.infer_physics(encoded, neighbours))
             verdicts = self.embedder.familiar(np.concatenate([query.measured for query in queries]), encoded)
 
         def answer(query: Query, number: int, row: int) -> Retrieval:
             """Of gather ``number`` of a query, which is ``row`` of the batch."""
             verdict, matches = verdicts[row] if verdicts else None, found.matches[row]
             in_gallery, doubts = self._said(float(found.presence[row]), verdict)
-            fewer = self._fewer(matches, query.top_k, query.filter)
+            fewer = fewer_matches(matches, query.top_k, query.filter)
             return Retrieval(
                 matches=matches,
                 physics=physics[row],
-                in_distribution=self._in_distribution(found.near[row], verdict),
+                in_distribution=in_distribution(verdict, found.near[row]),
                 in_gallery=in_gallery,
                 ranked_by="structure" if found.new[row] and matches else "similarity",
                 warnings=(*query.notes, *query.prepared.notes[number], *doubts, *fewer),
@@ -185,7 +193,7 @@ class Engine:
         ]
 
     def _search(self, encoded: EncodedGathers, queries: Sequence[Query], watch: Stopwatch) -> Found:
-        """What the gallery has for the gathers of ``queries``, which are ``encoded`` one after another."""
+        """What the gallery holds for the gathers of ``queries``, which are ``encoded`` one after another."""
         own = rows_of(queries)
         top_k = np.repeat([query.top_k for query in queries], [len(query) for query in queries])
         wanted = np.maximum(top_k, CANDIDATES)
@@ -205,7 +213,7 @@ class Engine:
             presence, new = self._in_gallery(near, encoded)
             found = self._ordered(found, new, encoded)
         with watch("search"):
-            matches = self._matches([hits[:k] for hits, k in zip(found, top_k.tolist(), strict=True)])
+            matches = [ranked(hits[:k]) for hits, k in zip(found, top_k.tolist(), strict=True)]
         return Found(near, presence, new, matches)
 
     def search_velocity(
@@ -218,18 +226,17 @@ class Engine:
             InvalidQuery: ``top_k`` out of range.
         """
         vectors = self.embedder.embed_velocity(velocity)
-        matches = self._matches(self.gallery.search_velocity(vectors, top_k, filter=filter))
-        return [SearchResult(row, self._fewer(row, top_k, filter)) for row in matches]
+        return [_result(hits, top_k, filter) for hits in self.gallery.search_velocity(vectors, top_k, filter=filter)]
 
     def search_descriptors(
         self, descriptors: Mapping[str, float], *, top_k: int = 5, filter: Filter | None = None
     ) -> SearchResult:
         """The gallery's models whose physics is most like ``descriptors`` (name → value in its unit).
 
-        What is left out is filled with the mean of the training set, and a warning says so.
+        Missing descriptors are filled with the mean of the training set, and a warning lists them.
 
         Raises:
-            InvalidQuery: an unknown name, a value that no ground has, no descriptor at all.
+            InvalidQuery: an unknown name, a value that no velocity model has, no descriptor at all.
         """
         if not descriptors:
             raise InvalidQuery(f"A search by descriptors needs at least one of {', '.join(NAMES)}.")
@@ -237,13 +244,10 @@ class Engine:
         mean = self.embedder.weights.encoders.descriptor_mean.cpu().numpy()
         filled = np.array([descriptors.get(name, mean[i]) for i, name in enumerate(NAMES)], dtype=np.float64)
         missing = [name for name in NAMES if name not in descriptors]
-        warnings: tuple[Note, ...] = ()
-        if missing:
-            text = f"Filled with the mean of the training set: {', '.join(missing)}."
-            warnings = (Note("descriptors_filled", text),)
-        vector = self.embedder.embed_descriptors(filled[None])
-        (row,) = self._matches(self.gallery.search_physics(vector, top_k, filter=filter))
-        return SearchResult(row, warnings + self._fewer(row, top_k, filter))
+        text = f"Filled with the mean of the training set: {', '.join(missing)}."
+        warnings = (Note("descriptors_filled", text),) if missing else ()
+        (hits,) = self.gallery.search_physics(self.embedder.embed_descriptors(filled[None]), top_k, filter=filter)
+        return _result(hits, top_k, filter, warnings)
 
     def add_models(
         self,
@@ -297,36 +301,6 @@ class Engine:
             SeisBindError: one of them did not.
         """
         self.retrieve(canary_gather(self.frame), self.frame.survey, top_k=1)
-
-    @staticmethod
-    def _matches(rows: Sequence[Sequence[Hit]]) -> list[tuple[Match, ...]]:
-        """Hits as matches, by rank."""
-        return [
-            tuple(
-                Match(
-                    rank,
-                    hit.model_id,
-                    hit.family,
-                    hit.similarity,
-                    dict(zip(NAMES, hit.descriptors.tolist(), strict=True)),
-                )
-                for rank, hit in enumerate(row, start=1)
-            )
-            for row in rows
-        ]
-
-    def _neighbours(self, near: Sequence[Sequence[Hit]]) -> Float32:
-        """``(batch, k, 13)`` descriptors of the `NEIGHBOURS` nearest models of each gather."""
-        count = min(min(map(len, near)), NEIGHBOURS)
-        described = [[hit.descriptors for hit in hits[:count]] for hits in near]
-        return np.array(described, dtype=np.float32).reshape(len(near), count, len(NAMES))
-
-    @staticmethod
-    def _in_distribution(near: Sequence[Hit], verdict: Verdict | None) -> InDistribution:
-        similarity = near[0].similarity if near else None
-        if verdict is None:
-            return InDistribution(similarity=similarity)
-        return InDistribution(verdict.likely, verdict.score, verdict.limit, verdict.reason, verdict.detail, similarity)
 
     def _in_gallery(self, near: Sequence[Sequence[Hit]], encoded: EncodedGathers) -> tuple[Float64, NDArray[np.bool_]]:
         """For each gather, how likely its best match is its ground, and whether the ground is taken for new.
@@ -382,22 +356,17 @@ class Engine:
             ordered[i] = [found[i][at] for at in order] + found[i][CANDIDATES:]
         return ordered
 
-    @staticmethod
-    def _physics(inferred: InferredPhysics) -> list[dict[str, Quantity]]:
-        return [
-            {
-                d.name: Quantity(float(value[i]), d.unit, float(low[i]), float(high[i]))
-                for i, d in enumerate(DESCRIPTORS)
-            }
-            for value, low, high in zip(inferred.value, inferred.low, inferred.high, strict=True)
-        ]
 
-    @staticmethod
-    def _fewer(matches: Sequence[Match], top_k: int, filter: Filter | None) -> tuple[Note, ...]:
-        if len(matches) >= top_k:
-            return ()
-        what = "models pass the filter" if filter else "models are in the gallery"
-        return (Note("fewer_matches", f"{top_k} matches were asked for; {len(matches)} {what}."),)
+def _result(hits: Sequence[Hit], top_k: int, filter: Filter | None, warnings: tuple[Note, ...] = ()) -> SearchResult:
+    matches = ranked(hits)
+    return SearchResult(matches, warnings + fewer_matches(matches, top_k, filter))
+
+
+def _neighbours(near: Sequence[Sequence[Hit]]) -> Float32:
+    """``(batch, k, 13)`` descriptors of the `NEIGHBOURS` nearest models of each gather."""
+    count = min(min(map(len, near)), NEIGHBOURS)
+    described = [[hit.descriptors for hit in hits[:count]] for hits in near]
+    return np.array(described, dtype=np.float32).reshape(len(near), count, len(NAMES))
 
 
 def canary_gather(frame: Frame = OPENFWI_FRAME) -> Float32:

@@ -19,7 +19,7 @@ from seisbind.model.survey.preparation import Note
 from seisbind.service.formats.segy_samples import CODINGS, UNREAD, Coding, Words, coding_of
 
 Order = Literal["big", "little"]
-Headers = NDArray[Any]  # structured, one a trace, with the names of FIELDS
+Headers = NDArray[Any]  # structured, one for each trace, with the names of FIELDS
 
 TEXT_BYTES = 3200
 FILE_HEADER_BYTES = 3600
@@ -177,7 +177,7 @@ def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str) 
     text = "".join(card[:CARD].ljust(CARD) for card in cards).encode("cp037", errors="replace")
     binary = bytearray(FILE_HEADER_BYTES - TEXT_BYTES)
     for byte, value in (
-        (3213, columns),  # traces an ensemble
+        (3213, columns),  # traces in each ensemble
         (3217, step_mm),
         (3221, depth_cells),
         (3225, 5),  # IEEE float32
@@ -247,7 +247,7 @@ def _first_trace(body: bytes, order: Order) -> int:
 
 
 def _samples(body: bytes, start: int, order: Order, coding: Coding, stated: int, notes: list[Note]) -> int:
-    """Samples a trace: the number that fits the bytes present and that all trace headers agree on."""
+    """Samples in each trace: the number that fits the bytes present and that all trace headers agree on."""
     room = len(body) - start
     if room < TRACE_HEADER_BYTES:
         raise MalformedUpload(f"The file ends after {len(body)} bytes, within its headers: it holds no trace.")
@@ -270,11 +270,11 @@ def _samples(body: bytes, start: int, order: Order, coding: Coding, stated: int,
                 "fits both. Correct bytes 3221-3222 or the trace headers."
             )
     samples = fitting[0]
-    said = _views(body, start, order, coding, samples)[0]["samples"]
-    if (said != first).any():
-        at = int(np.argmax(said != first))
+    stated_by_traces = _views(body, start, order, coding, samples)[0]["samples"]
+    if (stated_by_traces != first).any():
+        at = int(np.argmax(stated_by_traces != first))
         raise MalformedUpload(
-            f"Trace {at + 1} states {int(said[at])} samples, the first {first}: traces of different lengths, or the "
+            f"Trace {at + 1} states {int(stated_by_traces[at])} samples, the first {first}: traces of different lengths, or the "
             "format code or sample count is wrong."
         )
     if stated != first:

@@ -5,7 +5,6 @@ Files are written by hand here, byte for byte, so that each can be wrong in one 
 
 from __future__ import annotations
 
-import io
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from seisbind.model.errors import InvalidGather, InvalidSurvey, SeisBindError, UploadRefused
 from seisbind.model.survey.preparation import OPENFWI, Note, Survey, prepare
 from seisbind.service.bulk.backends import GalleryBackend, RetrieveOptions
-from seisbind.service.formats.npy import Limits
+from seisbind.service.formats.npy import Limits, npy
 from seisbind.service.formats.reader import Geometry, read_gathers, read_velocity
 from seisbind.service.formats.segy_samples import CODINGS, decode
 from seisbind.service.schemas import RetrieveAnswer
@@ -134,12 +133,6 @@ def gather_of(survey: Survey, samples: int) -> Float32:
 
 GATHER, SHORT = gather_of(OPENFWI, 1000), gather_of(SMALL, 250)
 GOOD, SOUND = make(GATHER), make(SHORT)
-
-
-def npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def codes(notes: tuple[Note, ...]) -> set[str]:
