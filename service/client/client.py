@@ -96,7 +96,7 @@ def _documented(method: Method, call: Callable[..., Any]) -> Method:
     if returns == "T":
         returns = signature.return_annotation.removeprefix("Call[").removesuffix("]")
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    update_wrapper(method, call, assigned=("__name__", "__doc__"))
+    update_wrapper(method, call, assigned=("__name__", "__qualname__", "__doc__"))
     vars(method)["__signature__"] = signature.replace(
         parameters=[own, *signature.parameters.values()], return_annotation=returns
     )

@@ -270,11 +270,11 @@ def _samples(body: bytes, start: int, order: Order, coding: Coding, stated: int,
                 "fits both. Correct bytes 3221-3222 or the trace headers."
             )
     samples = fitting[0]
-    stated_by_traces = _views(body, start, order, coding, samples)[0]["samples"]
-    if (stated_by_traces != first).any():
-        at = int(np.argmax(stated_by_traces != first))
+    counts = _views(body, start, order, coding, samples)[0]["samples"]
+    if (counts != first).any():
+        at = int(np.argmax(counts != first))
         raise MalformedUpload(
-            f"Trace {at + 1} states {int(stated_by_traces[at])} samples, the first {first}: traces of different lengths, or the "
+            f"Trace {at + 1} states {int(counts[at])} samples, the first {first}: traces of different lengths, or the "
             "format code or sample count is wrong."
         )
     if stated != first:
