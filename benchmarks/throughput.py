@@ -28,7 +28,6 @@ from seisbind.index import Gallery
 from seisbind.index.search.vectors import search_threads
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.ground.families import mixed
-from seisbind.model.survey.preparation import prepare
 from seisbind.service.engine.engine import Engine, canary_gather
 from seisbind.service.engine.gallery_builder import build_gallery
 from seisbind.service.engine.query import Query
@@ -140,7 +139,7 @@ async def loaded(
 def measure(engine: Engine, whole: Engine, url: httpx.URL, sent: list[bytes], arguments: argparse.Namespace) -> Round:
     """One round. ``engine`` encodes with the server's threads, ``whole`` with every core's."""
     seconds, batch = arguments.seconds, arguments.batch
-    queries = [Query(prepare(read_gathers(body).gathers)) for body in sent]
+    queries = [Query.prepare(read_gathers(body).gathers) for body in sent]
     many = (queries * (batch // len(queries) + 1))[:batch]
     bare_rate = batch / timed(lambda: engine.retrieve_batch(many), seconds) * 1e3
     whole_rate = batch / timed(lambda: whole.retrieve_batch(many), seconds / 2) * 1e3

@@ -1,33 +1,28 @@
-"""Whom ``seisbind retrieve`` asks: a server, or a gallery on this machine; the answers have one shape."""
+"""What answers ``seisbind retrieve``: a server, or a gallery on this machine; the answers have one shape."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+from pydantic import BaseModel, Field
 
 from seisbind.model.errors import SeisBindError
-from seisbind.service.client.calls import Stack
 from seisbind.service.client.client import Client
+from seisbind.service.client.parts import Stack
 from seisbind.service.engine.bodies import gallery_body, ingest_body, retrieval_body, weights_body
-from seisbind.service.formats.npy import Limits, npy
+from seisbind.service.formats.npy import Limits
 from seisbind.service.formats.reader import Geometry, read_gathers
-from seisbind.service.schemas import (
-    PARTS,
-    GalleryBody,
-    RetrievalBody,
-    RetrieveAnswer,
-    StreamAnswer,
-    WeightsBody,
-)
+from seisbind.service.schemas import PARTS, GalleryBody, RetrieveAnswer, StreamAnswer, WeightsBody
 
-if TYPE_CHECKING:  # torch and FAISS wait for a gallery to be asked
+if TYPE_CHECKING:  # torch and FAISS are loaded only where a gallery is opened
     from seisbind.service.engine.query import Query
 
-# What is wrong with one file or gather, after which the others can be asked about all the same.
-OF_THE_INPUT = frozenset(
+# What is wrong with one file or gather alone: the others can be answered all the same.
+INPUT_ERRORS = frozenset(
     {
         "dataset_error",
         "invalid_gather",
@@ -39,56 +34,49 @@ OF_THE_INPUT = frozenset(
         "upload_too_large",
     }
 )
-TOGETHER = 32  # gathers of a stack that are prepared, encoded and searched at once
-OWN_LIMITS = Limits(unpacked_bytes=2 << 30, items=10_000)  # the user's own files
+BATCH = 32  # gathers of a stack that are prepared, encoded and searched at once
+LIMITS = Limits(unpacked_bytes=2 << 30, items=10_000)  # the user's own files
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is asked of every gather. ``filter``: JSON as in `seisbind.index.Filter.parse`."""
+class RetrieveOptions:
+    """What is asked for every gather. ``filter``: JSON as in `seisbind.index.Filter.parse`."""
 
     top_k: int = 5
     filter: Mapping[str, object] | None = None
     include: Sequence[str] = PARTS
     geometry: Geometry = field(default_factory=Geometry)
 
-    def stated(self) -> dict[str, object]:
-        """What answers depend on, as JSON; of the geometry what is given."""
+    def to_json(self) -> dict[str, object]:
+        """What answers depend on; of the geometry what is given."""
         given = {name: value for name, value in asdict(self.geometry).items() if value is not None}
         conditions = {} if self.filter is None else {"filter": dict(self.filter)}
         return {"top_k": self.top_k, "include": list(self.include)} | conditions | given
 
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The answer for one gather of a file, ``gather`` counted from 0, and what gave it."""
-
-    gather: int
-    weights: WeightsBody
-    gallery: GalleryBody
-    result: RetrievalBody
+    def keywords(self) -> dict[str, Any]:
+        """Those of the calls of a client."""
+        return {"top_k": self.top_k, "filter": self.filter, "include": self.include}
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What is wrong with one gather; with the file, where ``gather`` is None."""
+class Failure(BaseModel):
+    """What is wrong with gather ``index`` of a file; with the whole file, where that is None."""
 
-    gather: int | None
+    index: int | None = Field(None, exclude=True)
     code: str
     detail: str
 
 
-class Asker(Protocol):
+class Backend(Protocol):
     """``weights``, ``gallery``: what answers, as it is at the beginning."""
 
     weights: WeightsBody
     gallery: GalleryBody
 
     def file(self, content: bytes) -> RetrieveAnswer:
-        """The answer for the bytes of a file, whole. Raises SeisBindError if there is none."""
+        """The answer for the bytes of a whole file. Raises SeisBindError if there is none."""
         ...
 
-    def stack(self, stack: Stack, geometry: Geometry, first: int) -> Iterator[Answer | Failure]:
+    def stack(self, stack: Stack, geometry: Geometry, first: int) -> Iterator[StreamAnswer | Failure]:
         """An answer or a failure for each gather of a stack from ``first`` on, in order.
 
         Raises:
@@ -97,16 +85,16 @@ class Asker(Protocol):
         ...
 
 
-class AskServer:
+class ServerBackend:
     """Asks the server at ``url``. Use ``with``.
 
     Raises:
         ServiceError: see `client.Client`.
     """
 
-    def __init__(self, url: str, wanted: Wanted, *, key: str | None = None) -> None:
+    def __init__(self, url: str, options: RetrieveOptions, *, key: str | None = None) -> None:
         self._client = Client(url, key=key)
-        self._wanted = wanted
+        self._options = options
         try:
             serving = self._client.info()
         except SeisBindError:
@@ -117,43 +105,36 @@ class AskServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._client.close()
 
     def file(self, content: bytes) -> RetrieveAnswer:
-        """See `Asker.file`."""
-        w = self._wanted
-        return self._client.retrieve_file(content, w.geometry, top_k=w.top_k, filter=w.filter, include=w.include)
+        """See `Backend.file`."""
+        return self._client.retrieve_file(content, self._options.geometry, **self._options.keywords())
 
-    def stack(self, stack: Stack, geometry: Geometry, first: int) -> Iterator[Answer | Failure]:
-        """See `Asker.stack`."""
-        w = self._wanted
-        found = self._client.retrieve_stream(
-            stack, geometry, top_k=w.top_k, filter=w.filter, include=w.include, first=first
-        )
-        for line in found:
+    def stack(self, stack: Stack, geometry: Geometry, first: int) -> Iterator[StreamAnswer | Failure]:
+        """See `Backend.stack`."""
+        for line in self._client.retrieve_stream(stack, geometry, first=first, **self._options.keywords()):
             if isinstance(line, StreamAnswer):
-                yield Answer(line.index, line.weights, line.gallery, line.result)
+                yield line
             else:
-                yield Failure(line.index, line.error.code, line.error.detail)
+                yield Failure(index=line.index, code=line.error.code, detail=line.error.detail)
 
 
-class AskGallery:
+class GalleryBackend:
     """Asks a gallery on this machine. Use ``with``.
 
     Raises:
-        SeisBindError: weights or gallery cannot be opened, or a filter that is none.
+        SeisBindError: weights or gallery cannot be opened, or an invalid filter.
     """
 
-    def __init__(self, gallery: Path, weights: Path | None, device: str, wanted: Wanted) -> None:
+    def __init__(self, gallery: Path, weights: Path | None, device: str, options: RetrieveOptions) -> None:
         from seisbind.index import Filter, Gallery
         from seisbind.model.encoders.embedder import Embedder
         from seisbind.service.engine.engine import Engine
 
-        self._wanted = wanted
-        self._filter = None if wanted.filter is None else Filter.parse(wanted.filter)
+        self._options = options
+        self._filter = None if options.filter is None else Filter.parse(options.filter)
         embedder = Embedder.load(weights, device=device)
         self._gallery = Gallery.open(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame)
         self._engine = Engine(embedder, self._gallery)
@@ -163,62 +144,71 @@ class AskGallery:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._gallery.close()
 
     def file(self, content: bytes) -> RetrieveAnswer:
-        """See `Asker.file`; ``request_id`` is empty."""
-        upload = read_gathers(content, geometry=self._wanted.geometry, limits=OWN_LIMITS, frame=self._engine.frame)
+        """See `Backend.file`; ``request_id`` is empty."""
+        upload = read_gathers(content, geometry=self._options.geometry, limits=LIMITS, frame=self._engine.frame)
         found = self._engine.retrieve(
-            upload.gathers, upload.survey, top_k=self._wanted.top_k, filter=self._filter, notes=upload.notes
+            upload.gathers, upload.survey, top_k=self._options.top_k, filter=self._filter, notes=upload.notes
         )
         return RetrieveAnswer(
             request_id="",
             weights=self.weights,
             gallery=self.gallery,
             ingest=ingest_body(upload.ingest),
-            results=[retrieval_body(each, self._wanted.include) for each in found],
+            results=[retrieval_body(each, self._options.include) for each in found],
             timings_ms=found[0].timings_ms,
         )
 
-    def stack(self, stack: Stack, geometry: Geometry, first: int) -> Iterator[Answer | Failure]:
-        """See `Asker.stack`. Each gather is read as one of a server's stream is."""
-        from seisbind.model.survey.preparation import prepare
+    def stack(self, stack: Stack, geometry: Geometry, first: int) -> Iterator[StreamAnswer | Failure]:
+        """See `Backend.stack`. Each gather is read as one of a server's stream is."""
         from seisbind.service.engine.query import Query
 
-        for start in range(first, stack.shape[0], TOGETHER):
+        frame = self._engine.frame
+        for start in range(first, stack.shape[0], BATCH):
             queries: dict[int, Query] = {}
-            found: dict[int, Answer | Failure] = {}
-            for number in range(start, min(start + TOGETHER, stack.shape[0])):
+            found: dict[int, StreamAnswer | Failure] = {}
+            for index in range(start, min(start + BATCH, stack.shape[0])):
                 try:
-                    one, frame = npy(stack[number : number + 1]), self._engine.frame
-                    upload = read_gathers(one, geometry=geometry, limits=OWN_LIMITS, frame=frame)
-                    prepared = prepare(upload.gathers, upload.survey, frame=frame)
-                    queries[number] = Query(prepared, self._wanted.top_k, self._filter, upload.notes)
+                    gather = np.ascontiguousarray(stack[index : index + 1])
+                    upload = read_gathers(gather, geometry=geometry, limits=LIMITS, frame=frame)
+                    queries[index] = Query.prepare(
+                        upload.gathers,
+                        upload.survey,
+                        frame=frame,
+                        top_k=self._options.top_k,
+                        filter=self._filter,
+                        notes=upload.notes,
+                    )
                 except SeisBindError as error:
-                    found[number] = failure(error, number)
-            found |= self._answered(queries)
-            yield from (found[number] for number in sorted(found))
+                    found[index] = failure(error, index)
+            found |= self._answers(queries)
+            yield from (found[index] for index in sorted(found))
 
-    def _answered(self, queries: Mapping[int, Query]) -> dict[int, Answer | Failure]:
+    def _answers(self, queries: Mapping[int, Query]) -> dict[int, StreamAnswer | Failure]:
         if not queries:
             return {}
         try:
             retrieved = self._engine.retrieve_batch(list(queries.values()))
         except SeisBindError as error:
             if len(queries) == 1:
-                return {number: failure(error, number) for number in queries}
-            return {k: v for number, query in queries.items() for k, v in self._answered({number: query}).items()}
+                return {index: failure(error, index) for index in queries}
+            return {k: v for index, query in queries.items() for k, v in self._answers({index: query}).items()}
         return {
-            number: Answer(number, self.weights, self.gallery, retrieval_body(found, self._wanted.include))
-            for number, (found,) in zip(queries, retrieved, strict=True)
+            index: StreamAnswer(
+                index=index,
+                weights=self.weights,
+                gallery=self.gallery,
+                result=retrieval_body(found, self._options.include),
+            )
+            for index, (found,) in zip(queries, retrieved, strict=True)
         }
 
 
-def failure(error: SeisBindError, gather: int | None) -> Failure:
+def failure(error: SeisBindError, index: int | None) -> Failure:
     """``error`` as that of one gather or file. Raises it if it is not."""
-    if error.code not in OF_THE_INPUT:
+    if error.code not in INPUT_ERRORS:
         raise error
-    return Failure(gather, error.code, getattr(error, "detail", error.sentence))
+    return Failure(index=index, code=error.code, detail=getattr(error, "detail", error.sentence))

@@ -1,4 +1,4 @@
-"""Files of gathers on this machine: which are meant, and their gathers without reading more than is asked about."""
+"""Files of gathers on this machine: which to read, and their gathers without reading more than is needed."""
 
 from __future__ import annotations
 
@@ -12,32 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.model.errors import DatasetError, MalformedUpload
-from seisbind.service.client.calls import Stack
+from seisbind.service.client.parts import Stack
 from seisbind.service.formats.npy import MAX_HEADER_BYTES, NPY_MAGIC, ZIP_MAGIC, Limits, NpyHeader, read_npy_header
-from seisbind.service.formats.reader import Geometry, read_stack
+from seisbind.service.formats.reader import SUFFIXES, Geometry, check_axes, read_stack
 
-SUFFIXES = (".npy", ".npz", ".segy", ".sgy", ".su")  # that are taken from a folder; a file that is named may have any
-WILD = frozenset("*?[")
+WILDCARDS = frozenset("*?[")
 START_BYTES = MAX_HEADER_BYTES + 12
 NPZ_LIMITS = Limits(unpacked_bytes=8 << 30, items=1 << 31)  # the user's own, which has to fit into memory
 
 
 @dataclass(frozen=True, slots=True)
 class GatherFile:
-    """One file, opened: a ``stack`` with its geometry, or the bytes of one gather (SEG-Y, SU, or nothing known)."""
+    """An opened file: a ``stack`` with its geometry, or the bytes of any other file, which are one gather or nothing
+    known."""
 
     stack: Stack | None
     geometry: Geometry
     content: bytes = b""
 
-    @property
-    def gathers(self) -> int:
-        """How many it holds."""
-        return 1 if self.stack is None else self.stack.shape[0]
-
 
 class NpyFile:
-    """The gathers of an npy file, first axis slowest, of which a range is read at a time. A `calls.Stack`."""
+    """The gathers of an npy file, first axis slowest, of which a range is read at a time. A `parts.Stack`."""
 
     def __init__(self, path: Path, header: NpyHeader) -> None:
         self.shape = header.shape if len(header.shape) == 4 else (1, *header.shape)
@@ -57,7 +52,7 @@ class NpyFile:
 
 
 def gather_files(named: Sequence[Path]) -> list[Path]:
-    """The files that are meant, each once: files as they are, folders and patterns (``*``, ``**``) in order of name.
+    """The files of ``named``, each once: files as they are, folders and patterns (``*``, ``**``) in order of name.
 
     Raises:
         DatasetError: a folder or a pattern without any.
@@ -67,7 +62,7 @@ def gather_files(named: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             some = sorted(each for each in path.iterdir() if each.suffix.lower() in SUFFIXES and each.is_file())
             nothing = f"The folder {path} holds no file that ends with {', '.join(SUFFIXES)}."
-        elif WILD & set(str(path)) and not path.exists():
+        elif WILDCARDS & set(str(path)) and not path.exists():
             some = sorted(each for each in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if each.is_file())
             nothing = f"No file fits {path}."
         else:
@@ -79,18 +74,16 @@ def gather_files(named: Sequence[Path]) -> list[Path]:
 
 
 def open_gathers(path: Path, geometry: Geometry) -> GatherFile:
-    """The gathers of a file; ``geometry`` goes before what an npz says.
+    """The gathers of a file; ``geometry`` overrides that of an npz.
 
     Raises:
         DatasetError: it cannot be read.
         UploadRefused: an npy or npz that is not one of gathers.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(START_BYTES)
-        size = path.stat().st_size
-        if start.startswith(NPY_MAGIC):
-            return GatherFile(_npy(path, start, size), geometry)
+        header = _npy_header(path)
+        if header is not None:
+            return GatherFile(_npy_stack(path, header), geometry)
         content = path.read_bytes()
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
@@ -101,27 +94,23 @@ def open_gathers(path: Path, geometry: Geometry) -> GatherFile:
 
 
 def count_gathers(path: Path) -> int:
-    """How many gathers an npy file states; 1 for any other, which would have to be read to know."""
+    """The number of gathers in the header of an npy file; 1 for any other, which would have to be read whole."""
     try:
-        with path.open("rb") as file:
-            start = file.read(START_BYTES)
-        header = read_npy_header(start) if start.startswith(NPY_MAGIC) else None
+        header = _npy_header(path)
     except (OSError, ValueError):
         return 1
     return header.shape[0] if header is not None and len(header.shape) == 4 else 1
 
 
-def _npy(path: Path, start: bytes, size: int) -> Stack:
-    header = read_npy_header(start)
-    if len(header.shape) not in (3, 4):
-        raise MalformedUpload(
-            f"Gathers have the axes (shot, time, receiver) or (gather, shot, time, receiver); got shape {header.shape}."
-        )
-    if size != header.start + header.bytes:
-        raise MalformedUpload(
-            f"The npy header states {header.shape} of {header.dtype}, which is {header.bytes} bytes; "
-            f"{size - header.start} follow. The file is cut off or damaged."
-        )
+def _npy_header(path: Path) -> NpyHeader | None:
+    with path.open("rb") as file:
+        start = file.read(START_BYTES)
+    return read_npy_header(start) if start.startswith(NPY_MAGIC) else None
+
+
+def _npy_stack(path: Path, header: NpyHeader) -> Stack:
+    check_axes(header.shape)
+    header.check_length(path.stat().st_size)
     if not header.fortran:
         return NpyFile(path, header)
     gathers: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)

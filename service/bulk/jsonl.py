@@ -1,29 +1,25 @@
-"""The output of bulk retrieval: a JSON line a gather, which the same command continues after whatever stopped it."""
+"""The output of bulk retrieval: one JSON line for each gather, which the same command continues after any stop."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self
 
 from pydantic import BaseModel, ValidationError
 
 from seisbind.model.errors import InvalidConfig
-from seisbind.service.bulk.backends import Answer, Asker, Failure
-from seisbind.service.schemas import GalleryBody, RetrievalBody, WeightsBody
-
-
-class FailureBody(BaseModel):
-    code: str
-    detail: str
+from seisbind.service.bulk.backends import Backend, Failure
+from seisbind.service.schemas import GalleryBody, RetrievalBody, StreamAnswer, WeightsBody
 
 
 class AnswerLine(BaseModel):
-    """A line: the ``result`` or the ``error`` of one gather. ``gather`` is None for a file of which none was read.
+    """A line: the ``result`` or the ``error`` of one gather. ``gather`` is None for a file that could not be read.
 
     Attributes:
         gathers: in the file.
@@ -38,11 +34,36 @@ class AnswerLine(BaseModel):
     weights: WeightsBody
     gallery: GalleryBody
     result: RetrievalBody | None = None
-    error: FailureBody | None = None
+    error: Failure | None = None
 
-    def written(self) -> bytes:
-        """As JSON with its line end; of ``result`` and ``error`` the one that there is."""
+    def to_json(self) -> bytes:
+        """With its line end; of ``result`` and ``error`` the one that there is."""
         return self.model_dump_json(exclude={"error" if self.error is None else "result"}).encode() + b"\n"
+
+
+@dataclass(slots=True)
+class FileTally:
+    """The lines of one file of gathers. ``gathers``: how many lines it gets; None before the first."""
+
+    answered: int = 0
+    failed: int = 0
+    gathers: int | None = None
+
+    @property
+    def lines(self) -> int:
+        return self.answered + self.failed
+
+    @property
+    def complete(self) -> bool:
+        return self.gathers is not None and self.lines >= self.gathers
+
+    def add(self, line: AnswerLine) -> None:
+        """Count one line."""
+        if line.error is None:
+            self.answered += 1
+        else:
+            self.failed += 1
+        self.gathers = self.lines if line.gather is None else line.gathers or 1  # nothing comes after such a failure
 
 
 class AnswerLines:
@@ -52,22 +73,20 @@ class AnswerLines:
     asked for or written again. The kernel keeps a second run out as long as this one lives.
 
     Attributes:
-        answered, failed: lines of the files of this run, earlier runs' included.
+        tallies: for each file of gathers, its lines; those of earlier runs included.
 
     Raises:
         InvalidConfig: it is no such file, it was made with other options, weights or gallery, or another run writes it.
         OSError: it cannot be read or written.
     """
 
-    def __init__(self, path: Path, asked: Mapping[str, object], asker: Asker) -> None:
+    def __init__(self, path: Path, asked: Mapping[str, object], backend: Backend) -> None:
         if path.exists() and not path.is_file():
             raise InvalidConfig(f"{path} is no file that a run could continue; --json prints answers.")
         self.path = path
-        self.answered = self.failed = 0
+        self.tallies: defaultdict[Path, FileTally] = defaultdict(FileTally)
         self._asked = dict(asked)
-        self._asker = asker
-        self._done: dict[str, list[int]] = {}  # file: lines, and of them failures
-        self._of: dict[str, int] = {}  # file: its gathers
+        self._backend = backend
         self._file: BinaryIO = path.open("a+b")
         try:
             try:
@@ -82,47 +101,26 @@ class AnswerLines:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
 
-    def done(self, file: Path) -> int:
-        """Gathers of ``file`` that have their line already."""
-        return sum(self._done.get(str(file), ()))
-
-    def complete(self, file: Path) -> bool:
-        """Whether all of them have."""
-        return str(file) in self._of and self.done(file) >= self._of[str(file)]
-
-    def count(self, file: Path) -> None:
-        """Take the lines that earlier runs wrote for ``file`` into this run's tally."""
-        answered, failed = self._done.get(str(file), (0, 0))
-        self.answered += answered
-        self.failed += failed
-
-    def write(self, file: Path, gathers: int | None, found: Answer | Failure) -> None:
-        """Add one line; it is kept whatever becomes of this process once `flush` has returned."""
+    def write(self, file: Path, gathers: int | None, found: StreamAnswer | Failure) -> None:
+        """Add one line; it is in the hands of the operating system on return."""
+        source = found if isinstance(found, StreamAnswer) else self._backend
         line = AnswerLine(
             file=str(file),
-            gather=found.gather,
+            gather=found.index,
             gathers=gathers,
             asked=self._asked,
-            weights=self._asker.weights,
-            gallery=self._asker.gallery,
+            weights=source.weights,
+            gallery=source.gallery,
+            result=found.result if isinstance(found, StreamAnswer) else None,
+            error=None if isinstance(found, StreamAnswer) else found,
         )
-        if isinstance(found, Failure):
-            line.error = FailureBody(code=found.code, detail=found.detail)
-            self.failed += 1
-        else:
-            line.weights, line.gallery, line.result = found.weights, found.gallery, found.result
-            self.answered += 1
-        self._file.write(line.written())
-
-    def flush(self) -> None:
-        """Hand what was written to the operating system."""
+        self.tallies[file].add(line)
+        self._file.write(line.to_json())
         self._file.flush()
 
     def _continue(self) -> None:
@@ -131,39 +129,33 @@ class AnswerLines:
         for number, text in enumerate(self._file, start=1):
             if not text.endswith(b"\n"):
                 break
-            line = self._taken(text, number)
+            line = self._parse(text, number)
+            self.tallies[Path(line.file)].add(line)
             if last is None or last.error is not None or line.error is None:
-                last = line  # an answer says what answered; an error only what was to
+                last = line  # an answer has what answered; an error only what was asked
             whole += len(text)
         if last is not None:
-            self._compare(last)
+            self._check_same_run(last)
         self._file.truncate(whole)
         self._file.seek(0, os.SEEK_END)
 
-    def _taken(self, text: bytes, number: int) -> AnswerLine:
+    def _parse(self, text: bytes, number: int) -> AnswerLine:
         try:
-            line = AnswerLine.model_validate(json.loads(text) | {"result": None})
+            return AnswerLine.model_validate(json.loads(text) | {"result": None})
         except (ValueError, TypeError, ValidationError) as error:
             raise InvalidConfig(
                 f"Line {number} of {self.path} is none that seisbind retrieve writes. It was left as it is; give "
                 "another --out."
             ) from error
-        done = self._done.setdefault(line.file, [0, 0])
-        done[line.error is not None] += 1
-        self._of[line.file] = 1 if line.gathers is None or line.gather is None else line.gathers
-        if line.gather is None:
-            self._of[line.file] = sum(done)  # nothing more can be asked of it
-        return line
 
-    def _compare(self, last: AnswerLine) -> None:
-        now = self._asker
-        for what, before, mine in (
+    def _check_same_run(self, last: AnswerLine) -> None:
+        for what, before, now in (
             ("other options", last.asked, json.loads(json.dumps(self._asked))),
-            ("other weights", last.weights.model_dump(), now.weights.model_dump()),
-            ("another gallery", last.gallery.model_dump(), now.gallery.model_dump()),
+            ("other weights", last.weights.model_dump(), self._backend.weights.model_dump()),
+            ("another gallery", last.gallery.model_dump(), self._backend.gallery.model_dump()),
         ):
-            if before != mine:
+            if before != now:
                 raise InvalidConfig(
-                    f"{self.path} was made with {what}: {json.dumps(before)}; this run has {json.dumps(mine)}. It was "
+                    f"{self.path} was made with {what}: {json.dumps(before)}; this run has {json.dumps(now)}. It was "
                     "left as it is; give another --out, or go on with what it was made with."
                 )

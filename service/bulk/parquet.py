@@ -1,4 +1,4 @@
-"""Answers as a Parquet table: a row a gather, a column a quantity. Needs pyarrow, the extra ``parquet``."""
+"""Answers as a Parquet table: rows are gathers, columns quantities. Needs pyarrow, the extra ``parquet``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from seisbind.model.errors import MissingExtra
 from seisbind.model.ground.descriptors import DESCRIPTORS
 from seisbind.service.bulk.jsonl import AnswerLine
 
-ROWS = 10_000  # a row group, which is what is held in memory
+ROWS = 10_000  # in a row group, which is held in memory
 
 
 def need_pyarrow() -> Any:

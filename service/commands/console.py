@@ -1,4 +1,4 @@
-"""Progress bars for people: on a terminal they move, in a pipe a line now and then says what was done."""
+"""Progress bars on a terminal, and a line of progress now and then in a pipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 LIFE_S = 30.0  # between two lines in a pipe
-PIPE_WIDTH = 120  # columns of a table that nobody's terminal bounds
+PIPE_WIDTH = 120  # columns of a table without a terminal
 
 
 def console() -> Console:
@@ -23,7 +23,7 @@ def console() -> Console:
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on standard error that counts to ``total``, or further; call the value with the number done."""
     start, last = time.monotonic(), 0
-    told = start
+    printed = start
     out = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -36,12 +36,12 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
         task = bar.add_task(what, total=total)
 
         def progress(done: int) -> None:
-            nonlocal last, told
+            nonlocal last, printed
             last = done
             bar.update(task, completed=done, total=max(total, done))
-            if not out.is_terminal and time.monotonic() - told >= LIFE_S:
-                told = time.monotonic()
-                print(f"{what}: {done} of {max(total, done)} in {told - start:.0f} s", file=sys.stderr, flush=True)
+            if not out.is_terminal and time.monotonic() - printed >= LIFE_S:
+                printed = time.monotonic()
+                print(f"{what}: {done} of {max(total, done)} in {printed - start:.0f} s", file=sys.stderr, flush=True)
 
         yield progress
     if not out.is_terminal:

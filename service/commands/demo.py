@@ -1,4 +1,4 @@
-"""``seisbind demo``: the whole loop on one machine, and nothing pretended: real physics, real server, real HTTP."""
+"""``seisbind demo``: the whole loop on one machine, with simulated physics, a real server and real HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -25,55 +24,20 @@ from seisbind.model.ground.families import FAMILIES, generate, mixed
 from seisbind.model.waves.wavefield import simulate
 from seisbind.service.client.client import Client
 from seisbind.service.commands.console import counting
-from seisbind.service.commands.demo_report import draw, show
+from seisbind.service.commands.demo_report import Case, Result, draw, show
 from seisbind.service.engine.gallery_builder import BATCH, build_gallery
 from seisbind.service.formats.npy import npy
 from seisbind.service.http.server import listen
-from seisbind.service.schemas import RetrievalBody
 
 Float32 = NDArray[np.float32]
 
 HOST = "127.0.0.1"
 TOP_K = 10
-KNOWN = ("FlatVel-A", "CurveVel-B", "FlatFault-A", "Style-A")  # families of the gathers whose model is in the gallery
+KNOWN = ("FlatVel-A", "CurveVel-B", "FlatFault-A", "Style-A")  # families of the cases whose model is in the gallery
 NOVEL = ("CurveVel-A", "CurveFault-B")  # and of those whose model is not
 START_S = 120.0  # for a server to become ready on a busy machine
 STOP_S = 30.0
 SOURCE = "seisbind demo, seed "  # of the models of a gallery that the demo may replace
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A gather whose ground is known.
-
-    Attributes:
-        velocity: ``(70, 70)`` m/s, the truth; gathers: ``(5, 1000, 70)``, simulated over it.
-        model_id: of the truth in the gallery; None where it is not there.
-        descriptors: ``(13,)`` of the truth.
-    """
-
-    family: str
-    velocity: Float32
-    gathers: Float32
-    model_id: str | None
-    descriptors: Float32
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A question, the server's answer and what the answer is compared with.
-
-    Attributes:
-        retrieved: ``(k, 70, 70)`` m/s, fetched from the server, best first.
-        best_mae_m_s: of the gallery's model closest to the truth, cell by cell; no retrieval can do better.
-        answered_ms: from sending the gather to having read the answer.
-    """
-
-    question: Question
-    answer: RetrievalBody
-    retrieved: Float32
-    best_mae_m_s: float
-    answered_ms: float
 
 
 def demo(*, count: int, seed: int, out: Path, port: int, weights: Path | None, stay: bool) -> None:
@@ -82,7 +46,7 @@ def demo(*, count: int, seed: int, out: Path, port: int, weights: Path | None, s
     Raises:
         SeisBindError: no weights, no simulation engine, a full disk, a server that does not start or goes on.
     """
-    signal.signal(signal.SIGTERM, _end)  # so that a demo that is told to end takes its server along
+    signal.signal(signal.SIGTERM, _exit)  # so that the server ends with the demo
     began = time.monotonic()
     embedder = Embedder.load(weights)
     say(f"Weights {embedder.weights.description.name!r} ({embedder.fingerprint}) on {embedder.device}.")
@@ -90,14 +54,14 @@ def demo(*, count: int, seed: int, out: Path, port: int, weights: Path | None, s
     say(f"Drawing {count} velocity models of {len(FAMILIES)} families, seed {seed}.")
     velocity, family = mixed(count, seed)
     prepare_gallery(out / "gallery", embedder, velocity, family, seed)
-    questions = ask_about(velocity, family, seed)
+    cases = make_cases(velocity, family, seed)
     with serving(out / "gallery", port, weights, out / "server.log") as (url, server), Client(url) as client:
-        say(f"The server is ready at {url}. Posting {len(questions)} gathers to {url}/v1/retrieve.")
-        asked = [ask(client, question, velocity) for question in questions]
-        show(asked)
+        say(f"The server is ready at {url}. Posting {len(cases)} gathers to {url}/v1/retrieve.")
+        results = [ask(client, case, velocity) for case in cases]
+        show(results)
         picture = out / "retrieval.png"
-        draw(asked, picture)
-        keep(asked, out)
+        draw(results, picture)
+        write_results(results, out)
         say(f"Picture: {picture}. Gathers and answers: {out}/gathers. {time.monotonic() - began:.0f} s in all.")
         if stay:
             print(f"\nThe server goes on at {url} until Ctrl-C. Try:", flush=True)
@@ -107,7 +71,7 @@ def demo(*, count: int, seed: int, out: Path, port: int, weights: Path | None, s
             except KeyboardInterrupt:
                 say("Stopping.")
             else:
-                raise _ended(server, out / "server.log")
+                raise _server_ended(server, out / "server.log")
 
 
 def say(sentence: str) -> None:
@@ -142,7 +106,7 @@ def prepare_gallery(path: Path, embedder: Embedder, velocity: Float32, family: N
         build_gallery(path, embedder, models, source=f"{SOURCE}{seed}", overwrite=True, progress=progress)
 
 
-def ask_about(velocity: Float32, family: NDArray[np.str_], seed: int) -> list[Question]:
+def make_cases(velocity: Float32, family: NDArray[np.str_], seed: int) -> list[Case]:
     """Gathers over some of the gallery's models, and over new ones of another seed."""
     known = [velocity[np.flatnonzero(family == name)[0]] for name in KNOWN]
     rng = np.random.default_rng([seed, 1])
@@ -156,14 +120,14 @@ def ask_about(velocity: Float32, family: NDArray[np.str_], seed: int) -> list[Qu
             progress(done)
     described = describe(truths)
     return [
-        Question(name, model, gather, content_id(model) if content_id(model) in held else None, physics)
+        Case(name, model, gather, content_id(model) if content_id(model) in held else None, physics)
         for name, model, gather, physics in zip(KNOWN + NOVEL, truths, gathers, described, strict=True)
     ]
 
 
 @contextmanager
 def serving(gallery: Path, port: int, weights: Path | None, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A server in a process of its own, ready; stopped at the end. Gives its address and the process."""
+    """A server in a process of its own, ready, stopped at the end: its address and the process."""
     try:
         listener = listen(HOST, port)
     except PortTaken:
@@ -200,37 +164,37 @@ def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> No
     with Client(url, timeout_s=START_S) as client:
         while not client.ready():
             if server.poll() is not None:
-                raise _ended(server, log)
+                raise _server_ended(server, log)
             if time.monotonic() > deadline:
                 raise ServiceError(f"The server was not ready after {START_S:g} s; see {log}.")
             time.sleep(0.1)
 
 
-def _ended(server: subprocess.Popen[bytes], log: Path) -> ServiceError:
+def _server_ended(server: subprocess.Popen[bytes], log: Path) -> ServiceError:
     last = log.read_text(errors="replace").strip().splitlines() or ["(it said nothing)"]
     return ServiceError(f"The server ended with code {server.returncode}: {last[-1]}")
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+def _exit(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def ask(client: Client, question: Question, velocity: Float32) -> Asked:
+def ask(client: Client, case: Case, velocity: Float32) -> Result:
     """Post one gather, and fetch the velocity models of the answer."""
     start = time.monotonic()
-    answer = client.retrieve(question.gathers, top_k=TOP_K).results[0]
+    answer = client.retrieve(case.gathers, top_k=TOP_K).results[0]
     answered_ms = (time.monotonic() - start) * 1e3
     fetched = [client.velocity(match.model_id) for match in answer.matches[:3]]
-    best = min(float(np.abs(velocity[i : i + BATCH] - question.velocity).mean(axis=(1, 2)).min())
+    best = min(float(np.abs(velocity[i : i + BATCH] - case.velocity).mean(axis=(1, 2)).min())
                for i in range(0, len(velocity), BATCH))  # fmt: skip
-    return Asked(question, answer, np.stack(fetched), best, answered_ms)
+    return Result(case, answer, np.stack(fetched), best, answered_ms)
 
 
-def keep(asked: list[Asked], out: Path) -> None:
+def write_results(results: list[Result], out: Path) -> None:
     """Write what was sent and what came back, for the reader's own experiments."""
     folder = out / "gathers"
     folder.mkdir(exist_ok=True)
-    for number, one in enumerate(asked, start=1):
-        (folder / f"{number}.npy").write_bytes(npy(one.question.gathers))
+    for number, one in enumerate(results, start=1):
+        (folder / f"{number}.npy").write_bytes(npy(one.case.gathers))
         answer = json.dumps(one.answer.model_dump(), indent=1)
         (folder / f"{number}.json").write_text(answer + "\n", encoding="utf-8")

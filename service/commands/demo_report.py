@@ -1,9 +1,10 @@
-"""The demo's answers as a table and as a picture, for someone who reads seismic sections."""
+"""The demo's cases and answers, as a table and as a picture of seismic sections."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,9 +20,7 @@ from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
 from seisbind.model.survey.preparation import OPENFWI
 from seisbind.service.commands.console import console
 from seisbind.service.runtime.images import COLOURS
-
-if TYPE_CHECKING:
-    from seisbind.service.commands.demo import Asked
+from seisbind.service.schemas import RetrievalBody
 
 Float32 = NDArray[np.float32]
 
@@ -33,7 +32,7 @@ SHOWN = (
     "strongest_contrast_depth",
     "strongest_contrast",
 )
-PICTURED = 3  # matches beside the truth
+MATCHES_SHOWN = 3  # matches beside the true model
 SHOT = 2  # of the five: the one in the middle of the line
 GAIN_POWER = 1.5  # of time: makes up for spreading and reflection losses, as in any shot display
 CLIP_PERCENTILE = 96  # of absolute gained pressure: the direct wave saturates, the reflections show
@@ -41,35 +40,65 @@ VELOCITY_RANGE_M_S = OPENFWI_FRAME.velocity_m_s  # OpenFWI's; one scale for all 
 FOUND = "#d1495b"
 
 
-def show(asked: list[Asked]) -> None:
-    """Print a table: what was asked, how it was answered, physics against the truth."""
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A gather whose true velocity model is known.
+
+    Attributes:
+        velocity: ``(70, 70)`` m/s, the true model; gathers: ``(5, 1000, 70)``, simulated over it.
+        model_id: of the true model in the gallery; None where it is not there.
+        descriptors: ``(13,)`` of the true model.
+    """
+
+    family: str
+    velocity: Float32
+    gathers: Float32
+    model_id: str | None
+    descriptors: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A gather, the server's answer and what the answer is compared with.
+
+    Attributes:
+        retrieved: ``(k, 70, 70)`` m/s, fetched from the server, best first.
+        best_mae_m_s: of the gallery's model closest to the true one, cell by cell; no retrieval can do better.
+        answered_ms: from sending the gather to having read the answer.
+    """
+
+    case: Case
+    answer: RetrievalBody
+    retrieved: Float32
+    best_mae_m_s: float
+    answered_ms: float
+
+
+def show(results: list[Result]) -> None:
+    """Print a table: the cases, their answers, inferred physics against the truth."""
     table = Table(box=SIMPLE_HEAD, title="Answers against the truth", title_justify="left", pad_edge=False)
     for name in ("gather", "quantity"):
         table.add_column(name, no_wrap=True)
     for name in ("inferred", "90 % interval", "truth"):
         table.add_column(name, justify="right", no_wrap=True)
     held = total = 0
-    for number, one in enumerate(asked, start=1):
-        physics = one.answer.physics or {}
-        about = _about(number, one)
-        rows = [d for d in DESCRIPTORS if d.name in SHOWN]
-        for i in range(max(len(rows), len(about))):
-            left = about[i] if i < len(about) else ""
-            if i >= len(rows):
+    shown = [d for d in DESCRIPTORS if d.name in SHOWN]
+    for number, one in enumerate(results, start=1):
+        for left, d in zip_longest(_about(number, one), shown):
+            if d is None:
                 table.add_row(left)
                 continue
-            d = rows[i]
-            q, truth = physics[d.name], float(one.question.descriptors[NAMES.index(d.name)])
+            q, truth = (one.answer.physics or {})[d.name], float(one.case.descriptors[NAMES.index(d.name)])
             inside = q.low <= truth <= q.high
             held, total = held + inside, total + 1
             interval = f"{q.low:.{d.decimals}f} to {q.high:.{d.decimals}f}"
             mark = "" if inside else "  outside"
-            table.add_row(left, d.name.replace("_", " "), d.format(q.value), interval, d.format(truth) + mark)
+            table.add_row(left or "", d.name.replace("_", " "), d.format(q.value), interval, d.format(truth) + mark)
         table.add_section()
     console().print(table)
-    known = [one for one in asked if one.question.model_id is not None]
+    known = [one for one in results if one.case.model_id is not None]
     first = sum(rank(one) == 1 for one in known)
-    novel = [one for one in asked if one.question.model_id is None]
+    novel = [one for one in results if one.case.model_id is None]
     print(f"True model at rank 1 for {first} of the {len(known)} gathers whose model is in the gallery.")
     print(
         f"For the {len(novel)} others the first match is off by "
@@ -79,9 +108,9 @@ def show(asked: list[Asked]) -> None:
     print(f"{held} of {total} true values lie in their 90 % interval.")
 
 
-def _about(number: int, one: Asked) -> list[str]:
-    lines = [f"{number}  {one.question.family}"]
-    if one.question.model_id is None:
+def _about(number: int, one: Result) -> list[str]:
+    lines = [f"{number}  {one.case.family}"]
+    if one.case.model_id is None:
         lines.append("   model not in the gallery")
     else:
         at = rank(one)
@@ -96,35 +125,37 @@ def _about(number: int, one: Asked) -> list[str]:
     return lines
 
 
-def rank(one: Asked) -> int | None:
+def rank(one: Result) -> int | None:
     """Where the true model is in the answer, from 1; None if it is not there."""
-    return next((m.rank for m in one.answer.matches if m.model_id == one.question.model_id), None)
+    return next((m.rank for m in one.answer.matches if m.model_id == one.case.model_id), None)
 
 
-def mae_m_s(one: Asked, match: int) -> float:
+def mae_m_s(one: Result, match: int) -> float:
     """Mean absolute difference of a retrieved model from the truth."""
-    return float(np.abs(one.retrieved[match] - one.question.velocity).mean())
+    return float(np.abs(one.retrieved[match] - one.case.velocity).mean())
 
 
-def draw(asked: list[Asked], path: Path) -> None:
-    """A row a gather: the gather, the true model, the first three matches, one colour bar."""
-    figure = Figure(figsize=(13.2, 2.45 * len(asked) + 0.9), dpi=110, layout="constrained")
+def draw(results: list[Result], path: Path) -> None:
+    """One row for each case: the gather, the true model, the first three matches, one colour bar."""
+    figure = Figure(figsize=(13.2, 2.45 * len(results) + 0.9), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(asked), 2 + PICTURED, squeeze=False, width_ratios=[1.15] + [1] * (1 + PICTURED))
+    grid = figure.subplots(
+        len(results), 2 + MATCHES_SHOWN, squeeze=False, width_ratios=[1.15] + [1] * (1 + MATCHES_SHOWN)
+    )
     image: AxesImage | None = None
-    for number, (row, one) in enumerate(zip(grid, asked, strict=True), start=1):
-        last = number == len(asked)
-        _draw_gather(row[0], one.question.gathers[SHOT], label=last)
-        where = "in the gallery" if one.question.model_id else "not in the gallery"
-        row[0].set_title(f"{number}  {one.question.family}, {where}", loc="left", fontsize=8.5, fontweight="bold")
-        image = _draw_model(row[1], one.question.velocity, "true model", label=last)
+    for number, (row, one) in enumerate(zip(grid, results, strict=True), start=1):
+        last = number == len(results)
+        _draw_gather(row[0], one.case.gathers[SHOT], label=last)
+        where = "in the gallery" if one.case.model_id else "not in the gallery"
+        row[0].set_title(f"{number}  {one.case.family}, {where}", loc="left", fontsize=8.5, fontweight="bold")
+        image = _draw_model(row[1], one.case.velocity, "true model", label=last)
         row[1].set_ylabel("depth (m)", fontsize=8)
         for k, axes in enumerate(row[2:]):
             if k >= len(one.retrieved):
                 axes.set_axis_off()
                 continue
             match = one.answer.matches[k]
-            found = match.model_id == one.question.model_id
+            found = match.model_id == one.case.model_id
             off = "the true model" if found else f"{mae_m_s(one, k):.0f} m/s off"
             title = f"similarity {match.similarity:.3f}, {off}"
             _draw_model(axes, one.retrieved[k], title, label=last)

@@ -1,4 +1,4 @@
-"""How a command says what went wrong: one line on standard error, with its code in brackets."""
+"""Errors of commands: one line on standard error, with its code in brackets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from seisbind.model.errors import SeisBindError
 
 
-def tell(error: SeisBindError | OSError) -> None:
+def print_error(error: SeisBindError | OSError) -> None:
     """Print the line."""
     if isinstance(error, SeisBindError):
         what, code = str(error), error.code

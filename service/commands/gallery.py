@@ -29,7 +29,7 @@ DataOption = Annotated[
 TagOption = Annotated[list[str] | None, typer.Option("--tag", help="Tag for each model; repeat for several.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-LISTED = "{:<20} {:<18} {:>13}  {:<19}  {}"  # a line at a time: a gallery may be larger than memory
+LISTED = "{:<20} {:<18} {:>13}  {:<19}  {}"  # line by line: a gallery may be larger than memory
 
 
 @app.command()

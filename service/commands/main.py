@@ -1,4 +1,4 @@
-"""The ``seisbind`` command. Heavy imports wait for the command that needs them, so that ``--help`` is quick."""
+"""The ``seisbind`` command. Each command imports what it needs when it runs, so that ``--help`` is quick."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from seisbind.model.errors import SeisBindError
 from seisbind.service.commands import gallery, keys, retrieve, training
-from seisbind.service.commands.errors import tell
+from seisbind.service.commands.errors import print_error
 
 app = typer.Typer(
     name="seisbind",
@@ -80,12 +80,9 @@ def main() -> None:
     """Run the command line. An error of SeisBind or of a file is one line on standard error, and exit code 1."""
     try:
         app()
-    except SeisBindError as error:
-        tell(error)
-        sys.exit(1)
-    except BrokenPipeError:  # the reader of a pipe has had enough
+    except BrokenPipeError:  # the reader of the pipe has ended
         sys.stderr.close()
         sys.exit(1)
-    except OSError as error:
-        tell(error)
+    except (SeisBindError, OSError) as error:
+        print_error(error)
         sys.exit(1)

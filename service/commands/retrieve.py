@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from seisbind.service.bulk.backends import AskGallery, AskServer, Wanted
-    from seisbind.service.formats.reader import Geometry
-    from seisbind.service.schemas import RetrieveAnswer
+    from seisbind.service.bulk.backends import GalleryBackend, RetrieveOptions, ServerBackend
+    from seisbind.service.schemas import RetrieveAnswer, RetrieveFields
 
 
 TOP_K = "Matches a gather: 1000 at most, and of a server its SEISBIND_MAX_TOP_K (100 where nothing else is set)."
@@ -54,82 +53,68 @@ def retrieve(
     With --out it ends with 0: all gathers answered, 1: some failed, 2: unusable options, gallery or output,
     3: no server, or one that went on refusing, 130: interrupted.
     """
-    from seisbind.model.errors import SeisBindError
-    from seisbind.service.bulk.backends import AskGallery, AskServer, Wanted
+    from seisbind.model.errors import InvalidConfig, SeisBindError
+    from seisbind.service.bulk.backends import GalleryBackend, ServerBackend
     from seisbind.service.bulk.run import exit_code
-    from seisbind.service.commands.errors import tell
-
-    def asker() -> AskGallery | AskServer:
-        if url is not None:
-            return AskServer(url, wanted, key=key)
-        return AskGallery(gallery or Path(), weights, device, wanted)
+    from seisbind.service.commands.errors import print_error
+    from seisbind.service.schemas import RetrieveFields
 
     try:
-        wanted = Wanted(top_k, _conditions(filter), _parts(include), _geometry(dt_s, shot_x_m, receiver_x_m, peak_hz))
-        _check((url, gallery), out, as_json, fail_fast)
-        if out is None:
-            with asker() as one:
-                _answer(file, one, as_json)
-        else:
-            with asker() as one:
-                failed = _write(file, one, wanted, out, fail_fast)
-            sys.exit(int(failed))
+        fields = RetrieveFields.model_construct(
+            top_k=top_k, filter=filter, include=include,
+            dt_s=dt_s, shot_x_m=shot_x_m, receiver_x_m=receiver_x_m, peak_hz=peak_hz,
+        )  # fmt: skip
+        options = _options(fields)
+        if (url is None) == (gallery is None):
+            raise InvalidConfig("Give --url http://… (a server) or --gallery PATH (on this machine), one of the two.")
+        if out is not None and as_json:
+            raise InvalidConfig("--json prints the answers and --out writes them; give one of the two.")
+        if out is None and fail_fast:
+            raise InvalidConfig("--fail-fast goes with --out; without it, the first error ends the command anyway.")
+        with (
+            ServerBackend(url, options, key=key)
+            if url is not None
+            else GalleryBackend(gallery or Path(), weights, device, options)
+        ) as backend:
+            if out is None:
+                _print_answers(file, backend, as_json)
+                return
+            failed = _write_answers(file, backend, options, out, fail_fast)
+        sys.exit(int(failed))
     except (SeisBindError, OSError, KeyboardInterrupt) as error:
         if out is None:
             raise
         if isinstance(error, KeyboardInterrupt):
             print(f"Interrupted. The same command continues {out}.", file=sys.stderr)
         else:
-            tell(error)
+            print_error(error)
         sys.exit(exit_code(error))
 
 
-def _check(whom: tuple[str | None, Path | None], out: Path | None, as_json: bool, fail_fast: bool) -> None:
-    from seisbind.model.errors import InvalidConfig
-
-    if (whom[0] is None) == (whom[1] is None):
-        raise InvalidConfig("Say whom to ask: --url http://… (a server), or --gallery PATH (on this machine).")
-    if out is not None and as_json:
-        raise InvalidConfig("--json prints the answers and --out writes them; give one of the two.")
-    if out is None and fail_fast:
-        raise InvalidConfig("--fail-fast goes with --out; without it, the first error ends the command anyway.")
-
-
-def _conditions(text: str | None) -> dict[str, object] | None:
-    if text is None:
-        return None
-    from seisbind.service.http.parameters import parse_json
-
-    return parse_json(text, "The filter")
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    from seisbind.service.http.parameters import parse_include
+def _options(fields: RetrieveFields) -> RetrieveOptions:
+    """The options, read as the fields of a request are."""
+    from seisbind.service.bulk.backends import RetrieveOptions
+    from seisbind.service.http.parameters import parse_geometry, parse_include, parse_json
     from seisbind.service.schemas import PARTS
 
-    return parse_include(text, PARTS)
+    conditions = None if fields.filter is None else parse_json(fields.filter, "The filter")
+    return RetrieveOptions(fields.top_k, conditions, parse_include(fields.include, PARTS), parse_geometry(fields))
 
 
-def _geometry(dt_s: float | None, shot_x_m: str | None, receiver_x_m: str | None, peak_hz: float | None) -> Geometry:
-    from seisbind.service.http.parameters import parse_geometry
-    from seisbind.service.schemas import RetrieveFields
-
-    fields = RetrieveFields.model_construct(dt_s=dt_s, shot_x_m=shot_x_m, receiver_x_m=receiver_x_m, peak_hz=peak_hz)
-    return parse_geometry(fields)
-
-
-def _write(named: Sequence[Path], asker: AskGallery | AskServer, wanted: Wanted, out: Path, fail_fast: bool) -> bool:
-    """Answers into a file. Returns whether some gathers failed."""
+def _write_answers(
+    named: Sequence[Path], backend: GalleryBackend | ServerBackend, options: RetrieveOptions, out: Path, fail_fast: bool
+) -> bool:
+    """Write answers into a file. Returns whether some gathers failed."""
     from seisbind.service.bulk.inputs import count_gathers, gather_files
     from seisbind.service.bulk.parquet import need_pyarrow, write_parquet
     from seisbind.service.bulk.run import PARQUET, lines_of, retrieve_all
     from seisbind.service.commands.console import counting
 
     if out.suffix == PARQUET:
-        need_pyarrow()  # told before hours of work
+        need_pyarrow()  # not after hours of work
     files, lines = gather_files(named), lines_of(out)
     with counting("Retrieving", sum(map(count_gathers, files))) as progress:
-        tally = retrieve_all(files, asker, wanted, lines, fail_fast=fail_fast, progress=progress)
+        tally = retrieve_all(files, backend, options, lines, fail_fast=fail_fast, progress=progress)
     if out.suffix == PARQUET:
         write_parquet(lines, out)
     earlier = f", {tally.earlier} of them by an earlier run" if tally.earlier else ""
@@ -137,8 +122,8 @@ def _write(named: Sequence[Path], asker: AskGallery | AskServer, wanted: Wanted,
     return tally.failed > 0
 
 
-def _answer(named: Sequence[Path], asker: AskGallery | AskServer, as_json: bool) -> None:
-    """Answers for people, or as one JSON object."""
+def _print_answers(named: Sequence[Path], backend: GalleryBackend | ServerBackend, as_json: bool) -> None:
+    """Print answers as tables, or as one JSON object."""
     import json
 
     from seisbind.service.bulk.inputs import gather_files
@@ -146,14 +131,14 @@ def _answer(named: Sequence[Path], asker: AskGallery | AskServer, as_json: bool)
 
     found: dict[str, RetrieveAnswer] = {}
     for path in gather_files(named):
-        found[str(path)] = answer = asker.file(file_bytes(path))
+        found[str(path)] = answer = backend.file(file_bytes(path))
         if not as_json:
-            _show(path, answer)
+            _print_tables(path, answer)
     if as_json:
         print(json.dumps({name: answer.model_dump() for name, answer in found.items()}, indent=1))
 
 
-def _show(path: Path, answer: RetrieveAnswer) -> None:
+def _print_tables(path: Path, answer: RetrieveAnswer) -> None:
     from rich.table import Table
 
     from seisbind.model.ground.descriptors import DESCRIPTORS
@@ -183,7 +168,7 @@ def _show(path: Path, answer: RetrieveAnswer) -> None:
         if result.in_gallery is not None:
             ranked = " Ranked by structure." if result.ranked_by == "structure" else ""
             chance = f"{result.in_gallery:.0%}"
-            out.print(f"The gallery's most similar model is the very ground with a probability of {chance}.{ranked}")
+            out.print(f"Probability that the gallery's most similar model is the true model: {chance}.{ranked}")
         if result.in_distribution.likely is False:
             out.print(f"Unlike the gathers of training: {result.in_distribution.detail}", markup=False)
         for warning in result.warnings:

@@ -1,6 +1,6 @@
-"""Encoders and a gallery as one thing that answers gathers, in process: no sockets here or below.
+"""Encoders and a gallery that answer gathers together, in process: no sockets here or below.
 
-The server and the command line both ask it.
+The server and the command line both use it.
 """
 
 __all__ = ["answers", "bodies", "engine", "gallery_builder", "query"]

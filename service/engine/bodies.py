@@ -1,17 +1,12 @@
-"""What the engine answers, in the words of `schemas`: as it crosses HTTP, and as bulk output has it."""
+"""The engine's answers as the models of `schemas`, for HTTP and bulk output."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from seisbind.index import GalleryInfo, Record
-from seisbind.model.encoders.weights_file import Weights
-from seisbind.model.frame import Frame
 from seisbind.model.ground.descriptors import DESCRIPTORS
-from seisbind.model.survey.notes import Note
-from seisbind.service.engine.answers import Match, Retrieval, SearchResult
-from seisbind.service.formats.ingest import Ingest
 from seisbind.service.schemas import (
     FrameBody,
     GalleryBody,
@@ -27,6 +22,14 @@ from seisbind.service.schemas import (
     WeightsBody,
 )
 
+if TYPE_CHECKING:  # torch and FAISS, which a client of a server does without
+    from seisbind.index import GalleryInfo, Record
+    from seisbind.model.encoders.weights_file import Weights
+    from seisbind.model.frame import Frame
+    from seisbind.model.survey.notes import Note
+    from seisbind.service.engine.answers import Match, Retrieval, SearchResult
+    from seisbind.service.formats.reader import Ingest
+
 
 def weights_body(weights: Weights) -> WeightsBody:
     return WeightsBody(name=weights.description.name, fingerprint=weights.fingerprint)
@@ -41,7 +44,7 @@ def frame_body(frame: Frame) -> FrameBody:
 
 
 def retrieval_body(retrieval: Retrieval, include: Sequence[str]) -> RetrievalBody:
-    """One gather's answer, with the parts in ``include`` but for the large ones (`http.retrieve`)."""
+    """One gather's answer, with the parts in ``include`` except the large ones (`http.views`)."""
     physics = None
     if "physics" in include:
         physics = {
@@ -63,21 +66,7 @@ def search_result_body(result: SearchResult, include: Sequence[str]) -> SearchRe
 
 
 def ingest_body(ingest: Ingest) -> IngestBody:
-    return IngestBody(
-        format=ingest.format,
-        sample_format=ingest.sample_format,
-        byte_order=ingest.byte_order,
-        gathers=ingest.gathers,
-        shots=ingest.shots,
-        receivers=ingest.receivers,
-        samples=ingest.samples,
-        traces=ingest.traces,
-        dt_s=ingest.dt_s,
-        shot_x_m=ingest.shot_x_m,
-        receiver_x_m=ingest.receiver_x_m,
-        units=ingest.units,
-        assumptions=_warnings(ingest.assumptions),
-    )
+    return IngestBody.model_validate(asdict(ingest) | {"assumptions": _warnings(ingest.assumptions)})
 
 
 def model_body(record: Record, cell_m: float) -> ModelBody:

@@ -1,16 +1,12 @@
-"""Encoders and a gallery as one callable: the in-process twin of the server.
-
-The server, the command line, bulk jobs and the tests answer through `Engine`, so that they cannot disagree.
-"""
+"""Encoders and a gallery that answer together: what the server, the command line and bulk retrieval all use."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,23 +14,30 @@ from numpy.typing import ArrayLike, NDArray
 from seisbind.index import Distribution, Filter, Gallery, GalleryInfo, Hit
 from seisbind.model.confidence.novelty import Verdict
 from seisbind.model.confidence.presence import CANDIDATES, Evidence, by_structure, coarse, differences
-from seisbind.model.encoders.embedder import NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
+from seisbind.model.encoders.embedder import NEIGHBOURS, Embedder, EncodedGathers
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
-from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES, check_descriptors, check_velocity, describe
+from seisbind.model.ground.descriptors import NAMES, check_descriptors, check_velocity, describe
 from seisbind.model.survey.notes import Note
-from seisbind.model.survey.preparation import OPENFWI, prepare
-from seisbind.service.engine.answers import InDistribution, Match, Quantity, Retrieval, SearchResult
+from seisbind.model.survey.preparation import OPENFWI
+from seisbind.service.engine.answers import (
+    Match,
+    Retrieval,
+    SearchResult,
+    fewer_matches,
+    in_distribution,
+    quantities,
+    ranked,
+)
 from seisbind.service.engine.query import Query, encode, rows_of, stacked
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Milliseconds by stage; a stage that comes twice is added up."""
+    """Milliseconds for each stage; the times of a stage that runs twice are added."""
 
     timings_ms: dict[str, float] = field(default_factory=dict)
 
@@ -46,8 +49,25 @@ class Stopwatch:
         self.timings_ms[stage] = round(self.timings_ms.get(stage, 0.0) + spent, 3)
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the gallery holds for gathers, in their order.
+
+    Attributes:
+        near: the most similar models of the whole gallery, whatever the filter.
+        presence: probability that the first of them is the true model; NaN where that is unknown.
+        new: whether the true model is taken to be missing from the gallery.
+        matches: within the filter, ranked.
+    """
+
+    near: list[list[Hit]]
+    presence: Float64
+    new: NDArray[np.bool_]
+    matches: list[tuple[Match, ...]]
+
+
 class Engine:
-    """Answers by an `Embedder` and a `Gallery` made with the same weights. It owns neither; the caller closes them.
+    """Answers from an `Embedder` and a `Gallery` made with the same weights. It owns neither; the caller closes them.
 
     All methods may be called from any thread.
 
@@ -74,7 +94,7 @@ class Engine:
         self._counting = threading.Lock()
 
     def info(self) -> GalleryInfo:
-        """What the gallery is, put together again only after a change."""
+        """Facts about the gallery, read again only after a change."""
         generation, info = self.gallery.generation, self._info
         if info is None or info.generation != generation:
             info = self.gallery.info()
@@ -89,7 +109,7 @@ class Engine:
             return found
         begun = self._counting.acquire(blocking=found is None)
         if found is not None and not begun:
-            return found  # as it was: somebody counts already, and nobody waits for that
+            return found  # as it was: another thread counts already, and this one does not wait
         try:
             found = self._distribution
             if found is None or found.generation != self.gallery.generation:
@@ -107,15 +127,15 @@ class Engine:
         filter: Filter | None = None,
         notes: tuple[Note, ...] = (),
     ) -> list[Retrieval]:
-        """Velocity models that go with each gather, and the physics of the ground under it.
+        """The velocity models that match each gather, and the inferred physics of the subsurface.
 
         ``filter`` and ``top_k`` choose the matches; physics and `InDistribution` come from the whole gallery.
 
         Args:
             gathers: ``(batch, shot, time, receiver)`` or one ``(shot, time, receiver)``, pressure, any linear unit.
             survey: how they were recorded; with weights for another line, that line's is ``engine.frame.survey``.
-            top_k: matches a gather.
-            notes: what reading the gathers had to assume; said first in each answer's warnings.
+            top_k: matches for each gather.
+            notes: what reading the gathers had to assume; the first of each answer's warnings.
 
         Raises:
             InvalidGather, InvalidSurvey: see `seisbind.model.survey.preparation.prepare`.
@@ -123,83 +143,79 @@ class Engine:
         """
         watch = Stopwatch()
         with watch("prepare"):
-            prepared = prepare(gathers, survey, frame=self.frame)
-        return self.retrieve_batch([Query(prepared, top_k, filter, notes)], watch=watch)[0]
+            query = Query.prepare(gathers, survey, frame=self.frame, top_k=top_k, filter=filter, notes=notes)
+        return self.retrieve_batch([query], watch=watch)[0]
 
     def retrieve_batch(self, queries: Sequence[Query], *, watch: Stopwatch | None = None) -> list[list[Retrieval]]:
-        """`retrieve` for the gathers of several requests at once, which are on the canonical grid already.
+        """`retrieve` for several queries at once.
 
-        Each answer is what its query alone would get, but for rounding (see `query.encode`).
+        Each answer is that of its query alone, but for rounding (see `query.encode`).
 
         Returns:
             For each query, for each of its gathers, the answer.
 
         Raises:
-            SeisBindError: one of the queries cannot be answered; which one is found by asking them one by one.
+            SeisBindError: one of the queries cannot be answered; ask them one by one to find which.
         """
         watch = Stopwatch() if watch is None else watch
         with watch("encode"):
             encoded = encode(self.embedder, queries)
             if not np.isfinite(encoded.embedding).all():
                 raise InvalidGather("The samples are too large or too small for float32 arithmetic; scale the gathers.")
-        rows = rows_of(queries)
-        by_k: dict[int, list[int]] = {}  # most requests ask for as many matches as the others: one search for all
-        for number, query in enumerate(queries):
-            by_k.setdefault(max(query.top_k, CANDIDATES), []).append(number)
-        answers: list[list[Retrieval]] = [[] for _ in queries]
-        for k, members in by_k.items():
-            batch = [queries[number] for number in members]
-            part = encoded.take(np.concatenate([rows[number] for number in members]))
-            for number, found in zip(members, self._retrieve_encoded(part, batch, k, watch), strict=True):
-                answers[number] = found
-        return answers
-
-    def _retrieve_encoded(
-        self, encoded: EncodedGathers, queries: Sequence[Query], k: int, watch: Stopwatch
-    ) -> Iterator[list[Retrieval]]:
-        """The answers to ``queries``, whose gathers are ``encoded`` one after another, from ``k`` neighbours each."""
-        rows = rows_of(queries)
-        asked = [query for query, own in zip(queries, rows, strict=True) for _ in own]
-
-        def look() -> tuple[list[list[Hit]], Float64, NDArray[np.bool_], list[tuple[Match, ...]]]:
-            with watch("search"):
-                near = self.gallery.search_velocity(encoded.embedding, k)
-                found = list(near)
-                for query, own in zip(queries, rows, strict=True):
-                    if query.filter:
-                        allowed = self.gallery.search_velocity(encoded.embedding[own], k, filter=query.filter)
-                        found[own[0] : own[-1] + 1] = allowed
-            with watch("rank"):
-                presence, new = self._in_gallery(near, encoded)
-                found = self._ordered(found, new, encoded)
-            with watch("search"):
-                return near, presence, new, self._matches([row[: q.top_k] for row, q in zip(found, asked, strict=True)])
-
-        near, presence, new, matches = self._settled(look)
+        try:
+            found = self._search(encoded, queries, watch)
+        except UnknownModel:  # a model was removed between being found and being read
+            with self.gallery.unchanging():
+                found = self._search(encoded, queries, watch)
         with watch("infer"):
-            neighbours = None if encoded.descriptors is not None else self._neighbours(near)
-            physics = self._physics(self.embedder.infer_physics(encoded, neighbours))
+            neighbours = None if encoded.descriptors is not None else _neighbours(found.near)
+            physics = quantities(self.embedder.infer_physics(encoded, neighbours))
             verdicts = self.embedder.familiar(np.concatenate([query.measured for query in queries]), encoded)
-        said = [self._said(float(one), verdicts[row] if verdicts else None) for row, one in enumerate(presence)]
-        for query, own in zip(queries, rows, strict=True):
-            yield [
-                Retrieval(
-                    matches=matches[row],
-                    physics=physics[row],
-                    in_distribution=self._in_distribution(near[row], verdicts[row] if verdicts else None),
-                    in_gallery=said[row][0],
-                    ranked_by="structure" if new[row] and matches[row] else "similarity",
-                    warnings=(
-                        *query.notes,
-                        *query.prepared.notes[i],
-                        *said[row][1],
-                        *self._fewer(matches[row], query.top_k, query.filter),
-                    ),
-                    timings_ms=watch.timings_ms,
-                    velocity=None if encoded.velocity is None else encoded.velocity[row],
-                )
-                for i, row in enumerate(own.tolist())
-            ]
+
+        def answer(query: Query, number: int, row: int) -> Retrieval:
+            """Of gather ``number`` of a query, which is ``row`` of the batch."""
+            verdict, matches = verdicts[row] if verdicts else None, found.matches[row]
+            in_gallery, doubts = self._said(float(found.presence[row]), verdict)
+            fewer = fewer_matches(matches, query.top_k, query.filter)
+            return Retrieval(
+                matches=matches,
+                physics=physics[row],
+                in_distribution=in_distribution(verdict, found.near[row]),
+                in_gallery=in_gallery,
+                ranked_by="structure" if found.new[row] and matches else "similarity",
+                warnings=(*query.notes, *query.prepared.notes[number], *doubts, *fewer),
+                timings_ms=dict(watch.timings_ms),
+                velocity=None if encoded.velocity is None else encoded.velocity[row],
+            )
+
+        return [
+            [answer(query, number, row) for number, row in enumerate(rows)]
+            for query, rows in zip(queries, rows_of(queries), strict=True)
+        ]
+
+    def _search(self, encoded: EncodedGathers, queries: Sequence[Query], watch: Stopwatch) -> Found:
+        """What the gallery holds for the gathers of ``queries``, which are ``encoded`` one after another."""
+        own = rows_of(queries)
+        top_k = np.repeat([query.top_k for query in queries], [len(query) for query in queries])
+        wanted = np.maximum(top_k, CANDIDATES)
+        near: list[list[Hit]] = [[] for _ in wanted]
+        with watch("search"):
+            for k in dict.fromkeys(wanted.tolist()):  # mostly one for all: then there is one search
+                rows = np.flatnonzero(wanted == k)
+                for row, hits in zip(rows, self.gallery.search_velocity(encoded.embedding[rows], k), strict=True):
+                    near[row] = hits
+            found = list(near)
+            for query, rows in zip(queries, own, strict=True):
+                if query.filter:
+                    k = max(query.top_k, CANDIDATES)
+                    allowed = self.gallery.search_velocity(encoded.embedding[rows], k, filter=query.filter)
+                    found[rows[0] : rows[-1] + 1] = allowed
+        with watch("rank"):
+            presence, new = self._in_gallery(near, encoded)
+            found = self._ordered(found, new, encoded)
+        with watch("search"):
+            matches = [ranked(hits[:k]) for hits, k in zip(found, top_k.tolist(), strict=True)]
+        return Found(near, presence, new, matches)
 
     def search_velocity(
         self, velocity: ArrayLike, *, top_k: int = 5, filter: Filter | None = None
@@ -211,18 +227,17 @@ class Engine:
             InvalidQuery: ``top_k`` out of range.
         """
         vectors = self.embedder.embed_velocity(velocity)
-        matches = self._matches(self.gallery.search_velocity(vectors, top_k, filter=filter))
-        return [SearchResult(row, self._fewer(row, top_k, filter)) for row in matches]
+        return [_result(hits, top_k, filter) for hits in self.gallery.search_velocity(vectors, top_k, filter=filter)]
 
     def search_descriptors(
         self, descriptors: Mapping[str, float], *, top_k: int = 5, filter: Filter | None = None
     ) -> SearchResult:
         """The gallery's models whose physics is most like ``descriptors`` (name → value in its unit).
 
-        What is left out is filled with the mean of the training set, and a warning says so.
+        Missing descriptors are filled with the mean of the training set, and a warning lists them.
 
         Raises:
-            InvalidQuery: an unknown name, a value that no ground has, no descriptor at all.
+            InvalidQuery: an unknown name, a value that no velocity model has, no descriptor at all.
         """
         if not descriptors:
             raise InvalidQuery(f"A search by descriptors needs at least one of {', '.join(NAMES)}.")
@@ -230,13 +245,10 @@ class Engine:
         mean = self.embedder.weights.encoders.descriptor_mean.cpu().numpy()
         filled = np.array([descriptors.get(name, mean[i]) for i, name in enumerate(NAMES)], dtype=np.float64)
         missing = [name for name in NAMES if name not in descriptors]
-        warnings: tuple[Note, ...] = ()
-        if missing:
-            text = f"Filled with the mean of the training set: {', '.join(missing)}."
-            warnings = (Note("descriptors_filled", text),)
-        vector = self.embedder.embed_descriptors(filled[None])
-        (row,) = self._matches(self.gallery.search_physics(vector, top_k, filter=filter))
-        return SearchResult(row, warnings + self._fewer(row, top_k, filter))
+        text = f"Filled with the mean of the training set: {', '.join(missing)}."
+        warnings = (Note("descriptors_filled", text),) if missing else ()
+        (hits,) = self.gallery.search_physics(self.embedder.embed_descriptors(filled[None]), top_k, filter=filter)
+        return _result(hits, top_k, filter, warnings)
 
     def add_models(
         self,
@@ -284,51 +296,12 @@ class Engine:
         return self.gallery.refresh()
 
     def canary(self) -> None:
-        """Encode and search one made-up gather, to show that every part answers.
+        """Encode and search one synthetic gather, to show that every part works.
 
         Raises:
             SeisBindError: one of them did not.
         """
         self.retrieve(canary_gather(self.frame), self.frame.survey, top_k=1)
-
-    def _settled(self, look: Callable[[], T]) -> T:
-        """What ``look`` finds; if a model goes before its map is read, it looks again at what is there at once."""
-        with suppress(UnknownModel):
-            return look()
-        with self.gallery.unchanging():
-            return look()
-
-    @staticmethod
-    def _matches(rows: Sequence[Sequence[Hit]]) -> list[tuple[Match, ...]]:
-        """Hits as matches, by rank."""
-        return [
-            tuple(
-                Match(
-                    rank,
-                    hit.model_id,
-                    hit.family,
-                    hit.similarity,
-                    dict(zip(NAMES, hit.descriptors.tolist(), strict=True)),
-                )
-                for rank, hit in enumerate(row, start=1)
-            )
-            for row in rows
-        ]
-
-    def _neighbours(self, near: Sequence[Sequence[Hit]]) -> Float32:
-        """``(batch, k, 13)`` descriptors of the `NEIGHBOURS` nearest models of each gather."""
-        count = min(min(map(len, near)), NEIGHBOURS)
-        described = [
-            [list(match.descriptors.values()) for match in row] for row in self._matches([r[:count] for r in near])
-        ]
-        return np.array(described, dtype=np.float32).reshape(len(near), count, len(NAMES))
-
-    @staticmethod
-    def _in_distribution(near: Sequence[Hit], verdict: Verdict | None) -> InDistribution:
-        similarity = near[0].similarity if near else None
-        if verdict is None:
-            return InDistribution(None, None, None, None, None, similarity)
-        return InDistribution(verdict.likely, verdict.score, verdict.limit, verdict.reason, verdict.detail, similarity)
 
     def _in_gallery(self, near: Sequence[Sequence[Hit]], encoded: EncodedGathers) -> tuple[Float64, NDArray[np.bool_]]:
         """For each gather, how likely its best match is its ground, and whether the ground is taken for new.
@@ -384,22 +357,17 @@ class Engine:
             ordered[i] = [found[i][at] for at in order] + found[i][CANDIDATES:]
         return ordered
 
-    @staticmethod
-    def _physics(inferred: InferredPhysics) -> list[dict[str, Quantity]]:
-        return [
-            {
-                d.name: Quantity(float(value[i]), d.unit, float(low[i]), float(high[i]))
-                for i, d in enumerate(DESCRIPTORS)
-            }
-            for value, low, high in zip(inferred.value, inferred.low, inferred.high, strict=True)
-        ]
 
-    @staticmethod
-    def _fewer(matches: Sequence[Match], top_k: int, filter: Filter | None) -> tuple[Note, ...]:
-        if len(matches) >= top_k:
-            return ()
-        what = "models pass the filter" if filter else "models are in the gallery"
-        return (Note("fewer_matches", f"{top_k} matches were asked for; {len(matches)} {what}."),)
+def _result(hits: Sequence[Hit], top_k: int, filter: Filter | None, warnings: tuple[Note, ...] = ()) -> SearchResult:
+    matches = ranked(hits)
+    return SearchResult(matches, warnings + fewer_matches(matches, top_k, filter))
+
+
+def _neighbours(near: Sequence[Sequence[Hit]]) -> Float32:
+    """``(batch, k, 13)`` descriptors of the `NEIGHBOURS` nearest models of each gather."""
+    count = min(min(map(len, near)), NEIGHBOURS)
+    described = [[hit.descriptors for hit in hits[:count]] for hits in near]
+    return np.array(described, dtype=np.float32).reshape(len(near), count, len(NAMES))
 
 
 def canary_gather(frame: Frame = OPENFWI_FRAME) -> Float32:

@@ -20,7 +20,7 @@ from seisbind.service.engine.engine import Engine
 Float32 = NDArray[np.float32]
 Batch = tuple[Float32, Sequence[str | None]]  # (model, depth, x), m/s, and the family of each
 
-BATCH = 256  # models a transaction: 5 MB of maps, and a progress bar that moves
+BATCH = 256  # models in a transaction: 5 MB of velocities, and a progress bar that moves
 
 
 def build_gallery(
@@ -30,8 +30,8 @@ def build_gallery(
     *,
     source: str | None = None,
     overwrite: bool = False,
-    progress: Callable[[int], None] | None = None,
-    warn: Callable[[str], None] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+    warn: Callable[[str], None] = lambda sentence: None,
 ) -> int:
     """Make a gallery in the folder ``path`` and fill it; returns how many models it holds.
 
@@ -48,7 +48,7 @@ def build_gallery(
         GalleryError, GalleryWriteFailed, InvalidVelocityModel: see `seisbind.index.Gallery`.
     """
     with Gallery.building(path, fingerprint=embedder.fingerprint, frame=embedder.frame, overwrite=overwrite) as gallery:
-        fill_gallery(Engine(embedder, gallery), models, source=source, progress=progress, warn=warn)
+        _fill(Engine(embedder, gallery), models, source, (), progress, warn)
         return len(gallery)
 
 
@@ -58,17 +58,17 @@ def add_to_gallery(
     *,
     source: str | None = None,
     tags: Sequence[str] = (),
-    progress: Callable[[int], None] | None = None,
-    warn: Callable[[str], None] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+    warn: Callable[[str], None] = lambda sentence: None,
 ) -> int:
-    """`fill_gallery` for a gallery that others may read meanwhile; returns how many models it has more.
+    """Add models to a gallery that others may read meanwhile; returns the number of those that it did not hold before.
 
     Raises:
-        SeisBindError: as there; the sentence says how many models were added before, which stay.
+        SeisBindError: as `build_gallery`; the sentence says how many models were added before the error, which stay.
     """
     before = len(engine.gallery)
     try:
-        fill_gallery(engine, models, source=source, tags=tags, progress=progress, warn=warn)
+        _fill(engine, models, source, tags, progress, warn)
     except SeisBindError as error:
         added = len(engine.gallery) - before
         if not added:
@@ -81,16 +81,15 @@ def add_to_gallery(
     return len(engine.gallery) - before
 
 
-def fill_gallery(
+def _fill(
     engine: Engine,
     models: Iterable[Batch],
-    *,
-    source: str | None = None,
-    tags: Sequence[str] = (),
-    progress: Callable[[int], None] | None = None,
-    warn: Callable[[str], None] | None = None,
+    source: str | None,
+    tags: Sequence[str],
+    progress: Callable[[int], None],
+    warn: Callable[[str], None],
 ) -> None:
-    """Add models to a gallery, a transaction a batch; those that it already holds are left out."""
+    """One transaction for each batch; models that the gallery already holds are left out."""
     done, untrained = 0, Untrained(engine.frame.velocity_m_s)
     for velocity, families in models:
         for start in range(0, len(velocity), BATCH):
@@ -98,9 +97,8 @@ def fill_gallery(
             engine.add_models(part, families=own, tags=[tags] * len(part), source=source, skip_existing=True)
             done += len(part)
             untrained += Untrained.of(part, engine.frame)
-            if progress is not None:
-                progress(done)
-    if untrained and warn is not None:
+            progress(done)
+    if untrained:
         warn(untrained.sentence)
 
 

@@ -1,4 +1,4 @@
-"""Arrays from bytes that a stranger sent: npy and npz, checked before anything is allocated, never unpickled.
+"""Arrays from untrusted bytes: npy and npz, checked before anything is allocated, never unpickled.
 
 ``numpy.load`` is not used on uploads. It unpacks what an npz claims (1.5 MiB can become 1.5 GB), reads headers of any
 length, and hands headers it cannot parse to a Python 2 tokenizer. Here the declared size must equal the bytes
@@ -42,11 +42,11 @@ UNZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, O
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one upload may be.
+    """Upper limits of one upload.
 
     Attributes:
-        unpacked_bytes: most that its arrays may occupy.
-        items: most gathers, or velocity models, in one stack.
+        unpacked_bytes: that its arrays may occupy, at most.
+        items: gathers, or velocity models, in one stack, at most.
     """
 
     unpacked_bytes: int = 32 << 20
@@ -55,7 +55,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class NpyHeader:
-    """What an npy file states of itself; its samples begin at byte ``start``, ``fortran``: the first axis fastest."""
+    """The header of an npy file; its samples begin at byte ``start``, ``fortran``: the first axis fastest."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -71,6 +71,20 @@ class NpyHeader:
     def bytes(self) -> int:
         """Of the samples."""
         return self.count * self.dtype.itemsize
+
+    def check_length(self, length: int) -> None:
+        """Raises MalformedUpload unless a file of ``length`` bytes holds exactly what its header states."""
+        if self.start + self.bytes != length:
+            raise MalformedUpload(
+                f"The npy header states {self.shape} of {self.dtype}, which is {self.bytes} bytes; "
+                f"{length - self.start} follow. The file is cut off or damaged."
+            )
+
+
+def check_array_size(samples: int, stored_bytes: int, limits: Limits) -> None:
+    """Raises UploadTooLarge for an array of more than the limit as stored, or of more than twice that as float32."""
+    if stored_bytes > limits.unpacked_bytes or samples * 4 > 2 * limits.unpacked_bytes:
+        raise UploadTooLarge(f"An array of {samples} samples; the limit is {limits.unpacked_bytes} bytes.")
 
 
 def read_arrays(body: bytes, *, limits: Limits) -> dict[str, Array]:
@@ -96,19 +110,14 @@ def read_npy(body: bytes, *, limits: Limits) -> Array:
         UploadTooLarge: more than ``limits.unpacked_bytes`` as stored, or more than twice that as float32.
     """
     header = read_npy_header(body)
-    if header.bytes != len(body) - header.start:
-        raise MalformedUpload(
-            f"The npy header states {header.shape} of {header.dtype}, which is {header.bytes} bytes; "
-            f"{len(body) - header.start} follow. The file is cut off or damaged."
-        )
-    if header.bytes > limits.unpacked_bytes or header.count * 4 > 2 * limits.unpacked_bytes:
-        raise UploadTooLarge(f"An array of {header.count} samples; the limit is {limits.unpacked_bytes} bytes.")
+    header.check_length(len(body))
+    check_array_size(header.count, header.bytes, limits)
     array = np.frombuffer(body, dtype=header.dtype, offset=header.start)
     return array.reshape(header.shape, order="F" if header.fortran else "C")
 
 
 def read_npy_header(body: bytes) -> NpyHeader:
-    """What an npy file states of itself, from its start.
+    """The header of an npy file, from its first bytes.
 
     Raises:
         MalformedUpload, UnsupportedDtype: as `read_npy`.

@@ -1,22 +1,23 @@
-"""Gathers with their survey, and velocity models, from uploaded bytes and what the sender says of them.
+"""Gathers with their survey, and velocity models, from files or uploads and what the sender states about them.
 
-Arrays come from `npy`, field files from `segy` and `segy_gather`; which it is, the bytes say, never a name.
+Arrays come from `npy`, field files from `segy` and `segy_gather`; the bytes decide which it is, never a name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+
+import numpy as np
 
 from seisbind.model.errors import InvalidSurvey, MalformedUpload, UnsupportedFormat, UploadTooLarge
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
 from seisbind.model.survey.notes import Note
-from seisbind.service.formats.ingest import Ingest
-from seisbind.service.formats.npy import NPY_MAGIC, ZIP_MAGIC, Array, Limits, read_arrays
+from seisbind.service.formats.npy import NPY_MAGIC, ZIP_MAGIC, Array, Limits, check_array_size, read_arrays
 from seisbind.service.formats.segy import TraceFile, looks_like_segy, looks_like_su, read_segy, read_su
 from seisbind.service.formats.segy_gather import read_field_record
 
-MAX_RECEIVERS = 1024  # traces a shot; the mapping to the frame's costs as many times this
+MAX_RECEIVERS = 1024  # traces in a shot; mapping them to the frame's receivers costs in proportion
 SURVEY_KEYS = ("dt_s", "shot_x_m", "receiver_x_m", "peak_hz")
 GATHER_KEYS = ("gathers", "data")
 VELOCITY_KEYS = ("velocity", "velocities", "data")
@@ -24,7 +25,7 @@ VELOCITY_KEYS = ("velocity", "velocities", "data")
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Where and how gathers were recorded, as far as the sender said so; fields as in `Survey`."""
+    """Where and how gathers were recorded, as far as that is stated; fields as in `Survey`."""
 
     dt_s: float | None = None
     shot_x_m: tuple[float, ...] | None = None
@@ -38,26 +39,69 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceFormat:
+    """A format of traces with headers, told by its first bytes.
+
+    Attributes:
+        suffixes: of files that are taken from a folder.
+    """
+
+    suffixes: tuple[str, ...]
+    looks_like: Callable[[bytes], bool]
+    read: Callable[[bytes], TraceFile]
+
+
+TRACE_FORMATS = (
+    TraceFormat((".segy", ".sgy"), looks_like_segy, read_segy),
+    TraceFormat((".su",), looks_like_su, read_su),
+)
+SUFFIXES = (".npy", ".npz", *(suffix for each in TRACE_FORMATS for suffix in each.suffixes))
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    """What reading gathers found; the fields are those of `service.schemas.IngestBody`, which explains them."""
+
+    format: str
+    sample_format: str
+    byte_order: str
+    gathers: int
+    shots: int
+    receivers: int
+    samples: int
+    traces: int | None
+    dt_s: float
+    shot_x_m: tuple[float, float]
+    receiver_x_m: tuple[float, float]
+    units: str
+    assumptions: tuple[Note, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Upload:
     """``gathers``: ``(batch, shot, time, receiver)`` or one without the batch axis; not yet checked."""
 
     gathers: Array
     survey: Survey
     ingest: Ingest
-    notes: tuple[Note, ...] = ()
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What was assumed or done while reading."""
+        return self.ingest.assumptions
 
 
 def read_gathers(
-    body: bytes,
+    file: bytes | Array,
     *,
     geometry: Geometry | None = None,
     limits: Limits | None = None,
     frame: Frame = OPENFWI_FRAME,
 ) -> Upload:
-    """Gathers and their survey from the bytes of an npy, npz, SEG-Y or SU file.
+    """Gathers and their survey from the bytes of an npy, npz, SEG-Y or SU file, or from an array as from its npy.
 
     An npz holds ``gathers`` (or ``data``, or one array of any name) and may hold ``dt_s``, ``shot_x_m``,
-    ``receiver_x_m`` and ``peak_hz``; ``geometry`` goes before what the file says. Without positions, as many shots and
+    ``receiver_x_m`` and ``peak_hz``; ``geometry`` overrides what the file says. Without positions, as many shots and
     receivers as the weights' ``frame`` has (OpenFWI's: 5 and 70) are taken for its line. A SEG-Y or SU file is one
     gather of its shots on one line.
 
@@ -67,48 +111,44 @@ def read_gathers(
         InvalidGather: a field file whose traces or record are of no use.
     """
     limits = Limits() if limits is None else limits
-    traces = _trace_file(body)
-    if traces is not None:
-        return _field(traces, geometry or Geometry(), limits, frame)
-    gathers, geometry = read_stack(body, geometry=geometry, limits=limits)
-    survey, notes = _survey(
-        geometry, shots=gathers.shape[-3], samples=gathers.shape[-2], receivers=gathers.shape[-1], frame=frame
-    )
-    ingest = Ingest(
-        format="npy" if body.startswith(NPY_MAGIC) else "npz",
+    if isinstance(file, bytes) and (trace_format := _trace_format(file)) is not None:
+        return _read_traces(trace_format.read(file), geometry or Geometry(), limits, frame)
+    gathers, geometry = read_stack(file, geometry=geometry, limits=limits)
+    return _upload(
+        gathers,
+        geometry,
+        frame,
+        format="npz" if isinstance(file, bytes) and file.startswith(ZIP_MAGIC) else "npy",
         sample_format=gathers.dtype.name,
         byte_order="big" if gathers.dtype.str.startswith(">") else "little",
-        gathers=len(gathers) if gathers.ndim == 4 else 1,
-        shots=gathers.shape[-3],
-        receivers=gathers.shape[-1],
-        samples=gathers.shape[-2],
-        traces=None,
-        dt_s=survey.dt_s,
-        shot_x_m=_range(survey.shot_x_m),
-        receiver_x_m=_range(survey.receiver_x_m),
-        units="m",
-        assumptions=notes,
     )
-    return Upload(gathers, survey, ingest, notes)
 
 
-def read_stack(body: bytes, *, geometry: Geometry | None = None, limits: Limits) -> tuple[Array, Geometry]:
-    """The gathers of an npy or npz file as stored, and ``geometry`` over that of the file.
+def read_stack(file: bytes | Array, *, geometry: Geometry | None = None, limits: Limits) -> tuple[Array, Geometry]:
+    """The gathers of an npy or npz file, or of an array, as stored, and ``geometry`` over that of the file.
 
     Raises:
         UploadRefused: as `read_gathers`.
     """
-    arrays = read_arrays(body, limits=limits)
+    if isinstance(file, np.ndarray):
+        check_array_size(file.size, file.nbytes, limits)
+        arrays = {"": file}
+    else:
+        arrays = read_arrays(file, limits=limits)
     stored = {name: arrays.pop(name) for name in SURVEY_KEYS if name in arrays}
     gathers = _only(arrays, GATHER_KEYS, "gathers")
-    if gathers.ndim not in (3, 4):
-        raise MalformedUpload(
-            "Gathers have the axes (shot, time, receiver) or (gather, shot, time, receiver); "
-            f"got shape {gathers.shape}."
-        )
+    check_axes(gathers.shape)
     if gathers.ndim == 4 and len(gathers) > limits.items:
         raise UploadTooLarge(f"{len(gathers)} gathers in one request; at most {limits.items}. Send several requests.")
     return gathers, (geometry or Geometry()).over(_stored_geometry(stored))
+
+
+def check_axes(shape: tuple[int, ...]) -> None:
+    """Raises MalformedUpload unless an array of ``shape`` can be one gather or a stack of gathers."""
+    if len(shape) not in (3, 4):
+        raise MalformedUpload(
+            f"Gathers have the axes (shot, time, receiver) or (gather, shot, time, receiver); got shape {shape}."
+        )
 
 
 def read_velocity(body: bytes, *, limits: Limits | None = None) -> Array:
@@ -121,7 +161,7 @@ def read_velocity(body: bytes, *, limits: Limits | None = None) -> Array:
         UploadRefused: as `read_gathers`; SEG-Y and SU are read as gathers only.
     """
     limits = Limits() if limits is None else limits
-    if not body.startswith((NPY_MAGIC, ZIP_MAGIC)) and (looks_like_segy(body) or looks_like_su(body)):
+    if _trace_format(body) is not None:
         raise UnsupportedFormat("Velocity models are read from npy or npz; this looks like SEG-Y or SU.")
     velocity = _only(read_arrays(body, limits=limits), VELOCITY_KEYS, "velocity")
     if velocity.ndim not in (2, 3, 4):
@@ -133,16 +173,14 @@ def read_velocity(body: bytes, *, limits: Limits | None = None) -> Array:
     return velocity
 
 
-def _trace_file(body: bytes) -> TraceFile | None:
-    """The traces of a SEG-Y or SU file; None if the bytes begin as an npy or npz, or as nothing that is known."""
+def _trace_format(body: bytes) -> TraceFormat | None:
+    """The format of a file of traces; None if the bytes begin as an npy or npz, or as nothing that is known."""
     if body.startswith((NPY_MAGIC, ZIP_MAGIC)):
         return None
-    if looks_like_segy(body):
-        return read_segy(body)
-    return read_su(body) if looks_like_su(body) else None
+    return next((each for each in TRACE_FORMATS if each.looks_like(body)), None)
 
 
-def _field(traces: TraceFile, geometry: Geometry, limits: Limits, frame: Frame) -> Upload:
+def _read_traces(traces: TraceFile, geometry: Geometry, limits: Limits, frame: Frame) -> Upload:
     record = read_field_record(
         traces,
         max_bytes=limits.unpacked_bytes,
@@ -151,26 +189,49 @@ def _field(traces: TraceFile, geometry: Geometry, limits: Limits, frame: Frame) 
         receiver_x_m=geometry.receiver_x_m,
         frame=frame,
     )
-    stored = Geometry(record.dt_s, record.line.shot_x_m, record.line.receiver_x_m)
-    shots, samples, receivers = record.gathers.shape
-    survey, notes = _survey(geometry.over(stored), shots=shots, samples=samples, receivers=receivers, frame=frame)
-    notes = (*record.notes, *notes)
-    ingest = Ingest(
+    return _upload(
+        record.gathers,
+        geometry.over(Geometry(record.dt_s, record.line.shot_x_m, record.line.receiver_x_m)),
+        frame,
         format=traces.format,
         sample_format=traces.coding.name,
         byte_order=traces.order,
-        gathers=1,
+        traces=record.traces,
+        units=record.units,
+        notes=record.notes,
+    )
+
+
+def _upload(
+    gathers: Array,
+    geometry: Geometry,
+    frame: Frame,
+    *,
+    format: str,
+    sample_format: str,
+    byte_order: str,
+    traces: int | None = None,
+    units: str = "m",
+    notes: tuple[Note, ...] = (),
+) -> Upload:
+    shots, samples, receivers = gathers.shape[-3:]
+    survey, assumed = _survey(geometry, shots=shots, samples=samples, receivers=receivers, frame=frame)
+    ingest = Ingest(
+        format=format,
+        sample_format=sample_format,
+        byte_order=byte_order,
+        gathers=len(gathers) if gathers.ndim == 4 else 1,
         shots=shots,
         receivers=receivers,
         samples=samples,
-        traces=record.traces,
+        traces=traces,
         dt_s=survey.dt_s,
         shot_x_m=_range(survey.shot_x_m),
         receiver_x_m=_range(survey.receiver_x_m),
-        units=record.units,
-        assumptions=notes,
+        units=units,
+        assumptions=(*notes, *assumed),
     )
-    return Upload(record.gathers, survey, ingest, notes)
+    return Upload(gathers, survey, ingest)
 
 
 def _range(positions: tuple[float, ...]) -> tuple[float, float]:
@@ -194,14 +255,12 @@ def _stored_geometry(stored: Mapping[str, Array]) -> Geometry:
                 f"{name!r} has shape {array.shape}; expected {'one number' if scalar else 'a list of positions'}."
             )
 
-    def numbers(name: str) -> tuple[float, ...] | None:
-        return tuple(float(x) for x in stored[name].ravel()) if name in stored else None
-
-    dt_s, peak_hz = numbers("dt_s"), numbers("peak_hz")
+    numbers = {name: tuple(float(x) for x in array.ravel()) for name, array in stored.items()}
+    dt_s, peak_hz = numbers.get("dt_s"), numbers.get("peak_hz")
     return Geometry(
         None if dt_s is None else dt_s[0],
-        numbers("shot_x_m"),
-        numbers("receiver_x_m"),
+        numbers.get("shot_x_m"),
+        numbers.get("receiver_x_m"),
         None if peak_hz is None else peak_hz[0],
     )
 

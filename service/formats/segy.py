@@ -1,12 +1,13 @@
 """The layout of SEG-Y and Seismic Unix (SU) files: headers and samples as views of the bytes, checked against them.
 
-Nothing that is read is copied: the readers of native libraries want a path, and believe what the file says of itself.
-Here every count is held against the bytes present before an array is made. Byte numbers in messages and comments count
+Nothing that is read is copied. Native libraries read from a path and trust the file's headers; here every count is
+checked against the bytes present before an array is made. Byte numbers in messages and comments count
 from 1, as the standard does (SEG-Y revision 1, 2002; SU's trace header is SEG-Y's, without file headers).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from seisbind.model.survey.notes import Note
 from seisbind.service.formats.segy_samples import CODINGS, UNREAD, Coding, Words, coding_of
 
 Order = Literal["big", "little"]
-Headers = NDArray[Any]  # structured, one a trace, with the names of FIELDS
+Headers = NDArray[Any]  # structured, one for each trace, with the names of FIELDS
 
 TEXT_BYTES = 3200
 FILE_HEADER_BYTES = 3600
@@ -69,14 +70,15 @@ class TraceFile:
     """Traces as stored.
 
     Attributes:
-        headers: ``(trace,)`` structured, a view of the file.
+        format: as answers name it.
+        headers: ``(trace,)`` structured, with the names and meanings of `FIELDS`; a view of the file.
         words: ``(trace, sample)`` as stored, a view of the file.
         measurement_system: bytes 3255-3256: 1 metres, 2 feet, anything else unknown; 0 in an SU file.
         dt_us: bytes 3217-3218, microseconds; 0 where it is not stated.
-        notes: what the layout left in doubt.
+        notes: what is uncertain about the layout.
     """
 
-    format: Literal["segy", "su"]
+    format: str
     order: Order
     coding: Coding
     measurement_system: int
@@ -87,7 +89,7 @@ class TraceFile:
 
 
 def looks_like_segy(body: bytes) -> bool:
-    """Whether the bytes are meant as SEG-Y: by the textual header, or by a binary header that fits the length."""
+    """Whether the bytes look like SEG-Y: by the textual header, or by a binary header that fits the length."""
     if body[:2] in EBCDIC_CARD and len(body) > CARD:
         return True
     if body[:1] == b"C" and len(body) >= FILE_HEADER_BYTES and body[CARD] == ASCII_C:
@@ -155,7 +157,7 @@ def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str) 
     Args:
         velocity: ``(depth, x)``, m/s; a trace each column.
         cell_m: cell size along both axes, m; whole centimetres.
-        title: what the textual header says of the model.
+        title: of the model, in the textual header.
     """
     depth_cells, columns = velocity.shape
     step_mm = round(cell_m * 1000)
@@ -175,7 +177,7 @@ def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str) 
     text = "".join(card[:CARD].ljust(CARD) for card in cards).encode("cp037", errors="replace")
     binary = bytearray(FILE_HEADER_BYTES - TEXT_BYTES)
     for byte, value in (
-        (3213, columns),  # traces an ensemble
+        (3213, columns),  # traces in each ensemble
         (3217, step_mm),
         (3221, depth_cells),
         (3225, 5),  # IEEE float32
@@ -185,17 +187,7 @@ def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str) 
         (3503, 1),  # all traces of one length
     ):
         binary[byte - 1 - TEXT_BYTES : byte + 1 - TEXT_BYTES] = value.to_bytes(2, "big")
-    headers = np.zeros(
-        columns,
-        np.dtype(
-            {
-                "names": list(VELOCITY_FIELDS),
-                "formats": [f">{kind}" for _, kind in VELOCITY_FIELDS.values()],
-                "offsets": [byte - 1 for byte, _ in VELOCITY_FIELDS.values()],
-                "itemsize": TRACE_HEADER_BYTES,
-            }
-        ),
-    )
+    headers = np.zeros(columns, header_dtype(VELOCITY_FIELDS, "big"))
     number = np.arange(columns)
     x_cm = np.round(number * cell_m * 100).astype(np.int64)
     constant = {"kind": -1, "scalco": -100, "coordinate_units": 1, "samples": depth_cells, "dt": step_mm, "unit": 6}
@@ -237,7 +229,7 @@ def _first_trace(body: bytes, order: Order) -> int:
     """Offset of the first trace header, behind extended textual headers if there are any."""
     revision = body[3500] if order == "big" else body[3501]
     if revision == 0:
-        return FILE_HEADER_BYTES  # what revision 0 has in bytes 3505-3506 is nobody's business
+        return FILE_HEADER_BYTES  # revision 0 leaves bytes 3505-3506 undefined
     if revision >= 2:
         wide = int.from_bytes(body[3268:3272], order)
         if wide not in (0, _number(body, 3221, order)) or any(body[3506:3510]) or any(body[3520:3528]):
@@ -255,7 +247,7 @@ def _first_trace(body: bytes, order: Order) -> int:
 
 
 def _samples(body: bytes, start: int, order: Order, coding: Coding, stated: int, notes: list[Note]) -> int:
-    """Samples a trace: the number that fits the bytes present and that all trace headers agree on."""
+    """Samples in each trace: the number that fits the bytes present and that all trace headers agree on."""
     room = len(body) - start
     if room < TRACE_HEADER_BYTES:
         raise MalformedUpload(f"The file ends after {len(body)} bytes, within its headers: it holds no trace.")
@@ -278,11 +270,11 @@ def _samples(body: bytes, start: int, order: Order, coding: Coding, stated: int,
                 "fits both. Correct bytes 3221-3222 or the trace headers."
             )
     samples = fitting[0]
-    said = _views(body, start, order, coding, samples)[0]["samples"]
-    if (said != first).any():
-        at = int(np.argmax(said != first))
+    counts = _views(body, start, order, coding, samples)[0]["samples"]
+    if (counts != first).any():
+        at = int(np.argmax(counts != first))
         raise MalformedUpload(
-            f"Trace {at + 1} states {int(said[at])} samples, the first {first}: traces of different lengths, or the "
+            f"Trace {at + 1} states {int(counts[at])} samples, the first {first}: traces of different lengths, or the "
             "format code or sample count is wrong."
         )
     if stated != first:
@@ -292,17 +284,21 @@ def _samples(body: bytes, start: int, order: Order, coding: Coding, stated: int,
 
 
 def _views(body: bytes, start: int, order: Order, coding: Coding, samples: int) -> tuple[Headers, Words]:
-    sign, stride = SIGN[order], TRACE_HEADER_BYTES + samples * coding.width
-    layout = np.dtype(
+    stride = TRACE_HEADER_BYTES + samples * coding.width
+    traces = (len(body) - start) // stride
+    headers: Headers = np.ndarray((traces,), header_dtype(FIELDS, order), body, start, (stride,))
+    kind = np.dtype(SIGN[order] + coding.kind)
+    words: Words = np.ndarray((traces, samples), kind, body, start + TRACE_HEADER_BYTES, (stride, coding.width))
+    return headers, words
+
+
+def header_dtype(fields: Mapping[str, tuple[int, str]], order: Order) -> np.dtype[Any]:
+    """The layout of one trace header: `FIELDS` or others like them."""
+    return np.dtype(
         {
-            "names": list(FIELDS),
-            "formats": [sign + kind for _, kind in FIELDS.values()],
-            "offsets": [byte - 1 for byte, _ in FIELDS.values()],
+            "names": list(fields),
+            "formats": [SIGN[order] + kind for _, kind in fields.values()],
+            "offsets": [byte - 1 for byte, _ in fields.values()],
             "itemsize": TRACE_HEADER_BYTES,
         }
     )
-    traces = (len(body) - start) // stride
-    headers: Headers = np.ndarray((traces,), layout, body, start, (stride,))
-    kind = np.dtype(sign + coding.kind)
-    words: Words = np.ndarray((traces, samples), kind, body, start + TRACE_HEADER_BYTES, (stride, coding.width))
-    return headers, words

@@ -1,7 +1,7 @@
-"""Shot gathers from a field file (`segy.TraceFile`): what trace headers mean, and everything in them that cannot be so.
+"""Shot gathers from a field file (`segy.TraceFile`): what trace headers mean, and how they are checked.
 
-Each thing that a header leaves open is decided in one place here, and said: a note where a decision is safe, an error
-with the numbers where it would be a guess. Meanings of header fields: SEG-Y revision 1 (2002), sections 5 and 6.
+Whatever a header leaves open is decided in one place here, and reported: by a note where the decision is safe, by an
+error with the numbers where it would be a guess. Meanings of header fields: SEG-Y revision 1 (2002), sections 5 and 6.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from seisbind.model.survey.notes import Note
 from seisbind.model.survey.recorded import short_line
 from seisbind.model.survey.resampling import SINC_HALF_WIDTH
 from seisbind.service.formats.segy import Headers, TraceFile
-from seisbind.service.formats.segy_samples import Evidence, decode
+from seisbind.service.formats.segy_samples import decode, sample_check
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -61,10 +61,9 @@ def read_field_record(
 
     Args:
         file: headers and samples as stored.
-        max_bytes: most that the gather may occupy as float32.
-        dt_s: goes before the file's sampling interval.
-        shot_x_m: see `seisbind.model.survey.line.lay_out`.
-        receiver_x_m: see `seisbind.model.survey.line.lay_out`.
+        max_bytes: that the gather may occupy as float32, at most.
+        dt_s: overrides the file's sampling interval.
+        shot_x_m, receiver_x_m: see `seisbind.model.survey.line.lay_out`.
         frame: of the weights, whose line and time are kept.
 
     Raises:
@@ -107,7 +106,7 @@ def read_field_record(
         notes.append(Note("record_long", text))
     _compare_duplicates(file, seismic, line)
     gathers = np.zeros((line.trace.shape[0], kept, line.trace.shape[1]), dtype=np.float32)
-    evidence, dead = Evidence(file.coding), 0
+    check, dead = sample_check(file.coding), 0
     block = max(1, BLOCK_SAMPLES // kept)
     for shot, row in zip(gathers, line.trace, strict=True):
         receivers = np.flatnonzero(row >= 0)
@@ -117,11 +116,11 @@ def read_field_record(
         for start in range(0, len(receivers), block):
             some = receivers[start : start + block]
             words = file.words[seismic[row[some]], max(0, -delay) : kept - delay]
-            evidence.add(words)
+            check.add(words)
             shot[max(0, delay) : max(0, delay) + words.shape[1], some] = decode(words, file.coding).T
     if dead:
         notes.append(Note("marked_dead", f"{dead} traces are marked dead in their headers and count as such."))
-    notes += evidence.verdict()
+    notes += check.verdict()
     return FieldRecord(gathers, line, step_s, len(file.headers), units, (*notes, *line.notes))
 
 
@@ -197,7 +196,7 @@ def _delay(headers: Headers, dt_s: float, frame: Frame, notes: list[Note]) -> in
 
 
 def _units(file: TraceFile, headers: Headers, notes: list[Note]) -> tuple[float, str]:
-    """Metres in a unit of length of the file (bytes 3255-3256), once it is sure that positions are lengths at all."""
+    """Metres in a unit of length of the file (bytes 3255-3256), after checking that positions are lengths at all."""
     system = file.measurement_system
     factor, units = (FOOT_M, "ft") if system == 2 else (1.0, "m")
     if system == 2:
@@ -240,7 +239,7 @@ def _offsets_agree(headers: Headers, scalar: Float64, offset_scalar: Float64 | f
 
 
 def _positions(headers: Headers, factor: float, notes: list[Note], given: bool) -> TracePositions:
-    """Source and group positions in metres; doubtful scalars are said, and offsets that prove them wrong refused."""
+    """Source and group positions in metres; doubtful scalars are noted, and scalars proved wrong by offsets refused."""
     scalar = _scalar(headers)
     if not given:
         _check_scalar(headers, scalar, notes)

@@ -1,6 +1,6 @@
-"""The sample formats of SEG-Y: words to numbers, and whether the words are what the format code says.
+"""The sample formats of SEG-Y: words to numbers, and a check that they are stored as the format code says.
 
-A code that is wrong by one is never noticed by arithmetic alone: IBM's 1.5 read as IEEE is 9.5. But in IBM's format
+Arithmetic alone never reveals a wrong code: IBM's 1.5 read as IEEE is 9.5. But in IBM's format
 the first hexadecimal digit of a fraction is never zero, and in IEEE's the same four bits (the last of the exponent,
 three of the fraction) are zero in about 8 % of all numbers: log-uniform numbers give half of log2(9/8). Over a few
 hundred samples that tells them apart with certainty; integers taken for floats, and words in the wrong byte order, are
@@ -43,10 +43,11 @@ class Coding:
         return np.dtype(self.kind).itemsize
 
 
+IBM = Coding(1, "IBM float32", "u4")
 CODINGS = {
     coding.code: coding
     for coding in (
-        Coding(1, "IBM float32", "u4"),
+        IBM,
         Coding(2, "int32", "i4"),
         Coding(3, "int16", "i2"),
         Coding(5, "IEEE float32", "u4"),
@@ -79,7 +80,7 @@ def coding_of(code: int) -> Coding:
 def decode(words: Words, coding: Coding) -> Float32:
     """Samples as float32; what float32 cannot hold becomes infinite (and is refused by `check_gathers`)."""
     with np.errstate(over="ignore", invalid="ignore"):
-        if coding.code == 1:
+        if coding is IBM:
             native = words.astype(np.uint32)
             exponent = ((native >> 24) & 0x7F).astype(np.int32) * 4 - (256 + 24)
             value = np.ldexp((native & 0xFFFFFF).astype(np.float64), exponent)
@@ -90,41 +91,17 @@ def decode(words: Words, coding: Coding) -> Float32:
 
 
 @dataclass(slots=True)
-class Evidence:
-    """What the samples themselves say of their format; `add` all of them, then ask for the `verdict`."""
+class SampleCheck:
+    """Whether samples are in the format that the format code states: `add` all of them, then ask for the `verdict`.
+
+    This one, of int16 and int8, accepts everything: any bytes can be such integers.
+    """
 
     coding: Coding
     numbers: int = 0  # other than zero
-    zero_digit: int = 0  # with a first hexadecimal digit of zero, as IBM would read them
-    huge: int = 0  # beyond 1e30, infinite or NaN
-    tiny: int = 0  # under 1e-30
-    large_int: int = 0
-    distinct: int = 0  # most different ones in one call of `add`
 
     def add(self, words: Words) -> None:
         """Count ``words`` of any shape."""
-        if self.coding.code in (1, 5):
-            native = words.astype(np.uint32).ravel()
-            native = native[(native & 0x7FFFFFFF) != 0]
-            self.zero_digit += int((((native & 0xF00000) == 0) & ((native & 0xFFFFFF) != 0)).sum())  # 0 x 16^n is 0
-            ibm = self.coding.code == 1
-            exponent = (native >> 24) & 0x7F if ibm else (native >> 23) & 0xFF
-            low, high = (64 - 25, 64 + 25) if ibm else (127 - 100, 127 + 100)  # 16^25 and 2^100 are 1.3e30
-            self.huge += int((exponent >= high).sum())
-            self.tiny += int((exponent < low).sum())
-            self.distinct = max(self.distinct, len(np.unique(native[:4096])))
-            self.numbers += len(native)
-        elif self.coding.code == 2:
-            integer = words.astype(np.int64).ravel()
-            integer = integer[integer != 0]
-            self.large_int += int((np.abs(integer) > LARGE_INT).sum())
-            self.numbers += len(integer)
-        elif self.coding.code == 6:
-            size = np.abs(words.astype(np.float64).ravel())
-            size = size[size != 0]
-            self.huge += int((~(size <= 1e30)).sum())  # NaN too
-            self.tiny += int((size < 1e-30).sum())
-            self.numbers += len(size)
 
     def verdict(self) -> tuple[Note, ...]:
         """Nothing, or a note that the format could not be verified.
@@ -132,36 +109,97 @@ class Evidence:
         Raises:
             MalformedUpload: the samples are not in the format that the code states.
         """
-        if not self.numbers or self.coding.code in (3, 8):
-            return ()
-        share = self.zero_digit / self.numbers
-        said = f"The format code says {self.coding.name}, but"
-        if self.coding.code == 1 and self.numbers >= ENOUGH and share > IBM_UNNORMALISED:
-            raise MalformedUpload(
-                f"{said} {share:.1%} of {self.numbers} samples are no normalised IBM numbers; they look like IEEE "
-                "floats (code 5). Read wrongly they would be off by up to a factor of 16: correct bytes 3225-3226."
-            )
-        if self.coding.code == 5 and self.numbers >= ENOUGH and self.distinct >= DISTINCT and not self.zero_digit:
-            raise MalformedUpload(
-                f"{said} all {self.numbers} samples are normalised IBM numbers, of IEEE's about 8 % are not; they look "
-                "like IBM floats (code 1). Correct bytes 3225-3226, or write the file again."
-            )
-        if self.huge > IMPLAUSIBLE * self.numbers or self.tiny == self.numbers:
-            raise MalformedUpload(
-                f"{said} read so, {self.huge} of {self.numbers} samples lie beyond 1e30 or are not numbers, and "
-                f"{self.tiny} under 1e-30: another format or byte order. Correct bytes 3225-3226."
-            )
-        if self.coding.code == 2 and self.numbers >= ENOUGH and self.large_int > (1 - IMPLAUSIBLE) * self.numbers:
-            raise MalformedUpload(
-                f"{said} nearly all of {self.numbers} samples are larger than {LARGE_INT}, as floats are when read as "
+        return ()
+
+    def _wrong(self, what: str) -> MalformedUpload:
+        return MalformedUpload(f"The format code says {self.coding.name}, but {what}")
+
+
+@dataclass(slots=True)
+class IntegerCheck(SampleCheck):
+    """Of int32: not floats taken for integers."""
+
+    large: int = 0
+
+    def add(self, words: Words) -> None:
+        integer = words.astype(np.int64).ravel()
+        integer = integer[integer != 0]
+        self.large += int((np.abs(integer) > LARGE_INT).sum())
+        self.numbers += len(integer)
+
+    def verdict(self) -> tuple[Note, ...]:
+        if self.numbers >= ENOUGH and self.large > (1 - IMPLAUSIBLE) * self.numbers:
+            raise self._wrong(
+                f"nearly all of {self.numbers} samples are larger than {LARGE_INT}, as floats are when read as "
                 "integers. Correct bytes 3225-3226."
             )
-        doubtful = (
-            (self.coding.code == 1 and share > 0)
-            or (self.coding.code == 5 and share < IEEE_NORMALISED)
-            or (self.coding.code in (1, 5) and self.numbers < ENOUGH)
-        )
-        if doubtful:
+        return ()
+
+
+@dataclass(slots=True)
+class FloatCheck(SampleCheck):
+    """Of IEEE float64, and part of the others': plausible magnitudes."""
+
+    huge: int = 0  # beyond 1e30, infinite or NaN
+    tiny: int = 0  # under 1e-30
+
+    def add(self, words: Words) -> None:
+        size = np.abs(words.astype(np.float64).ravel())
+        size = size[size != 0]
+        self.huge += int((~(size <= 1e30)).sum())  # NaN too
+        self.tiny += int((size < 1e-30).sum())
+        self.numbers += len(size)
+
+    def verdict(self) -> tuple[Note, ...]:
+        if self.numbers and (self.huge > IMPLAUSIBLE * self.numbers or self.tiny == self.numbers):
+            raise self._wrong(
+                f"read so, {self.huge} of {self.numbers} samples lie beyond 1e30 or are not numbers, and "
+                f"{self.tiny} under 1e-30: another format or byte order. Correct bytes 3225-3226."
+            )
+        return ()
+
+
+@dataclass(slots=True)
+class Float32Check(FloatCheck):
+    """Of IBM and IEEE float32: also not one taken for the other."""
+
+    zero_digit: int = 0  # with a first hexadecimal digit of zero, as IBM would read them
+    distinct: int = 0  # different numbers in one call of `add`, at most
+
+    def add(self, words: Words) -> None:
+        native = words.astype(np.uint32).ravel()
+        native = native[(native & 0x7FFFFFFF) != 0]
+        self.zero_digit += int((((native & 0xF00000) == 0) & ((native & 0xFFFFFF) != 0)).sum())  # 0 x 16^n is 0
+        ibm = self.coding is IBM
+        exponent = (native >> 24) & 0x7F if ibm else (native >> 23) & 0xFF
+        low, high = (64 - 25, 64 + 25) if ibm else (127 - 100, 127 + 100)  # 16^25 and 2^100 are 1.3e30
+        self.huge += int((exponent >= high).sum())
+        self.tiny += int((exponent < low).sum())
+        self.distinct = max(self.distinct, len(np.unique(native[:4096])))
+        self.numbers += len(native)
+
+    def verdict(self) -> tuple[Note, ...]:
+        if not self.numbers:
+            return ()
+        share, ibm = self.zero_digit / self.numbers, self.coding is IBM
+        if ibm and self.numbers >= ENOUGH and share > IBM_UNNORMALISED:
+            raise self._wrong(
+                f"{share:.1%} of {self.numbers} samples are no normalised IBM numbers; they look like IEEE "
+                "floats (code 5). Read wrongly they would be off by up to a factor of 16: correct bytes 3225-3226."
+            )
+        if not ibm and self.numbers >= ENOUGH and self.distinct >= DISTINCT and not self.zero_digit:
+            raise self._wrong(
+                f"all {self.numbers} samples are normalised IBM numbers, of IEEE's about 8 % are not; they look "
+                "like IBM floats (code 1). Correct bytes 3225-3226, or write the file again."
+            )
+        FloatCheck.verdict(self)
+        if self.numbers < ENOUGH or (share > 0 if ibm else share < IEEE_NORMALISED):
             text = f"{self.coding.name} as the file says; {self.numbers} numbers do not show whether that is true."
             return (Note("format_unverified", text),)
         return ()
+
+
+def sample_check(coding: Coding) -> SampleCheck:
+    """A new check of a file's samples."""
+    checks: dict[int, type[SampleCheck]] = {1: Float32Check, 2: IntegerCheck, 5: Float32Check, 6: FloatCheck}
+    return checks.get(coding.code, SampleCheck)(coding)

@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from seisbind.index import Filter
-from seisbind.model.survey.preparation import Prepared, prepare
+from seisbind.model.survey.preparation import Prepared
 from seisbind.service.engine.answers import Retrieval, SearchResult
 from seisbind.service.engine.bodies import (
     gallery_body,
@@ -20,9 +20,8 @@ from seisbind.service.engine.bodies import (
 )
 from seisbind.service.engine.engine import Engine, Stopwatch
 from seisbind.service.engine.query import Query
-from seisbind.service.formats.ingest import Ingest
 from seisbind.service.formats.npy import NPZ
-from seisbind.service.formats.reader import read_gathers, read_velocity
+from seisbind.service.formats.reader import Ingest, read_gathers, read_velocity
 from seisbind.service.http import npz_answer, openapi
 from seisbind.service.http.forms import (
     allowed_top_k,
@@ -92,8 +91,10 @@ async def retrieve(request: Request) -> Response:
             limit_bytes = serving.settings.max_body_bytes
             npz_answer.check_size(upload.ingest.gathers, top_k, limit_bytes, frame=engine.frame)
         with watch("prepare"):
-            prepared = prepare(upload.gathers, upload.survey, frame=engine.frame)
-            return Query(prepared, top_k, filter, upload.notes), upload.ingest
+            query = Query.prepare(
+                upload.gathers, upload.survey, frame=engine.frame, top_k=top_k, filter=filter, notes=upload.notes
+            )
+            return query, upload.ingest
 
     async def work() -> tuple[Query, Ingest, Answered, Pack]:
         with serving.batches.coming():

@@ -18,7 +18,6 @@ from starlette.types import Receive, Scope, Send
 
 from seisbind.index import Filter
 from seisbind.model.errors import InvalidSurvey, NotReady, SeisBindError, UnsupportedFormat
-from seisbind.model.survey.preparation import prepare
 from seisbind.service.engine.bodies import gallery_body, retrieval_body, weights_body
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.query import Query
@@ -283,8 +282,14 @@ class StreamedAnswer(Response):
 
         def read(engine: Engine) -> Query:
             upload = read_gathers(body, geometry=options.geometry, limits=self._limits, frame=engine.frame)
-            prepared = prepare(upload.gathers, upload.survey, frame=engine.frame)
-            return Query(prepared, options.top_k, options.filter, upload.notes)
+            return Query.prepare(
+                upload.gathers,
+                upload.survey,
+                frame=engine.frame,
+                top_k=options.top_k,
+                filter=options.filter,
+                notes=upload.notes,
+            )
 
         with self._serving.batches.coming():
             return await self._serving.on_reader(read)

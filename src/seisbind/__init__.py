@@ -1,6 +1,6 @@
 """SeisBind: velocity models and their physics from seismic shot gathers, by retrieval.
 
-The names below are what scripts and pipelines need; each is imported when it is first asked for, so that
+The names below are what scripts and pipelines need; each is imported when it is first used, so that
 ``import seisbind`` costs nothing and a client of a server loads neither torch nor FAISS.
 """
 
@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from seisbind.model.errors import SeisBindError as SeisBindError
     from seisbind.model.frame import Frame as Frame
     from seisbind.model.frame import Survey as Survey
+    from seisbind.model.ground.families import generate as generate
     from seisbind.model.survey.preparation import OPENFWI as OPENFWI
+    from seisbind.model.waves.wavefield import simulate as simulate
     from seisbind.service.client.client import AsyncClient as AsyncClient
     from seisbind.service.client.client import Client as Client
     from seisbind.service.engine.engine import Engine as Engine
+    from seisbind.service.engine.gallery_builder import build_gallery as build_gallery
+    from seisbind.service.engine.gallery_builder import random_models as random_models
     from seisbind.service.formats.reader import read_gathers as read_gathers
 
     __version__: str
@@ -36,7 +40,11 @@ _HOME = {
     "OPENFWI": "seisbind.model.survey.preparation",
     "SeisBindError": "seisbind.model.errors",
     "Survey": "seisbind.model.frame",
+    "build_gallery": "seisbind.service.engine.gallery_builder",
+    "generate": "seisbind.model.ground.families",
+    "random_models": "seisbind.service.engine.gallery_builder",
     "read_gathers": "seisbind.service.formats.reader",
+    "simulate": "seisbind.model.waves.wavefield",
 }
 __all__ = ["__version__", *_HOME]
 

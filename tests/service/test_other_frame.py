@@ -28,17 +28,18 @@ from seisbind.model.frame import OPENFWI_FRAME, Frame
 from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import mixed
 from seisbind.model.survey.preparation import prepare
-from seisbind.service.bulk.backends import Answer, AskGallery, Wanted
+from seisbind.service.bulk.backends import GalleryBackend, RetrieveOptions
 from seisbind.service.client.client import Client
 from seisbind.service.engine.engine import Engine
-from seisbind.service.formats.npy import NPZ
+from seisbind.service.formats.npy import NPZ, npy
+from seisbind.service.schemas import StreamAnswer
 from seisbind.service.settings import Settings
-from wire import RAW, npy
 
 Float32 = NDArray[np.float32]
 Run = Callable[[Settings], AbstractContextManager[Any]]
 FAMILIES = ("--family", "FlatVel-A", "--family", "CurveVel-A")
 BOTH = r"(?s)Short line \(60 x 48 cells of 5 m.*OpenFWI \(70 x 70 cells of 10 m|OpenFWI \(70 x 70.*Short line \(60 x 48"
+RAW = {"Content-Type": "application/octet-stream"}
 
 
 def seisbind(*arguments: str | Path, code: int = 0) -> str:
@@ -163,11 +164,11 @@ def test_in_process_the_answers_are_the_servers(
     root: Path, its_weights: Path, server: Any, gathers: Float32, other_frame: Frame
 ) -> None:
     over_http = server.http.post("/v1/retrieve", files={"file": npy(gathers[1])}).json()
-    with AskGallery(root / "gallery", its_weights, "cpu", Wanted()) as asker:
-        answer = asker.file(npy(gathers[1]))
-        (line, *_) = asker.stack(gathers[1:2], Wanted().geometry, 0)
+    with GalleryBackend(root / "gallery", its_weights, "cpu", RetrieveOptions()) as backend:
+        answer = backend.file(npy(gathers[1]))
+        (line, *_) = backend.stack(gathers[1:2], RetrieveOptions().geometry, 0)
     assert best(answer.model_dump()["results"][0]) == best(over_http["results"][0])
-    assert isinstance(line, Answer) and best(line.result.model_dump()) == best(over_http["results"][0])
+    assert isinstance(line, StreamAnswer) and best(line.result.model_dump()) == best(over_http["results"][0])
     np.save(root / "stack.npy", gathers)
     options = ("--gallery", root / "gallery", "--weights", its_weights, "--out", root / "answers.jsonl")
     seisbind("retrieve", root / "stack.npy", *options)

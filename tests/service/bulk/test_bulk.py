@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from seisbind.model.errors import InvalidConfig, MissingExtra
-from seisbind.service.bulk.backends import AskGallery, Wanted
+from seisbind.service.bulk.backends import GalleryBackend, RetrieveOptions
 from seisbind.service.bulk.inputs import gather_files, open_gathers
 from seisbind.service.bulk.jsonl import AnswerLine, AnswerLines
 from seisbind.service.bulk.parquet import need_pyarrow, write_parquet
 from seisbind.service.bulk.run import retrieve_all
-from seisbind.service.client.calls import PART_BYTES, Parts
+from seisbind.service.client.parts import PART_BYTES, Parts
 from seisbind.service.commands import console
 from seisbind.service.commands.main import app
 from seisbind.service.formats.reader import Geometry
@@ -58,8 +58,8 @@ def keys(found: Sequence[dict[str, Any]]) -> list[tuple[str, int | None]]:
 
 
 @pytest.fixture(scope="module")
-def asker(gallery_path: Path, weights: Path) -> Iterator[AskGallery]:
-    with AskGallery(gallery_path, weights, "cpu", Wanted(top_k=2)) as one:
+def backend(gallery_path: Path, weights: Path) -> Iterator[GalleryBackend]:
+    with GalleryBackend(gallery_path, weights, "cpu", RetrieveOptions(top_k=2)) as one:
         yield one
 
 
@@ -80,7 +80,13 @@ def folder(tmp_path: Path, gathers: Float32) -> Path:
 
 
 def test_many_files_in_process_and_over_http(
-    served: Any, gallery_path: Path, weights: Path, folder: Path, asker: AskGallery, gathers: Float32, tmp_path: Path
+    served: Any,
+    gallery_path: Path,
+    weights: Path,
+    folder: Path,
+    backend: GalleryBackend,
+    gathers: Float32,
+    tmp_path: Path,
 ) -> None:
     here, there = tmp_path / "here.jsonl", tmp_path / "there.jsonl"
     local = command(folder, "--gallery", gallery_path, "--weights", weights, "--top-k", 2, "--out", here)
@@ -104,7 +110,7 @@ def test_many_files_in_process_and_over_http(
             continue
         assert [m["model_id"] for m in one["result"]["matches"]] == [m["model_id"] for m in other["result"]["matches"]]
         assert one["result"]["warnings"] == other["result"]["warnings"]
-    whole = asker.file((folder / "c.npz").read_bytes())
+    whole = backend.file((folder / "c.npz").read_bytes())
     assert [m["model_id"] for m in found[5]["result"]["matches"]] == [m.model_id for m in whole.results[0].matches]
 
 
@@ -116,10 +122,10 @@ def test_nothing_lost_nothing_doubled_after_kills(served: Any, gathers: Float32,
     words = [*COMMAND, str(tmp_path / "stack.npy"), "--url", served.url, "--dt-s", "0.008", "--top-k", "1"]
     words += ["--out", str(out)]
     # parts of eight gathers, so that lines come while it runs; many more than are answered between a look and a kill
-    patch = "import seisbind.service.client.calls as c; c.PART_BYTES = 420_000; "
+    patch = "import seisbind.service.client.parts as c; c.PART_BYTES = 420_000; "
     # a shell's background jobs ignore Ctrl-C, and so would what they start
     patch += "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    words[2] = patch + words[2]
+    words[1:3] = ["-c", patch + "from seisbind.service.commands.main import main; main()"]
     before = 0
     for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
         with subprocess.Popen(words, stderr=subprocess.PIPE, env=ENVIRONMENT) as run:
@@ -140,48 +146,55 @@ def test_nothing_lost_nothing_doubled_after_kills(served: Any, gathers: Float32,
     assert ids == ids[:3] * 200
 
 
-def test_a_torn_end_at_every_kind_of_place(asker: AskGallery, folder: Path, tmp_path: Path) -> None:
-    files, wanted, out = gather_files([folder]), Wanted(top_k=2), tmp_path / "out.jsonl"
-    tally = retrieve_all(files, asker, wanted, out)
+def test_a_torn_end_at_every_kind_of_place(backend: GalleryBackend, folder: Path, tmp_path: Path) -> None:
+    files, wanted, out = gather_files([folder]), RetrieveOptions(top_k=2), tmp_path / "out.jsonl"
+    tally = retrieve_all(files, backend, wanted, out)
     assert (tally.answered, tally.failed, tally.earlier) == (6, 3, 0)
     whole = out.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == 0x0A]
     for cut in (0, 1, ends[0] - 1, ends[0], ends[1] + 300, ends[4], ends[6] + 2, ends[7], len(whole) - 1, len(whole)):
         out.write_bytes(whole[:cut])
-        tally = retrieve_all(files, asker, wanted, out)
+        tally = retrieve_all(files, backend, wanted, out)
         assert (tally.answered, tally.failed, tally.earlier) == (6, 3, sum(end <= cut for end in ends)), cut
         assert keys(lines(out)) == keys([json.loads(line) for line in whole.splitlines()]), cut
 
 
 def test_an_output_of_something_else_is_refused(
-    asker: AskGallery, folder: Path, tmp_path: Path, make_gallery: Any, weights: Path, other_weights: Path
+    backend: GalleryBackend, folder: Path, tmp_path: Path, make_gallery: Any, weights: Path, other_weights: Path
 ) -> None:
     files, out = [folder / "b.npy"], tmp_path / "out.jsonl"
-    retrieve_all(files, asker, Wanted(top_k=2), out)
+    retrieve_all(files, backend, RetrieveOptions(top_k=2), out)
     before = out.read_bytes() + b'{"torn'
     out.write_bytes(before)
-    for wanted in (Wanted(top_k=3), Wanted(top_k=2, geometry=Geometry(dt_s=0.001)), Wanted(top_k=2, include=())):
+    for wanted in (
+        RetrieveOptions(top_k=3),
+        RetrieveOptions(top_k=2, geometry=Geometry(dt_s=0.001)),
+        RetrieveOptions(top_k=2, include=()),
+    ):
         with pytest.raises(InvalidConfig, match=r'made with other options: \{"top_k": 2'):
-            retrieve_all(files, asker, wanted, out)
+            retrieve_all(files, backend, wanted, out)
     changed = make_gallery()
-    gone = asker._gallery.model_ids()[0]
+    gone = backend._gallery.model_ids()[0]
     remove = [*COMMAND[:3], "gallery", "remove", str(changed), gone]
     subprocess.run(remove, check=True, capture_output=True, env=ENVIRONMENT)
-    with AskGallery(changed, weights, "cpu", Wanted(top_k=2)) as other, pytest.raises(InvalidConfig) as caught:
-        retrieve_all(files, other, Wanted(top_k=2), out)
+    with (
+        GalleryBackend(changed, weights, "cpu", RetrieveOptions(top_k=2)) as other,
+        pytest.raises(InvalidConfig) as caught,
+    ):
+        retrieve_all(files, other, RetrieveOptions(top_k=2), out)
     assert '"models": 60' in str(caught.value) and '"models": 59' in str(caught.value)
-    out.write_bytes(before.replace(asker.weights.fingerprint.encode(), b"0" * 16))
+    out.write_bytes(before.replace(backend.weights.fingerprint.encode(), b"0" * 16))
     with pytest.raises(InvalidConfig, match="other weights"):
-        retrieve_all(files, asker, Wanted(top_k=2), out)
+        retrieve_all(files, backend, RetrieveOptions(top_k=2), out)
     for foreign in (b"hello\n", b"[]\n", b'{"a": 1}\n'):
         out.write_bytes(foreign)
         with pytest.raises(InvalidConfig, match=r"Line 1 of .* is none that seisbind retrieve writes"):
-            retrieve_all(files, asker, Wanted(top_k=2), out)
+            retrieve_all(files, backend, RetrieveOptions(top_k=2), out)
         assert out.read_bytes() == foreign
-    with AnswerLines(tmp_path / "held", {}, asker), pytest.raises(InvalidConfig, match="Another run"):
-        AnswerLines(tmp_path / "held", {}, asker)
+    with AnswerLines(tmp_path / "held", {}, backend), pytest.raises(InvalidConfig, match="Another run"):
+        AnswerLines(tmp_path / "held", {}, backend)
     with pytest.raises(InvalidConfig, match="is no file"):
-        AnswerLines(tmp_path, {}, asker)
+        AnswerLines(tmp_path, {}, backend)
 
 
 def test_exit_codes(served: Any, stubbed: Any, folder: Path, tmp_path: Path) -> None:
@@ -210,7 +223,9 @@ def test_exit_codes(served: Any, stubbed: Any, folder: Path, tmp_path: Path) -> 
     assert [("error" in line) for line in lines(out[1])] == [False, True]
 
 
-def test_geometry_goes_with_every_gather(served: Any, asker: AskGallery, gathers: Float32, tmp_path: Path) -> None:
+def test_geometry_goes_with_every_gather(
+    served: Any, backend: GalleryBackend, gathers: Float32, tmp_path: Path
+) -> None:
     np.save(tmp_path / "sparse.npy", gathers[:2, [0, 2], ::2, ::2])
     positions = ",".join(str(10 * i) for i in range(0, 70, 2))
     flags = ("--dt-s", 0.002, "--shot-x-m", "0,340", "--receiver-x-m", positions, "--peak-hz", 40)
@@ -229,7 +244,7 @@ def test_geometry_goes_with_every_gather(served: Any, asker: AskGallery, gathers
     assert line["error"]["code"] == "invalid_survey"
 
 
-def test_a_stack_larger_than_memory(asker: AskGallery, tmp_path: Path) -> None:
+def test_a_stack_larger_than_memory(backend: GalleryBackend, tmp_path: Path) -> None:
     """210 MB of zeros, each refused: what is held at once does not grow with the file."""
     path, shape = tmp_path / "huge.npy", (150, 5, 1000, 70)
     with path.open("wb") as file:
@@ -238,7 +253,7 @@ def test_a_stack_larger_than_memory(asker: AskGallery, tmp_path: Path) -> None:
     done: list[int] = []
     tracemalloc.start()
     try:
-        tally = retrieve_all([path], asker, Wanted(top_k=2), tmp_path / "out.jsonl", progress=done.append)
+        tally = retrieve_all([path], backend, RetrieveOptions(top_k=2), tmp_path / "out.jsonl", progress=done.append)
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -262,9 +277,9 @@ def test_files_that_are_meant(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert gather_files([Path("**/c.npz"), Path("gone.npy")]) == [Path("line/c.npz"), Path("gone.npy")]
 
 
-def test_parquet(asker: AskGallery, folder: Path, tmp_path: Path) -> None:
+def test_parquet(backend: GalleryBackend, folder: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    retrieve_all(gather_files([folder]), asker, Wanted(top_k=2), tmp_path / "out.jsonl")
+    retrieve_all(gather_files([folder]), backend, RetrieveOptions(top_k=2), tmp_path / "out.jsonl")
     write_parquet(tmp_path / "out.jsonl", tmp_path / "out.parquet")
     rows = parquet.read_table(tmp_path / "out.parquet").to_pylist()
     assert not (tmp_path / "out.parquet.unfinished").exists()

@@ -22,7 +22,7 @@ from seisbind.model.errors import InvalidConfig, ServerRefused, ServerUnreachabl
 from seisbind.model.frame import Survey
 from seisbind.service.client import client as clients
 from seisbind.service.client.client import AsyncClient, Client
-from seisbind.service.client.retries import FIRST_S, MOST_S, Retries, retry_after_s
+from seisbind.service.client.retries import FIRST_S, MAX_S, Attempts, retry_after_s
 from seisbind.service.engine.bodies import retrieval_body, search_result_body
 from seisbind.service.engine.engine import Engine
 from seisbind.service.formats.npy import npy, npz
@@ -183,7 +183,7 @@ def test_a_stream_of_parts(
     ask: Ask, served: Any, engine: Engine, gathers: Float32, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seven gathers in parts of two, from a file that is not read whole; one of them cannot be used."""
-    monkeypatch.setattr("seisbind.service.client.calls.PART_BYTES", 2 * gathers[0].nbytes)
+    monkeypatch.setattr("seisbind.service.client.parts.PART_BYTES", 2 * gathers[0].nbytes)
     stack = np.concatenate([gathers, gathers[::-1], gathers[:1]])
     stack[4, 0, 0, 0] = np.nan
     np.save(tmp_path / "stack.npy", stack)
@@ -200,7 +200,7 @@ def test_a_stream_of_parts(
 def test_a_stream_goes_on_where_a_connection_broke(
     ask: Ask, cutting: Any, served: Any, gathers: Float32, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
-    monkeypatch.setattr("seisbind.service.client.calls.PART_BYTES", 4 * gathers[0].nbytes)
+    monkeypatch.setattr("seisbind.service.client.parts.PART_BYTES", 4 * gathers[0].nbytes)
     stack = np.concatenate([gathers, gathers])
     whole = ask(served.url, "retrieve_stream", stack, top_k=1)
     port = httpx.URL(served.url).port
@@ -311,20 +311,26 @@ def test_retries_are_bounded(ask: Ask, stubbed: Any, pauses: list[float]) -> Non
 
 
 def test_how_long_it_waits() -> None:
-    retries = Retries(5)
+    def attempts(repeated: int = 0, *, repeatable: bool = True) -> Attempts:
+        found = Attempts("http://nobody", 5, repeatable=repeatable)
+        for _ in range(repeated):
+            found.failed(gone)
+        return found
+
     gone = httpx.ReadError("gone")
-    for tried in range(5):
-        waits = {retries.wait_s(gone, tried, repeatable=True) for _ in range(20)}
+    for repeated in range(5):
+        waits = {attempts(repeated).failed(gone) for _ in range(20)}
         assert len(waits) > 10  # clients do not come back together
-        assert all(wait is not None and FIRST_S * 2**tried / 2 <= wait <= FIRST_S * 2**tried for wait in waits)
-    assert retries.wait_s(gone, 5, repeatable=True) is None
-    assert retries.wait_s(gone, 0, repeatable=False) is None
-    assert retries.wait_s(httpx.ReadTimeout("slow"), 0, repeatable=True) is None
-    assert retries.wait_s(httpx.ConnectError("nobody"), 0, repeatable=False) is not None
+        assert all(FIRST_S * 2**repeated / 2 <= wait <= FIRST_S * 2**repeated for wait in waits)
+    with pytest.raises(ServerUnreachable):
+        attempts(5).failed(gone)
+    assert attempts(repeatable=False).wait_s(gone) is None
+    assert attempts().wait_s(httpx.ReadTimeout("slow")) is None
+    assert attempts(repeatable=False).wait_s(httpx.ConnectError("nobody")) is not None
     assert retry_after_s("7") == 7
     assert retry_after_s(None) is retry_after_s("soon") is None
-    later = retry_after_s(format_datetime(datetime.now(UTC) + timedelta(seconds=MOST_S), usegmt=True))
-    assert later is not None and 0 < later <= MOST_S
+    later = retry_after_s(format_datetime(datetime.now(UTC) + timedelta(seconds=MAX_S), usegmt=True))
+    assert later is not None and 0 < later <= MAX_S
     assert retry_after_s("Wed, 01 Jan 2020 00:00:00 GMT") == 0
 
 

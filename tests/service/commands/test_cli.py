@@ -31,7 +31,7 @@ from seisbind.model.datasets.openfwi import write_pairs
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import GalleryDamaged, GalleryError
 from seisbind.model.ground.families import mixed
-from seisbind.service.bulk.backends import AskGallery, Wanted
+from seisbind.service.bulk.backends import GalleryBackend, RetrieveOptions
 from seisbind.service.commands.demo import prepare_gallery
 
 Float32 = NDArray[np.float32]
@@ -285,7 +285,7 @@ def test_retrieve_with_and_without_a_server(
     remote = seisbind("retrieve", *files, "--url", served.url, "--top-k", 2, "--json")
     assert remote.returncode == 0, remote.stderr
     answers = json.loads(remote.stdout)
-    with AskGallery(gallery_path, weights, "cpu", Wanted(top_k=2)) as here:
+    with GalleryBackend(gallery_path, weights, "cpu", RetrieveOptions(top_k=2)) as here:
         for path in files:
             assert answers[str(path)]["results"] == here.file(path.read_bytes()).model_dump()["results"]
     table = seisbind("retrieve", files[1], "--gallery", gallery_path, "--weights", weights)

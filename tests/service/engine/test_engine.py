@@ -154,7 +154,7 @@ def test_presence_is_that_of_each_gather_whatever_is_in_the_batch(engine: Engine
     weighing = replace(weights, description=replace(weights.description, calibration=calibration))
     other = Engine(Embedder(weighing, device="cpu"), engine.gallery)
     survey, some = replace(OPENFWI, shot_x_m=(0.0, 340.0, 690.0)), gathers[:, [0, 2, 4]]
-    queries = [Query(prepare(gathers[:1])), Query(prepare(some, survey)), Query(prepare(gathers[1:]))]
+    queries = [Query.prepare(gathers[:1]), Query.prepare(some, survey), Query.prepare(gathers[1:])]
     found = [one for answers in other.retrieve_batch(queries) for one in answers]
     assert len({one.in_gallery for one in found}) == 6
     alone = [prepare(gathers[0]), *(prepare(one, survey) for one in some), prepare(gathers[1]), prepare(gathers[2])]

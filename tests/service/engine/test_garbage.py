@@ -20,7 +20,7 @@ from seisbind.model.confidence.presence import Presence
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.ground.families import mixed
 from seisbind.model.survey.preparation import prepare
-from seisbind.service.bulk.backends import AskGallery, Wanted
+from seisbind.service.bulk.backends import GalleryBackend, RetrieveOptions
 from seisbind.service.bulk.parquet import write_parquet
 from seisbind.service.bulk.run import retrieve_all
 from seisbind.service.engine.engine import Engine
@@ -69,7 +69,7 @@ def test_garbage_is_never_in_the_gallery(knowing: Engine, gathers: Float32, garb
     alone = Engine(garbage.without_gate(knowing.embedder), knowing.gallery)
     sure = dict.fromkeys(kinds, 0)
     for kind in kinds:
-        queries = [Query(prepare(garbage.GARBAGE[kind](sound, np.random.default_rng(0))))]
+        queries = [Query.prepare(garbage.GARBAGE[kind](sound, np.random.default_rng(0)))]
         (answers,), (before,) = knowing.retrieve_batch(queries), alone.retrieve_batch(queries)
         for one, ungated in zip(answers, before, strict=True):
             assert one.in_gallery is None or one.in_gallery < SURE, kind
@@ -130,9 +130,9 @@ def test_it_is_said_over_http_on_the_command_line_and_in_files(serve: Any, path:
     with np.load(io.BytesIO(packed.content), allow_pickle=False) as arrays:
         results.append(json.loads(arrays["answer"].tobytes())["results"][0])
     lines = tmp_path / "lines.jsonl"
-    with AskGallery(path, None, "cpu", Wanted()) as asker:
-        results.append(asker.file(body).results[0].model_dump())
-        retrieve_all([tmp_path / "noise.npy"], asker, Wanted(), lines)
+    with GalleryBackend(path, None, "cpu", RetrieveOptions()) as backend:
+        results.append(backend.file(body).results[0].model_dump())
+        retrieve_all([tmp_path / "noise.npy"], backend, RetrieveOptions(), lines)
     results.append(json.loads(lines.read_text(encoding="utf-8"))["result"])
     for result in results:
         assert result["in_gallery"] is None and result["in_distribution"]["likely"] is False

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from seisbind.model.frame import Survey
 from seisbind.model.survey.preparation import OPENFWI
 from seisbind.model.waves.wavefield import simulate
-from seisbind.service.bulk.backends import AskGallery, Wanted
+from seisbind.service.bulk.backends import GalleryBackend, RetrieveOptions
 from seisbind.service.bulk.run import retrieve_all
 from seisbind.service.client.client import Client
 from seisbind.service.engine.engine import Engine
@@ -91,11 +91,11 @@ def test_over_http_as_a_stream_in_bulk_and_in_files(
     results += [json.loads(text)["result"] for text in stack.text.splitlines()]
     with Client(served.url) as client:
         results.append(client.retrieve(record, line()).results[0].model_dump())
-    wanted = Wanted(geometry=Geometry(shot_x_m=SHOT_X_M, receiver_x_m=RECEIVER_X_M))
+    wanted = RetrieveOptions(geometry=Geometry(shot_x_m=SHOT_X_M, receiver_x_m=RECEIVER_X_M))
     (tmp_path / "record.npy").write_bytes(npy(record))
-    with AskGallery(gallery_path, weights, "cpu", wanted) as asker:
-        results.append(asker.file(npy(record)).results[0].model_dump())
-        retrieve_all([tmp_path / "record.npy"], asker, wanted, tmp_path / "lines.jsonl")
+    with GalleryBackend(gallery_path, weights, "cpu", wanted) as backend:
+        results.append(backend.file(npy(record)).results[0].model_dump())
+        retrieve_all([tmp_path / "record.npy"], backend, wanted, tmp_path / "lines.jsonl")
     results.append(json.loads((tmp_path / "lines.jsonl").read_text(encoding="utf-8"))["result"])
     for result in results:
         assert [match["model_id"] for match in result["matches"]] == [match.model_id for match in expected.matches]

@@ -5,7 +5,6 @@ Files are written by hand here, byte for byte, so that each can be wrong in one 
 
 from __future__ import annotations
 
-import io
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -21,8 +20,8 @@ from seisbind.model.errors import InvalidGather, InvalidSurvey, SeisBindError, U
 from seisbind.model.frame import Survey
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.preparation import OPENFWI, prepare
-from seisbind.service.bulk.backends import AskGallery, Wanted
-from seisbind.service.formats.npy import Limits
+from seisbind.service.bulk.backends import GalleryBackend, RetrieveOptions
+from seisbind.service.formats.npy import Limits, npy
 from seisbind.service.formats.reader import Geometry, read_gathers, read_velocity
 from seisbind.service.formats.segy_samples import CODINGS, decode
 from seisbind.service.schemas import RetrieveAnswer
@@ -136,12 +135,6 @@ def gather_of(survey: Survey, samples: int) -> Float32:
 
 GATHER, SHORT = gather_of(OPENFWI, 1000), gather_of(SMALL, 250)
 GOOD, SOUND = make(GATHER), make(SHORT)
-
-
-def npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def codes(notes: tuple[Note, ...]) -> set[str]:
@@ -579,8 +572,8 @@ def test_the_command_reads_files_by_content(
 ) -> None:
     for name, body in (("a.dat", make(gathers[0]).segy()), ("b.segy", npy(gathers[0]))):
         (tmp_path / name).write_bytes(body)
-    with AskGallery(gallery_path, weights, "cpu", Wanted(top_k=3)) as asker:
-        field_file, array = (asker.file((tmp_path / name).read_bytes()) for name in ("a.dat", "b.segy"))
+    with GalleryBackend(gallery_path, weights, "cpu", RetrieveOptions(top_k=3)) as backend:
+        field_file, array = (backend.file((tmp_path / name).read_bytes()) for name in ("a.dat", "b.segy"))
     assert (field_file.ingest.format, array.ingest.format) == ("segy", "npy")
     assert [m.model_id for m in field_file.results[0].matches] == [m.model_id for m in array.results[0].matches]
 

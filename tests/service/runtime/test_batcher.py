@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +23,6 @@ from seisbind.index import Filter, Gallery
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import InvalidGather, InvalidQuery, Overloaded
 from seisbind.model.frame import Survey
-from seisbind.model.survey.preparation import prepare
 from seisbind.service.engine.answers import Retrieval
 from seisbind.service.engine.bodies import retrieval_body
 from seisbind.service.engine.engine import Engine
@@ -28,9 +30,21 @@ from seisbind.service.engine.gallery_builder import build_gallery
 from seisbind.service.engine.query import Query, encode
 from seisbind.service.runtime.batcher import Batcher
 from seisbind.service.schemas import PARTS, RetrieveAnswer
-from wire import RAW, connect, npy, until
 
 Float32 = NDArray[np.float32]
+RAW = {"Content-Type": "application/octet-stream"}
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does; the suite's own time limit ends it."""
+    while not condition():
+        time.sleep(0.005)
 
 
 def assert_alike(found: Retrieval, expected: Retrieval) -> None:
@@ -66,7 +80,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, models: tuple[Float32, list[s
 
 def test_alone_or_with_63_others_in_any_order(real: Engine, stack: Float32) -> None:
     """Promise 10, on the encoders that are shipped."""
-    queries = [Query(prepare(gather), top_k=3 + i % 4) for i, gather in enumerate(stack)]
+    queries = [Query.prepare(gather, top_k=3 + i % 4) for i, gather in enumerate(stack)]
     shuffled = np.random.default_rng(0).permutation(64)
     together = encode(real.embedder, queries).embedding
     mixed_up = encode(real.embedder, [queries[i] for i in shuffled]).embedding
@@ -83,11 +97,11 @@ def test_each_query_keeps_its_own_wishes(engine: Engine, gathers: Float32) -> No
     """Stacks, top_k, filters and numbers of shots, all in one batch."""
     three = Survey(shot_x_m=(170.0, 340.0, 520.0), receiver_x_m=tuple(10.0 * i for i in range(70)), dt_s=0.001)
     queries = [
-        Query(prepare(gathers), top_k=2),
-        Query(prepare(gathers[0][1:4], three), top_k=70),
-        Query(prepare(gathers[1]), filter=Filter.parse({"family": "Style-A"})),
-        Query(prepare(gathers[2][1:4], three), top_k=7, filter=Filter.parse({"max_velocity": [None, 4400]})),
-        Query(prepare(gathers[2]), top_k=70),
+        Query.prepare(gathers, top_k=2),
+        Query.prepare(gathers[0][1:4], three, top_k=70),
+        Query.prepare(gathers[1], filter=Filter.parse({"family": "Style-A"})),
+        Query.prepare(gathers[2][1:4], three, top_k=7, filter=Filter.parse({"max_velocity": [None, 4400]})),
+        Query.prepare(gathers[2], top_k=70),
     ]
     together = engine.retrieve_batch(queries)
     assert [len(answers) for answers in together] == [3, 1, 1, 1, 1]
@@ -96,7 +110,7 @@ def test_each_query_keeps_its_own_wishes(engine: Engine, gathers: Float32) -> No
             assert_alike(found, expected)
     assert {match.family for match in together[2][0].matches} == {"Style-A"}
     with pytest.raises(InvalidQuery, match="top_k"):
-        Query(prepare(gathers[0]), top_k=0)
+        Query.prepare(gathers[0], top_k=0)
 
 
 class Bench:
@@ -126,7 +140,7 @@ def bench(engine: Engine, **given: Any) -> Iterator[Bench]:
 def test_batches_form_while_the_model_thread_is_busy(engine: Engine, gathers: Float32) -> None:
     """At most `max_batch` together, in the order they came; a larger request goes alone."""
     sizes = [1, 1, 3, 3, 1, 12, 1]
-    queries = [Query(prepare(np.resize(gathers, (n, 5, 1000, 70)))) for n in sizes]
+    queries = [Query.prepare(np.resize(gathers, (n, 5, 1000, 70))) for n in sizes]
     with bench(engine) as held:
 
         async def ask() -> list[int]:
@@ -143,7 +157,7 @@ def test_batches_form_while_the_model_thread_is_busy(engine: Engine, gathers: Fl
 
 def test_alone_there_is_no_wait(engine: Engine, gathers: Float32) -> None:
     """With nobody else on the way a batch of one leaves at once, though a batch may wait for a minute."""
-    query = Query(prepare(gathers[0]))
+    query = Query.prepare(gathers[0])
     with bench(engine) as one:
 
         async def ask() -> int:
@@ -155,7 +169,7 @@ def test_alone_there_is_no_wait(engine: Engine, gathers: Float32) -> None:
 
 
 def test_a_batch_waits_for_those_who_are_on_the_way(engine: Engine, gathers: Float32) -> None:
-    query = Query(prepare(gathers[0]))
+    query = Query.prepare(gathers[0])
     with bench(engine) as one:
 
         async def late(before: asyncio.Task[Any]) -> int:
@@ -180,14 +194,14 @@ def test_a_batch_does_not_wait_for_ever(engine: Engine, gathers: Float32) -> Non
 
         async def ask() -> int:
             with one.batcher.coming():  # and does not come
-                return (await asyncio.wait_for(one.batcher.answer(Query(prepare(gathers[0]))), 30)).batch
+                return (await asyncio.wait_for(one.batcher.answer(Query.prepare(gathers[0])), 30)).batch
 
         assert asyncio.run(ask()) == 1
 
 
 def test_a_cancelled_query_is_not_encoded(engine: Engine, gathers: Float32) -> None:
     """Promise 26: the place is free at once, and the batch is smaller."""
-    query = Query(prepare(gathers[0]))
+    query = Query.prepare(gathers[0])
     with bench(engine, max_queue=3) as one:
 
         async def ask() -> list[int]:
@@ -199,7 +213,7 @@ def test_a_cancelled_query_is_not_encoded(engine: Engine, gathers: Float32) -> N
             asked[1].cancel()
             await asyncio.sleep(0)
             assert one.batcher.waiting == 2
-            asked[1] = asyncio.create_task(one.batcher.answer(Query(prepare(gathers[1]))))
+            asked[1] = asyncio.create_task(one.batcher.answer(Query.prepare(gathers[1])))
             await asyncio.sleep(0)
             one.gate.set()
             return [(await each).batch for each in asked]
@@ -208,8 +222,8 @@ def test_a_cancelled_query_is_not_encoded(engine: Engine, gathers: Float32) -> N
 
 
 def test_the_fault_of_one_is_not_the_fault_of_all(engine: Engine, gathers: Float32) -> None:
-    good = Query(prepare(gathers[0]))
-    bad = Query(replace(good.prepared, traces=np.full_like(good.prepared.traces, np.inf)))
+    good = Query.prepare(gathers[0])
+    bad = replace(good, prepared=replace(good.prepared, traces=np.full_like(good.prepared.traces, np.inf)))
     with bench(engine) as one:
 
         async def ask() -> list[Any]:
@@ -260,8 +274,9 @@ def test_a_client_that_leaves_frees_its_place(serve: Any, busy: Any, gathers: Fl
     head = (
         "POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: {}\r\n\r\n"
     )
+    address = httpx.URL(server.url)
     with ThreadPoolExecutor(1) as pool, busy(server):
-        clients = [connect(server.url) for _ in range(3)]
+        clients = [socket.create_connection((address.host, address.port or 80)) for _ in range(3)]
         for client in clients:
             client.sendall(head.format(len(body)).encode() + body)
         until(lambda: server.serving.batches.waiting == 3)
