@@ -162,7 +162,7 @@ def _held_out(data: Path, held_out: Path | None, frame: Frame) -> PairSet:
     """
     from seisbind.model.datasets.openfwi import find_pairs
     from seisbind.model.errors import InvalidConfig
-    from seisbind.model.training.calibration import FEWEST
+    from seisbind.model.training.calibration import MIN_PAIRS
 
     if held_out is None and _are_shards(data):
         raise InvalidConfig(f"{data} holds shards, which have no test part: name others with --held-out.")
@@ -171,7 +171,7 @@ def _held_out(data: Path, held_out: Path | None, frame: Frame) -> PairSet:
     split = _pairs(source, part.value) if there else None
     if split is not None and split.frame != frame:
         raise InvalidConfig(f"The held-out pairs are of another frame than --data: {split.frame}, not {frame}.")
-    if split is None or len(split) < FEWEST:
+    if split is None or len(split) < MIN_PAIRS:
         whence = (
             f"all of {held_out}"
             if held_out
@@ -179,7 +179,7 @@ def _held_out(data: Path, held_out: Path | None, frame: Frame) -> PairSet:
             "and none of a single file. Make more or smaller files, or name other pairs with --held-out"
         )
         raise InvalidConfig(
-            f"{len(split or ())} held-out pairs are too few to calibrate on; at least {FEWEST} are needed. They are "
+            f"{len(split or ())} held-out pairs are too few to calibrate on; at least {MIN_PAIRS} are needed. They are "
             f"{whence}."
         )
     return split

@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from seisbind.index import Distribution, Filter, Gallery, GalleryInfo, Hit
 from seisbind.model.confidence.novelty import Verdict
-from seisbind.model.confidence.presence import CANDIDATES, Evidence, by_structure, coarse, differences
+from seisbind.model.confidence.presence import coarse
+from seisbind.model.confidence.ranking import CANDIDATES, Ranking, rank
 from seisbind.model.encoders.embedder import NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
 from seisbind.model.frame import OPENFWI_FRAME, Frame
@@ -27,7 +28,6 @@ from seisbind.service.engine.answers import InDistribution, Match, Quantity, Ret
 from seisbind.service.engine.query import Query, encode, rows_of, stacked
 
 Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 T = TypeVar("T")
 
 
@@ -148,7 +148,7 @@ class Engine:
         answers: list[list[Retrieval]] = [[] for _ in queries]
         for k, members in by_k.items():
             batch = [queries[number] for number in members]
-            part = encoded.take(np.concatenate([rows[number] for number in members]))
+            part = encoded.select(np.concatenate([rows[number] for number in members]))
             for number, found in zip(members, self._retrieve_encoded(part, batch, k, watch), strict=True):
                 answers[number] = found
         return answers
@@ -160,7 +160,9 @@ class Engine:
         rows = rows_of(queries)
         asked = [query for query, own in zip(queries, rows, strict=True) for _ in own]
 
-        def look() -> tuple[list[list[Hit]], Float64, NDArray[np.bool_], list[tuple[Match, ...]]]:
+        verdicts = self.embedder.judge_novelty(np.concatenate([query.measured for query in queries]), encoded)
+
+        def look() -> tuple[list[list[Hit]], list[Ranking], list[tuple[Match, ...]]]:
             with watch("search"):
                 near = self.gallery.search_velocity(encoded.embedding, k)
                 found = list(near)
@@ -169,29 +171,30 @@ class Engine:
                         allowed = self.gallery.search_velocity(encoded.embedding[own], k, filter=query.filter)
                         found[own[0] : own[-1] + 1] = allowed
             with watch("rank"):
-                presence, new = self._in_gallery(near, encoded)
-                found = self._ordered(found, new, encoded)
+                rankings = self._rank(found, near, encoded, verdicts)
             with watch("search"):
-                return near, presence, new, self._matches([row[: q.top_k] for row, q in zip(found, asked, strict=True)])
+                ordered = [
+                    [hits[at] for at in ranking.order[: query.top_k]]
+                    for hits, ranking, query in zip(found, rankings, asked, strict=True)
+                ]
+                return near, rankings, self._matches(ordered)
 
-        near, presence, new, matches = self._settled(look)
+        near, rankings, matches = self._settled(look)
         with watch("infer"):
             neighbours = None if encoded.descriptors is not None else self._neighbours(near)
             physics = self._physics(self.embedder.infer_physics(encoded, neighbours))
-            verdicts = self.embedder.familiar(np.concatenate([query.measured for query in queries]), encoded)
-        said = [self._said(float(one), verdicts[row] if verdicts else None) for row, one in enumerate(presence)]
         for query, own in zip(queries, rows, strict=True):
             yield [
                 Retrieval(
                     matches=matches[row],
                     physics=physics[row],
                     in_distribution=self._in_distribution(near[row], verdicts[row] if verdicts else None),
-                    in_gallery=said[row][0],
-                    ranked_by="structure" if new[row] and matches[row] else "similarity",
+                    in_gallery=rankings[row].in_gallery,
+                    ranked_by="structure" if rankings[row].by_structure else "similarity",
                     warnings=(
                         *query.notes,
                         *query.prepared.notes[i],
-                        *said[row][1],
+                        *self._withheld(rankings[row], verdicts[row] if verdicts else None),
                         *self._fewer(matches[row], query.top_k, query.filter),
                     ),
                     timings_ms=watch.timings_ms,
@@ -329,59 +332,43 @@ class Engine:
             return InDistribution(None, None, None, None, None, similarity)
         return InDistribution(verdict.likely, verdict.score, verdict.limit, verdict.reason, verdict.detail, similarity)
 
-    def _in_gallery(self, near: Sequence[Sequence[Hit]], encoded: EncodedGathers) -> tuple[Float64, NDArray[np.bool_]]:
-        """For each gather, how likely its best match is its ground, and whether the ground is taken for new.
-
-        NaN and not new, where that cannot be said.
-        """
+    def _rank(
+        self,
+        found: Sequence[Sequence[Hit]],
+        near: Sequence[Sequence[Hit]],
+        encoded: EncodedGathers,
+        verdicts: Sequence[Verdict] | None,
+    ) -> list[Ranking]:
+        """How the hits of each gather are ordered; ``near`` are those of the whole gallery, without a filter."""
         calibration, read = self.embedder.weights.description.calibration, encoded.velocity
-        if calibration is None or read is None or min(map(len, near)) < 2:
-            return np.full(len(near), np.nan), np.zeros(len(near), dtype=bool)
-        best = self._coarse([row[0].model_id for row in near], read.shape[-1])
-        evidence = Evidence(
-            first=np.array([row[0].similarity for row in near]),
-            second=np.array([row[1].similarity for row in near]),
-            far=differences(read, best),
-            doubt=encoded.doubt(self.embedder.descriptor_spread),
+        cells = 0 if read is None else read.shape[-1]
+        return rank(
+            [[hit.model_id for hit in hits] for hits in found],
+            best=[hits[0].model_id for hits in near if hits],
+            similarity=np.array([[hit.similarity for hit in hits[:2]] for hits in near]),
             size=len(self.gallery),
+            read=read,
+            uncertainty=encoded.uncertainty(self.embedder.descriptor_spread),
+            presence=None if calibration is None else calibration.presence,
+            novelty=verdicts,
+            models=lambda model_ids: self._coarse(model_ids, cells),
         )
-        probability = calibration.presence.probability(evidence)
-        return probability, calibration.presence.is_new(probability)
 
     @staticmethod
-    def _said(probability: float, verdict: Verdict | None) -> tuple[float | None, tuple[Note, ...]]:
-        """What an answer says of a gather's ``in_gallery``: nothing where the gather is unlike those of training, on
-        which the law was fitted, but the reason."""
-        if np.isnan(probability):
-            return None, ()
-        if verdict is None or verdict.likely:
-            return probability, ()
+    def _withheld(ranking: Ranking, verdict: Verdict | None) -> tuple[Note, ...]:
+        if not ranking.withheld or verdict is None:
+            return ()
         text = (
             "Whether the gallery holds this ground is unknown, for the record is unlike those of training: "
             f"{verdict.detail} Take the matches for a guess."
         )
-        return None, (Note("in_gallery_unknown", text),)
+        return (Note("in_gallery_unknown", text),)
 
     def _coarse(self, model_ids: Sequence[str], cells: int) -> Float32:
         """``(n, depth, cells)`` coarse velocity models of the gallery, each read once."""
         row_of = {model_id: row for row, model_id in enumerate(dict.fromkeys(model_ids))}
         models = coarse(stacked([each[None] for each in self.gallery.velocities(list(row_of))]), cells)
         return np.asarray(models[[row_of[model_id] for model_id in model_ids]])
-
-    def _ordered(self, found: list[list[Hit]], new: NDArray[np.bool_], encoded: EncodedGathers) -> list[list[Hit]]:
-        """The hits of ground that is ``new`` in another order: the `CANDIDATES` most similar as `by_structure` puts
-        them, then the rest, so that the first do not depend on how many were asked for."""
-        read = encoded.velocity
-        moved = [i for i, (row, is_new) in enumerate(zip(found, new, strict=True)) if is_new and row]
-        if read is None or not moved:
-            return found
-        ends = np.cumsum([len(found[i][:CANDIDATES]) for i in moved])
-        models = self._coarse([hit.model_id for i in moved for hit in found[i][:CANDIDATES]], read.shape[-1])
-        ordered = list(found)
-        for i, candidates in zip(moved, np.split(models, ends[:-1]), strict=True):
-            order = by_structure(read[i], candidates)
-            ordered[i] = [found[i][at] for at in order] + found[i][CANDIDATES:]
-        return ordered
 
     @staticmethod
     def _physics(inferred: InferredPhysics) -> list[dict[str, Quantity]]:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from seisbind.model.confidence.novelty import MEASURES, Familiar
+from seisbind.model.confidence.novelty import MEASURES, TrainingRanges
 from seisbind.model.confidence.presence import Presence
-from seisbind.model.encoders.embedder import MODEL_CELLS, Embedder
+from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.encoders.networks import EncoderConfig, Encoders
 from seisbind.model.encoders.weights_file import Calibration, Description, save_weights
 from seisbind.model.ground.descriptors import NAMES
@@ -29,7 +29,7 @@ def answers(embedder: Embedder) -> dict[str, Any]:
     """What is recorded of weights, as JSON has it: of one made-up gather, one layered model and one row of physics."""
     generator = np.random.default_rng(3)
     gather = generator.standard_normal((1, 5, 1000, 70)).astype(np.float32)
-    layers = np.linspace(1500, 4000, MODEL_CELLS, dtype=np.float32)[None, :, None].repeat(MODEL_CELLS, 2)
+    layers = np.linspace(1500, 4000, 70, dtype=np.float32)[None, :, None].repeat(70, 2)
     encoded = embedder.embed_gathers(prepare(gather, OPENFWI))
     physics = embedder.infer_physics(encoded, np.ones((1, 5, len(NAMES)), np.float32))
     return {
@@ -47,7 +47,10 @@ def make(path: Path) -> None:
     config = EncoderConfig(width=8, velocity_width=8, hidden=16)
     low, middle, high = ((value,) * len(MEASURES) for value in (-1.0, 0.5, 2.0))
     calibration = Calibration(
-        ((0.5,) * len(NAMES),), Presence(-1.0, 2.0, 3.0, -0.5, 0.05, 3000), Familiar(low, middle, high, 1.25), pairs=100
+        ((0.5,) * len(NAMES),),
+        Presence(-1.0, 2.0, 3.0, -0.5, 0.05, 3000),
+        TrainingRanges(low, middle, high, 1.25),
+        pairs=100,
     )
     save_weights(path, Encoders(config), Description("golden", config, {"pairs": 3}, calibration))
     path.with_suffix(".json").write_text(json.dumps(answers(Embedder.load(path, device="cpu", runtime="torch"))) + "\n")
