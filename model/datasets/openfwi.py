@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seisbind.model.errors import DatasetError, InvalidConfig
+from seisbind.model.files import replacing
 from seisbind.model.frame import OPENFWI_FRAME, Frame, stored_frame
 
 MANIFEST = "seisbind.json"  # of a simulated dataset, see `simulation.Manifest`
@@ -220,21 +221,14 @@ def writing_pair(
     gathers, velocity = pair_paths(directory, family, number)
     for path in (gathers, velocity):
         path.parent.mkdir(parents=True, exist_ok=True)
-    partial = {path: path.with_name(path.name + ".partial") for path in (gathers, velocity)}
-    try:
+    with replacing(velocity) as partial_velocity, replacing(gathers) as partial_gathers:
         arrays = PairArrays(
-            velocity=_reserve(partial[velocity], (count, *channel_shape(frame))),
-            gathers=_reserve(partial[gathers], (count, *frame.gather_shape)),
+            velocity=_reserve(partial_velocity, (count, *channel_shape(frame))),
+            gathers=_reserve(partial_gathers, (count, *frame.gather_shape)),
         )
         yield arrays
-        for mapped, path in ((arrays.gathers, gathers), (arrays.velocity, velocity)):
-            mapped.flush()
-            _sync(partial[path])
-            partial[path].replace(path)
-            _sync(path.parent)
-    finally:
-        for temporary in partial.values():
-            temporary.unlink(missing_ok=True)
+        arrays.gathers.flush()
+        arrays.velocity.flush()
 
 
 def write_pairs(
@@ -346,12 +340,3 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> Mapped:
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array
-
-
-def _sync(path: Path) -> None:
-    """Flushes a file or a directory's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from seisbind.model.confidence.novelty import TrainingRanges
 from seisbind.model.confidence.presence import Presence
 from seisbind.model.encoders.networks import COMPRESSION, OPENFWI_RMS, EncoderConfig, Encoders
 from seisbind.model.errors import InvalidConfig, WeightsError
+from seisbind.model.files import replacing
 from seisbind.model.frame import OPENFWI_FRAME, Frame, stored_frame
 from seisbind.model.ground.descriptors import INTERFACE_STEP_M_S, NAMES
 from seisbind.model.survey.preparation import POLARITY_RATIO, SINC_HALF_WIDTH
@@ -119,15 +119,8 @@ def save_weights(path: Path, encoders: Encoders, description: Description) -> st
     whole = digest(text, tensors)
     payload = save(tensors, metadata={"seisbind": text, "sha256": whole})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        partial.write_bytes(payload)
     return whole[:FINGERPRINT_LENGTH]
 
 
