@@ -33,7 +33,7 @@ from robustness import KINDS, white
 from scipy.signal import butter, chirp, fftconvolve, sosfiltfilt
 
 from seisbind.index import Gallery
-from seisbind.model.confidence.presence import CANDIDATES
+from seisbind.model.confidence.ranking import CANDIDATES
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.frame import Survey
 from seisbind.model.ground.families import mixed
@@ -193,8 +193,8 @@ def without_gate(embedder: Embedder) -> Embedder:
     description = embedder.weights.description
     if description.calibration is None:
         sys.exit("These weights are not calibrated: there is no in_gallery to measure.")
-    known = replace(description.calibration.familiar, limit=float("inf"))
-    calibration = replace(description.calibration, familiar=known)
+    ranges = replace(description.calibration.novelty, limit=float("inf"))
+    calibration = replace(description.calibration, novelty=ranges)
     weights = replace(embedder.weights, description=replace(description, calibration=calibration))
     return Embedder(weights, device=str(embedder.device))
 

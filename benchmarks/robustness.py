@@ -208,7 +208,7 @@ def main() -> None:
 
     def add(name: str, prepared: Prepared, *, own: bool = True, truth: Array | None = None) -> None:
         encoded = embedder.embed_gathers(prepared)
-        verdicts = embedder.familiar(measure(prepared), encoded)
+        verdicts = embedder.judge_novelty(measure(prepared), encoded)
         if verdicts is None:
             sys.exit("These weights are not calibrated: there is no in_distribution to measure.")
         scores.append(np.asarray([verdict.score for verdict in verdicts], dtype=np.float32))

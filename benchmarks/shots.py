@@ -68,7 +68,7 @@ def answered(embedder: Embedder, gathers: Array, used: tuple[int, ...], gallery:
     encoded = embedder.embed_gathers(prepared)
     physics = embedder.infer_physics(encoded, None)
     covered = coverage(physics, truth)
-    verdicts = embedder.familiar(measure(prepared), encoded) or []
+    verdicts = embedder.judge_novelty(measure(prepared), encoded) or []
     return {
         "used": prepared.traces.shape[1],
         "covered": float(covered.mean()),

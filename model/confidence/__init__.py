@@ -3,4 +3,4 @@
 Whether a gather is like those of training, whether its ground is in the gallery, how matches are ordered.
 """
 
-__all__ = ["novelty", "presence"]
+__all__ = ["novelty", "presence", "ranking"]

@@ -1,8 +1,8 @@
-"""How far a gather lies from those that the encoders were trained on, and in what respect.
+"""Novelty detection: how far a gather lies from those that the encoders were trained on, and in what respect.
 
 Similarity to a gallery says little: an encoder maps noise, too, next to some model. So a gather is measured directly,
-by what a processing geophysicist would look at, and each measure is held against the range that it had in training.
-The measure that lies furthest outside names the reason.
+by what a processing geophysicist would look at, and each measure is compared with its range in training. The measure
+that lies furthest outside gives the reason.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 EARLY_S = 0.02  # a delay that training saw, too
-NARROWEST = 0.05  # from the middle of a range to its edge, in the units of the measures: what never varied may round
+NARROWEST = 0.05  # least distance from the median of a range to its end, in the unit of the measure, for rounding
 FLOOR = 1e-9  # of power shares, -90 dB
-UNLIKE = 0.01  # of the gathers of training that are taken to be unlike it
+NOVEL_SHARE = 0.01  # of the gathers of training that count as unlike it
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class Thresholds:
     """What the measures compare with; the numbers in brackets are those of OpenFWI's frame.
 
     Attributes:
@@ -36,7 +36,7 @@ class Bounds:
         slowest_m_s: apparent velocities below this are no pressure waves (1300: the ground starts at 1500).
         high_hz: the highest peak frequency of training has 1e-3 of its power above (62.5).
         band_hz: where slow waves are looked for (4 to 60).
-        late_s: the end of a record that is compared with all of it (0.2).
+        late_s: length of the end of a record that is compared with the whole record (0.2).
     """
 
     fastest_m_s: float
@@ -47,10 +47,10 @@ class Bounds:
 
 
 @lru_cache(maxsize=16)
-def bounds_of(frame: Frame) -> Bounds:
+def thresholds_of(frame: Frame) -> Thresholds:
     """What the measures compare with in a frame."""
     slow, fast = frame.velocity_m_s
-    return Bounds(
+    return Thresholds(
         fastest_m_s=fast * 46 / 45,
         slowest_m_s=slow * 13 / 15,
         high_hz=frame.peak_hz * 62.5 / 15,
@@ -63,9 +63,9 @@ def bounds_of(frame: Frame) -> Bounds:
 class Measure:
     """One respect in which gathers are compared.
 
-    ``reason`` is the stable word in answers, ``unit`` that of values. ``side``: what is unlike training, values above
-    its range (1), below it (-1) or either (0): a record cannot have too little noise. ``definition`` has places for
-    numbers of `Bounds`.
+    ``reason`` is the stable word in answers, ``unit`` that of values. ``side``: whether values above the range of
+    training are novel (1), below it (-1) or both (0): a record cannot have too little noise. ``definition`` is a
+    format string with fields of `Thresholds`.
     """
 
     name: str
@@ -89,12 +89,12 @@ MEASURES: tuple[Measure, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Familiar:
-    """The ranges of `MEASURES` in training, and how far beyond them is too far.
+class TrainingRanges:
+    """The ranges of `MEASURES` in training, and the largest score that still counts as in distribution.
 
     Attributes:
-        low, middle, high: per measure, the edges that 1 % of the gathers of training lie beyond, in one measure or
-            another and the same share at each edge; and the median.
+        low, middle, high: per measure, the lower end, the median and the upper end. The ends are chosen so that 1 % of
+            the gathers of training lie beyond one of them, in equal shares.
         limit: the score that 1 % of the gathers of training exceed.
     """
 
@@ -110,9 +110,9 @@ class Verdict:
 
     Attributes:
         likely: ``score <= limit``.
-        score: of the worst measure: 0 at its median in training, 1 on the edge of its range, 2 as far again.
-        limit: `Familiar.limit`.
-        reason: of the measure that decides (`Measure.reason`); None where ``likely``.
+        score: the largest of all measures: 0 at the median of training, 1 at the end of the range, 2 twice as far.
+        limit: `TrainingRanges.limit`.
+        reason: `Measure.reason` of that measure; None where ``likely``.
         detail: a sentence with the numbers; None where ``likely``.
     """
 
@@ -124,9 +124,9 @@ class Verdict:
 
 
 def measure(prepared: Prepared) -> Float64:
-    """``(batch, len(MEASURES) - 1)`` values of gathers: all measures but the doubt, which the encoder has."""
+    """``(batch, len(MEASURES) - 1)`` values of gathers: all measures but the last, which needs the encoders."""
     traces, live = prepared.traces, prepared.live
-    with np.errstate(invalid="ignore", over="ignore"):  # of samples that no encoder takes, either
+    with np.errstate(invalid="ignore", over="ignore"):  # samples that the encoders refuse later
         rows = [
             _measure_one(t, alive, x, prepared.frame)
             for t, alive, x in zip(traces, live, prepared.shot_x_m, strict=True)
@@ -134,19 +134,19 @@ def measure(prepared: Prepared) -> Float64:
     return np.asarray(rows, dtype=np.float64).reshape(len(traces), len(MEASURES) - 1)
 
 
-def with_doubt(measured: Float64, doubt: Float32) -> Float64:
-    """``(batch, len(MEASURES))``: what was measured of gathers, and the encoder's doubt of each.
+def with_uncertainty(measured: Float64, uncertainty: Float32) -> Float64:
+    """``(batch, len(MEASURES))``: the measures of gathers, and the encoders' uncertainty about each gather.
 
     Args:
         measured: from `measure`.
-        doubt: ``(batch,)`` mean logarithm of the head's scale, in standard deviations of the descriptors.
+        uncertainty: ``(batch,)`` mean logarithm of the head's scale, in standard deviations of the descriptors.
     """
-    return np.column_stack([measured, doubt])
+    return np.column_stack([measured, uncertainty])
 
 
 def _measure_one(traces: Float32, live: NDArray[np.bool_], shot_x_m: Float32, frame: Frame) -> list[float]:
-    """``traces``: (shot, time, receiver) of a frame; the measures in order, but for the last."""
-    bounds = bounds_of(frame)
+    """``traces``: (shot, time, receiver) of a frame; all measures but the last, in order."""
+    thresholds = thresholds_of(frame)
     shots, samples, receivers = traces.shape
     scale = np.abs(traces).max()
     p = traces / scale if scale > 0 else traces
@@ -156,9 +156,9 @@ def _measure_one(traces: Float32, live: NDArray[np.bool_], shot_x_m: Float32, fr
 
     offset = np.abs(np.arange(receivers) * frame.receiver_spacing_m - shot_x_m[:, None])  # (shot, receiver)
     t = np.arange(samples)[:, None] * frame.dt_s
-    early = (t < offset[:, None] / bounds.fastest_m_s - EARLY_S) & live[:, None]
+    early = (t < offset[:, None] / thresholds.fastest_m_s - EARLY_S) & live[:, None]
     early_power = float(power[early].mean()) / whole if early.any() else 0.0
-    late = samples - round(bounds.late_s / frame.dt_s)
+    late = samples - round(thresholds.late_s / frame.dt_s)
     late_power = float(power[:, late:].sum()) / (count * (samples - late)) / whole
 
     f = np.fft.rfftfreq(samples, frame.dt_s)
@@ -166,21 +166,21 @@ def _measure_one(traces: Float32, live: NDArray[np.bool_], shot_x_m: Float32, fr
     spectrum = np.square(np.abs(transformed)).sum(axis=(0, 2))  # (frequency,)
     spectrum[0] = 0.0
     total = spectrum.sum() + 1e-30
-    high_power, centroid = float(spectrum[f > bounds.high_hz].sum() / total), float((f * spectrum).sum() / total)
+    high_power, centroid = float(spectrum[f > thresholds.high_hz].sum() / total), float((f * spectrum).sum() / total)
 
-    # every trace at the same power, or those next to the shot are all that is seen, spread over all wavenumbers
-    band = (f >= bounds.band_hz[0]) & (f <= bounds.band_hz[1])
-    alike = transformed[:, band] / np.sqrt(power.sum(axis=1, keepdims=True) + 1e-12)
-    fk = np.square(np.abs(fft(alike, n=2 * receivers, axis=2))).sum(axis=0)  # (frequency, wavenumber)
+    # every trace at the same power: otherwise those next to the shot dominate, and spread over all wavenumbers
+    band = (f >= thresholds.band_hz[0]) & (f <= thresholds.band_hz[1])
+    balanced = transformed[:, band] / np.sqrt(power.sum(axis=1, keepdims=True) + 1e-12)
+    fk = np.square(np.abs(fft(balanced, n=2 * receivers, axis=2))).sum(axis=0)  # (frequency, wavenumber)
     k = np.abs(np.fft.fftfreq(2 * receivers, frame.receiver_spacing_m))
-    slow_power = float(fk[k * bounds.slowest_m_s > f[band, None]].sum() / (fk.sum() + 1e-30))
+    slow_power = float(fk[k * thresholds.slowest_m_s > f[band, None]].sum() / (fk.sum() + 1e-30))
     crest = float(power.max() / whole)
     decibel = [10 * np.log10(max(share, FLOOR)) for share in (early_power, high_power, late_power, slow_power, crest)]
     present = float(live.any(axis=1).sum())
     return [*decibel[:3], centroid, *decibel[3:], float(live.mean()) * shots / max(1.0, present), present]
 
 
-def learn(values: Float64) -> Familiar:
+def learn(values: Float64) -> TrainingRanges:
     """The ranges of ``values`` (n, len(MEASURES)), measured on gathers as training sees them; thousands of them."""
     ordered = np.sort(values, axis=0)
     columns = list(zip(ordered.T, values.T, strict=True))
@@ -188,41 +188,41 @@ def learn(values: Float64) -> Familiar:
         [np.searchsorted(order, column, "right") for order, column in columns]
     )  # as far out, or more
     above = len(values) - np.column_stack([np.searchsorted(order, column, "left") for order, column in columns])
-    rarest = -_counting(-above, -below).max(axis=1)
-    count = round(float(np.quantile(rarest, UNLIKE)))  # of values from an edge outwards
+    rarest = -_on_counted_side(-above, -below).max(axis=1)
+    count = round(float(np.quantile(rarest, NOVEL_SHARE)))  # of values from an end outwards
     low, middle, high = (row.tolist() for row in (ordered[count - 1], np.median(values, axis=0), ordered[-count]))
-    known = Familiar(tuple(low), tuple(middle), tuple(high), 0.0)
-    return replace(known, limit=float(np.quantile(scores(values, known).max(axis=1), 1 - UNLIKE)))
+    ranges = TrainingRanges(tuple(low), tuple(middle), tuple(high), 0.0)
+    return replace(ranges, limit=float(np.quantile(scores(values, ranges).max(axis=1), 1 - NOVEL_SHARE)))
 
 
-def scores(values: Float64, known: Familiar) -> Float64:
-    """``(batch, len(MEASURES))``: 0 at the median of what was seen, 1 on the edge that counts."""
-    low, middle, high = (np.asarray(part) for part in (known.low, known.middle, known.high))
+def scores(values: Float64, ranges: TrainingRanges) -> Float64:
+    """``(batch, len(MEASURES))``: 0 at the median of training, 1 at the end of the range that counts."""
+    low, middle, high = (np.asarray(part) for part in (ranges.low, ranges.middle, ranges.high))
     above = (values - middle) / np.maximum(high - middle, NARROWEST)
     below = (middle - values) / np.maximum(middle - low, NARROWEST)
-    return np.maximum(_counting(above, below), 0.0)
+    return np.maximum(_on_counted_side(above, below), 0.0)
 
 
-def _counting(above: Float64, below: Float64) -> Float64:
-    """Of what is said of both ends, what is said of the end that a measure counts; the larger where both do."""
+def _on_counted_side(above: Float64, below: Float64) -> Float64:
+    """For each measure, the value of the `Measure.side` that counts; the larger where both do."""
     side = np.array([m.side for m in MEASURES])
     return np.asarray(np.where(side > 0, above, np.where(side < 0, below, np.maximum(above, below))))
 
 
-def judge(values: Float64, known: Familiar, *, frame: Frame = OPENFWI_FRAME) -> list[Verdict]:
-    """A verdict for each row of ``values`` (batch, len(MEASURES)), measured in a frame."""
-    return [_verdict(row, score, known, frame) for row, score in zip(values, scores(values, known), strict=True)]
+def judge(values: Float64, ranges: TrainingRanges, *, frame: Frame = OPENFWI_FRAME) -> list[Verdict]:
+    """One verdict for each row of ``values`` (batch, len(MEASURES)), measured in a frame."""
+    return [_verdict(row, score, ranges, frame) for row, score in zip(values, scores(values, ranges), strict=True)]
 
 
-def _verdict(values: Sequence[float], score: Float64, known: Familiar, frame: Frame) -> Verdict:
+def _verdict(values: Sequence[float], score: Float64, ranges: TrainingRanges, frame: Frame) -> Verdict:
     worst = int(score.argmax())
-    if score[worst] <= known.limit:
-        return Verdict(True, float(score[worst]), known.limit, None, None)
-    m, low, high = MEASURES[worst], known.low[worst], known.high[worst]
+    if score[worst] <= ranges.limit:
+        return Verdict(True, float(score[worst]), ranges.limit, None, None)
+    m, low, high = MEASURES[worst], ranges.low[worst], ranges.high[worst]
     unit = f" {m.unit}" if m.unit else ""
-    definition = m.definition.format(bounds_of(frame))
+    definition = m.definition.format(thresholds_of(frame))
     detail = (
         f"{m.name.replace('_', ' ').capitalize()} ({definition}) is {values[worst]:.4g}{unit}; in training it lay "
         f"between {low:.4g} and {high:.4g}{unit}."
     )
-    return Verdict(False, float(score[worst]), known.limit, m.reason, detail)
+    return Verdict(False, float(score[worst]), ranges.limit, m.reason, detail)

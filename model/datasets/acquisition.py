@@ -1,19 +1,12 @@
-"""Random acquisitions: the same ground recorded through other solvers, boundaries, wavelets and depths.
+"""Training pairs with random acquisitions: solver, boundary, wavelet and depths are drawn for each velocity model.
 
-What an encoder must not learn from is what differs between simulators and crews: how well the frame absorbs, a free
-surface, the source's spectrum and phase, how deep sources and receivers lie. `simulate_pairs` draws these for each
-velocity model, so that no two share an operator.
+These differ between simulators and between field crews, and an encoder must not depend on them.
 """
 
 from __future__ import annotations
 
-import errno
-import multiprocessing
-import os
-import shutil
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,20 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from scipy.signal import hilbert
 
-from seisbind.model.datasets.pairs import (
-    SHARD,
-    PairSet,
-    claim_recipe,
-    pair_bytes,
-    save_shard,
-    scale_to_unit_rms,
-    shard_path,
-)
-from seisbind.model.datasets.simulation import only_writer
-from seisbind.model.errors import DatasetError
+from seisbind.model.datasets.pairs import SHARD, SHARDS, PairSet, pair_bytes, save_shard, scale_to_unit_rms, shard_path
+from seisbind.model.datasets.writer import Chunk, Gathers, claim, fill, only_writer, rows_of_chunks
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
 from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import checksum, generate
@@ -103,7 +86,7 @@ def draw(config: AcquisitionConfig, rng: np.random.Generator, *, frame: Frame = 
 def record(velocity: NDArray[np.float32], acquisition: Acquisition, *, frame: Frame = OPENFWI_FRAME) -> torch.Tensor:
     """Prepared traces ``(1, shot, time, receiver)`` of one model ``(depth, x)``, float16 at rms 1."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", GridDispersionWarning)  # one more thing that differs between simulators
+        warnings.simplefilter("ignore", GridDispersionWarning)  # dispersion, too, differs between simulators
         gathers = simulate(
             velocity,
             frame=frame,
@@ -126,74 +109,49 @@ def simulate_pairs(
     processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Simulate ``count`` training pairs into ``out`` as `pairs.save_pairs` lays them out; goes on where it stopped.
+    """Simulate ``count`` training pairs into shards (`pairs.save_pairs`); continues where an earlier run stopped.
 
     The result depends on the arguments alone, not on the number of processes or interruptions.
 
     Args:
         out: folder of the shards.
         count: pairs; families take turns.
-        seed: of the geology and the acquisitions.
+        seed: of the velocity models and the acquisitions.
         families: see `families.generate`.
         config: how acquisitions vary; None for `AcquisitionConfig`'s defaults.
         frame: that the pairs are for.
-        processes: single-threaded workers; None for one a core.
-        progress: called with (done, total).
+        processes: workers, each of one thread; None: one per core.
+        progress: called with (pairs done, pairs in all) as they are done.
 
     Raises:
-        DatasetError: ``out`` holds pairs of another recipe, another process writes it, or the disk is too full.
+        DatasetError: ``out`` holds pairs of another recipe, another process writes it, the disk is too full, or a
+            worker died.
     """
     config = config or AcquisitionConfig()
     recipe = {"count": count, "seed": seed, "families": list(families), "config": asdict(config)}
     if frame != OPENFWI_FRAME:
         recipe["frame"] = frame.to_dict()
+    recipe["geology"] = checksum(families)
     out.mkdir(parents=True, exist_ok=True)
     with only_writer(out):
-        claim_recipe(out, recipe | {"geology": checksum(families)})
-        starts = [s for s in range(0, count, SHARD) if not shard_path(out, s // SHARD).exists()]
-        left = sum(min(SHARD, count - s) for s in starts)
-        free = shutil.disk_usage(out).free
-        if free < left * pair_bytes(frame):
-            raise _disk_full(out, left, frame, f"{free:,} are free")
-        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        with ProcessPoolExecutor(processes or os.cpu_count(), context, initializer=_single_threaded) as pool:
-            task = partial(
-                _simulate_shard, out, count=count, seed=seed, families=tuple(families), config=config, frame=frame
-            )
-            jobs = [pool.submit(task, start) for start in starts]
-            try:
-                for job in as_completed(jobs):
-                    left -= job.result()
-                    if progress is not None:
-                        progress(count - left, count)
-            except (OSError, SafetensorError) as error:
-                pool.shutdown(cancel_futures=True)
-                if getattr(error, "errno", None) not in (None, errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise _disk_full(out, left, frame, str(error)) from error
+        claim(out / "recipe.json", recipe, holds_pairs=any(out.glob(SHARDS)))
+        starts = [start for start in range(0, count, SHARD) if not shard_path(out, start // SHARD).exists()]
+        fill(
+            out,
+            (chunk for start in starts for chunk in _chunks(out, start, count, seed, tuple(families), config, frame)),
+            left=sum(min(SHARD, count - start) for start in starts),
+            total=count,
+            pair_bytes=pair_bytes(frame),
+            processes=processes,
+            uses_torch=True,
+            progress=progress,
+        )
 
 
-def _disk_full(out: Path, left: int, frame: Frame, cause: str) -> DatasetError:
-    size = left * pair_bytes(frame)
-    return DatasetError(
-        f"The {left} pairs to go need {size:,} bytes in {out}: {cause}. Make room, and run again to go on."
-    )
-
-
-def _single_threaded() -> None:
-    torch.set_num_threads(1)
-
-
-def _simulate_shard(
-    out: Path,
-    start: int,
-    *,
-    count: int,
-    seed: int,
-    families: tuple[str, ...],
-    config: AcquisitionConfig,
-    frame: Frame,
-) -> int:
+def _chunks(
+    out: Path, start: int, count: int, seed: int, families: tuple[str, ...], config: AcquisitionConfig, frame: Frame
+) -> Iterator[Chunk]:
+    """Draw the velocity models and acquisitions of one shard, and cut it into chunks; the last one stored saves it."""
     count = min(SHARD, count - start)
     rng = np.random.default_rng([seed, start])
     family = np.arange(start, start + count) % len(families)
@@ -201,14 +159,33 @@ def _simulate_shard(
     for index, name in enumerate(families):
         members = np.flatnonzero(family == index)
         velocity[members] = generate(name, len(members), rng, frame=frame)
-    traces = [record(model, draw(config, rng, frame=frame), frame=frame) for model in velocity]
-    pairs = PairSet(
-        traces=torch.cat(traces),
-        velocity=torch.from_numpy(velocity),
-        descriptors=torch.from_numpy(describe(velocity, cell_m=frame.cell_m)),
-        family=torch.from_numpy(family),
-        families=families,
-        frame=frame,
-    )
-    save_shard(shard_path(out, start // SHARD), pairs)
-    return count
+    acquisitions = [draw(config, rng, frame=frame) for _ in range(count)]
+    traces = torch.empty((count, *frame.prepared_shape), dtype=torch.float16)
+    left = count
+
+    def store(rows: slice, gathers: Gathers) -> None:
+        nonlocal left
+        traces[rows] = torch.from_numpy(gathers)
+        left -= len(gathers)
+        if left:
+            return
+        pairs = PairSet(
+            traces=traces,
+            velocity=torch.from_numpy(velocity),
+            descriptors=torch.from_numpy(describe(velocity, cell_m=frame.cell_m)),
+            family=torch.from_numpy(family),
+            families=families,
+            frame=frame,
+        )
+        save_shard(shard_path(out, start // SHARD), pairs)
+
+    for rows in rows_of_chunks(count):
+        work = partial(_record_all, velocity[rows], acquisitions[rows], frame)
+        yield Chunk(len(acquisitions[rows]), work, partial(store, rows))
+
+
+def _record_all(
+    velocity: NDArray[np.float32], acquisitions: Sequence[Acquisition], frame: Frame
+) -> NDArray[np.floating]:
+    pairs = zip(velocity, acquisitions, strict=True)
+    return np.asarray(torch.cat([record(model, acquisition, frame=frame) for model, acquisition in pairs]).numpy())

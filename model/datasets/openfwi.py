@@ -221,10 +221,10 @@ def writing_pair(
     gathers, velocity = pair_paths(directory, family, number)
     for path in (gathers, velocity):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with _writing(velocity) as unfinished_velocity, _writing(gathers) as unfinished_gathers:
+    with _writing(velocity) as partial_velocity, _writing(gathers) as partial_gathers:
         arrays = PairArrays(
-            velocity=_reserve(unfinished_velocity, (count, *channel_shape(frame))),
-            gathers=_reserve(unfinished_gathers, (count, *frame.gather_shape)),
+            velocity=_reserve(partial_velocity, (count, *channel_shape(frame))),
+            gathers=_reserve(partial_gathers, (count, *frame.gather_shape)),
         )
         yield arrays
         arrays.gathers.flush()
@@ -232,6 +232,7 @@ def writing_pair(
 
 
 def _writing(path: Path) -> AbstractContextManager[Path]:
+    """A name that the next run overwrites: such files are large, and a killed run leaves them."""
     return replacing(path, temporary=path.with_name(path.name + ".partial"))
 
 

@@ -1,7 +1,7 @@
 """Training pairs on the canonical grid: prepared gathers beside their velocity models and descriptors.
 
 They come from OpenFWI-layout files (`prepare_files`) or straight from a simulation (`acquisition.simulate_pairs`).
-On disk a set is a folder of safetensors shards; in memory a pair takes 0.2 MB.
+On disk a set is a folder of safetensors shards; a pair takes 0.2 MB.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +26,9 @@ from seisbind.model.frame import OPENFWI_FRAME, Frame, stored_frame
 from seisbind.model.ground.descriptors import NAMES, describe
 from seisbind.model.survey.preparation import prepare
 
-SHARD = 250  # pairs a file: 49 MB of OpenFWI's, about half a minute of simulation
-AT_A_TIME = 1000  # models described at once
+SHARD = 250  # pairs per file: 49 MB of OpenFWI's, about half a minute of simulation
+SHARDS = "pairs-*.safetensors"
+CHUNK = 1000  # models described at once
 FIELDS = ("traces", "velocity", "descriptors", "family")
 
 
@@ -98,8 +98,8 @@ def save_shard(path: Path, pairs: PairSet) -> None:
     metadata = {"families": "\n".join(pairs.families)}
     if pairs.frame != OPENFWI_FRAME:
         metadata["frame"] = json.dumps(pairs.frame.to_dict())
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata)
 
 
 def save_pairs(directory: Path, pairs: PairSet) -> None:
@@ -107,24 +107,6 @@ def save_pairs(directory: Path, pairs: PairSet) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for number, start in enumerate(range(0, len(pairs), SHARD)):
         save_shard(shard_path(directory, number), pairs.select(range(start, min(start + SHARD, len(pairs)))))
-
-
-def claim_recipe(directory: Path, recipe: dict[str, Any]) -> None:
-    """Write the recipe of the shards into ``directory``, or check that it is the one already there.
-
-    Raises:
-        DatasetError: the folder holds shards of another recipe.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / "recipe.json"
-    if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) != recipe:
-            raise DatasetError(f"{directory} holds pairs of another recipe (see {path}); use another folder.")
-        return
-    if any(directory.glob("pairs-*.safetensors")):
-        raise DatasetError(f"{directory} holds pairs, but no recipe.json says which; use another folder.")
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(recipe), encoding="utf-8")
 
 
 def load_pairs(directory: Path, first: int | None = None, *, before: Sequence[Path] = ()) -> PairSet:
@@ -136,10 +118,10 @@ def load_pairs(directory: Path, first: int | None = None, *, before: Sequence[Pa
         DatasetError: no shards there, or one that is not what it should be.
     """
     if first is None:
-        files = sorted(directory.glob("pairs-*.safetensors"))
+        files = sorted(directory.glob(SHARDS))
     else:
         files = [shard_path(directory, number) for number in range(math.ceil(first / SHARD))]
-    found = [*((folder, sorted(folder.glob("pairs-*.safetensors"))) for folder in before), (directory, files)]
+    found = [*((folder, sorted(folder.glob(SHARDS))) for folder in before), (directory, files)]
     for folder, shards in found:
         if not shards:
             raise DatasetError(f"No pairs-*.safetensors in {folder}.")
@@ -196,7 +178,7 @@ def prepare_files(dataset: Dataset, *, progress: Callable[[int, int], None] | No
         if progress is not None:
             progress(int(index[-1]) + 1, len(dataset))
     described = np.concatenate(
-        [describe(velocity[i : i + AT_A_TIME], cell_m=frame.cell_m) for i in range(0, len(velocity), AT_A_TIME)]
+        [describe(velocity[i : i + CHUNK], cell_m=frame.cell_m) for i in range(0, len(velocity), CHUNK)]
     )
     return PairSet(
         traces=traces,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import zoom
 
-from seisbind.model.confidence.novelty import Verdict, judge, with_doubt
+from seisbind.model.confidence.novelty import Verdict, judge, with_uncertainty
 from seisbind.model.encoders.runtimes import as_tensor, choose_runtime
 from seisbind.model.encoders.weights_file import Weights, load_weights
 from seisbind.model.errors import InvalidConfig, InvalidGather, InvalidQuery, InvalidVelocityModel
@@ -22,7 +22,7 @@ from seisbind.model.survey.preparation import Prepared
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-BATCH = {"cpu": 64, "cuda": 512}  # gathers or velocity models a forward pass; more gains nothing
+BATCH = {"cpu": 64, "cuda": 512}  # gathers or velocity models per forward pass; larger ones are no faster
 NEIGHBOURS = 5  # the paper's k for physics inferred from retrieved models
 LAPLACE_90 = float(np.log(10))  # half width, in scales, that holds 90 % of a Laplace law
 NORMAL_90 = 1.645  # the same of a normal law, in standard deviations
@@ -30,12 +30,12 @@ NORMAL_90 = 1.645  # the same of a normal law, in standard deviations
 
 @dataclass(frozen=True, slots=True)
 class EncodedGathers:
-    """What the encoders say of gathers, before any gallery is asked.
+    """Embeddings and predictions of gathers, before any gallery is searched.
 
     Attributes:
         embedding: ``(batch, 256)`` unit vectors.
-        descriptors: ``(batch, 13)`` read by the head, in the units of `descriptors.DESCRIPTORS`; None without one.
-        descriptor_scale: ``(batch, 13)`` the head's own scale of its error, same units; None without one.
+        descriptors: ``(batch, 13)`` predicted by the head, in the units of `descriptors.DESCRIPTORS`; None without one.
+        descriptor_scale: ``(batch, 13)`` scale of the error that the head predicts, same units; None without one.
         velocity: ``(batch, 35, 35)`` coarse velocity model, m/s; None without a head.
         family: ``(batch, families)`` probability of each of the configuration's families; None without a head.
     """
@@ -46,15 +46,12 @@ class EncodedGathers:
     velocity: Float32 | None
     family: Float32 | None = None
 
-    def take(self, rows: NDArray[np.intp]) -> EncodedGathers:
+    def select(self, rows: NDArray[np.intp]) -> EncodedGathers:
         """Some of the gathers, in the order of ``rows``."""
-        some: dict[str, Any] = {}
-        for head in fields(self):
-            whole = getattr(self, head.name)
-            some[head.name] = None if whole is None else whole[rows]
-        return EncodedGathers(**some)
+        parts: dict[str, Any] = {head.name: getattr(self, head.name) for head in fields(self)}
+        return replace(self, **{name: part[rows] for name, part in parts.items() if part is not None})
 
-    def doubt(self, spread: Float32) -> Float32:
+    def uncertainty(self, spread: Float32) -> Float32:
         """``(batch,)`` mean logarithm of `descriptor_scale` in units of ``spread`` (13,); zero without a head."""
         if self.descriptor_scale is None:
             return np.zeros(len(self.embedding), dtype=np.float32)
@@ -91,7 +88,7 @@ def choose_device(device: str = "auto") -> torch.device:
 
 
 class Embedder:
-    """Weights on a device, answering in numpy. Safe to call from several threads: it holds no mutable state."""
+    """Encoders on a device, numpy in and out. Safe to call from several threads: it holds no mutable state."""
 
     def __init__(
         self, weights: Weights, *, device: str = "auto", runtime: str = "auto", precision: str = "auto"
@@ -115,12 +112,12 @@ class Embedder:
 
     @property
     def frame(self) -> Frame:
-        """The line that the weights are for."""
+        """The frame that the weights were trained for."""
         return self.weights.description.frame
 
     @property
     def runtime(self) -> str:
-        """``torch`` or ``onnxruntime``: what embeds gathers."""
+        """``torch`` or ``onnxruntime``: which of them embeds gathers."""
         return self._runtime.name
 
     @property
@@ -185,11 +182,11 @@ class Embedder:
         return np.asarray(self._encoders.embed_descriptors(as_tensor(table, self.device)).cpu().numpy())
 
     def infer_physics(self, encoded: EncodedGathers, neighbours: Float32 | None) -> InferredPhysics:
-        """Descriptors of the ground under each gather, with their 90 % interval.
+        """Descriptors of the velocity model under each gather, with their 90 % intervals.
 
-        Weights with a descriptor head answer by it, whatever the gallery holds; its scale, times a factor calibrated
-        on held-out pairs (`calibration`), is the interval, within what is possible. Weights without one answer as the
-        paper does: by the mean of the `NEIGHBOURS` nearest models, with their spread (uncalibrated).
+        With a descriptor head, values are its predictions, whatever the gallery holds; the interval is its scale times
+        a factor calibrated on held-out pairs (`training.calibration`), clipped to what is possible. Without one, values
+        are the mean of the `NEIGHBOURS` nearest models, as in the paper, and their spread (uncalibrated).
 
         Args:
             encoded: from `embed_gathers`.
@@ -215,22 +212,22 @@ class Embedder:
         possible = [d.lower for d in DESCRIPTORS], [d.upper for d in DESCRIPTORS]
         return InferredPhysics(*(np.clip(a, *possible).astype(np.float32) for a in (value, value - half, value + half)))
 
-    def familiar(self, measured: Float64, encoded: EncodedGathers) -> list[Verdict] | None:
+    def judge_novelty(self, measured: Float64, encoded: EncodedGathers) -> list[Verdict] | None:
         """Whether each gather is like those of training; None where the weights are not calibrated.
 
         Args:
-            measured: from `novelty.measure`, of the gathers that are ``encoded``.
+            measured: from `novelty.measure`, of the gathers that were ``encoded``.
+            encoded: from `embed_gathers`.
         """
         calibration = self.weights.description.calibration
         if calibration is None:
             return None
-        return judge(
-            with_doubt(measured, encoded.doubt(self.descriptor_spread)), calibration.familiar, frame=self.frame
-        )
+        values = with_uncertainty(measured, encoded.uncertainty(self.descriptor_spread))
+        return judge(values, calibration.novelty, frame=self.frame)
 
 
 def full_size(coarse: Float32, *, frame: Frame = OPENFWI_FRAME) -> Float32:
-    """A head's model, ``(35, 35)`` say, on the gallery's ``(70, 70)`` grid, linearly interpolated, m/s."""
+    """A coarse model, ``(35, 35)`` for example, interpolated linearly to the gallery's ``(70, 70)``, m/s."""
     return np.asarray(
         zoom(coarse, frame.depth_cells / len(coarse), order=1, grid_mode=True, mode="nearest"), np.float32
     )

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from seisbind.model.confidence.novelty import Familiar
+from seisbind.model.confidence.novelty import TrainingRanges
 from seisbind.model.confidence.presence import Presence
 from seisbind.model.encoders.networks import COMPRESSION, OPENFWI_RMS, EncoderConfig, Encoders
 from seisbind.model.errors import InvalidConfig, WeightsError
@@ -32,6 +32,7 @@ FORMAT = 4
 BEFORE_FRAMES = 3  # the same without a frame: OpenFWI's
 SHIPPED = Path(__file__).parents[1] / "weights" / "seisbind.safetensors"
 FINGERPRINT_LENGTH = 16
+PRESENCE_KEYS = {"log_structure_difference": "log_far", "uncertainty": "doubt"}  # stored names of `Presence`'s fields
 
 
 def policy_of(frame: Frame) -> dict[str, float]:
@@ -52,25 +53,25 @@ def policy_of(frame: Frame) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What a held-out split says of the encoders; all of it measured, none of it learned by gradient.
+    """Measured on pairs that training never saw.
 
     Attributes:
-        log_factor: ``(families, 13)``, one row where no family head is: the 90 % interval's half width is the head's
-            scale times exp(the rows' mean, weighted by the family's probability).
-        presence: how likely the best match is the ground itself; see `presence`.
-        familiar: what gathers looked like in training; see `novelty`.
-        pairs: size of the split.
+        log_factor: ``(families, 13)``, or one row without a family head: the half width of a 90 % interval is the
+            head's scale times exp(mean of the rows, weighted by the families' probabilities).
+        presence: law of the probability that the best match is the true model; see `confidence.presence`.
+        novelty: what gathers looked like in training; see `confidence.novelty`.
+        pairs: how many pairs it was measured on.
     """
 
     log_factor: tuple[tuple[float, ...], ...]
     presence: Presence
-    familiar: Familiar
+    novelty: TrainingRanges
     pairs: int
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What the weights are: enough to build the encoders, prepare their input and tell where they come from.
+    """Everything but the tensors: enough to build the encoders, to prepare their input and to know their origin.
 
     ``policy``: `policy_of` the frame, unless given.
     """
@@ -88,6 +89,17 @@ class Description:
         if not self.policy:
             object.__setattr__(self, "policy", policy_of(self.frame))
 
+    def to_dict(self) -> dict[str, Any]:
+        """As it is stored in the file."""
+        stored = asdict(self) | {"frame": self.frame.to_dict()}
+        if self.format == BEFORE_FRAMES:  # loaded, and saved again as it was
+            del stored["frame"]
+        if calibration := stored["calibration"]:
+            calibration["familiar"] = calibration.pop("novelty")
+            presence = calibration["presence"]
+            calibration["presence"] = {PRESENCE_KEYS.get(name, name): value for name, value in presence.items()}
+        return stored
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -99,21 +111,17 @@ class Weights:
 
 
 def save_weights(path: Path, encoders: Encoders, description: Description) -> str:
-    """Write ``path``, whole or not at all, matrices in float16; returns the fingerprint."""
-    tensors = {name: _stored(t) for name, t in encoders.state_dict().items()}
+    """Write ``path`` (temporary file, fsync, rename), matrices in float16; returns the fingerprint."""
     if description.frame != encoders.frame:
         raise InvalidConfig(
             f"The description is of another frame than the encoders: {description.frame} there, {encoders.frame} here."
         )
-    stated = asdict(description) | {"frame": description.frame.to_dict()}
-    if description.format == BEFORE_FRAMES:  # loaded, and saved again as it was
-        del stated["frame"]
-    text = json.dumps(stated, sort_keys=True)
+    text, tensors = json.dumps(description.to_dict(), sort_keys=True), _stored_tensors(encoders)
     whole = digest(text, tensors)
     payload = save(tensors, metadata={"seisbind": text, "sha256": whole})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(payload)
+    with replacing(path) as partial:
+        partial.write_bytes(payload)
     return whole[:FINGERPRINT_LENGTH]
 
 
@@ -139,17 +147,27 @@ def load_weights(path: Path | None = None, *, device: str | torch.device = "cpu"
         raise WeightsError(f"{path} is damaged: its content does not have the SHA-256 {stated[:16]}… that it states.")
     description = _parse_description(text, path)
     try:
-        encoders = Encoders(description.config, frame=description.frame)
-        encoders.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+        encoders = _built(description.config, description.frame, tensors)
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit its own configuration: {error}") from error
-    return Weights(encoders.to(device).eval(), description, stated[:FINGERPRINT_LENGTH])
+    return Weights(encoders.to(device), description, stated[:FINGERPRINT_LENGTH])
 
 
-def _stored(tensor: Tensor) -> Tensor:
-    """Matrices and kernels as float16 (half the file; the card states what it costs), the rest as it is."""
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor.half() if tensor.is_floating_point() and tensor.ndim >= 2 else tensor
+def as_saved(encoders: Encoders) -> Encoders:
+    """The encoders that a file of ``encoders`` gives back: on the CPU, matrices rounded to float16."""
+    return _built(encoders.config, encoders.frame, _stored_tensors(encoders))
+
+
+def _stored_tensors(encoders: Encoders) -> dict[str, Tensor]:
+    """Matrices and kernels as float16 (half the file; the card states what it costs), the rest unchanged."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoders.state_dict().items()}
+    return {name: t.half() if t.is_floating_point() and t.ndim >= 2 else t for name, t in tensors.items()}
+
+
+def _built(config: EncoderConfig, frame: Frame, tensors: dict[str, Tensor]) -> Encoders:
+    encoders = Encoders(config, frame=frame)
+    encoders.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+    return encoders.eval()
 
 
 def digest(text: str, tensors: dict[str, Tensor]) -> str:
@@ -162,12 +180,20 @@ def digest(text: str, tensors: dict[str, Tensor]) -> str:
     return hashed.hexdigest()
 
 
-def _parse_familiar(
-    *, low: list[float], high: list[float], limit: float, middle: list[float] | None = None
-) -> Familiar:
-    """Weights of before the middle was stored had it halfway."""
-    halfway = ((a + b) / 2 for a, b in zip(low, high, strict=True))
-    return Familiar(tuple(low), tuple(halfway if middle is None else middle), tuple(high), limit)
+def _parse_calibration(stored: dict[str, Any]) -> Calibration:
+    ranges, names = stored["familiar"], {key: name for name, key in PRESENCE_KEYS.items()}
+    halfway = [(a + b) / 2 for a, b in zip(ranges["low"], ranges["high"], strict=True)]  # older weights lack the median
+    return Calibration(
+        log_factor=tuple(tuple(map(float, row)) for row in stored["log_factor"]),
+        presence=Presence(**{names.get(key, key): value for key, value in stored["presence"].items()}),
+        novelty=TrainingRanges(
+            low=tuple(ranges["low"]),
+            middle=tuple(ranges.get("middle", halfway)),
+            high=tuple(ranges["high"]),
+            limit=ranges["limit"],
+        ),
+        pairs=int(stored["pairs"]),
+    )
 
 
 def _parse_description(text: str, path: Path) -> Description:
@@ -182,14 +208,7 @@ def _parse_description(text: str, path: Path) -> Description:
         config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         description = Description(
             config=EncoderConfig(**config),
-            calibration=None
-            if calibration is None
-            else Calibration(
-                log_factor=tuple(tuple(map(float, row)) for row in calibration["log_factor"]),
-                presence=Presence(**calibration["presence"]),
-                familiar=_parse_familiar(**calibration["familiar"]),
-                pairs=int(calibration["pairs"]),
-            ),
+            calibration=None if calibration is None else _parse_calibration(calibration),
             descriptors=tuple(raw.pop("descriptors")),
             frame=stored_frame(raw.pop("frame") if raw["format"] == FORMAT else None),
             **raw,

@@ -16,7 +16,7 @@ from seisbind.model.survey.recorded import Recorded, short_line
 
 MIN_LIVE = 1e-3  # share of live traces that a dead shot is taken to have, so that it is chosen last
 COST_STEP = 1e-9  # to which costs of shots are rounded
-MIN_STEP_M = 1e-3  # between places, where all shots are at one
+MIN_STEP_M = 1.0  # between places, where all shots are at one: a metre off it costs a step
 
 
 @dataclass(frozen=True, slots=True)

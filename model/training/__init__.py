@@ -3,4 +3,4 @@
 Recipe, augmentation, loss, the loop, calibration on held-out pairs, evaluation.
 """
 
-__all__ = ["augment", "calibration", "evaluation", "recipe", "trainer"]
+__all__ = ["augment", "calibration", "evaluation", "recipe", "run", "trainer"]

@@ -1,7 +1,7 @@
-"""What records suffer on the way, applied to training batches: noise, delays, gains, filters, dead traces, lost shots.
+"""Data augmentation of training batches: noise, delays, gains, filters, dead traces, lost shots, mirroring.
 
 Everything acts on canonical, linear traces before `networks.condition`, so that the encoder learns to read gathers
-through it. Pure functions of tensors and a `torch.Generator`; no physics is stored.
+in spite of it. Pure functions of tensors and a `torch.Generator`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from seisbind.model.survey.resampling import receiver_map
 Chosen = Callable[[float], Tensor]  # probability -> (batch,) bool
 Uniform = Callable[..., Tensor]  # shape -> U(0, 1)
 
-AT_A_TIME = 128  # gathers that `as_trained` disturbs together
+CHUNK = 128  # gathers that `augmented` holds as a batch
 PAD_S = 0.15  # a shift of up to this does not wrap into the record
 
 
 @dataclass(frozen=True, slots=True)
 class AugmentConfig:
-    """Probabilities of each disturbance and how far it goes.
+    """Probability and strength of each augmentation.
 
     Attributes:
         mirror: probability of reversing the line (exact: positions are mirrored with the traces).
@@ -41,7 +41,7 @@ class AugmentConfig:
         trace_gain: probability of independent trace gains; ``trace_gain_std`` is that of their logarithm.
         dead: probability of dead traces, up to ``dead_share`` of them.
         shots: probability of losing shots (one to all but one of them).
-        sparse: probability of recording every 15, 20 or 30 m instead of 10 (in OpenFWI's frame).
+        sparse: probability of recording every 15, 20 or 30 m instead of every 10 m (in OpenFWI's frame).
         short: probability of a record that ends after 0.6 to 1 of its time.
     """
 
@@ -82,7 +82,7 @@ class Batch:
 
 
 def whole_batch(pairs: PairSet) -> Batch:
-    """``pairs`` as a batch of undisturbed records."""
+    """``pairs`` as a batch of complete records, without augmentation."""
     count, shots, _, receivers = pairs.traces.shape
     live = torch.ones((count, shots, receivers), dtype=torch.bool, device=pairs.traces.device)
     shot_x_m = torch.tensor(pairs.frame.shot_x_m, device=pairs.traces.device).expand(count, -1)
@@ -92,21 +92,21 @@ def whole_batch(pairs: PairSet) -> Batch:
 def as_trained(pairs: PairSet, config: AugmentConfig | None, *, count: int, seed: int = 0) -> Prepared:
     """Up to ``count`` gathers of ``pairs``, drawn by ``seed``, as training sees them."""
     rows = np.random.default_rng(seed).permutation(len(pairs))[:count]
-    return disturbed(pairs.select(torch.from_numpy(rows)), config, seed=seed)
+    return augmented(pairs.select(torch.from_numpy(rows)), config, seed=seed)
 
 
-def disturbed(pairs: PairSet, config: AugmentConfig | None, *, seed: int = 0) -> Prepared:
-    """The gathers of ``pairs``, in their order, disturbed by ``config`` (None: as they are)."""
+def augmented(pairs: PairSet, config: AugmentConfig | None, *, seed: int = 0) -> Prepared:
+    """The gathers of ``pairs``, in their order, augmented by ``config`` (None: as they are)."""
     generator = torch.Generator().manual_seed(seed)
     count, shots, _, receivers = pairs.traces.shape
-    out = Prepared(  # whole from the start: thousands of gathers are gigabytes, and parts beside them as many
+    out = Prepared(  # allocated once: thousands of gathers are gigabytes, and joining parts would take twice that
         traces=np.empty(pairs.traces.shape, np.float32),
         live=np.empty((count, shots, receivers), bool),
         shot_x_m=np.empty((count, shots), np.float32),
         frame=pairs.frame,
     )
-    for start in range(0, count, AT_A_TIME):
-        rows = slice(start, min(start + AT_A_TIME, count))
+    for start in range(0, count, CHUNK):
+        rows = slice(start, min(start + CHUNK, count))
         batch = whole_batch(pairs.select(range(rows.start, rows.stop)).to("cpu"))
         if config is not None:
             batch = augment(batch, config, generator)
@@ -117,7 +117,7 @@ def disturbed(pairs: PairSet, config: AugmentConfig | None, *, seed: int = 0) ->
 def mirror(batch: Batch, which: Tensor) -> Batch:
     """Reverse x of the models ``which`` (bool, batch): traces, positions and velocity together.
 
-    OpenFWI's middle shot lies at 340 m of 690; its mirror image lies at 350 m, and the encoder is told so.
+    OpenFWI's middle shot lies at 340 m of 690, so its mirror image lies at 350 m.
     """
     w = which[:, None, None]
     return Batch(
@@ -130,7 +130,7 @@ def mirror(batch: Batch, which: Tensor) -> Batch:
 
 
 def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Batch:
-    """A disturbed copy of the batch; the velocity models change only by mirroring."""
+    """An augmented copy of the batch; the velocity models change only by mirroring."""
     device, count = batch.traces.device, len(batch.traces)
 
     def uniform(*shape: int) -> Tensor:
@@ -143,7 +143,7 @@ def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> 
     traces = batch.traces.float()
     rms = traces.square().mean(dim=(1, 2, 3)).sqrt()  # of the whole record
     traces = _filter_and_noise(traces, rms, batch.frame, config, chosen, uniform, generator)
-    traces, live = _record(traces, batch.live, batch.frame, config, chosen, uniform)
+    traces, live = _lose_traces(traces, batch.live, batch.frame, config, chosen, uniform)
     return Batch(traces * live[:, :, None, :], live, batch.shot_x_m, batch.velocity, batch.frame)
 
 
@@ -177,11 +177,11 @@ def _filter_and_noise(
     level = sigma * (samples / inside.float().mean(dim=1) / 2).sqrt()
     real = torch.randn((noisy, *spectrum.shape[1:], 2), device=device, generator=generator)
     spectrum[at] += torch.view_as_complex(real) * (inside * level[:, None])[:, None, :, None]
-    disturbed: Tensor = torch.fft.irfft(spectrum, n=samples, dim=2)
-    return disturbed[:, :, : frame.samples]
+    filtered: Tensor = torch.fft.irfft(spectrum, n=samples, dim=2)
+    return filtered[:, :, : frame.samples]
 
 
-def _record(
+def _lose_traces(
     traces: Tensor, live: Tensor, frame: Frame, config: AugmentConfig, chosen: Chosen, uniform: Uniform
 ) -> tuple[Tensor, Tensor]:
     count, shots, samples, receivers = traces.shape

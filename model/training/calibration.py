@@ -1,4 +1,4 @@
-"""What trained encoders can be held to, measured on a held-out split: intervals, presence in a gallery, familiarity."""
+"""Calibration of trained encoders on held-out pairs: intervals, presence in a gallery, novelty detection."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import scipy.sparse
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from seisbind.model.confidence.novelty import learn, measure, with_doubt
+from seisbind.model.confidence.novelty import learn, measure, with_uncertainty
 from seisbind.model.confidence.presence import SIZES, Presence, coarse, fit_presence
 from seisbind.model.datasets.pairs import PairSet
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.encoders.weights_file import Calibration
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.survey.preparation import Prepared
-from seisbind.model.training.augment import AugmentConfig, disturbed
+from seisbind.model.training.augment import AugmentConfig, augmented
 from seisbind.model.training.evaluation import Embedded, embed
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 COVERAGE = 0.9
-FEWEST = 10  # pairs below which no order statistic bounds 90 %
-OTHERS = SIZES[-1]  # further models that are enough for the largest gallery that presence is fitted on
-SEEN = 8_000  # gathers of training that are enough for the ends of their ranges, beyond which one in a thousand lies
+MIN_PAIRS = 10  # with fewer, no order statistic bounds 90 %
+OTHERS = SIZES[-1]  # further models, enough for the largest gallery that presence is fitted on
+SEEN = 8_000  # gathers of training, enough for the ends of their ranges, beyond which one in a thousand lies
 
 
 def calibrate(
@@ -36,7 +36,7 @@ def calibrate(
     augment: AugmentConfig | None = None,
     others: Float32 | None = None,
 ) -> Calibration:
-    """Measure on pairs that training never saw what the answers claim.
+    """Calibrate ``embedder`` on pairs that training never saw.
 
     The interval of a descriptor is the head's scale times a factor, so chosen that 90 % of the split are covered, and
     90 % within each family as far as the gather tells its family: the logarithm of the factor is linear in the
@@ -47,7 +47,7 @@ def calibrate(
         embedder: the encoders.
         pairs: the held-out split.
         seen: gathers as training saw them (`augment.as_trained`); `SEEN` are enough.
-        augment: the disturbances of training; presence is fitted on the split with and without them.
+        augment: of training; presence is fitted on the split with and without it.
         others: ``(m, 70, 70)`` further velocity models, m/s, in the galleries that presence is fitted on.
 
     Raises:
@@ -58,18 +58,17 @@ def calibrate(
     if heads.descriptors is None or heads.descriptor_scale is None or heads.velocity is None:
         raise InvalidConfig("These weights have no heads to calibrate.")
     n = len(embedded)
-    if n < FEWEST:
-        raise InvalidConfig(f"{n} pairs are too few for {COVERAGE:.0%} intervals; at least {FEWEST} are needed.")
+    if n < MIN_PAIRS:
+        raise InvalidConfig(f"{n} pairs are too few for {COVERAGE:.0%} intervals; at least {MIN_PAIRS} are needed.")
     score = np.abs(heads.descriptors - embedded.descriptors) / heads.descriptor_scale
     share = np.ones((n, 1)) if heads.family is None else heads.family.astype(np.float64)
     level = np.ceil((n + 1) * COVERAGE) / n
     factors = np.column_stack([regression_quantile(np.log(column + 1e-9), share, level) for column in score.T])
-    doubt = embedder.embed_gathers(seen).doubt(embedder.descriptor_spread)
-    familiar = learn(with_doubt(measure(seen), doubt))
+    uncertainty = embedder.embed_gathers(seen).uncertainty(embedder.descriptor_spread)
     return Calibration(
         log_factor=tuple(tuple(row) for row in factors.tolist()),
         presence=_presence(embedder, embedded, pairs, augment, others),
-        familiar=familiar,
+        novelty=learn(with_uncertainty(measure(seen), uncertainty)),
         pairs=n,
     )
 
@@ -77,10 +76,10 @@ def calibrate(
 def _presence(
     embedder: Embedder, embedded: Embedded, pairs: PairSet, augment: AugmentConfig | None, others: Float32 | None
 ) -> Presence:
-    """The law of `presence` for these encoders; it holds for gathers as they are and as training disturbs them."""
+    """The law of `confidence.presence` for these encoders, fitted on gathers with and without augmentation."""
     gathers, gallery, models = [embedded.gathers], [embedded.velocity], [embedded.models]
     if augment is not None:
-        rough = disturbed(pairs, replace(augment, mirror=0.0), seed=1)  # a mirrored gather is not of its own model
+        rough = augmented(pairs, replace(augment, mirror=0.0), seed=1)  # a mirrored gather is not of its own model
         gathers.append(embedder.embed_gathers(rough))
     if others is not None:
         gallery.append(embedder.embed_velocity(others))
@@ -89,7 +88,7 @@ def _presence(
     return fit_presence(
         np.concatenate([each.embedding for each in gathers]),
         read,
-        np.concatenate([each.doubt(embedder.descriptor_spread) for each in gathers]),
+        np.concatenate([each.uncertainty(embedder.descriptor_spread) for each in gathers]),
         np.concatenate(gallery),
         np.concatenate([coarse(each, read.shape[-1]) for each in models]),
         pairs=len(embedded),
@@ -99,7 +98,8 @@ def _presence(
 def regression_quantile(y: Float64, x: Float64, level: float) -> Float64:
     """``(columns,)`` coefficients whose line ``x @ a`` lies above a share ``level`` of ``y`` (n,).
 
-    Solved exactly, as a linear programme. One more point a column, at the plain quantile, holds those that ``x`` lacks.
+    Solved exactly, as a linear programme. One more point per column, at the quantile of all ``y``, determines the
+    coefficients of columns that are zero throughout ``x``.
     """
     plain = float(np.quantile(y, level, method="higher"))
     columns = x.shape[1]

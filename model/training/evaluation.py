@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seisbind.model.confidence.presence import CANDIDATES, Evidence, by_structure, coarse, differences
+from seisbind.model.confidence.presence import coarse
+from seisbind.model.confidence.ranking import CANDIDATES, rank
 from seisbind.model.datasets.pairs import PairSet
 from seisbind.model.encoders.embedder import NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
 from seisbind.model.errors import DatasetError, InvalidConfig
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES, describe
 from seisbind.model.survey.preparation import Prepared
+from seisbind.model.training.augment import augmented
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -29,7 +31,7 @@ CHUNK = 500  # queries whose similarities are held at a time
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Held-out pairs and what the encoders made of them, row by row.
+    """Held-out pairs and their embeddings, row by row.
 
     Attributes:
         gathers: the seismic encoder's output.
@@ -45,12 +47,8 @@ class Embedded:
     family: NDArray[np.str_]
 
     def select(self, rows: NDArray[np.intp]) -> Embedded:
-        g = self.gathers
-        heads = (
-            None if part is None else part[rows] for part in (g.descriptors, g.descriptor_scale, g.velocity, g.family)
-        )
         return Embedded(
-            gathers=EncodedGathers(g.embedding[rows], *heads),
+            gathers=self.gathers.select(rows),
             velocity=self.velocity[rows],
             physics=self.physics[rows],
             models=self.models[rows],
@@ -63,18 +61,12 @@ class Embedded:
 
 
 def as_prepared(pairs: PairSet) -> Prepared:
-    """The gathers of ``pairs`` as undisturbed records."""
-    traces = pairs.traces.float().cpu().numpy()
-    return Prepared(
-        traces=traces,
-        live=np.ones((len(traces), traces.shape[1], traces.shape[3]), dtype=bool),
-        shot_x_m=np.tile(np.asarray(pairs.frame.shot_x_m, dtype=np.float32), (len(traces), 1)),
-        frame=pairs.frame,
-    )
+    """The gathers of ``pairs`` as complete records, without augmentation."""
+    return augmented(pairs, None)
 
 
 def embed(embedder: Embedder, pairs: PairSet, prepared: Prepared | None = None) -> Embedded:
-    """Run the three encoders over ``pairs``; ``prepared`` replaces their gathers (disturbed ones, say).
+    """Run the three encoders over ``pairs``; ``prepared`` replaces their gathers, by augmented ones for example.
 
     Raises:
         DatasetError: the pairs are of another frame than the weights.
@@ -222,18 +214,25 @@ def served(
     """``(n,)`` rows of ``gallery`` that the service puts first, and which of them it ranked by structure."""
     k = min(CANDIDATES, len(gallery) - 1)
     near = nearest(pairs.gathers.embedding, gallery, k, leave_out=leave_out)
-    first, moved = near[:, 0].copy(), np.zeros(len(near), dtype=bool)
-    calibration, predicted = embedder.weights.description.calibration, pairs.gathers.velocity
-    if calibration is None or predicted is None or k < 2:
-        return first, moved
-    similarity = np.einsum("nd,nkd->nk", pairs.gathers.embedding, gallery[near[:, :2]])
-    far = differences(predicted, coarse(models[first], predicted.shape[-1]))
-    doubt = pairs.gathers.doubt(embedder.descriptor_spread)
-    evidence = Evidence(similarity[:, 0], similarity[:, 1], far, doubt, len(gallery) - leave_out)
-    moved = calibration.presence.is_new(calibration.presence.probability(evidence))
-    for i in np.flatnonzero(moved):
-        first[i] = near[i, by_structure(predicted[i], coarse(models[near[i]], predicted.shape[-1]))[0]]
-    return first, moved
+    calibration, read = embedder.weights.description.calibration, pairs.gathers.velocity
+    cells = 0 if read is None else read.shape[-1]
+    uncertainty = pairs.gathers.uncertainty(embedder.descriptor_spread)
+    ranked = []
+    for start in range(0, len(near), CHUNK):
+        part = slice(start, start + CHUNK)
+        ranked += rank(
+            near[part].tolist(),
+            best=near[part, 0].tolist(),
+            similarity=np.einsum("nd,nkd->nk", pairs.gathers.embedding[part], gallery[near[part, :2]]),
+            size=len(gallery) - leave_out,
+            read=None if read is None else read[part],
+            uncertainty=uncertainty[part],
+            presence=None if calibration is None else calibration.presence,
+            novelty=None,
+            models=lambda rows: coarse(models[rows], cells),
+        )
+    first = near[np.arange(len(near)), [one.order[0] for one in ranked]]
+    return first, np.array([one.by_structure for one in ranked])
 
 
 def recall_among(queries: Float32, gallery: Float32) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Training recipes: everything that decides the outcome of a run but the pairs themselves."""
+"""Training recipes: all that determines a run except its pairs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class TrainConfig:
         steps, batch: updates, and pairs in each.
         learning_rate, weight_decay, warmup: AdamW, linear warm-up over ``warmup`` steps, then a cosine to zero.
         ema: decay of the averaged weights that are kept; 0 keeps the last ones.
-        hard_negatives: share of the batches that hold a few runs of models that are alike (`trainer._order`).
+        hard_negatives: share of the batches that hold runs of similar models (`batches`).
         locked: train the seismic encoder only, towards the others and the temperature as they are.
-        augment: disturbances; None trains on the pairs as they are.
+        augment: data augmentation; None trains on the pairs as they are.
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the device computes in it (a CPU without
             AVX-512 or AMX emulates it, thirty times slower).
         checkpoint_every: steps from one checkpoint to the next.
@@ -55,21 +55,21 @@ class TrainConfig:
 
 
 PAPER = TrainConfig(encoders=EncoderConfig(kind="paper"), loss=PAPER_LOSS, augment=None, ema=0.0, hard_negatives=0.0)
-# goes on from trained weights with other pairs: smaller steps, harder batches, targets nearer one-hot
+# continues from trained weights with other pairs: smaller steps, harder batches, targets nearer one-hot
 FURTHER = TrainConfig(
     loss=LossConfig(soft_share=0.15), steps=2600, learning_rate=8e-4, hard_negatives=0.7, checkpoint_every=100
 )
-# goes on from those with more layers, and more weight on reading the ground
+# continues from those with more layers, and more weight on the heads
 LARGER = replace(
     FURTHER,
     encoders=EncoderConfig(ahead=1, blocks=(3, 3, 2), mixers=1, finish=1),
     loss=LossConfig(soft_share=0.15, map_head=3.0, descriptor_head=0.3),
     steps=3200,
     learning_rate=1e-3,
-    seed=1,  # other batches and disturbances than the run before
+    seed=1,  # other batches and augmentation than the run before
 )
-# goes on from those with the seismic encoder alone, whose retrieval of seen ground is whole, to read new ground better:
-# the heads weigh more than before and all errors alike; fewer disturbances and alike models, which retrieval needs
+# continues from those with the seismic encoder alone, which already retrieves models in the gallery, to predict others
+# better: the heads weigh more and all errors alike; less augmentation and fewer hard negatives, which retrieval needs
 READING = replace(
     LARGER,
     loss=LossConfig(velocity_physics=0.0, soft_share=0.15, map_head=4.0, descriptor_head=2.0, descriptor_beta=1.0),

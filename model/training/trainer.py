@@ -1,4 +1,4 @@
-"""Training the encoders: batches, optimiser, averaged weights, checkpoints that resume exactly.
+"""The training loop: optimiser, averaged weights, log, checkpoints that resume exactly.
 
 What a step sees depends on (seed, step) alone, so that a resumed run repeats the uninterrupted one bit for bit on the
 same machine (CPU; a GPU adds its own rounding).
@@ -9,10 +9,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -21,11 +19,6 @@ from typing import Any, TextIO
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from seisbind.model.datasets.pairs import PairSet
 from seisbind.model.encoders.embedder import choose_device
@@ -34,29 +27,16 @@ from seisbind.model.encoders.networks import Encoders
 from seisbind.model.encoders.weights_file import digest
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.frame import OPENFWI_FRAME
-from seisbind.model.training.augment import Batch, augment, whole_batch
+from seisbind.model.training.augment import Batch
+from seisbind.model.training.batches import likeness, make_batches
+from seisbind.model.training.checkpoint import State, load_checkpoint, save_checkpoint
 from seisbind.model.training.loss import total_loss
 from seisbind.model.training.recipe import TrainConfig
-
-RUNS_A_BATCH = 8  # a batch of hard negatives holds this many runs of models that are alike
-LIKENESS_CELLS = 14  # without an encoder, models are alike by their means over this many cells a side
-AT_A_TIME = 500  # models embedded at once
-ORDER_STREAM, AUGMENT_STREAM = 0, 1  # independent random streams of one seed
-
-
-@dataclass(slots=True)
-class State:
-    """What a step changes, and a checkpoint keeps."""
-
-    encoders: Encoders
-    averaged: Encoders
-    optimizer: torch.optim.AdamW
-    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Said after each step: how far, how fast, how well."""
+    """Reported after each step."""
 
     step: int
     steps: int
@@ -82,9 +62,9 @@ def train(
         config: the recipe.
         out: folder of the run; created.
         start: trained encoders to begin from, with their standardisation, instead of random ones. Their layers are
-            kept, and those that the recipe has beyond them are added (`growth`). The head that tells families begins
-            anew where the pairs are of others.
-        resume: go on from its checkpoint where there is one.
+            kept, and those that the recipe has beyond them are added (`growth`). The family head starts from random
+            weights where the pairs have other families.
+        resume: continue from the checkpoint if there is one.
         device: ``auto``, ``cpu``, ``cuda``.
         stop_at: stop (with a checkpoint) after this step, as if interrupted.
         progress: called after each step.
@@ -106,25 +86,25 @@ def train(
     target = choose_device(device)
     out.mkdir(parents=True, exist_ok=True)
     state = _fresh_state(pairs, config, start, target)
-    begun = "" if start is None else digest("", {name: t.cpu() for name, t in start.state_dict().items()})
-    made = {"config": json.dumps(asdict(config), sort_keys=True), "start": begun}
+    start_digest = "" if start is None else digest("", {name: t.cpu() for name, t in start.state_dict().items()})
+    made = {"config": json.dumps(asdict(config), sort_keys=True), "start": start_digest}
     if pairs.frame != OPENFWI_FRAME:
         made["frame"] = json.dumps(pairs.frame.to_dict() | {"name": ""}, sort_keys=True)
     if checkpoint.exists():
-        _load_checkpoint(checkpoint, state, made)
+        load_checkpoint(checkpoint, state, made)
     last = min(config.steps, stop_at if stop_at is not None else config.steps)
     log_path = out / "log.csv"
     _forget_later_rows(log_path, state.step)
     with log_path.open("a", newline="", encoding="utf-8") as log:
         compared = config.hard_negatives > 0 and state.step < last
-        alike = likeness(pairs.velocity, start) if compared else np.empty((len(pairs), 0), np.float32)
-        batches = _batches(pairs, alike, config, state.step, last, target)
+        features = likeness(pairs.velocity, start) if compared else np.empty((len(pairs), 0), np.float32)
+        batches = make_batches(pairs, features, config, state.step, last, target)
         for batch, part, rate in _timed(batches, config.batch):
             loss = _update(state, batch, part, config, log)
             if progress is not None:
                 progress(Progress(state.step, config.steps, loss, rate))
             if state.step % config.checkpoint_every == 0 or state.step == last:
-                _save_checkpoint(checkpoint, state, made)
+                save_checkpoint(checkpoint, state, made)
     return (state.averaged if config.ema else state.encoders).eval()
 
 
@@ -155,7 +135,7 @@ def check_frames(pairs: PairSet, start: Encoders | None) -> None:
 
 
 def _forget_later_rows(log: Path, step: int) -> None:
-    """Drop what a killed run logged after its last checkpoint: those steps are run again."""
+    """Drop the rows that a killed run logged after its last checkpoint: those steps run again."""
     if not log.exists():
         return
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -191,7 +171,7 @@ def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, de
 
 
 def _update(state: State, batch: Batch, part: PairSet, config: TrainConfig, log: TextIO) -> float:
-    """One step on ``batch``, the disturbed gathers of ``part``; returns the loss."""
+    """One step on ``batch``, the augmented gathers of ``part``; returns the loss."""
     device = batch.traces.device
     rate = _learning_rate(state.step, config)
     for group in state.optimizer.param_groups:
@@ -252,7 +232,7 @@ def _learning_rate(step: int, config: TrainConfig) -> float:
 def _average(state: State, config: TrainConfig) -> None:
     if not config.ema:
         return
-    decay = min(config.ema, state.step / (state.step + 10))  # follows closely at first
+    decay = min(config.ema, state.step / (state.step + 10))  # a short average at first
     kept, new = state.averaged.state_dict(), state.encoders.state_dict()
     floats = [name for name in kept if kept[name].is_floating_point()]
     torch._foreach_lerp_([kept[n] for n in floats], [new[n] for n in floats], 1 - decay)
@@ -260,144 +240,11 @@ def _average(state: State, config: TrainConfig) -> None:
         kept[name].copy_(new[name])
 
 
-def _order(features: NDArray[np.float32], config: TrainConfig, epoch: int) -> NDArray[np.intp]:
-    """The order of an epoch, in whole batches: a share holds runs of models that are alike, the rest are random."""
-    rng = np.random.default_rng([config.seed, ORDER_STREAM, epoch])
-    order = rng.permutation(len(features))
-    batches = len(features) // config.batch
-    hard = round(config.hard_negatives * batches) * config.batch
-    alike, rest = order[:hard], order[hard : batches * config.batch]
-    if hard:
-        alike_runs = runs(features[alike], max(1, config.batch // RUNS_A_BATCH), rng)
-        alike = alike[np.concatenate([alike_runs[i] for i in rng.permutation(len(alike_runs))])]
-    cut = np.concatenate([alike, rest]).reshape(batches, config.batch)
-    return np.asarray(cut[rng.permutation(batches)].reshape(-1))
-
-
-@torch.no_grad()
-def likeness(velocity: Tensor, start: Encoders | None) -> NDArray[np.float32]:
-    """``(n, features)`` of velocity models ``(n, depth, x)``: those that lie together are hard to tell apart.
-
-    Where ``start`` puts them; without it, their means over `LIKENESS_CELLS` cells a side, km/s.
-    """
-    parts = []
-    for first in range(0, len(velocity), AT_A_TIME):
-        part = velocity[first : first + AT_A_TIME].float()
-        if start is None:
-            parts.append(F.avg_pool2d(part[:, None] / 1000, max(1, part.shape[-1] // LIKENESS_CELLS)).flatten(1))
-        else:
-            parts.append(start.embed_velocity(part.to(start.logit_scale.device)))
-    return np.asarray(torch.cat(parts).cpu().numpy())
-
-
-def runs(features: NDArray[np.float32], size: int, rng: np.random.Generator) -> list[NDArray[np.intp]]:
-    """Rows of ``features`` in runs of ``size`` that lie together, each row in one; the last run takes what is left.
-
-    Each run is a row drawn at random and those nearest to it of the rows that are left, so that a model meets other
-    neighbours in every epoch.
-    """
-    squared = np.square(features).sum(axis=1)
-    taken = np.zeros(len(features), dtype=bool)
-    found: list[NDArray[np.intp]] = []
-    for seed in rng.permutation(len(features)):
-        if len(features) - size * len(found) < 2 * size:
-            break
-        if taken[seed]:
-            continue
-        far = np.where(taken, np.inf, squared - 2 * (features @ features[seed]))
-        run = np.argpartition(far, size - 1)[:size]
-        taken[run] = True
-        found.append(run)
-    return [*found, np.flatnonzero(~taken)]
-
-
-def _batches(
-    pairs: PairSet, features: NDArray[np.float32], config: TrainConfig, first: int, last: int, device: torch.device
-) -> Iterator[tuple[Batch, PairSet]]:
-    """Batches ``first``..``last - 1``, each made in the background while the step before it runs."""
-    per_epoch = len(pairs) // config.batch
-    orders: dict[int, NDArray[np.intp]] = {}
-
-    def make(step: int) -> tuple[Batch, PairSet]:
-        epoch, at = divmod(step, per_epoch)
-        if epoch not in orders:
-            orders.clear()
-            orders[epoch] = _order(features, config, epoch)
-        index = torch.from_numpy(orders[epoch][at * config.batch : (at + 1) * config.batch]).to(pairs.traces.device)
-        part = pairs.select(index)
-        part = part.to(device)
-        batch = whole_batch(part)
-        if config.augment is not None:
-            generator = torch.Generator(device)
-            generator.manual_seed(
-                int(np.random.SeedSequence([config.seed, AUGMENT_STREAM, step]).generate_state(1, np.uint64)[0] >> 1)
-            )
-            batch = augment(batch, config.augment, generator)
-        return batch, part
-
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as background:
-        ahead = background.submit(make, first) if first < last else None
-        for step in range(first, last):
-            if ahead is None:
-                return
-            ready = ahead.result()
-            ahead = background.submit(make, step + 1) if step + 1 < last else None
-            yield ready
-
-
 def _timed(batches: Iterator[tuple[Batch, PairSet]], size: int) -> Iterator[tuple[Batch, PairSet, float]]:
-    """Adds pairs a second, averaged over some twenty steps."""
+    """Adds pairs per second, averaged over about twenty steps."""
     rate, before = 0.0, time.perf_counter()
     for batch, part in batches:
         yield batch, part, rate
         now = time.perf_counter()
         own = size / (now - before)
         rate, before = (own if not rate else 0.95 * rate + 0.05 * own), now
-
-
-def _save_checkpoint(path: Path, state: State, made: dict[str, str]) -> None:
-    tensors = {f"encoders.{name}": t for name, t in state.encoders.state_dict().items()}
-    tensors |= {f"averaged.{name}": t for name, t in state.averaged.state_dict().items()}
-    for index, slots in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in slots.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    metadata = {"step": str(state.step), **made}
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _load_checkpoint(path: Path, state: State, made: dict[str, str]) -> None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise InvalidConfig(f"{path} cannot be read ({error}); start again without --resume.") from error
-    if metadata.get("config") != made["config"]:
-        raise InvalidConfig(f"{path} is of a run with another configuration; train into another folder.")
-    if metadata.get("start", "") != made["start"]:
-        raise InvalidConfig(f"{path} is of a run that began from other weights; give it the same --start.")
-    if metadata.get("frame", "") != made.get("frame", ""):
-        raise InvalidConfig(
-            f"{path} is of a run on pairs of another frame ({metadata.get('frame') or OPENFWI_FRAME}); these are of "
-            f"{made.get('frame') or OPENFWI_FRAME}. Train into another folder."
-        )
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        group, rest = name.split(".", 1)
-        groups.setdefault(group, {})[rest] = tensor
-    state.encoders.load_state_dict(groups["encoders"])
-    state.averaged.load_state_dict(groups["averaged"])
-    optimizer = state.optimizer.state_dict()
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in groups.get("optimizer", {}).items():
-        index, slot = name.split(".", 1)
-        slots.setdefault(int(index), {})[slot] = tensor
-    optimizer["state"] = slots
-    state.optimizer.load_state_dict(optimizer)
-    state.step = int(metadata["step"])

@@ -1,8 +1,7 @@
-"""``seisbind simulate``, ``train`` and ``evaluate``: thin doors to `seisbind.model`."""
+"""``seisbind simulate``, ``train`` and ``evaluate``."""
 
 from __future__ import annotations
 
-import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,43 +77,33 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
 ) -> None:
     """Train encoders on pairs of gathers and velocity models."""
-    from dataclasses import asdict, replace
-
-    from seisbind.model.encoders.embedder import Embedder
-    from seisbind.model.encoders.weights_file import Description, load_weights, save_weights
-    from seisbind.model.training.augment import as_trained
-    from seisbind.model.training.calibration import OTHERS, SEEN, calibrate
+    from seisbind.model.encoders.weights_file import load_weights
     from seisbind.model.training.recipe import load_config
-    from seisbind.model.training.trainer import Progress, check_frames, check_start
-    from seisbind.model.training.trainer import train as run
+    from seisbind.model.training.run import WEIGHTS, Stage, train_weights
+    from seisbind.model.training.trainer import check_frames, check_start
     from seisbind.service.commands.console import counting
 
     recipe = load_config(config)
-    begun = load_weights(start) if start else None
-    check_start(recipe, begun.encoders if begun else None)  # before the gathers are prepared
+    from_weights = load_weights(start) if start else None
+    encoders = from_weights.encoders if from_weights else None
+    check_start(recipe, encoders)  # before the gathers are prepared
     pairs = _pairs(data, "train")
-    check_frames(pairs, begun.encoders if begun else None)
-    calibrates = recipe.encoders.kind == "seisbind"
-    split = _held_out(data, held_out, pairs.frame) if calibrates else None
+    check_frames(pairs, encoders)
+    split = _held_out(data, held_out, pairs.frame) if recipe.encoders.kind == "seisbind" else None
     with counting(f"Training on {len(pairs)} pairs", recipe.steps) as progress:
-
-        def step(said: Progress) -> None:
-            progress(said.step)
-
-        encoders = run(
-            pairs, recipe, out, start=begun.encoders if begun else None, resume=resume, device=device, progress=step
+        fingerprint = train_weights(
+            [Stage(lambda: pairs)],
+            recipe,
+            out,
+            name=out.name,
+            training={"start": from_weights.fingerprint if from_weights else None},
+            start=encoders,
+            held_out=None if split is None else lambda: split,
+            resume=resume,
+            device=device,
+            progress=lambda done: progress(done.step),
         )
-    path = out / "weights.safetensors"
-    training = {"config": asdict(recipe), "pairs": len(pairs), "start": begun.fingerprint if begun else None}
-    said = Description(out.name, encoders.config, training=training, frame=encoders.frame)
-    save_weights(path, encoders, said)
-    if split is not None:
-        seen = as_trained(pairs, recipe.augment, count=SEEN)
-        embedder = Embedder(load_weights(path), device=device)
-        others = pairs.velocity[:: math.ceil(len(pairs) / OTHERS)].cpu().numpy()  # of every family: files hold one each
-        calibration = calibrate(embedder, split, seen=seen, augment=recipe.augment, others=others)
-        save_weights(path, encoders, replace(said, calibration=calibration))
-    print(f"{path}: weights {load_weights(path).fingerprint}")
+    print(f"{out / WEIGHTS}: weights {fingerprint}")
 
 
 def evaluate(
@@ -154,7 +143,7 @@ def evaluate(
 
 
 def _held_out(data: Path, held_out: Path | None, frame: Frame) -> PairSet:
-    """The pairs to calibrate on, looked at before hours of training and not after.
+    """The pairs to calibrate on, checked before hours of training and not after.
 
     Raises:
         InvalidConfig: none were named, and ``data`` are shards, which have no test part; or too few, or of another
@@ -162,7 +151,7 @@ def _held_out(data: Path, held_out: Path | None, frame: Frame) -> PairSet:
     """
     from seisbind.model.datasets.openfwi import find_pairs
     from seisbind.model.errors import InvalidConfig
-    from seisbind.model.training.calibration import FEWEST
+    from seisbind.model.training.calibration import MIN_PAIRS
 
     if held_out is None and _are_shards(data):
         raise InvalidConfig(f"{data} holds shards, which have no test part: name others with --held-out.")
@@ -171,16 +160,16 @@ def _held_out(data: Path, held_out: Path | None, frame: Frame) -> PairSet:
     split = _pairs(source, part.value) if there else None
     if split is not None and split.frame != frame:
         raise InvalidConfig(f"The held-out pairs are of another frame than --data: {split.frame}, not {frame}.")
-    if split is None or len(split) < FEWEST:
-        whence = (
+    if split is None or len(split) < MIN_PAIRS:
+        source_text = (
             f"all of {held_out}"
             if held_out
             else f"the test part of {data}: without OpenFWI's numbers a fifth of the files of each family is held out, "
             "and none of a single file. Make more or smaller files, or name other pairs with --held-out"
         )
         raise InvalidConfig(
-            f"{len(split or ())} held-out pairs are too few to calibrate on; at least {FEWEST} are needed. They are "
-            f"{whence}."
+            f"{len(split or ())} held-out pairs are too few to calibrate on; at least {MIN_PAIRS} are needed. They are "
+            f"{source_text}."
         )
     return split
 

@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from seisbind.index import Distribution, Filter, Gallery, GalleryInfo, Hit
 from seisbind.model.confidence.novelty import Verdict
-from seisbind.model.confidence.presence import CANDIDATES, Evidence, by_structure, coarse, differences
+from seisbind.model.confidence.presence import coarse
+from seisbind.model.confidence.ranking import CANDIDATES, Ranking, rank
 from seisbind.model.encoders.embedder import NEIGHBOURS, Embedder, EncodedGathers
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
@@ -32,7 +33,6 @@ from seisbind.service.engine.answers import (
 from seisbind.service.engine.query import Query, encode, rows_of, stacked
 
 Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -55,14 +55,12 @@ class Found:
 
     Attributes:
         near: the most similar models of the whole gallery, whatever the filter.
-        presence: probability that the first of them is the true model; NaN where that is unknown.
-        new: whether the true model is taken to be missing from the gallery.
-        matches: within the filter, ranked.
+        rankings: how the models within the filter are ordered.
+        matches: these, ranked.
     """
 
     near: list[list[Hit]]
-    presence: Float64
-    new: NDArray[np.bool_]
+    rankings: list[Ranking]
     matches: list[tuple[Match, ...]]
 
 
@@ -162,28 +160,27 @@ class Engine:
             encoded = encode(self.embedder, queries)
             if not np.isfinite(encoded.embedding).all():
                 raise InvalidGather("The samples are too large or too small for float32 arithmetic; scale the gathers.")
+            verdicts = self.embedder.judge_novelty(np.concatenate([query.measured for query in queries]), encoded)
         try:
-            found = self._search(encoded, queries, watch)
+            found = self._search(encoded, queries, verdicts, watch)
         except UnknownModel:  # a model was removed between being found and being read
             with self.gallery.unchanging():
-                found = self._search(encoded, queries, watch)
+                found = self._search(encoded, queries, verdicts, watch)
         with watch("infer"):
             neighbours = None if encoded.descriptors is not None else _neighbours(found.near)
             physics = quantities(self.embedder.infer_physics(encoded, neighbours))
-            verdicts = self.embedder.familiar(np.concatenate([query.measured for query in queries]), encoded)
 
         def answer(query: Query, number: int, row: int) -> Retrieval:
             """Of gather ``number`` of a query, which is ``row`` of the batch."""
-            verdict, matches = verdicts[row] if verdicts else None, found.matches[row]
-            in_gallery, doubts = self._said(float(found.presence[row]), verdict)
+            verdict, matches, ranking = verdicts[row] if verdicts else None, found.matches[row], found.rankings[row]
             fewer = fewer_matches(matches, query.top_k, query.filter)
             return Retrieval(
                 matches=matches,
                 physics=physics[row],
                 in_distribution=in_distribution(verdict, found.near[row]),
-                in_gallery=in_gallery,
-                ranked_by="structure" if found.new[row] and matches else "similarity",
-                warnings=(*query.notes, *query.prepared.notes[number], *doubts, *fewer),
+                in_gallery=ranking.in_gallery,
+                ranked_by="structure" if ranking.by_structure else "similarity",
+                warnings=(*query.notes, *query.prepared.notes[number], *_withheld(ranking, verdict), *fewer),
                 timings_ms=dict(watch.timings_ms),
                 velocity=None if encoded.velocity is None else encoded.velocity[row],
             )
@@ -193,7 +190,9 @@ class Engine:
             for query, rows in zip(queries, rows_of(queries), strict=True)
         ]
 
-    def _search(self, encoded: EncodedGathers, queries: Sequence[Query], watch: Stopwatch) -> Found:
+    def _search(
+        self, encoded: EncodedGathers, queries: Sequence[Query], verdicts: Sequence[Verdict] | None, watch: Stopwatch
+    ) -> Found:
         """What the gallery holds for the gathers of ``queries``, which are ``encoded`` one after another."""
         own = rows_of(queries)
         top_k = np.repeat([query.top_k for query in queries], [len(query) for query in queries])
@@ -211,11 +210,13 @@ class Engine:
                     allowed = self.gallery.search_velocity(encoded.embedding[rows], k, filter=query.filter)
                     found[rows[0] : rows[-1] + 1] = allowed
         with watch("rank"):
-            presence, new = self._in_gallery(near, encoded)
-            found = self._ordered(found, new, encoded)
+            rankings = self._rank(found, near, encoded, verdicts)
         with watch("search"):
-            matches = [ranked(hits[:k]) for hits, k in zip(found, top_k.tolist(), strict=True)]
-        return Found(near, presence, new, matches)
+            matches = [
+                ranked([hits[at] for at in ranking.order[:k]])
+                for hits, ranking, k in zip(found, rankings, top_k.tolist(), strict=True)
+            ]
+        return Found(near, rankings, matches)
 
     def search_velocity(
         self, velocity: ArrayLike, *, top_k: int = 5, filter: Filter | None = None
@@ -303,38 +304,27 @@ class Engine:
         """
         self.retrieve(canary_gather(self.frame), self.frame.survey, top_k=1)
 
-    def _in_gallery(self, near: Sequence[Sequence[Hit]], encoded: EncodedGathers) -> tuple[Float64, NDArray[np.bool_]]:
-        """For each gather, how likely its best match is its ground, and whether the ground is taken for new.
-
-        NaN and not new, where that cannot be said.
-        """
+    def _rank(
+        self,
+        found: Sequence[Sequence[Hit]],
+        near: Sequence[Sequence[Hit]],
+        encoded: EncodedGathers,
+        verdicts: Sequence[Verdict] | None,
+    ) -> list[Ranking]:
+        """How the hits of each gather are ordered; ``near`` are those of the whole gallery, without a filter."""
         calibration, read = self.embedder.weights.description.calibration, encoded.velocity
-        if calibration is None or read is None or min(map(len, near)) < 2:
-            return np.full(len(near), np.nan), np.zeros(len(near), dtype=bool)
-        best = self._coarse([row[0].model_id for row in near], read.shape[-1])
-        evidence = Evidence(
-            first=np.array([row[0].similarity for row in near]),
-            second=np.array([row[1].similarity for row in near]),
-            far=differences(read, best),
-            doubt=encoded.doubt(self.embedder.descriptor_spread),
+        cells = 0 if read is None else read.shape[-1]
+        return rank(
+            [[hit.model_id for hit in hits] for hits in found],
+            best=[hits[0].model_id for hits in near if hits],
+            similarity=np.array([[hit.similarity for hit in hits[:2]] for hits in near]),
             size=len(self.gallery),
+            read=read,
+            uncertainty=encoded.uncertainty(self.embedder.descriptor_spread),
+            presence=None if calibration is None else calibration.presence,
+            novelty=verdicts,
+            models=lambda model_ids: self._coarse(model_ids, cells),
         )
-        probability = calibration.presence.probability(evidence)
-        return probability, calibration.presence.is_new(probability)
-
-    @staticmethod
-    def _said(probability: float, verdict: Verdict | None) -> tuple[float | None, tuple[Note, ...]]:
-        """What an answer says of a gather's ``in_gallery``: nothing where the gather is unlike those of training, on
-        which the law was fitted, but the reason."""
-        if np.isnan(probability):
-            return None, ()
-        if verdict is None or verdict.likely:
-            return probability, ()
-        text = (
-            "Whether the gallery holds this ground is unknown, for the record is unlike those of training: "
-            f"{verdict.detail} Take the matches for a guess."
-        )
-        return None, (Note("in_gallery_unknown", text),)
 
     def _coarse(self, model_ids: Sequence[str], cells: int) -> Float32:
         """``(n, depth, cells)`` coarse velocity models of the gallery, each read once."""
@@ -342,20 +332,15 @@ class Engine:
         models = coarse(stacked([each[None] for each in self.gallery.velocities(list(row_of))]), cells)
         return np.asarray(models[[row_of[model_id] for model_id in model_ids]])
 
-    def _ordered(self, found: list[list[Hit]], new: NDArray[np.bool_], encoded: EncodedGathers) -> list[list[Hit]]:
-        """The hits of ground that is ``new`` in another order: the `CANDIDATES` most similar as `by_structure` puts
-        them, then the rest, so that the first do not depend on how many were asked for."""
-        read = encoded.velocity
-        moved = [i for i, (row, is_new) in enumerate(zip(found, new, strict=True)) if is_new and row]
-        if read is None or not moved:
-            return found
-        ends = np.cumsum([len(found[i][:CANDIDATES]) for i in moved])
-        models = self._coarse([hit.model_id for i in moved for hit in found[i][:CANDIDATES]], read.shape[-1])
-        ordered = list(found)
-        for i, candidates in zip(moved, np.split(models, ends[:-1]), strict=True):
-            order = by_structure(read[i], candidates)
-            ordered[i] = [found[i][at] for at in order] + found[i][CANDIDATES:]
-        return ordered
+
+def _withheld(ranking: Ranking, verdict: Verdict | None) -> tuple[Note, ...]:
+    if not ranking.withheld or verdict is None:
+        return ()
+    text = (
+        "Whether the gallery holds this ground is unknown, for the record is unlike those of training: "
+        f"{verdict.detail} Take the matches for a guess."
+    )
+    return (Note("in_gallery_unknown", text),)
 
 
 def _result(hits: Sequence[Hit], top_k: int, filter: Filter | None, warnings: tuple[Note, ...] = ()) -> SearchResult:

@@ -93,7 +93,7 @@ def encode(embedder: Embedder, queries: Sequence[Query]) -> EncodedGathers:
     for name in HEADS:
         heads = [getattr(part, name) for part in parts]
         joined[name] = None if heads[0] is None else np.concatenate(heads)
-    return EncodedGathers(**joined).take(np.argsort(np.concatenate(order)))
+    return EncodedGathers(**joined).select(np.argsort(np.concatenate(order)))
 
 
 def rows_of(queries: Sequence[Query]) -> list[NDArray[np.intp]]:

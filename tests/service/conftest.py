@@ -26,7 +26,7 @@ import uvicorn
 from numpy.typing import NDArray
 
 from seisbind.index import Gallery
-from seisbind.model.confidence.novelty import MEASURES, Familiar
+from seisbind.model.confidence.novelty import MEASURES, TrainingRanges
 from seisbind.model.confidence.presence import Presence
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.encoders.networks import EncoderConfig, Encoders
@@ -57,9 +57,9 @@ def make_weights(path: Path, seed: int) -> Path:
         torch.manual_seed(seed)
         encoders = Encoders(CONFIG)
     low, middle, high = ((value,) * len(MEASURES) for value in (-200.0, 0.0, 200.0))
-    familiar = Familiar(low, middle, high, 1.0)  # whatever was measured, it is likely
+    ranges = TrainingRanges(low, middle, high, 1.0)  # whatever was measured, it is likely
     calibration = Calibration(
-        ((float(np.log(2.0)),) * 13,), Presence(50.0, 0.0, 0.0, 0.0, 0.05, 3000), familiar, pairs=100
+        ((float(np.log(2.0)),) * 13,), Presence(50.0, 0.0, 0.0, 0.0, 0.05, 3000), ranges, pairs=100
     )
     save_weights(path, encoders, Description("untrained", CONFIG, calibration=calibration))
     return path

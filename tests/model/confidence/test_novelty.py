@@ -3,7 +3,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from seisbind.model.confidence.novelty import MEASURES, NARROWEST, Familiar, judge, learn, measure, scores, with_doubt
+from seisbind.model.confidence.novelty import (
+    MEASURES,
+    NARROWEST,
+    TrainingRanges,
+    judge,
+    learn,
+    measure,
+    scores,
+    with_uncertainty,
+)
 from seisbind.model.datasets.pairs import PairSet
 from seisbind.model.survey.preparation import Prepared, prepare
 from seisbind.model.training.augment import AugmentConfig, as_trained
@@ -19,7 +28,7 @@ def recorded(velocity: np.ndarray) -> Prepared:
 
 
 def values(prepared: Prepared) -> np.ndarray:
-    return with_doubt(measure(prepared), np.zeros(len(prepared), np.float32))
+    return with_uncertainty(measure(prepared), np.zeros(len(prepared), np.float32))
 
 
 def with_traces(prepared: Prepared, traces: np.ndarray) -> Prepared:
@@ -27,7 +36,7 @@ def with_traces(prepared: Prepared, traces: np.ndarray) -> Prepared:
 
 
 @pytest.fixture(scope="module")
-def known(recorded: Prepared) -> Familiar:
+def known(recorded: Prepared) -> TrainingRanges:
     """Of training with white noise 12 to 60 dB below the record."""
     rng = np.random.default_rng(1)
     noise = np.sqrt(np.square(recorded.traces).mean()) * rng.standard_normal(recorded.traces.shape)
@@ -35,7 +44,7 @@ def known(recorded: Prepared) -> Familiar:
     return learn(np.concatenate([values(with_traces(recorded, traces)) for traces in levels]))
 
 
-def reasons(known: Familiar, changed: Prepared) -> set[str | None]:
+def reasons(known: TrainingRanges, changed: Prepared) -> set[str | None]:
     return {verdict.reason for verdict in judge(values(changed), known)}
 
 
@@ -70,7 +79,7 @@ def test_gain_changes_no_measure(recorded: Prepared) -> None:
     np.testing.assert_allclose(values(with_traces(recorded, recorded.traces * 1e-7)), values(recorded), atol=1e-2)
 
 
-def test_each_disturbance_is_named(recorded: Prepared, known: Familiar) -> None:
+def test_each_disturbance_is_named(recorded: Prepared, known: TrainingRanges) -> None:
     rng = np.random.default_rng(0)
     rms = np.sqrt(np.square(recorded.traces).mean())
     noise = rms * rng.standard_normal(recorded.traces.shape, dtype=np.float32)
@@ -100,7 +109,7 @@ def test_measures_by_hand() -> None:
     assert (found["live_traces"], found["shots"]) == (1, 1)
 
 
-def test_the_detail_has_the_numbers(recorded: Prepared, known: Familiar) -> None:
+def test_the_detail_has_the_numbers(recorded: Prepared, known: TrainingRanges) -> None:
     far = values(recorded)[:1].copy()
     far[0, NAMES.index("centroid")] = 90.0
     (verdict,) = judge(far, known)
@@ -108,10 +117,10 @@ def test_the_detail_has_the_numbers(recorded: Prepared, known: Familiar) -> None
     assert "is 90 Hz" in verdict.detail and "in training it lay between" in verdict.detail
 
 
-def test_gathers_as_trained_are_disturbed_and_drawn_once(pairs: PairSet) -> None:
+def test_gathers_as_trained_are_augmented_and_drawn_once(pairs: PairSet) -> None:
     clean = as_trained(pairs, None, count=10)
     assert len(clean) == 10 and clean.live.all()
-    disturbed = as_trained(pairs, AugmentConfig(dead=1.0), count=100)
-    assert len(disturbed) == len(pairs) and not disturbed.live.all()
+    augmented = as_trained(pairs, AugmentConfig(dead=1.0), count=100)
+    assert len(augmented) == len(pairs) and not augmented.live.all()
     again = as_trained(pairs, AugmentConfig(dead=1.0), count=100)
-    np.testing.assert_array_equal(disturbed.traces, again.traces)
+    np.testing.assert_array_equal(augmented.traces, again.traces)

@@ -9,7 +9,7 @@ import torch
 from seisbind.model.datasets.acquisition import EXACT, AcquisitionConfig, draw, record, simulate_pairs
 from seisbind.model.datasets.openfwi import Dataset, find_pairs, write_pairs
 from seisbind.model.datasets.pairs import FIELDS, PairSet, load_pairs, prepare_files, save_pairs
-from seisbind.model.datasets.simulation import only_writer
+from seisbind.model.datasets.writer import only_writer
 from seisbind.model.errors import DatasetError
 from seisbind.model.survey.preparation import prepare
 from seisbind.model.waves.wavefield import simulate

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from seisbind.model.datasets.openfwi import Dataset, find_pairs, written_numbers
-from seisbind.model.datasets.simulation import LOCK, MANIFEST, SimulatedDataset, pair_bytes, simulate_dataset
+from seisbind.model.datasets.simulation import MANIFEST, SimulatedDataset, pair_bytes, simulate_dataset
+from seisbind.model.datasets.writer import LOCK
 from seisbind.model.errors import DatasetError, InvalidConfig
 from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.waves.wavefield import Boundary, simulate

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from seisbind.model.confidence.novelty import MEASURES, Familiar
+from seisbind.model.confidence.novelty import MEASURES, TrainingRanges
 from seisbind.model.confidence.presence import Presence
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.encoders.networks import EncoderConfig, Encoders
@@ -47,7 +47,10 @@ def make(path: Path) -> None:
     config = EncoderConfig(width=8, velocity_width=8, hidden=16)
     low, middle, high = ((value,) * len(MEASURES) for value in (-1.0, 0.5, 2.0))
     calibration = Calibration(
-        ((0.5,) * len(NAMES),), Presence(-1.0, 2.0, 3.0, -0.5, 0.05, 3000), Familiar(low, middle, high, 1.25), pairs=100
+        ((0.5,) * len(NAMES),),
+        Presence(-1.0, 2.0, 3.0, -0.5, 0.05, 3000),
+        TrainingRanges(low, middle, high, 1.25),
+        pairs=100,
     )
     save_weights(path, Encoders(config), Description("golden", config, {"pairs": 3}, calibration))
     path.with_suffix(".json").write_text(json.dumps(answers(Embedder.load(path, device="cpu", runtime="torch"))) + "\n")

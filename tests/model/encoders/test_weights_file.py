@@ -1,5 +1,5 @@
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +8,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from seisbind.model.confidence.novelty import MEASURES, Familiar
+from seisbind.model.confidence.novelty import MEASURES, TrainingRanges
 from seisbind.model.confidence.presence import Presence
 from seisbind.model.encoders.networks import EncoderConfig, Encoders
 from seisbind.model.encoders.runtimes import gflop
 from seisbind.model.encoders.weights_file import SHIPPED, Calibration, Description, load_weights, save_weights
 from seisbind.model.errors import InvalidConfig, WeightsError
-from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.ground.descriptors import NAMES
 
-FAMILIAR = Familiar((0.0,) * len(MEASURES), (0.5,) * len(MEASURES), (1.5,) * len(MEASURES), 1.25)
+RANGES = TrainingRanges((0.0,) * len(MEASURES), (0.5,) * len(MEASURES), (1.5,) * len(MEASURES), 1.25)
 CALIBRATION = Calibration(
     log_factor=(tuple(float(i) for i in range(len(NAMES))),),
     presence=Presence(-1.0, 2.0, 3.0, -0.5, 0.05, 3000),
-    familiar=FAMILIAR,
+    novelty=RANGES,
     pairs=100,
 )
 
@@ -46,11 +45,10 @@ def test_round_trip(saved: Path, small: EncoderConfig) -> None:
 def test_weights_from_before_encoders_could_grow(
     saved: Path, small: EncoderConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their description names neither the layers that may be added nor what presence and familiarity weigh since."""
-    real, tree = json.dumps, asdict(Description("old", small, {}, CALIBRATION))
+    """Their description names neither the layers that may be added nor later terms of presence and novelty."""
+    real, tree = json.dumps, Description("old", small, {}, CALIBRATION).to_dict()
     for name in ("ahead", "blocks", "mixers", "finish"):
         del tree["config"][name]
-    tree["frame"] = OPENFWI_FRAME.to_dict()
     for name in ("log_far", "doubt"):
         del tree["calibration"]["presence"][name]
     del tree["calibration"]["familiar"]["middle"]
@@ -59,8 +57,8 @@ def test_weights_from_before_encoders_could_grow(
     )
     save_weights(saved, load_weights(saved).encoders, Description("old", small, {}, CALIBRATION))
     monkeypatch.undo()
-    halfway = replace(FAMILIAR, middle=(0.75,) * len(MEASURES))
-    assert load_weights(saved).description == Description("old", small, {}, replace(CALIBRATION, familiar=halfway))
+    halfway = replace(RANGES, middle=(0.75,) * len(MEASURES))
+    assert load_weights(saved).description == Description("old", small, {}, replace(CALIBRATION, novelty=halfway))
 
 
 def test_larger_encoders_round_trip(saved: Path, small: EncoderConfig) -> None:

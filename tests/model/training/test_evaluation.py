@@ -135,7 +135,7 @@ def test_presence_tells_the_ground_from_its_relatives(monkeypatch: pytest.Monkey
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     models = rng.uniform(1500, 4500, (400, 5, 5)).astype(np.float32)
     read = models + 50 * rng.standard_normal(models.shape).astype(np.float32)
-    monkeypatch.setattr("seisbind.model.confidence.presence.AT_A_TIME", 100)
+    monkeypatch.setattr("seisbind.model.confidence.presence.BATCH", 100)
     rough = gallery[:300] + 0.3 * rng.standard_normal((300, 64)).astype(np.float32)  # the same again, hard to read
     rough /= np.linalg.norm(rough, axis=1, keepdims=True)
     law = fit_presence(

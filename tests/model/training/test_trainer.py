@@ -14,9 +14,10 @@ from seisbind.model.errors import InvalidConfig
 from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.survey.preparation import OPENFWI
 from seisbind.model.training.augment import AugmentConfig, Batch, augment, mirror, whole_batch
+from seisbind.model.training.batches import likeness, runs
 from seisbind.model.training.loss import LossConfig, contrastive, structure_distance, targets, total_loss
 from seisbind.model.training.recipe import PAPER, TrainConfig, load_config
-from seisbind.model.training.trainer import check_start, likeness, runs, train
+from seisbind.model.training.trainer import check_start, train
 
 PROBABILITIES = ("mirror", "noise", "shift", "phase", "tilt", "trace_gain", "dead", "shots", "sparse", "short")
 OFF = dict.fromkeys(PROBABILITIES, 0.0)

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from seisbind.index import Filter, Gallery, GalleryInfo
-from seisbind.model.confidence.novelty import MEASURES, Familiar
+from seisbind.model.confidence.novelty import MEASURES, TrainingRanges
 from seisbind.model.confidence.presence import Presence
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import InvalidQuery, InvalidVelocityModel, WeightsMismatch
@@ -103,13 +103,15 @@ def test_a_gather_beyond_the_calibration_names_the_respect(
     calibration = embedder.weights.description.calibration
     assert calibration is not None
     at = [m.name for m in MEASURES].index("shots")
-    known = calibration.familiar
+    known = calibration.novelty
 
     def with_shots(values: tuple[float, ...], shots: float) -> tuple[float, ...]:
         return (*values[:at], shots, *values[at + 1 :])
 
-    few = Familiar(with_shots(known.low, 0.0), with_shots(known.middle, 0.5), with_shots(known.high, 1.0), known.limit)
-    narrow = replace(calibration, familiar=few)
+    few = TrainingRanges(
+        with_shots(known.low, 0.0), with_shots(known.middle, 0.5), with_shots(known.high, 1.0), known.limit
+    )
+    narrow = replace(calibration, novelty=few)
     description = replace(embedder.weights.description, calibration=narrow)
     strict = Embedder(replace(embedder.weights, description=description), device="cpu")
     with Gallery.open(gallery_path, fingerprint=strict.fingerprint) as gallery:
@@ -149,7 +151,7 @@ def test_presence_is_that_of_each_gather_whatever_is_in_the_batch(engine: Engine
     """The law's terms are of the gather's own reading and of its own best match; batches mix numbers of shots."""
     weights = engine.embedder.weights
     assert weights.description.calibration is not None
-    law = Presence(6.0, 1.0, 2.0, -0.1, 0.0, 3000, log_far=-1.0, doubt=0.5)
+    law = Presence(6.0, 1.0, 2.0, -0.1, 0.0, 3000, log_structure_difference=-1.0, uncertainty=0.5)
     calibration = replace(weights.description.calibration, presence=law)
     weighing = replace(weights, description=replace(weights.description, calibration=calibration))
     other = Engine(Embedder(weighing, device="cpu"), engine.gallery)
