@@ -201,7 +201,7 @@ def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     wal = path.with_name(path.name + "-wal")
     read_only = bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
     if not writable and read_only and not (wal.exists() and wal.stat().st_size):
-        mode = "ro&immutable=1"  # nobody can write, and SQLite could not make its -shm file; no other reason will do
+        mode = "ro&immutable=1"  # no process can write, and SQLite cannot make its -shm file; for no other reason
     with translate_errors(path.parent, "open"):
         connection = sqlite3.connect(
             f"{path.resolve().as_uri()}?mode={mode}",
