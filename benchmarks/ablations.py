@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 import seisbind.model.encoders.networks as encoders_module
 from seisbind.model.datasets.pairs import load_pairs
+from seisbind.model.encoders.config import EncoderConfig
 from seisbind.model.encoders.embedder import Embedder
-from seisbind.model.encoders.networks import EncoderConfig, SeismicEncoder
+from seisbind.model.encoders.seismic import SeismicEncoder
 from seisbind.model.encoders.weights_file import Description, save_weights
 from seisbind.model.frame import PATCH_RECEIVERS, PATCH_SAMPLES, Frame
 from seisbind.model.training.augment import AugmentConfig

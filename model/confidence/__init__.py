@@ -1,6 +1,6 @@
-"""How far a reading can be trusted.
+"""How far an answer can be trusted.
 
-Whether a gather is like those of training, whether its ground is in the gallery, how matches are ordered.
+Novelty of a gather, probability that its velocity model is in the gallery, and the order of its matches.
 """
 
 __all__ = ["novelty", "presence", "ranking"]

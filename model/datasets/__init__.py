@@ -1,6 +1,6 @@
-"""Gathers beside their velocity models, on disk and in memory.
+"""Pairs of gathers and velocity models, on disk and in memory.
 
-OpenFWI's files, simulated files of that layout, pairs prepared for training, and acquisitions drawn at random.
+OpenFWI's files, simulated files of that layout, prepared pairs for training, and random acquisitions.
 """
 
 __all__ = ["openfwi", "pairs", "simulation"]

@@ -26,7 +26,7 @@ from seisbind.model.errors import DatasetError, InvalidConfig
 from seisbind.model.files import replacing
 from seisbind.model.frame import OPENFWI_FRAME, Frame, stored_frame
 
-MANIFEST = "seisbind.json"  # of a simulated dataset, see `simulation.Manifest`
+MANIFEST = "seisbind.json"  # of a simulated dataset, see `simulation.simulate_dataset`
 FIRST_TEST_NUMBER = 49  # of data{i}: 1-48 train, 49-60 test
 FIRST_TEST_NUMBER_STYLE = 121  # of data{i} of the Style families: 1-120 train, 121-134 test
 FIRST_TEST_NUMBER_FAULT = 32  # of seis*_*_{i}: 0-31 train, 32-35 test

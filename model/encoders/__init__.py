@@ -1,6 +1,6 @@
-"""The networks, the file that they are kept in, and what runs them.
+"""The networks, their weights file, and the runtimes that execute them.
 
-Who answers gathers needs `embedder` alone.
+To embed gathers, velocity models and descriptors, use `embedder`.
 """
 
-__all__ = ["embedder", "growth", "networks", "weights_file"]
+__all__ = ["config", "embedder", "growth", "networks", "seismic", "weights_file"]

@@ -1,6 +1,6 @@
-"""Trained encoders continued by larger ones: the layers that are added begin by adding nothing.
+"""Larger encoders initialised from trained smaller ones: added layers start as the identity.
 
-So the larger encoders answer as the smaller did until training moves them (Chen, Goodfellow and Shlens 2016, Net2Net).
+So the larger encoders answer as the smaller ones until they are trained (Chen, Goodfellow and Shlens 2016, Net2Net).
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, replace
 
-from seisbind.model.encoders.networks import EncoderConfig, Encoders
+from seisbind.model.encoders.config import EncoderConfig
+from seisbind.model.encoders.networks import Encoders
 
 ADDED = ("ahead", "blocks", "mixers", "finish")  # counts of layers that may grow
 COUNT_OF = {"ahead": "ahead", "mixers": "mixers", "map_head.middle": "finish", "map_head.fine": "finish"}
@@ -17,14 +18,14 @@ FAMILY_HEAD = "family_head"  # in the names of its parameters
 
 
 def difference(start: EncoderConfig, here: EncoderConfig) -> str:
-    """Where ``here`` is not ``start`` but for families and counts of layers; empty where it is."""
+    """How ``here`` differs from ``start``, other than in families and numbers of layers; empty if it does not."""
     free = {"families": here.families} | {name: getattr(here, name) for name in ADDED}
     pairs = zip((asdict(start) | free).items(), asdict(here).values(), strict=True)
     return "; ".join(f"{name}: {there} there, {own} here" for (name, there), own in pairs if there != own)
 
 
 def grown(start: EncoderConfig, here: EncoderConfig) -> EncoderConfig:
-    """``here`` with at least as many layers as ``start``: what was trained is kept."""
+    """``here`` with at least as many layers as ``start``, so that no trained layer is dropped."""
     first, second, third = (max(pair) for pair in zip(start.blocks, here.blocks, strict=True))
     return replace(
         here,
@@ -36,9 +37,9 @@ def grown(start: EncoderConfig, here: EncoderConfig) -> EncoderConfig:
 
 
 def begin_as(encoders: Encoders, start: Encoders) -> None:
-    """Load the tensors of ``start`` into encoders of the same form (no `difference`) with as many layers or more.
+    """Load the tensors of ``start`` into encoders without a `difference` and with at least as many layers.
 
-    The head that tells families is loaded where they are the same, and stays as it is elsewhere.
+    The family head is loaded if both have the same families.
 
     Raises:
         RuntimeError: the forms do not match.
@@ -53,7 +54,7 @@ def begin_as(encoders: Encoders, start: Encoders) -> None:
 
 
 def _place(name: str, old: EncoderConfig, form: EncoderConfig) -> str:
-    """What a parameter of the form ``old`` is called in a larger ``form``: blocks are numbered through the stages."""
+    """Name in a larger ``form`` of a parameter of the form ``old``: blocks are numbered across the stages."""
     found = NUMBERED.match(name)
     if found is None or found[1] != "trunk":
         return name
@@ -62,7 +63,7 @@ def _place(name: str, old: EncoderConfig, form: EncoderConfig) -> str:
 
 
 def _is_added(name: str, old: EncoderConfig, form: EncoderConfig) -> bool:
-    """Whether a parameter of the form ``form`` is of a layer that ``old`` does not have."""
+    """Whether a parameter of ``form`` belongs to a layer that ``old`` lacks."""
     found = NUMBERED.match(name)
     if found is None:
         return False
@@ -73,7 +74,7 @@ def _is_added(name: str, old: EncoderConfig, form: EncoderConfig) -> bool:
 
 
 def _stage_of(number: int, blocks: tuple[int, ...]) -> tuple[int, int]:
-    """Stage of a block, and its number there."""
+    """Stage of a block, and its number within the stage."""
     stage = 0
     while number >= blocks[stage]:
         number, stage = number - blocks[stage], stage + 1

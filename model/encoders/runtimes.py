@@ -1,7 +1,7 @@
-"""What runs the seismic encoder: torch, or onnxruntime, which is faster on a CPU and gives the same answers.
+"""Runtimes of the seismic encoder: torch, or onnxruntime, which is faster on a CPU and gives the same answers.
 
-The weights file stays the only truth: onnxruntime gets its graph from torch, in memory, when the encoders are loaded.
-Velocity models and descriptors are embedded by torch everywhere.
+The graph for onnxruntime is exported from torch, in memory, when the encoders are loaded. Velocity models and
+descriptors are always embedded by torch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def read_gathers(encoders: Encoders, traces: Tensor, live: Tensor, shot_x_m: Ten
 
 
 def gflop(encoders: Encoders) -> float:
-    """What reading one gather of their frame's geometry costs, a multiplication and an addition counted as two."""
+    """Cost of one gather of their frame's geometry, where a multiplication and an addition count as two."""
     from torch.utils.flop_counter import FlopCounterMode
 
     shots, samples, receivers = encoders.frame.prepared_shape
@@ -64,7 +64,7 @@ def gflop(encoders: Encoders) -> float:
 
 
 class TorchRuntime:
-    """The encoders as they are, on any device; with ``bf16`` their convolutions and matrices in bfloat16 (autocast)."""
+    """The encoders in torch, on any device; with ``bf16`` convolutions and matrices are in bfloat16 (autocast)."""
 
     name = "torch"
 
@@ -90,8 +90,8 @@ class OnnxRuntime:
         graph, self._heads = export(encoders)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.enable_mem_pattern = False  # it would keep a plan for each number of gathers and shots ever seen
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # between batches the cores are others'
+        options.enable_mem_pattern = False  # else it keeps a plan for each number of gathers and shots
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # between batches others need the cores
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self._inputs = [each.name for each in self._session.get_inputs()]  # the paper's encoders read no positions
 
@@ -131,20 +131,20 @@ def export(encoders: Encoders) -> tuple[bytes, tuple[str, ...]]:
     )
     file = io.BytesIO()
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the tracer, about sizes that are constant here
+        warnings.simplefilter("ignore")  # of the tracer, about sizes that are constants
         heads = tuple(read_gathers(encoders, *example))
         try:
             torch.onnx.export(
                 _Heads(encoders).eval(),
                 example,
-                file,  # type: ignore[arg-type]  # declared a path; in memory, a disk may be read-only
+                file,  # type: ignore[arg-type]  # typed as a path; in memory, since a disk may be read-only
                 dynamo=False,  # torch.export's successor takes 40 times as long and another package
                 opset_version=OPSET,
                 input_names=INPUTS,
                 output_names=heads,
                 dynamic_axes={name: {0: "gathers", 1: "shots"} for name in INPUTS},
             )
-        except Exception as error:  # whatever a later torch raises here, the reader needs the same sentence
+        except Exception as error:  # later versions of torch may raise anything
             raise InvalidConfig(
                 f"torch {torch.__version__} cannot hand these encoders to onnxruntime ({error}). Run them by torch "
                 "(SEISBIND_RUNTIME=torch for the server), or uninstall onnxruntime."

@@ -1,8 +1,8 @@
 """Trained encoders as one safetensors file that describes and checks itself.
 
-The file's metadata holds a JSON `Description` (configuration, policies, calibration, training) and a SHA-256 over
-that JSON and every tensor, so that a damaged file is refused. The fingerprint is the start of that SHA-256:
-galleries carry it, and refuse others.
+The metadata holds a JSON `Description` (configuration, policies, calibration, training) and a SHA-256 over that JSON
+and every tensor, so that a damaged file is refused. The fingerprint is the start of that SHA-256; a gallery stores it
+and works only with weights of the same fingerprint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from seisbind.model.confidence.novelty import TrainingRanges
 from seisbind.model.confidence.presence import Presence
-from seisbind.model.encoders.networks import COMPRESSION, OPENFWI_RMS, EncoderConfig, Encoders
+from seisbind.model.encoders.blocks import COMPRESSION, OPENFWI_RMS
+from seisbind.model.encoders.config import EncoderConfig
+from seisbind.model.encoders.networks import Encoders
 from seisbind.model.errors import InvalidConfig, WeightsError
 from seisbind.model.files import replacing
 from seisbind.model.frame import OPENFWI_FRAME, Frame, stored_frame
@@ -36,7 +38,7 @@ PRESENCE_KEYS = {"log_structure_difference": "log_far", "uncertainty": "doubt"} 
 
 
 def policy_of(frame: Frame) -> dict[str, float]:
-    """How this SeisBind prepares what encoders of a frame see."""
+    """Parameters of the preparation of gathers for encoders of a frame."""
     return {
         "dt_s": frame.dt_s,
         "samples": frame.samples,
@@ -154,7 +156,7 @@ def load_weights(path: Path | None = None, *, device: str | torch.device = "cpu"
 
 
 def as_saved(encoders: Encoders) -> Encoders:
-    """The encoders that a file of ``encoders`` gives back: on the CPU, matrices rounded to float16."""
+    """The encoders as saved and loaded: on the CPU, matrices rounded to float16."""
     return _built(encoders.config, encoders.frame, _stored_tensors(encoders))
 
 

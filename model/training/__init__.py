@@ -1,6 +1,6 @@
 """From pairs to calibrated weights, and their report.
 
-Recipe, augmentation, loss, the loop, calibration on held-out pairs, evaluation.
+The whole run is `run`; recipe, augmentation, loss, training loop, calibration and evaluation are its parts.
 """
 
-__all__ = ["augment", "calibration", "evaluation", "recipe", "run", "trainer"]
+__all__ = ["calibration", "evaluation", "recipe", "run", "trainer"]

@@ -1,6 +1,6 @@
 """Data augmentation of training batches: noise, delays, gains, filters, dead traces, lost shots, mirroring.
 
-Everything acts on canonical, linear traces before `networks.condition`, so that the encoder learns to read gathers
+Everything acts on canonical, linear traces before `blocks.condition`, so that the encoder learns to read gathers
 in spite of it. Pure functions of tensors and a `torch.Generator`.
 """
 

@@ -39,7 +39,7 @@ def calibrate(
     """Calibrate ``embedder`` on pairs that training never saw.
 
     The interval of a descriptor is the head's scale times a factor, so chosen that 90 % of the split are covered, and
-    90 % within each family as far as the gather tells its family: the logarithm of the factor is linear in the
+    90 % within each family as far as the family head recognises it: the logarithm of the factor is linear in the
     families' probabilities, and the line is the 90 % regression quantile (Koenker and Bassett 1978) of the logarithm
     of error over scale. One family, or no family head, makes it split conformal prediction (Papadopoulos et al. 2002).
 

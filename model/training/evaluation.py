@@ -1,7 +1,7 @@
-"""How well the encoders retrieve and infer, on pairs that training never saw.
+"""Retrieval and inference measured on pairs that training never saw.
 
-Every figure is over (gather, velocity model) pairs whose velocity models form the gallery. "In the gallery" leaves
-each gather's own model there (its recall is what the paper reports); "novel" leaves it out, which is the real use.
+Every figure is over (gather, velocity model) pairs whose velocity models form the gallery. "In the gallery" keeps each
+gather's own model in it (its recall is what the paper reports); "novel" leaves it out, as in real use.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from seisbind.model.training.augment import augmented
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 RECALL_AT = (1, 5, 10)
-CHUNK = 500  # queries whose similarities are held at a time
+CHUNK = 500  # queries whose similarities are in memory at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def nearest(queries: Float32, gallery: Float32, k: int, *, leave_out: bool) -> N
 
 
 def descriptor_errors(value: Float32, truth: Float32, spread: Float32) -> dict[str, float]:
-    """Mean error a descriptor: per cent where `Descriptor.relative`, else in units of ``spread`` (13,)."""
+    """Mean error of each descriptor: per cent where `Descriptor.relative`, else in units of ``spread`` (13,)."""
     error = np.abs(value - truth)
     out = {}
     for i, descriptor in enumerate(DESCRIPTORS):
@@ -138,7 +138,7 @@ def coverage(inferred: InferredPhysics, truth: Float32) -> Float64:
 
 
 def spread_of(embedder: Embedder, pairs: Embedded) -> Float32:
-    """``(13,)`` standard deviations of the descriptors; of training's where they do not vary (flat ground alone)."""
+    """``(13,)`` standard deviations of the descriptors; those of training where they do not vary (only flat models)."""
     own = pairs.descriptors.std(axis=0)
     return np.where(own > 0, own, embedder.descriptor_spread)
 
@@ -170,7 +170,7 @@ def report(
     Args:
         embedder: for the inference of physics.
         pairs: the queries; their models are the gallery.
-        distractors: ``(m, 70, 70)`` velocity models that are in the gallery beside them.
+        distractors: ``(m, 70, 70)`` further velocity models in the gallery.
         spread: ``(13,)`` that errors are measured by; None for that of ``pairs``.
     """
     gallery, models, described = pairs.velocity, pairs.models, pairs.descriptors
@@ -252,7 +252,7 @@ def evaluate(
 ) -> Mapping[str, Any]:
     """The report of ``seisbind evaluate``: ``overall`` (a mixed gallery) and one object a family (its own gallery).
 
-    A family's errors are by the spread of the mixed gallery, too: flat ground has none in x.
+    A family's errors, too, are in units of the spread of the mixed gallery: flat models have none in x.
 
     Args:
         embedder: the weights under test.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seisbind.model.encoders.networks import GatherEmbedding
+from seisbind.model.encoders.seismic import GatherEmbedding
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.frame import MAP_STEP, OPENFWI_FRAME, Frame
 
@@ -26,7 +26,7 @@ class LossConfig:
         soft_share: share of the target that follows the distance between velocity models; the rest is one-hot.
         softness_m_s: mean absolute difference at which a model's share falls by e.
         descriptor_head, map_head: weights of the regressions on the gathers.
-        family_head: weight of telling the family (cross-entropy).
+        family_head: weight of the family classification (cross-entropy).
         descriptor_beta: power of the stated scale that each descriptor's term is multiplied by (Seitzer et al. 2022,
             beta-NLL): 0 is the likelihood, which pulls by 1 / scale; at 1 all errors pull alike.
     """
@@ -102,13 +102,13 @@ def total_loss(
     """The training loss of a batch.
 
     Args:
-        gathers: what the seismic encoder said.
+        gathers: output of the seismic encoder.
         velocity_embedding, physics_embedding: ``(batch, 256)`` unit vectors.
         velocity: ``(batch, 70, 70)``, m/s.
         descriptors: ``(batch, 13)``, standardised.
         family: ``(batch,)`` index of each model's family.
         scale: inverse temperature, clamped.
-        frame: whose unit of velocity the map head speaks.
+        frame: whose unit of velocity the map head uses.
     """
     target = targets(velocity, config)
     parts = {"seismic_velocity": contrastive(gathers.embedding, velocity_embedding, scale, target)}

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from seisbind.model.encoders.networks import EncoderConfig
+from seisbind.model.encoders.config import EncoderConfig
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.training.augment import AugmentConfig
 from seisbind.model.training.loss import PAPER_LOSS, LossConfig
@@ -24,7 +24,7 @@ class TrainConfig:
         learning_rate, weight_decay, warmup: AdamW, linear warm-up over ``warmup`` steps, then a cosine to zero.
         ema: decay of the averaged weights that are kept; 0 keeps the last ones.
         hard_negatives: share of the batches that hold runs of similar models (`batches`).
-        locked: train the seismic encoder only, towards the others and the temperature as they are.
+        locked: train the seismic encoder only, towards the others and the temperature, which stay fixed.
         augment: data augmentation; None trains on the pairs as they are.
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the device computes in it (a CPU without
             AVX-512 or AMX emulates it, thirty times slower).

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from seisbind.model.datasets.pairs import PairSet
-from seisbind.model.encoders.networks import EncoderConfig
+from seisbind.model.encoders.config import EncoderConfig
 from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import FAMILIES, mixed
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from seisbind.model.confidence.novelty import bounds_of, measure
+from seisbind.model.confidence.novelty import measure, thresholds_of
 from seisbind.model.datasets.acquisition import AcquisitionConfig, simulate_pairs
 from seisbind.model.datasets.openfwi import Dataset, find_pairs
 from seisbind.model.datasets.pairs import PairSet, load_pairs, prepare_files, save_pairs
 from seisbind.model.datasets.simulation import simulate_dataset
+from seisbind.model.encoders.config import EncoderConfig
 from seisbind.model.encoders.embedder import Embedder
-from seisbind.model.encoders.networks import EncoderConfig, Encoders
+from seisbind.model.encoders.networks import Encoders
 from seisbind.model.encoders.weights_file import SHIPPED, Description, Weights, load_weights, save_weights
 from seisbind.model.errors import DatasetError, InvalidConfig, InvalidGather, InvalidVelocityModel
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey, load_frame
@@ -68,7 +69,7 @@ def test_openfwis_frame_is_openfwis_line() -> None:
     assert (f.map_shape, f.line_m, f.duration_s) == ((35, 35), 690, 1)
     assert (f.middle_m_s, f.spread_m_s, f.trained_peak_hz) == (3000, 1000, (8, 28))
     assert (f.on_node_m, f.max_gap_m, f.shot_margin_m, f.min_line_m, f.min_record_s) == (1, 30, 20, 340, 0.6)
-    bounds = bounds_of(f)
+    bounds = thresholds_of(f)
     assert (bounds.fastest_m_s, bounds.slowest_m_s, bounds.high_hz) == (4600, 1300, 62.5)
     assert (bounds.band_hz, bounds.late_s) == ((4, 60), 0.2)
 
@@ -162,7 +163,7 @@ def test_what_is_measured_scales_with_the_frame(other_frame: Frame) -> None:
     prepared = prepare(simulate(ground, frame=other_frame), frame=other_frame)
     values = measure(prepared)[0]
     assert np.isfinite(values).all() and values[7] == 3 and values[6] == 1  # three shots, all alive
-    bounds = bounds_of(other_frame)
+    bounds = thresholds_of(other_frame)
     assert bounds.band_hz[1] < 0.5 / other_frame.dt_s and bounds.late_s == pytest.approx(0.12)
     noise = np.random.default_rng(0).standard_normal(prepared.traces.shape).astype(np.float32)
     noisy = measure(replace(prepared, traces=prepared.traces + 0.3 * prepared.traces.std() * noise))[0]
@@ -306,7 +307,7 @@ def literals(source: str) -> list[str]:
 
 # numbers that are not the line's: pairs in a shard, and velocities and depths that families are drawn from
 UNRELATED = {
-    "model/encoders/networks.py": ["OPENFWI_RMS"],  # every shot of every frame is brought to it
+    "model/encoders/blocks.py": ["OPENFWI_RMS"],  # every shot of every frame is brought to it
     "model/datasets/pairs.py": ["250"],
     "model/ground/families.py": ["35", "250", "350", "4500"],
 }

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from seisbind.index import Gallery
 from seisbind.model.confidence.novelty import MEASURES, TrainingRanges
 from seisbind.model.confidence.presence import Presence
+from seisbind.model.encoders.config import EncoderConfig
 from seisbind.model.encoders.embedder import Embedder
-from seisbind.model.encoders.networks import EncoderConfig, Encoders
+from seisbind.model.encoders.networks import Encoders
 from seisbind.model.encoders.weights_file import Calibration, Description, save_weights
 from seisbind.model.ground.families import mixed
 from seisbind.model.waves.wavefield import simulate

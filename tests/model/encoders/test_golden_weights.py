@@ -16,8 +16,9 @@ import torch
 
 from seisbind.model.confidence.novelty import MEASURES, TrainingRanges
 from seisbind.model.confidence.presence import Presence
+from seisbind.model.encoders.config import EncoderConfig
 from seisbind.model.encoders.embedder import Embedder
-from seisbind.model.encoders.networks import EncoderConfig, Encoders
+from seisbind.model.encoders.networks import Encoders
 from seisbind.model.encoders.weights_file import Calibration, Description, save_weights
 from seisbind.model.ground.descriptors import NAMES
 from seisbind.model.survey.preparation import OPENFWI, prepare

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from seisbind.model.datasets.pairs import PairSet
+from seisbind.model.encoders.blocks import EMBEDDING, condition
+from seisbind.model.encoders.config import EncoderConfig
 from seisbind.model.encoders.embedder import Embedder, full_size
-from seisbind.model.encoders.networks import EMBEDDING, EncoderConfig, Encoders, condition
+from seisbind.model.encoders.networks import Encoders
 from seisbind.model.encoders.weights_file import Description, Weights
 from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.ground.descriptors import NAMES

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from seisbind.model.encoders.config import EncoderConfig
 from seisbind.model.encoders.embedder import Embedder, EncodedGathers
-from seisbind.model.encoders.networks import EncoderConfig, Encoders
+from seisbind.model.encoders.networks import Encoders
 from seisbind.model.encoders.runtimes import ONNX_PACKAGES, choose_runtime
 from seisbind.model.encoders.weights_file import Description, Weights
 from seisbind.model.errors import InvalidConfig

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from seisbind.model.confidence.novelty import MEASURES, TrainingRanges
 from seisbind.model.confidence.presence import Presence
-from seisbind.model.encoders.networks import EncoderConfig, Encoders
+from seisbind.model.encoders.config import EncoderConfig
+from seisbind.model.encoders.networks import Encoders
 from seisbind.model.encoders.runtimes import gflop
 from seisbind.model.encoders.weights_file import SHIPPED, Calibration, Description, load_weights, save_weights
 from seisbind.model.errors import InvalidConfig, WeightsError

@@ -4,8 +4,9 @@ import torch
 
 from seisbind.model.confidence.presence import Evidence, fit_presence
 from seisbind.model.datasets.pairs import PairSet
+from seisbind.model.encoders.config import EncoderConfig
 from seisbind.model.encoders.embedder import Embedder, EncodedGathers
-from seisbind.model.encoders.networks import EncoderConfig, Encoders
+from seisbind.model.encoders.networks import Encoders
 from seisbind.model.encoders.weights_file import Description, Weights
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.ground.descriptors import NAMES

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from seisbind.model.datasets.pairs import PairSet
+from seisbind.model.encoders.config import EncoderConfig
 from seisbind.model.encoders.growth import begin_as
-from seisbind.model.encoders.networks import EncoderConfig, Encoders, GatherEmbedding
+from seisbind.model.encoders.networks import Encoders
+from seisbind.model.encoders.seismic import GatherEmbedding
 from seisbind.model.encoders.weights_file import load_weights
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.frame import OPENFWI_FRAME
