@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,21 +28,9 @@ from seisbind.service.engine.gallery_builder import build_gallery
 from seisbind.service.engine.query import Query, encode
 from seisbind.service.runtime.batcher import Batcher
 from seisbind.service.schemas import PARTS, RetrieveAnswer
+from wire import RAW, npy, until
 
 Float32 = NDArray[np.float32]
-RAW = {"Content-Type": "application/octet-stream"}
-
-
-def npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does; the suite's own time limit ends it."""
-    while not condition():
-        time.sleep(0.005)
 
 
 def assert_alike(found: Retrieval, expected: Retrieval) -> None:
