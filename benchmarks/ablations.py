@@ -22,16 +22,17 @@ import torch
 from real_maps import noisy, pairs_of
 from torch import Tensor, nn
 
-import seisbind.model.encoders as encoders_module
-from seisbind.model.augment import AugmentConfig
-from seisbind.model.encoders import PATCH_RECEIVERS, PATCH_SAMPLES, EncoderConfig, SeismicEncoder
-from seisbind.model.evaluate import embed, recall, report
-from seisbind.model.inference import Embedder
-from seisbind.model.pairs import load_pairs
-from seisbind.model.recipe import PAPER, TrainConfig
-from seisbind.model.survey import OPENFWI
-from seisbind.model.train import Progress, train
-from seisbind.model.weights_file import Description, save_weights
+import seisbind.model.encoders.networks as encoders_module
+from seisbind.model.datasets.pairs import load_pairs
+from seisbind.model.encoders.config import EncoderConfig
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.encoders.seismic import SeismicEncoder
+from seisbind.model.encoders.weights_file import Description, save_weights
+from seisbind.model.frame import PATCH_RECEIVERS, PATCH_SAMPLES, Frame
+from seisbind.model.training.augment import AugmentConfig
+from seisbind.model.training.evaluation import embed, recall, report
+from seisbind.model.training.recipe import PAPER, TrainConfig
+from seisbind.model.training.trainer import Progress, train
 
 FULL = TrainConfig()
 QUIET = AugmentConfig(noise=0.0)
@@ -52,9 +53,9 @@ VARIANTS: dict[str, TrainConfig] = {
 class FixedFive(SeismicEncoder):
     """OpenFWI's usual input: its five shots are the channels, wherever they were; as many multiplications as ours."""
 
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__(config)
-        inputs = len(OPENFWI.shot_x_m) * (PATCH_SAMPLES * PATCH_RECEIVERS + PATCH_RECEIVERS + 1)
+    def __init__(self, config: EncoderConfig, frame: Frame) -> None:
+        super().__init__(config, frame)
+        inputs = len(frame.shot_x_m) * (PATCH_SAMPLES * PATCH_RECEIVERS + PATCH_RECEIVERS + 1)
         self.stem = nn.Sequential(
             nn.Conv2d(inputs, 24, 3, 1, 1),
             nn.ReLU(inplace=True),

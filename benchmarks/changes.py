@@ -24,7 +24,7 @@ import faiss
 import numpy as np
 
 from seisbind.index import Filter, Gallery
-from seisbind.model.descriptors import NAMES
+from seisbind.model.ground.descriptors import NAMES
 
 DIMENSION = 256
 PART = 5_000  # models a transaction while a gallery is made

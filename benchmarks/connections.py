@@ -33,12 +33,12 @@ import httpx
 import numpy as np
 from served import memory_bytes, serving
 
-from seisbind.model.geology import mixed
-from seisbind.model.inference import Embedder
-from seisbind.service.arrays import npy
-from seisbind.service.building import build_gallery
-from seisbind.service.engine import canary_gather
-from seisbind.service.keys import Scope, make_key
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.ground.families import mixed
+from seisbind.service.engine.engine import canary_gather
+from seisbind.service.engine.gallery_builder import build_gallery
+from seisbind.service.formats.npy import npy
+from seisbind.service.transport.keys import Scope, make_key
 
 MODELS = 200
 MOST_BYTES = 50e6

@@ -33,13 +33,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from seisbind.model.encoders import Encoders
-from seisbind.model.evaluate import as_prepared
-from seisbind.model.inference import Embedder
-from seisbind.model.pairs import load_pairs
-from seisbind.model.runtimes import INPUTS, OnnxRuntime, TorchRuntime, export, gflop, read_gathers
-from seisbind.model.survey import Prepared
-from seisbind.model.weights_file import load_weights
+from seisbind.model.datasets.pairs import load_pairs
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.encoders.networks import Encoders
+from seisbind.model.encoders.runtimes import INPUTS, OnnxRuntime, TorchRuntime, export, gflop, read_gathers
+from seisbind.model.encoders.weights_file import load_weights
+from seisbind.model.survey.preparation import Prepared
+from seisbind.model.training.evaluation import as_prepared
 
 Arrays = tuple[np.ndarray, ...]
 Run = Callable[..., np.ndarray]  # traces, live, shot_x_m -> embeddings
@@ -66,8 +66,8 @@ else:
     import torch
     torch.set_num_threads(1)
     from pathlib import Path
-    from seisbind.model.inference import Embedder
-    from seisbind.model.survey import Prepared
+    from seisbind.model.encoders.embedder import Embedder
+    from seisbind.model.survey.preparation import Prepared
     embedder = Embedder.load(Path(path) if path else None, device="cpu", runtime=kind.split()[1])
     embedder.embed_gathers(Prepared(traces, live, shot_x_m))
 status = open("/proc/self/status").read().split("VmRSS:")[1].split()[0]

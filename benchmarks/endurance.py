@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from served import memory_bytes, served
 
-from seisbind.model.geology import mixed
-from seisbind.service.arrays import npy
-from seisbind.service.engine import canary_gather
+from seisbind.model.ground.families import mixed
+from seisbind.service.engine.engine import canary_gather
+from seisbind.service.formats.npy import npy
 
 Float32 = NDArray[np.float32]
 RAW = {"Content-Type": "application/octet-stream"}

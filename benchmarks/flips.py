@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.index import Filter, Gallery
-from seisbind.index.database import PAGE_BYTES
-from seisbind.model.descriptors import NAMES
+from seisbind.index.storage.database import PAGE_BYTES
 from seisbind.model.errors import GalleryError, UnknownModel
+from seisbind.model.ground.descriptors import NAMES
 
 MODELS = 240  # several pages of each index
 DIMENSION = 16

@@ -27,11 +27,11 @@ import httpx
 import numpy as np
 
 from seisbind.index import Gallery
-from seisbind.model.inference import Embedder
-from seisbind.model.survey import OPENFWI
-from seisbind.service.arrays import npy
-from seisbind.service.building import build_gallery, random_models
-from seisbind.service.engine import canary_gather
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.survey.preparation import OPENFWI
+from seisbind.service.engine.engine import canary_gather
+from seisbind.service.engine.gallery_builder import build_gallery, random_models
+from seisbind.service.formats.npy import npy
 
 SLOWEST_S = 5.0
 MODELS = 50  # in the gallery, before and after
@@ -183,7 +183,14 @@ def main() -> None:
         folder = Path(name)
         embedder = Embedder.load(args.weights)
         build_gallery(folder / "gallery", embedder, random_models(MODELS, 0, None))
-        command = [sys.executable, "-c", "from seisbind.service.cli import main; main()", "serve", "--port", "0"]
+        command = [
+            sys.executable,
+            "-m",
+            "seisbind",
+            "serve",
+            "--port",
+            "0",
+        ]
         command += ["--gallery", str(folder / "gallery"), *(["--weights", str(args.weights)] if args.weights else [])]
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -33,15 +33,16 @@ from robustness import KINDS, white
 from scipy.signal import butter, chirp, fftconvolve, sosfiltfilt
 
 from seisbind.index import Gallery
-from seisbind.model.geology import mixed
-from seisbind.model.inference import Embedder
-from seisbind.model.presence import CANDIDATES
-from seisbind.model.survey import OPENFWI, Survey, prepare
-from seisbind.model.wavefield import simulate
-from seisbind.service.answers import Retrieval
-from seisbind.service.building import build_gallery
-from seisbind.service.engine import Engine
-from seisbind.service.progress import counting
+from seisbind.model.confidence.ranking import CANDIDATES
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.frame import Survey
+from seisbind.model.ground.families import mixed
+from seisbind.model.survey.preparation import OPENFWI, prepare
+from seisbind.model.waves.wavefield import simulate
+from seisbind.service.commands.console import counting
+from seisbind.service.engine.answers import Retrieval
+from seisbind.service.engine.engine import Engine
+from seisbind.service.engine.gallery_builder import build_gallery
 
 Array = NDArray[np.float32]
 Rng = np.random.Generator
@@ -192,8 +193,8 @@ def without_gate(embedder: Embedder) -> Embedder:
     description = embedder.weights.description
     if description.calibration is None:
         sys.exit("These weights are not calibrated: there is no in_gallery to measure.")
-    known = replace(description.calibration.familiar, limit=float("inf"))
-    calibration = replace(description.calibration, familiar=known)
+    ranges = replace(description.calibration.novelty, limit=float("inf"))
+    calibration = replace(description.calibration, novelty=ranges)
     weights = replace(embedder.weights, description=replace(description, calibration=calibration))
     return Embedder(weights, device=str(embedder.device))
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
-from seisbind.model import geology
-from seisbind.model.descriptors import DESCRIPTORS, describe
-from seisbind.model.openfwi import family_name
+from seisbind.model.datasets.openfwi import family_name
+from seisbind.model.ground import families
+from seisbind.model.ground.descriptors import DESCRIPTORS, describe
 
 DEFAULT_REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "openfwi_dev.npz"
 LEVEL_CELLS = 60  # a velocity that fills at least this many cells is a layer's
@@ -113,8 +113,8 @@ def main() -> None:
     parser.add_argument("--real", type=Path, default=DEFAULT_REAL, help=".npz of maps, a key a family")
     options = parser.parse_args()
     real_maps = published(options.real)
-    for family in geology.FAMILIES + geology.EXTRA_FAMILIES:
-        ours = geology.generate(family, options.count, np.random.default_rng(options.seed))
+    for family in families.FAMILIES + families.EXTRA_FAMILIES:
+        ours = families.generate(family, options.count, np.random.default_rng(options.seed))
         real = real_maps.get(family)
         compared = real is not None and len(real) >= MINIMUM_MAPS
         note = ""

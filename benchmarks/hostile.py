@@ -1,4 +1,4 @@
-"""The hostile uploads of tests/service/test_hostile.py against a real server: time and memory that each one costs.
+"""The hostile uploads of tests/service/http/test_hostile.py against a real server: time and memory that each one costs.
 
     python benchmarks/hostile.py [--rounds 5] [--slowest 10]
 

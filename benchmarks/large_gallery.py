@@ -3,8 +3,8 @@
     python benchmarks/train_weights.py --only test     # the 1,000 pairs
     python benchmarks/large_gallery.py --models 100000 # recall among 100,000; structure over new ground among 20,000
 
-The other models come from `geology` (the ten families, seed 21), so they are the likeliest to be mistaken for the right
-one. "New ground" leaves the right model out: how far off the first match is, against the closest model in the gallery.
+The other models come from `families` (the ten, seed 21), so they are the likeliest to be mistaken for the right one.
+"New ground" leaves the right model out: how far off the first match is, against the closest model in the gallery.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seisbind.model.evaluate import embed, nearest, recall_among, served, structure
-from seisbind.model.geology import mixed
-from seisbind.model.inference import Embedder
-from seisbind.model.pairs import load_pairs
-from seisbind.service.progress import counting
+from seisbind.model.datasets.pairs import load_pairs
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.ground.families import mixed
+from seisbind.model.training.evaluation import embed, nearest, recall_among, served, structure
+from seisbind.service.commands.console import counting
 
 SEED = 21
 PART = 5_000  # models drawn and embedded at a time

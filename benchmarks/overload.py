@@ -21,8 +21,8 @@ import httpx
 import numpy as np
 from served import Client, Reply, clients, forget_peak, memory_bytes, served
 
-from seisbind.service.arrays import npy
-from seisbind.service.engine import canary_gather
+from seisbind.service.engine.engine import canary_gather
+from seisbind.service.formats.npy import npy
 
 MODELS = 2000
 BODIES = 16  # different gathers

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from seisbind.model.descriptors import NAMES, describe
-from seisbind.model.geology import generate, mixed
-from seisbind.model.survey import CANONICAL_DT_S, OPENFWI, prepare
-from seisbind.model.wavefield import simulate
+from seisbind.model.frame import OPENFWI_FRAME
+from seisbind.model.ground.descriptors import NAMES, describe
+from seisbind.model.ground.families import generate, mixed
+from seisbind.model.survey.preparation import OPENFWI, prepare
+from seisbind.model.waves.wavefield import simulate
 
 SEED = 20260
 GALLERY_SEED = 1
@@ -95,7 +96,7 @@ def main() -> None:
         np.savez_compressed(
             out / f"{sample.name}.npz",
             gathers=gather.astype(np.float16),
-            dt_s=CANONICAL_DT_S,
+            dt_s=OPENFWI_FRAME.dt_s,
             shot_x_m=np.asarray(OPENFWI.shot_x_m)[kept],
             receiver_x_m=np.asarray(OPENFWI.receiver_x_m),
             peak_hz=15.0,

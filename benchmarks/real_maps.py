@@ -24,14 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seisbind.model.acquisition import Acquisition, record
-from seisbind.model.descriptors import describe
-from seisbind.model.evaluate import as_prepared, recall, report
-from seisbind.model.evaluate import embed as embed_pairs
-from seisbind.model.inference import Embedder
-from seisbind.model.pairs import PairSet, load_pairs, save_pairs
-from seisbind.model.survey import OPENFWI, Prepared
-from seisbind.model.wavefield import Boundary, ricker
+from seisbind.model.datasets.acquisition import Acquisition, record
+from seisbind.model.datasets.pairs import PairSet, load_pairs, save_pairs
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.ground.descriptors import describe
+from seisbind.model.survey.preparation import OPENFWI, Prepared
+from seisbind.model.training.evaluation import as_prepared, recall, report
+from seisbind.model.training.evaluation import embed as embed_pairs
+from seisbind.model.waves.wavefield import Boundary
+from seisbind.model.waves.wavelet import ricker
 
 NOISE_DB = (30.0, 20.0)
 

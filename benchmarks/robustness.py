@@ -30,20 +30,22 @@ import torch
 from numpy.typing import NDArray
 from scipy.signal import butter, sosfiltfilt
 
-from seisbind.model.acquisition import Acquisition, record
-from seisbind.model.descriptors import describe
-from seisbind.model.evaluate import coverage, descriptor_errors, recall
-from seisbind.model.familiarity import measure
-from seisbind.model.geology import EXTRA_FAMILIES, mixed
-from seisbind.model.inference import Embedder, InferredPhysics
-from seisbind.model.pairs import PairSet, load_pairs, save_pairs
-from seisbind.model.survey import CANONICAL_DT_S, OPENFWI, Prepared, Survey, prepare
-from seisbind.model.wavefield import Boundary, ricker
+from seisbind.model.confidence.novelty import measure
+from seisbind.model.datasets.acquisition import Acquisition, record
+from seisbind.model.datasets.pairs import PairSet, load_pairs, save_pairs
+from seisbind.model.encoders.embedder import Embedder, InferredPhysics
+from seisbind.model.frame import OPENFWI_FRAME, Survey
+from seisbind.model.ground.descriptors import describe
+from seisbind.model.ground.families import EXTRA_FAMILIES, mixed
+from seisbind.model.survey.preparation import OPENFWI, Prepared, prepare
+from seisbind.model.training.evaluation import coverage, descriptor_errors, recall
+from seisbind.model.waves.wavefield import Boundary
+from seisbind.model.waves.wavelet import ricker
 
 Array = NDArray[np.float32]
 Disturbed = tuple[Array, Survey]  # (batch, shot, time, receiver) and how it was recorded
 
-SURVEY = Survey(OPENFWI.shot_x_m, OPENFWI.receiver_x_m, CANONICAL_DT_S, OPENFWI.peak_hz)
+SURVEY = Survey(OPENFWI.shot_x_m, OPENFWI.receiver_x_m, OPENFWI_FRAME.dt_s, OPENFWI.peak_hz)
 PEAK_HZ = (10.0, 25.0)
 
 
@@ -56,7 +58,7 @@ def white(p: Array, rng: np.random.Generator, *, decibel: float) -> Disturbed:
 
 
 def band_limited(p: Array, rng: np.random.Generator, *, decibel: float, band_hz: tuple[float, float]) -> Disturbed:
-    sos = butter(4, band_hz, btype="band", fs=1 / CANONICAL_DT_S, output="sos")
+    sos = butter(4, band_hz, btype="band", fs=1 / OPENFWI_FRAME.dt_s, output="sos")
     noise = sosfiltfilt(sos, rng.standard_normal(p.shape, dtype=np.float32), axis=2).astype(np.float32)
     return p + noise * (rms(p) / rms(noise) * np.float32(10 ** (-decibel / 20))), SURVEY
 
@@ -70,13 +72,13 @@ def fewer_shots(p: Array, rng: np.random.Generator, *, kept: int) -> Disturbed:
     """All of the batch loses the same shots: a survey is one geometry."""
     chosen = np.sort(rng.permutation(p.shape[1])[:kept])
     x = tuple(OPENFWI.shot_x_m[i] for i in chosen)
-    return p[:, chosen], Survey(x, OPENFWI.receiver_x_m, CANONICAL_DT_S, OPENFWI.peak_hz)
+    return p[:, chosen], Survey(x, OPENFWI.receiver_x_m, OPENFWI_FRAME.dt_s, OPENFWI.peak_hz)
 
 
 def delayed(p: Array, rng: np.random.Generator, *, delay_s: float) -> Disturbed:
     late = delay_s * rng.choice([-1.0, 1.0], (len(p), 1, 1, 1))
-    n = p.shape[2] + 2 * round(abs(delay_s) / CANONICAL_DT_S) + 2  # nothing wraps around
-    f = np.fft.rfftfreq(n, CANONICAL_DT_S)[:, None]
+    n = p.shape[2] + 2 * round(abs(delay_s) / OPENFWI_FRAME.dt_s) + 2  # nothing wraps around
+    f = np.fft.rfftfreq(n, OPENFWI_FRAME.dt_s)[:, None]
     moved = np.fft.irfft(np.fft.rfft(p, n, axis=2) * np.exp(-2j * np.pi * f * late), n, axis=2)
     return moved[:, :, : p.shape[2]].astype(np.float32), SURVEY
 
@@ -88,7 +90,7 @@ def gain_and_polarity(p: Array, rng: np.random.Generator) -> Disturbed:
 
 def every(p: Array, rng: np.random.Generator, *, step: int) -> Disturbed:
     x = OPENFWI.receiver_x_m[::step]
-    return p[..., ::step], Survey(OPENFWI.shot_x_m, x, CANONICAL_DT_S, OPENFWI.peak_hz)
+    return p[..., ::step], Survey(OPENFWI.shot_x_m, x, OPENFWI_FRAME.dt_s, OPENFWI.peak_hz)
 
 
 def spaced(p: Array, rng: np.random.Generator, *, spacing_m: float) -> Disturbed:
@@ -98,7 +100,7 @@ def spaced(p: Array, rng: np.random.Generator, *, spacing_m: float) -> Disturbed
     weights = np.sinc((x[:, None] - nodes) / (nodes[1] - nodes[0]))
     weights /= weights.sum(axis=1, keepdims=True)
     read = np.einsum("bstr,nr->bstn", p, weights.astype(np.float32), optimize=True)
-    return read, Survey(OPENFWI.shot_x_m, tuple(x.tolist()), CANONICAL_DT_S, OPENFWI.peak_hz)
+    return read, Survey(OPENFWI.shot_x_m, tuple(x.tolist()), OPENFWI_FRAME.dt_s, OPENFWI.peak_hz)
 
 
 def clipped(p: Array, rng: np.random.Generator, *, at_rms: float) -> Disturbed:
@@ -118,7 +120,7 @@ def swapped(p: Array, rng: np.random.Generator, *, share: float) -> Disturbed:
 
 def surface_wave(p: Array, rng: np.random.Generator, *, times_rms: float) -> Disturbed:
     """A slow dispersive-looking train from each shot, 6-12 Hz at 300-600 m/s, at ``times_rms`` of the record."""
-    t = np.arange(p.shape[2])[:, None] * CANONICAL_DT_S
+    t = np.arange(p.shape[2])[:, None] * OPENFWI_FRAME.dt_s
     offset = np.abs(np.subtract.outer(np.asarray(OPENFWI.shot_x_m), np.asarray(OPENFWI.receiver_x_m)))  # (shot, r)
     velocity, hz = rng.uniform(300, 600, (len(p), 1, 1, 1)), rng.uniform(6, 12, (len(p), 1, 1, 1))
     after = t - 0.1 - offset[None, :, None, :] / velocity  # (batch, shot, time, receiver)
@@ -206,7 +208,7 @@ def main() -> None:
 
     def add(name: str, prepared: Prepared, *, own: bool = True, truth: Array | None = None) -> None:
         encoded = embedder.embed_gathers(prepared)
-        verdicts = embedder.familiar(measure(prepared), encoded)
+        verdicts = embedder.judge_novelty(measure(prepared), encoded)
         if verdicts is None:
             sys.exit("These weights are not calibrated: there is no in_distribution to measure.")
         scores.append(np.asarray([verdict.score for verdict in verdicts], dtype=np.float32))

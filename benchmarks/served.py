@@ -15,9 +15,9 @@ from pathlib import Path
 
 import httpx
 
-from seisbind.model.geology import mixed
-from seisbind.model.inference import Embedder
-from seisbind.service.building import build_gallery
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.ground.families import mixed
+from seisbind.service.engine.gallery_builder import build_gallery
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def serving(gallery: Path, **settings: object) -> Iterator[tuple[httpx.URL, int]
     with (
         tempfile.NamedTemporaryFile() as log,
         subprocess.Popen(
-            [sys.executable, "-c", "from seisbind.service.cli import main; main()", "serve"],
+            [sys.executable, "-m", "seisbind", "serve"],
             stdout=subprocess.PIPE,
             stderr=log,  # an access line a request, which nobody reads
             text=True,

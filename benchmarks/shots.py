@@ -22,15 +22,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seisbind.model import survey as surveys
-from seisbind.model.descriptors import describe
-from seisbind.model.evaluate import coverage, descriptor_errors, recall_among
-from seisbind.model.familiarity import measure
-from seisbind.model.geology import mixed
-from seisbind.model.inference import Embedder
-from seisbind.model.survey import OPENFWI, Survey, prepare
-from seisbind.model.wavefield import simulate
-from seisbind.service.progress import counting
+from seisbind.model.confidence.novelty import measure
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.frame import Survey
+from seisbind.model.ground.descriptors import describe
+from seisbind.model.ground.families import mixed
+from seisbind.model.survey import shots as choice
+from seisbind.model.survey.preparation import OPENFWI, prepare
+from seisbind.model.training.evaluation import coverage, descriptor_errors, recall_among
+from seisbind.model.waves.wavefield import simulate
+from seisbind.service.commands.console import counting
 
 Array = NDArray[np.float32]
 
@@ -67,7 +68,7 @@ def answered(embedder: Embedder, gathers: Array, used: tuple[int, ...], gallery:
     encoded = embedder.embed_gathers(prepared)
     physics = embedder.infer_physics(encoded, None)
     covered = coverage(physics, truth)
-    verdicts = embedder.familiar(measure(prepared), encoded) or []
+    verdicts = embedder.judge_novelty(measure(prepared), encoded) or []
     return {
         "used": prepared.traces.shape[1],
         "covered": float(covered.mean()),
@@ -93,9 +94,9 @@ def main() -> None:
     gathers, truth = recorded(velocity, args.cache / f"{args.seed}-{args.models}"), describe(velocity)
     gallery = embedder.embed_velocity(np.concatenate([velocity, mixed(args.others, OTHERS_SEED)[0]]))
     rows: list[dict[str, Any]] = []
-    limit = surveys.TRAINED_SHOTS
-    for when, most in (("before", surveys.MAX_SHOTS), ("after", limit)):
-        surveys.TRAINED_SHOTS = most
+    limit, chosen = len(embedder.frame.shot_x_m), choice.spread_shots
+    for when, choose in (("before", lambda x_m, *more, count: np.arange(len(x_m))), ("after", chosen)):
+        choice.spread_shots = choose
         for shots, used in RECORDS.items():
             rows.append({"shots": shots, "when": when} | answered(embedder, gathers, used, gallery, truth))
     if args.json:

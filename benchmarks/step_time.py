@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from seisbind.model.descriptors import describe
-from seisbind.model.geology import mixed
-from seisbind.model.pairs import PairSet
-from seisbind.model.recipe import load_config
-from seisbind.model.train import Progress, train
+from seisbind.model.datasets.pairs import PairSet
+from seisbind.model.ground.descriptors import describe
+from seisbind.model.ground.families import mixed
+from seisbind.model.training.recipe import load_config
+from seisbind.model.training.trainer import Progress, train
 
 
 def main() -> None:

@@ -25,15 +25,14 @@ import torch
 from served import Client, clients, serving
 
 from seisbind.index import Gallery
-from seisbind.index.faiss_index import search_threads
-from seisbind.model.geology import mixed
-from seisbind.model.inference import Embedder
-from seisbind.model.survey import prepare
-from seisbind.service.arrays import npy
-from seisbind.service.building import build_gallery
-from seisbind.service.engine import Engine, canary_gather
-from seisbind.service.query import Query
-from seisbind.service.uploads import read_gathers
+from seisbind.index.search.vectors import search_threads
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.ground.families import mixed
+from seisbind.service.engine.engine import Engine, canary_gather
+from seisbind.service.engine.gallery_builder import build_gallery
+from seisbind.service.engine.query import Query
+from seisbind.service.formats.npy import npy
+from seisbind.service.formats.reader import read_gathers
 
 LOAD = 0.8  # of the throughput just measured, for the latencies
 BODIES = 16  # different gathers, so that nothing can be remembered
@@ -140,7 +139,7 @@ async def loaded(
 def measure(engine: Engine, whole: Engine, url: httpx.URL, sent: list[bytes], arguments: argparse.Namespace) -> Round:
     """One round. ``engine`` encodes with the server's threads, ``whole`` with every core's."""
     seconds, batch = arguments.seconds, arguments.batch
-    queries = [Query(prepare(read_gathers(body).gathers)) for body in sent]
+    queries = [Query.prepare(read_gathers(body).gathers) for body in sent]
     many = (queries * (batch // len(queries) + 1))[:batch]
     bare_rate = batch / timed(lambda: engine.retrieve_batch(many), seconds) * 1e3
     whole_rate = batch / timed(lambda: whole.retrieve_batch(many), seconds / 2) * 1e3

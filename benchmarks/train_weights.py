@@ -22,23 +22,24 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from seisbind.model.acquisition import EXACT, AcquisitionConfig, simulate_pairs
-from seisbind.model.augment import as_trained
-from seisbind.model.calibrate import OTHERS, SEEN, calibrate
+from seisbind.model.datasets.acquisition import EXACT, AcquisitionConfig, simulate_pairs
+from seisbind.model.datasets.pairs import SHARD, PairSet, load_pairs, shard_path
+from seisbind.model.datasets.writer import CHUNK, only_writer
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.encoders.weights_file import load_weights
 from seisbind.model.errors import DatasetError
-from seisbind.model.evaluate import evaluate
-from seisbind.model.geology import FAMILIES, mixed
-from seisbind.model.inference import Embedder
-from seisbind.model.pairs import SHARD, PairSet, load_pairs, shard_path
-from seisbind.model.recipe import load_config
-from seisbind.model.simulation import only_writer
-from seisbind.model.train import Progress, train
-from seisbind.model.weights_file import Description, load_weights, save_weights
+from seisbind.model.ground.families import FAMILIES, mixed
+from seisbind.model.training.calibration import OTHERS
+from seisbind.model.training.evaluation import evaluate
+from seisbind.model.training.recipe import load_config
+from seisbind.model.training.run import WEIGHTS, Stage, train_weights
+from seisbind.model.training.trainer import Progress
 
 # name: (pairs, seed, acquisitions); the last two are never trained on
 SETS = {
@@ -89,40 +90,36 @@ def main() -> None:
         if progress.step % 10 == 0:
             tell(f"step {progress.step}/{progress.steps} loss {progress.loss:.3f} {progress.samples_per_s:.0f} pairs/s")
 
-    start = load_weights(args.start) if args.start else None
-    for share, count in GROWTH[args.set]:
+    def first_pairs(count: int) -> PairSet:
         if not simulating(args.pairs / args.set, count):
             simulated(args.set)
-        pairs = None  # the set of the stage before: two at a time may be too much
         pairs = load_pairs(args.pairs / args.set, count, before=[args.pairs / name for name in args.before])
         if len(pairs) != (wanted := count + sum(SETS[name][0] for name in args.before)):
             parser.error(f"{len(pairs)} of {wanted} pairs are there; simulate {', '.join(args.before)} first (--only)")
-        stop_at = round(share * config.steps)
-        encoders = train(
-            pairs, config, args.out, start=start and start.encoders, resume=True, stop_at=stop_at, progress=say
-        )
+        return pairs
+
+    start = load_weights(args.start) if args.start else None
     training = {
         "start": start and start.description.training | {"fingerprint": start.fingerprint},
-        "pairs": len(pairs),
-        "families": list(pairs.families),
+        "families": list(FAMILIES),
         "sets": {name: SETS[name][:2] for name in (*args.before, args.set, "calibration")},  # pairs and seed
         "others": (OTHERS, OTHERS_SEED),
         "samples": config.steps * config.batch,
-        "config": asdict(config),
         "acquisition": asdict(AcquisitionConfig()),
     }
-    path = args.out / "weights.safetensors"
-    save_weights(path, encoders, Description(args.name, encoders.config, training))
-    if config.encoders.kind == "seisbind":
-        loaded = load_weights(path)  # as it will be served: after rounding to float16
-        seen = as_trained(pairs, config.augment, count=SEEN)
-        del pairs  # makes room for the others
-        others = np.concatenate([mixed(PART, OTHERS_SEED + i)[0] for i in range(OTHERS // PART)])
-        measured = calibrate(
-            Embedder(loaded), simulated("calibration"), seen=seen, augment=config.augment, others=others
-        )
-        save_weights(path, loaded.encoders, Description(args.name, encoders.config, training, measured))
-    report = evaluate(Embedder.load(path), simulated("test"))
+    train_weights(
+        [Stage(partial(first_pairs, count), until) for until, count in GROWTH[args.set]],
+        config,
+        args.out,
+        name=args.name,
+        training=training,
+        start=start and start.encoders,
+        held_out=lambda: simulated("calibration"),
+        others=lambda: np.concatenate([mixed(PART, OTHERS_SEED + i)[0] for i in range(OTHERS // PART)]),
+        resume=True,
+        progress=say,
+    )
+    report = evaluate(Embedder.load(args.out / WEIGHTS), simulated("test"))
     (args.out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     print(json.dumps(report["overall"], indent=1))
 
@@ -143,7 +140,11 @@ def tell(text: str) -> None:
 
 
 def counter(name: str):  # type: ignore[no-untyped-def]
-    return lambda done, total: tell(f"{name}: {done} of {total} pairs simulated")
+    def count(done: int, total: int) -> None:
+        if done % SHARD < CHUNK or done == total:
+            tell(f"{name}: {done} of {total} pairs simulated")
+
+    return count
 
 
 if __name__ == "__main__":

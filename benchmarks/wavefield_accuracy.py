@@ -14,7 +14,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from seisbind.model.wavefield import Engine, Float32, simulate
+from seisbind.model.waves.wavefield import Engine, Float32, simulate
 
 
 def relative_rms(ours: Float32, truth: Float32) -> float:

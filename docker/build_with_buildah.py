@@ -66,9 +66,9 @@ done
 SAMPLE = """
 import sys
 import numpy as np
-from seisbind.index.record import content_id
-from seisbind.model.wavefield import simulate
-from seisbind.service.building import random_models
+from seisbind.index.storage.record import content_id
+from seisbind.model.waves.wavefield import simulate
+from seisbind.service.engine.gallery_builder import random_models
 velocity, _ = next(random_models(int(sys.argv[2]), 1, None))
 np.save(sys.argv[1], simulate(velocity[:1])[0])
 print(content_id(velocity[0]))

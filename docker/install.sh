@@ -39,8 +39,8 @@ find . -type f \( -name '*.pyi' -o -name '*.pxd' -o -name '*.h' \) -delete
 cd /tmp
 /opt/seisbind/bin/seisbind gallery build /tmp/tried --count 20
 /opt/seisbind/bin/python - <<'END'
-from seisbind.service.app import create_app
-from seisbind.service.images import velocity_png
+from seisbind.service.http.app import create_app
+from seisbind.service.runtime.images import velocity_png
 from seisbind.service.settings import Settings
 import numpy as np
 import uvicorn.protocols.http.httptools_impl, uvicorn.lifespan.on, uvicorn.loops.auto

@@ -12,13 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from seisbind.index import Gallery
-from seisbind.model.geology import generate
-from seisbind.model.inference import Embedder
-from seisbind.model.survey import OPENFWI
-from seisbind.model.wavefield import simulate
-from seisbind.service.building import build_gallery, random_models
-from seisbind.service.engine import Engine
+import seisbind
 
 OUT = Path(sys.argv[1] if len(sys.argv) > 1 else "first-line")
 MODELS = int(sys.argv[2]) if len(sys.argv) > 2 else 2000
@@ -30,11 +24,11 @@ OUT.mkdir(exist_ok=True)
 # (`seisbind gallery build --data FOLDER`). It is kept in a folder and built once.
 
 # %%
-embedder = Embedder.load()
+embedder = seisbind.Embedder.load()
 if not (OUT / "gallery").exists():
-    build_gallery(OUT / "gallery", embedder, random_models(MODELS, 1, None))
-gallery = Gallery.open(OUT / "gallery", fingerprint=embedder.fingerprint)
-engine = Engine(embedder, gallery)
+    seisbind.build_gallery(OUT / "gallery", embedder, seisbind.random_models(MODELS, 1, None))
+gallery = seisbind.Gallery.open(OUT / "gallery", fingerprint=embedder.fingerprint)
+engine = seisbind.Engine(embedder, gallery)
 print(f"{len(gallery)} velocity models")
 
 # %% [markdown]
@@ -43,15 +37,15 @@ print(f"{len(gallery)} velocity models")
 # gallery.
 
 # %%
-ground = generate("CurveVel-A", 1, np.random.default_rng(2026))
-gathers = simulate(ground[0])
+ground = seisbind.generate("CurveVel-A", 1, np.random.default_rng(2026))
+gathers = seisbind.simulate(ground[0])
 print("gathers", gathers.shape, "of ground between", *(f"{v:.0f}" for v in (ground.min(), ground.max())), "m/s")
 
 # %% [markdown]
 # ## Retrieve
 
 # %%
-answer = engine.retrieve(gathers, OPENFWI)[0]
+answer = engine.retrieve(gathers)[0]
 for match in answer.matches:
     print(f"{match.rank}  {match.family:13} similarity {match.similarity:.3f}")
 held = "unknown" if answer.in_gallery is None else f"{answer.in_gallery:.2f}"  # unknown: see answer.warnings
@@ -66,7 +60,7 @@ for name, q in answer.physics.items():
 
 # %%
 first = gallery.velocity(answer.matches[0].model_id)
-again = simulate(first)
+again = seisbind.simulate(first)
 shot = 2
 bound = float(np.quantile(np.abs(gathers[0, shot]), 0.98))
 figure, axes = plt.subplots(1, 4, figsize=(14, 4), constrained_layout=True)

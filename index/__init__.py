@@ -1,11 +1,24 @@
-"""What can be retrieved: the gallery of velocity models, its record store and its nearest-neighbour indices."""
+"""The gallery of velocity models: its record store and its nearest-neighbour indices."""
 
 if __name__ != "seisbind.index":
     raise ImportError(f"imported as {__name__!r}; write 'import seisbind.index' (after 'pip install -e .')")
 
-from seisbind.index.filter import Filter
-from seisbind.index.gallery import Distribution, Gallery, GalleryInfo, Hit
-from seisbind.index.record import Record
+from seisbind.index.gallery import Gallery
+from seisbind.index.info import Distribution, GalleryInfo
+from seisbind.index.search.filter import Filter
+from seisbind.index.search.vectors import search_threads
+from seisbind.index.search.view import Hit
+from seisbind.index.storage.record import Record
 from seisbind.index.verify import VerifyReport, verify_folder
 
-__all__ = ["Distribution", "Filter", "Gallery", "GalleryInfo", "Hit", "Record", "VerifyReport", "verify_folder"]
+__all__ = [
+    "Distribution",
+    "Filter",
+    "Gallery",
+    "GalleryInfo",
+    "Hit",
+    "Record",
+    "VerifyReport",
+    "search_threads",
+    "verify_folder",
+]

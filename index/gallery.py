@@ -1,13 +1,14 @@
-"""The gallery: velocity models, what is known of them, and the two indices that find them, as one thing."""
+"""The gallery: velocity models, their records, and the two indices that find them, as one object.
+
+One module because all methods read or replace one view of the records, under one lock.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,85 +16,34 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from seisbind.index.batch import checked_batch, unit_vectors
-from seisbind.index.columns import NO_FAMILY, keys_of
-from seisbind.index.contents import Contents, load_contents
-from seisbind.index.database import FORMAT_VERSION, RECORDS, create_database, identity, told
-from seisbind.index.faiss_index import Float64, Int64
-from seisbind.index.filter import Filter
-from seisbind.index.folder import BUILDING, LOCK, SPACES, drop_building, install, make_folder, make_room, size_bytes
-from seisbind.index.lock import WriterLock
-from seisbind.index.record import Float32, Histogram, Record
-from seisbind.index.records import Known, Records
-from seisbind.index.snapshot import settle_snapshots, write_columns, write_snapshot
+from seisbind.index.info import HISTOGRAM_PARTS, Distribution, GalleryInfo
+from seisbind.index.search.filter import Filter
+from seisbind.index.search.loading import load_view, refresh_view
+from seisbind.index.search.snapshots import recover_snapshots
+from seisbind.index.search.view import Hit, View
+from seisbind.index.storage.database import FORMAT_VERSION, RECORDS, identity, translate_errors
+from seisbind.index.storage.folder import BUILDING, LOCK, drop_building, install, new_gallery, size_bytes
+from seisbind.index.storage.lock import WriterLock
+from seisbind.index.storage.record import Float32, Record, RowLookup, utc_now
+from seisbind.index.storage.record_writer import RecordWriter
+from seisbind.index.storage.records import Records
+from seisbind.index.validation import check_batch, unit_vectors
 from seisbind.index.verify import VerifyReport, verify
 from seisbind.model.errors import (
     GalleryDamaged,
     GalleryError,
     GalleryNotFound,
     GalleryWriteFailed,
-    InvalidConfig,
     InvalidQuery,
     UnknownModel,
-    WeightsMismatch,
 )
+from seisbind.model.frame import OPENFWI_FRAME, Frame
 
 log = logging.getLogger(__name__)
 
-HISTOGRAM_PARTS = 24  # as many bars as a small plot can show
-REPLAYED_SHARE = 32  # closing writes no snapshot where the next opening has to make up for less than this fraction ...
-MAX_REPLAYED = 4096  # ... and for no more models than this, which is a fraction of a second
-MAX_K = 1000  # hits a query: as many as a page or a table can use, and a bound on what an answer weighs
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A velocity model found, and what a list of matches says of it, all of one moment.
-
-    Attributes:
-        similarity: the cosine, -1 to 1.
-        row: breaks ties and is never used again.
-        descriptors: ``(13,)`` float32, in the order of `seisbind.model.descriptors.DESCRIPTORS`.
-    """
-
-    model_id: str
-    similarity: float
-    row: int
-    family: str | None
-    descriptors: Float32 = field(compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class GalleryInfo:
-    """What a gallery is.
-
-    Attributes:
-        families: how many models each has.
-        descriptor_ranges: name → (lowest, highest) over all models; empty for an empty gallery.
-        bytes: size of the folder.
-        created_at: ISO 8601, UTC.
-        notes: sentences on snapshots that were not believed when the gallery was opened.
-    """
-
-    path: Path
-    count: int
-    families: dict[str, int]
-    fingerprint: str
-    dimension: int
-    format_version: int
-    generation: int
-    bytes: int
-    created_at: str
-    descriptor_ranges: dict[str, tuple[float, float]]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """How a gallery's descriptors are distributed: name → histogram of `HISTOGRAM_PARTS`; empty for an empty one."""
-
-    generation: int
-    histograms: dict[str, Histogram]
+REPLAYED_SHARE = 32  # closing writes no snapshot where the next opening has to read less than this fraction ...
+MAX_REPLAYED = 4096  # ... and no more models than this from the records, which takes a fraction of a second
+MAX_K = 1000  # hits per query: as many as a page or a table can use, which limits the size of an answer
 
 
 def _no_step(step: str) -> None:
@@ -101,42 +51,45 @@ def _no_step(step: str) -> None:
 
 
 class Gallery:
-    """A gallery in a folder. Make one with `Gallery.create` or `Gallery.open`, and close it, or use ``with``.
+    """A gallery in a folder: `create` or `open` one, and close it, or use ``with``.
 
     Any number of galleries may read a folder while one writes it. All methods may be called from any thread: searches
-    run on an immutable `Contents` and need no lock; `Records` guards its connections; ``_changing`` lets one change,
+    run on an immutable `View` and need no lock; `Records` guards its connection; ``_changing`` lets one change,
     snapshot or refresh in at a time. A gallery opened for writing must not be used on both sides of a fork.
     """
 
-    def __init__(self, path: Path, records: Records, lock: WriterLock | None, at_step: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, records: Records, writer: RecordWriter | None, at_step: Callable[[str], None]
+    ) -> None:
         self.path = path
         self.fingerprint = records.fingerprint
         self.dimension = records.dimension
+        self.frame = records.frame
         self._records = records
-        self._lock = lock
+        self._writer = writer
         self._at_step = at_step
         self._changing = threading.RLock()
-        if lock is not None:
-            settle_snapshots(path)
+        if writer is not None:
+            recover_snapshots(path)
             drop_building(path)
-        loaded = load_contents(records, path)
+        loaded = load_view(records, path)
         self._notes = loaded.notes
-        self._row_of: dict[str, int] = {}  # moves before ``_contents`` does: see `_known`
-        self._show(loaded.contents)
-        self._snapshot_generation = -1 if loaded.behind else self._contents.generation
+        self._row_of: dict[str, int] = {}  # changes before ``_view`` does: see `_lookup`
+        self._show(loaded.view)
+        self._snapshot_generation = -1 if loaded.behind else self._view.generation
         self._behind = loaded.behind  # models that the snapshots lack, or have too many
+        self._files = ExitStack()  # closed by `close`
         self._closed = False
 
-    def _show(self, contents: Contents) -> None:
-        """Search ``contents`` from now on, which have come from the records as a whole."""
-        alive = contents.alive
-        self._row_of = dict(zip(contents.ids[alive], contents.rows[alive].tolist(), strict=True))
-        self._contents = contents
+    def _show(self, view: View) -> None:
+        """Search ``view`` from now on, which was made from the records as a whole."""
+        self._row_of = dict(zip(view.ids[view.alive], view.rows[view.alive].tolist(), strict=True))
+        self._view = view
 
-    def _known(self) -> Known:
-        """What is known of the records. The generation is read first: what is known is never older than that."""
-        contents = self._contents
-        return Known(contents.generation, self._row_of, int(contents.rows[-1]) if len(contents.rows) else 0)
+    def _lookup(self) -> RowLookup:
+        """The generation is read first, so that the rows are never older than it."""
+        view = self._view
+        return RowLookup(view.generation, self._row_of, view.last_row)
 
     @classmethod
     def create(
@@ -145,6 +98,7 @@ class Gallery:
         *,
         fingerprint: str,
         dimension: int = 256,
+        frame: Frame = OPENFWI_FRAME,
         overwrite: bool = False,
         at_step: Callable[[str], None] = _no_step,
     ) -> Gallery:
@@ -153,7 +107,8 @@ class Gallery:
         Args:
             fingerprint: of the weights whose embeddings it will hold.
             dimension: of the embeddings.
-            overwrite: replace a gallery that is there already, with everything in it, at once (see `building`).
+            frame: of the weights.
+            overwrite: replace a gallery that is there already, with everything in it, at once (see `gallery_builder`).
             at_step: called with a name at each step of a change, for crash tests.
 
         Raises:
@@ -161,15 +116,14 @@ class Gallery:
             GalleryLocked: it is being written.
             GalleryWriteFailed: the disk refused.
         """
-        lock = cls._begun(path, fingerprint, dimension, overwrite, at_step)
-        try:
-            with told(path, "create a gallery"):
-                install(path, at_step=at_step)
-                return cls._opened(path, fingerprint, lock, at_step)
-        except BaseException:
-            drop_building(path)
-            lock.release()
-            raise
+        with (
+            new_gallery(
+                path, fingerprint=fingerprint, dimension=dimension, frame=frame, overwrite=overwrite, at_step=at_step
+            ) as lock,
+            translate_errors(path, "create a gallery"),
+        ):
+            install(path, at_step=at_step)
+            return cls._open(path, fingerprint, frame, lock, at_step)
 
     @classmethod
     @contextmanager
@@ -179,45 +133,25 @@ class Gallery:
         *,
         fingerprint: str,
         dimension: int = 256,
+        frame: Frame = OPENFWI_FRAME,
         overwrite: bool = False,
         at_step: Callable[[str], None] = _no_step,
     ) -> Iterator[Gallery]:
-        """A new gallery to fill, which is in the folder ``path`` when the block has ended: wholly, or not at all.
+        """A new gallery to fill, which takes its place in the folder ``path`` when the block ends, whole or not at all.
 
-        Until then, and if the block raises or the process is killed, what was there before stays, is served to readers
-        and can be opened. Nobody else may write it meanwhile, and there has to be room for both.
+        Until then, and if the block raises or the process is killed, the previous gallery stays and can be opened. No
+        other process can write it meanwhile, and the disk needs room for both.
 
         Args and errors: as `create`.
         """
-        lock = cls._begun(path, fingerprint, dimension, overwrite, at_step)
-        try:
+        with new_gallery(
+            path, fingerprint=fingerprint, dimension=dimension, frame=frame, overwrite=overwrite, at_step=at_step
+        ) as lock:
             with cls.open(path / BUILDING, fingerprint=fingerprint, writable=True, at_step=at_step) as gallery:
                 yield gallery
-            with told(path, "put the new gallery"):
+            with translate_errors(path, "put the new gallery"):
                 install(path, at_step=at_step)
-        finally:
-            drop_building(path)
             lock.release()
-
-    @staticmethod
-    def _begun(
-        path: Path, fingerprint: str, dimension: int, overwrite: bool, at_step: Callable[[str], None]
-    ) -> WriterLock:
-        """Take the lock of ``path`` and put an empty gallery in ``building/`` there."""
-        if not fingerprint or not 1 <= dimension <= 4096:
-            raise InvalidConfig(f"A gallery needs a fingerprint and 1 to 4096 dimensions; got {dimension}.")
-        with told(path, "create a gallery"):
-            make_folder(path)
-            lock = WriterLock(path / LOCK)
-            try:
-                fresh = make_room(path, overwrite=overwrite)
-                create_database(fresh / RECORDS, fingerprint=fingerprint, dimension=dimension, created_at=_now())
-                at_step("create:written")
-            except BaseException:
-                drop_building(path)
-                lock.release()
-                raise
-        return lock
 
     @classmethod
     def open(
@@ -225,47 +159,55 @@ class Gallery:
         path: Path,
         *,
         fingerprint: str | None,
+        frame: Frame | None = None,
         writable: bool = False,
         at_step: Callable[[str], None] = _no_step,
     ) -> Gallery:
         """Open the gallery in the folder ``path``.
 
         Args:
-            fingerprint: of the weights that queries will come from; None to look without searching by them.
-            writable: hold it for writing, which one gallery object at a time may.
+            fingerprint: of the weights that queries come from; None not to compare it.
+            frame: of those weights; None not to compare it.
+            writable: take its lock for writing, which one gallery object at a time can.
 
         Raises:
             GalleryNotFound: there is none.
             GalleryDamaged: its records are not what was written. (A damaged index is rebuilt: see `GalleryInfo.notes`.)
             GalleryError: its format belongs to another version of SeisBind.
-            GalleryLocked: ``writable``, and another holds it; the sentence says who.
-            WeightsMismatch: it was made with other weights.
+            GalleryLocked: ``writable``, and another holds the lock; the sentence says who.
+            WeightsMismatch: it was made with other weights, or for another frame.
         """
         if not (path / RECORDS).is_file():
             raise GalleryNotFound(f"There is no gallery at {path}. 'seisbind gallery build' makes one.")
         lock = WriterLock(path / LOCK) if writable else None
         try:
-            return cls._opened(path, fingerprint, lock, at_step)
+            return cls._open(path, fingerprint, frame, lock, at_step)
         except BaseException:
             if lock is not None:
                 lock.release()
             raise
 
     @classmethod
-    def _opened(
-        cls, path: Path, fingerprint: str | None, lock: WriterLock | None, at_step: Callable[[str], None]
+    def _open(
+        cls,
+        path: Path,
+        fingerprint: str | None,
+        frame: Frame | None,
+        lock: WriterLock | None,
+        at_step: Callable[[str], None],
     ) -> Gallery:
-        records = Records(path / RECORDS, writable=lock is not None, at_step=at_step)
-        try:
-            if fingerprint is not None and fingerprint != records.fingerprint:
-                raise WeightsMismatch(
-                    f"The gallery at {path} was made with weights {records.fingerprint}; these are {fingerprint}. Use "
-                    "those weights, or build the gallery again with these."
-                )
-            return cls(path, records, lock, at_step)
-        except BaseException:
-            records.close()
-            raise
+        """The gallery owns ``lock`` once this has returned."""
+        with ExitStack() as files:
+            writer = None
+            if lock is not None:  # the writer first: after a crash it is the one that may recover the log
+                writer = files.enter_context(closing(RecordWriter(path / RECORDS, at_step=at_step)))
+            records = files.enter_context(closing(Records(path / RECORDS)))
+            records.check_weights(fingerprint, frame)
+            gallery = cls(path, records, writer, at_step)
+            if lock is not None:
+                gallery._files.callback(lock.release)
+            gallery._files.push(files.pop_all())
+            return gallery
 
     def __enter__(self) -> Self:
         return self
@@ -276,17 +218,17 @@ class Gallery:
         self.close()
 
     def __len__(self) -> int:
-        return len(self._contents)
+        return len(self._view)
 
     @property
     def generation(self) -> int:
-        """Of what is being searched, from memory: it moves with each change made here, and with `refresh`."""
-        return self._contents.generation
+        """The number of changes so far, as searched: each change made here adds one, and `refresh` updates it."""
+        return self._view.generation
 
     def families(self) -> dict[str, int]:
         """How many models each family has, by name. Models without a family are not counted."""
-        contents = self._contents
-        return contents.tally.by_name(contents.columns.labels)
+        view = self._view
+        return view.statistics.by_name(view.columns.labels)
 
     def add(
         self,
@@ -305,7 +247,7 @@ class Gallery:
 
         Args:
             velocity: ``(model, depth, x)``, m/s.
-            descriptors: ``(model, 13)``, see `seisbind.model.descriptors.describe`.
+            descriptors: ``(model, 13)``, see `seisbind.model.ground.descriptors.describe`.
             velocity_embeddings, physics_embeddings: ``(model, dimension)``, unit length.
             model_ids: letters, digits and ``._:-``, at most 128; by default ``v-`` and 16 digits of the map's SHA-256.
             families, tags: per model.
@@ -317,10 +259,10 @@ class Gallery:
 
         Raises:
             InvalidQuery: arrays that do not go together, an embedding that is not of unit length, an id that is taken.
-            InvalidVelocityModel: see `seisbind.model.descriptors.check_velocity`.
+            InvalidVelocityModel: see `seisbind.model.ground.descriptors.check_velocity`.
             GalleryWriteFailed: the disk refused.
         """
-        models = checked_batch(
+        models = check_batch(
             velocity,
             descriptors,
             velocity_embeddings,
@@ -330,18 +272,18 @@ class Gallery:
             families=families,
             tags=tags,
             source=source,
-            added_at=_now(),
+            added_at=utc_now(),
         )
         if not models:
             return []
         with self._changing:
-            state, described, written = self._records.add(models, self._known(), skip_existing=skip_existing)
+            state, columns, written = self._writing("add").add(models, self._lookup(), skip_existing=skip_existing)
             if not written:
                 return [model.model_id for model in models]
-            self._row_of.update(zip(described.ids, described.rows.tolist(), strict=True))
-            self._contents = self._contents.extended(
+            self._row_of.update(zip(columns.ids, columns.rows.tolist(), strict=True))
+            self._view = self._view.extended(
                 state,
-                described,
+                columns,
                 np.stack([model.velocity_embedding for model in written]),
                 np.stack([model.physics_embedding for model in written]),
             )
@@ -357,10 +299,10 @@ class Gallery:
             GalleryWriteFailed: the disk refused; then none is removed.
         """
         with self._changing:
-            state, rows = self._records.remove(model_ids, self._known())
+            state, rows = self._writing("remove").remove(model_ids, self._lookup())
             for model_id in set(model_ids):
                 del self._row_of[model_id]
-            self._contents = self._contents.without(state, rows)
+            self._view = self._view.without(state, rows)
             self._behind += len(rows)
         return len(rows)
 
@@ -388,50 +330,44 @@ class Gallery:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
             raise InvalidQuery(f"k is a whole number from 1 to {MAX_K}; got {k!r}.")
         vectors = unit_vectors(queries, self.dimension, "queries")
-        contents = self._contents
-        allowed = contents.allowed(condition)
-        index = contents.velocity if space == "velocity" else contents.physics
-        return [
-            list(_hits(contents, positions, similarities))
-            for positions, similarities in index.search(vectors, int(k), allowed=allowed)
-        ]
+        return self._view.search(space, vectors, int(k), condition)
 
     def record(self, model_id: str) -> Record:
-        """What is known of one model. Raises UnknownModel, GalleryDamaged."""
-        return self._records.records([model_id], self._known())[0]
+        """The record of one model. Raises UnknownModel, GalleryDamaged."""
+        return self._records.records([model_id], self._lookup())[0]
 
     def records(self, model_ids: Sequence[str]) -> list[Record]:
-        """What is known of each model, in the order asked. Raises UnknownModel, GalleryDamaged."""
-        return self._records.records(model_ids, self._known())
+        """The records of several models, in that order. Raises UnknownModel, GalleryDamaged."""
+        return self._records.records(model_ids, self._lookup())
 
     def velocity(self, model_id: str) -> Float32:
         """The map of one model, ``(depth, x)`` float32, m/s. Raises UnknownModel, GalleryDamaged."""
-        return self._records.velocities([model_id], self._known())[0]
+        return self._records.velocities([model_id], self._lookup())[0]
 
     def velocities(self, model_ids: Sequence[str]) -> list[Float32]:
-        """The maps of several models, in the order asked. Raises as `velocity` does."""
-        return self._records.velocities(model_ids, self._known())
+        """The maps of several models, in that order. Raises as `velocity` does."""
+        return self._records.velocities(model_ids, self._lookup())
 
     def embeddings(self, model_ids: Sequence[str]) -> tuple[Float32, Float32]:
         """Velocity and physics embeddings, ``(model, dimension)`` each, as they are searched. Raises UnknownModel."""
-        contents = self._contents
+        view = self._view
         rows = [self._row_of.get(model_id, 0) for model_id in model_ids]
         for model_id, row in zip(model_ids, rows, strict=True):
-            if not len(contents.positions(np.asarray([row], np.int64))):
+            if not len(view.positions(np.asarray([row], np.int64))):
                 raise UnknownModel(f"No velocity model {model_id!r} in the gallery at {self.path}.")
-        positions = contents.positions(np.asarray(rows, np.int64))
-        return contents.velocity.taken(positions), contents.physics.taken(positions)
+        positions = view.positions(np.asarray(rows, np.int64))
+        return view.velocity.vectors_at(positions), view.physics.vectors_at(positions)
 
     def model_ids(self) -> list[str]:
         """All ids, in the order they were added."""
-        contents = self._contents
-        return list(contents.ids[contents.alive])
+        view = self._view
+        return list(view.ids[view.alive])
 
     def refresh(self) -> bool:
-        """See what another process has added and removed since; True if there was something.
+        """Load what another process has added and removed since; True if there was something.
 
         Raises:
-            GalleryDamaged: what is there now is damaged; what was seen before goes on being served.
+            GalleryDamaged: what is there now is damaged; the previous state goes on being served.
             GalleryError: the gallery was replaced by another one; open it again.
         """
         with self._changing:
@@ -441,125 +377,86 @@ class Gallery:
                 replaced = True
             if replaced:
                 raise GalleryError(f"The gallery at {self.path} was replaced by another one; open it again.")
-            return self._caught_up()
+            return self._refresh()
 
-    def _caught_up(self) -> bool:
-        before = self._contents
-        now = before.refreshed(self._records, self.path)
+    def _refresh(self) -> bool:
+        before = self._view
+        now = refresh_view(before, self._records, self.path)
         if now is not before:
             self._show(now)
         return now is not before
 
     @contextmanager
     def unchanging(self) -> Iterator[None]:
-        """Everything that is searched and read inside is the gallery of one moment, the present one.
+        """Everything inside searches and reads the gallery of one moment, the present one.
 
-        Nothing that another thread or process changes meanwhile is seen, and reading waits for the block in other
-        threads: it is for what would otherwise find a model and not find its record.
+        What other threads or processes change meanwhile is not seen, and other threads wait for the block before they
+        read: otherwise a model could be found whose record is gone.
         """
         with self._changing, self._records.reading():
-            self._caught_up()
+            self._refresh()
             yield
 
     def snapshot(self) -> None:
-        """Write indices and columns beside the records, so that the next opening need not replay anything.
+        """Write indices and columns beside the records, so that the next opening reads no records but the catalogue.
 
         Raises:
             GalleryError: opened for reading.
             GalleryWriteFailed: the disk refused. The records are not touched.
         """
-        if self._lock is None:
-            raise GalleryError(f"{self.path} was opened for reading. Open it with writable=True to snapshot.")
-        with self._changing, told(self.path, "snapshot"):
-            contents = self._contents
-            if contents.generation == self._snapshot_generation:
-                return
-            kept = np.flatnonzero(contents.alive)
-            keys = keys_of(contents.columns.checksums[kept])
-            for space in SPACES:
-                index = contents.velocity if space == "velocity" else contents.physics
-                write_snapshot(
-                    self.path,
-                    space,
-                    index.taken(kept),
-                    keys,
-                    fingerprint=self.fingerprint,
-                    generation=contents.generation,
-                    at_step=self._at_step,
-                )
-            write_columns(
-                self.path,
-                contents.columns,
-                kept,
-                fingerprint=self.fingerprint,
-                generation=contents.generation,
-                at_step=self._at_step,
-            )
-            self._snapshot_generation, self._behind = contents.generation, 0
+        self._writing("snapshot")
+        with self._changing, translate_errors(self.path, "snapshot"):
+            view = self._view
+            if view.generation != self._snapshot_generation:
+                view.write_snapshots(self.path, fingerprint=self.fingerprint, at_step=self._at_step)
+                self._snapshot_generation, self._behind = view.generation, 0
+
+    def _writing(self, doing: str) -> RecordWriter:
+        if self._writer is None:
+            raise GalleryError(f"{self.path} was opened for reading. Open it with writable=True to {doing}.")
+        return self._writer
 
     def info(self) -> GalleryInfo:
-        """What this gallery is, as of now."""
-        contents = self._contents
+        """A description of this gallery, as of now."""
+        view = self._view
         return GalleryInfo(
             path=self.path,
-            count=len(contents),
-            families=contents.tally.by_name(contents.columns.labels),
+            count=len(view),
+            families=view.statistics.by_name(view.columns.labels),
             fingerprint=self.fingerprint,
             dimension=self.dimension,
             format_version=FORMAT_VERSION,
-            generation=contents.generation,
+            generation=view.generation,
             bytes=size_bytes(self.path),
             created_at=self._records.created_at,
-            descriptor_ranges=contents.tally.ranges(),
+            descriptor_ranges=view.statistics.ranges(),
             notes=self._notes,
+            frame=self.frame,
         )
 
     def distribution(self) -> Distribution:
         """How the descriptors of all models are distributed, as of now; goes through all of them."""
-        contents = self._contents
-        return Distribution(contents.generation, contents.columns.histograms(contents.alive, HISTOGRAM_PARTS))
+        view = self._view
+        return Distribution(view.generation, view.columns.histograms(view.alive, HISTOGRAM_PARTS))
 
     def verify(self) -> VerifyReport:
         """Read every byte and compare it with its checksum, SQLite's structure and the snapshots included."""
         with self._changing:
-            return verify(self._records, self._contents, self.path)
+            return verify(self._records, self._view, self.path)
 
     def close(self) -> None:
-        """Write a snapshot if one is due, and let go of the files. May be called twice.
+        """Write a snapshot if one is due, and close the files. May be called twice.
 
-        It is due if the next opening would have to make up for more than `MAX_REPLAYED` models or a `REPLAYED_SHARE`-th
-        of the gallery: closing after a few changes to a large gallery takes no longer than to a small one. A snapshot
-        that cannot be written is logged and not raised: the records have everything.
+        It is due if the next opening would have to read more than `MAX_REPLAYED` models or a `REPLAYED_SHARE`-th of the
+        gallery from the records: closing after a few changes to a large gallery takes no longer than to a small one. A
+        snapshot that cannot be written is logged and not raised: the records have everything.
         """
-        with self._changing:
-            if self._closed:
-                return
+        with self._changing, self._files:
+            due = self._behind > min(len(self._view) // REPLAYED_SHARE, MAX_REPLAYED)
             try:
-                due = self._behind > min(len(self._contents) // REPLAYED_SHARE, MAX_REPLAYED)
-                if self._lock is not None and due:
+                if self._writer is not None and due and not self._closed:
                     self.snapshot()
             except (GalleryWriteFailed, GalleryDamaged) as error:
                 log.warning("No snapshot was written on closing: %s", error)
             finally:
-                self._release()
-
-    def _release(self) -> None:
-        self._closed = True
-        try:
-            self._records.close()
-        finally:
-            if self._lock is not None:
-                self._lock.release()
-
-
-def _hits(contents: Contents, positions: Int64, similarities: Float64) -> Iterator[Hit]:
-    columns = contents.columns
-    found = zip(positions.tolist(), similarities.tolist(), columns.descriptors[:, positions].T, strict=True)
-    for position, similarity, descriptors in found:
-        code = int(columns.family[position])
-        family = None if code == NO_FAMILY else columns.labels.families[code]
-        yield Hit(columns.ids[position], similarity, int(columns.rows[position]), family, descriptors)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+                self._closed = True

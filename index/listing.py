@@ -7,10 +7,10 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from seisbind.index.database import RECORDS
-from seisbind.index.filter import Filter
-from seisbind.index.record import Record
-from seisbind.index.records import Records
+from seisbind.index.search.filter import Filter
+from seisbind.index.storage.database import RECORDS
+from seisbind.index.storage.record import Record
+from seisbind.index.storage.records import Records
 
 PAGE = 500  # records read at once
 
@@ -23,12 +23,12 @@ def list_records(path: Path, *, filter: Filter | None = None, limit: int | None 
     Raises:
         GalleryNotFound, GalleryDamaged, GalleryError: as `Gallery.open`.
     """
-    return islice(_passing(path, filter or Filter()), limit)
+    return islice(_matching(path, filter or Filter()), limit)
 
 
-def _passing(path: Path, condition: Filter) -> Iterator[Record]:
-    with closing(Records(path / RECORDS, writable=False, at_step=lambda step: None)) as records:
+def _matching(path: Path, condition: Filter) -> Iterator[Record]:
+    with closing(Records(path / RECORDS)) as records:
         last = 0
         while page := records.page(last, PAGE):
             last = page[-1][0]
-            yield from (record for _, record in page if condition.passes(record))
+            yield from (record for _, record in page if condition.matches(record))

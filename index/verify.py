@@ -1,4 +1,4 @@
-"""Reading every byte of a gallery and comparing it with what it should be."""
+"""Verification: every byte of a gallery is read and compared with its checksum."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from seisbind.index.columns import NO_FAMILY, StoredColumns, keys_of
-from seisbind.index.contents import Contents, load_contents
-from seisbind.index.database import RECORDS
-from seisbind.index.faiss_index import Float32, Int64
-from seisbind.index.folder import SPACES
-from seisbind.index.record import Catalogue, Ids
-from seisbind.index.records import Known, Records
-from seisbind.index.snapshot import Snapshot, load_columns_snapshot, load_snapshot
+from seisbind.index.search.columns import NO_FAMILY, ColumnsSnapshot, keys_of
+from seisbind.index.search.loading import load_view, refresh_view
+from seisbind.index.search.snapshots import Snapshot, load_columns_snapshot, load_snapshot
+from seisbind.index.search.vectors import Float32, Int64
+from seisbind.index.search.view import View
+from seisbind.index.storage.database import RECORDS
+from seisbind.index.storage.folder import SPACES
+from seisbind.index.storage.record import Catalogue, Ids, RowLookup
+from seisbind.index.storage.records import Records
 from seisbind.model.errors import GalleryDamaged, GalleryError, UnknownModel
 
 UNIT_TOLERANCE = 1e-5  # of a stored embedding: they are normalised in float64 when they come in
@@ -27,7 +28,7 @@ MAX_PROBLEMS = 100  # listed; a damaged page can touch thousands of models and t
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What `Gallery.verify` found: nothing wrong if ``problems`` is empty.
+    """The result of `Gallery.verify`: all is well if ``problems`` is empty.
 
     Attributes:
         notes: sentences on snapshots that lag behind the records, as after a kill: nothing is lost, and opening makes
@@ -50,41 +51,41 @@ def verify_folder(path: Path) -> VerifyReport:
         GalleryNotFound, GalleryError: nothing there; a format of another version; no permission.
     """
     try:
-        records = Records(path / RECORDS, writable=False, at_step=lambda step: None)
-    except GalleryDamaged as error:  # its first page or the facts about the whole: nothing further can be asked
+        records = Records(path / RECORDS)
+    except GalleryDamaged as error:  # its first page or the facts on the whole gallery: nothing more can be read
         return VerifyReport(0, (str(error),))
     with closing(records):
         try:
-            contents = load_contents(records, path).contents
+            view = load_view(records, path).view
         except GalleryDamaged:
-            contents = None  # why is found again, with everything else
-        return verify(records, contents, path)
+            view = None  # `verify` finds the reason again
+        return verify(records, view, path)
 
 
-def verify(records: Records, contents: Contents | None, folder: Path) -> VerifyReport:
+def verify(records: Records, view: View | None, folder: Path) -> VerifyReport:
     """Check structure, catalogue, each record and map, embeddings, what is searched if given, and the snapshots."""
     notes: list[str] = []
     with records.reading():
-        problems = tuple(islice(_problems(records, contents, folder, notes), MAX_PROBLEMS))
+        problems = tuple(islice(_problems(records, view, folder, notes), MAX_PROBLEMS))
         try:
-            count = len(records.listed()[0])
+            count = len(records.rows_and_ids()[0])
         except GalleryDamaged:
             count = 0
     return VerifyReport(count, problems, tuple(notes))
 
 
-def _problems(records: Records, contents: Contents | None, folder: Path, notes: list[str]) -> Iterator[str]:
+def _problems(records: Records, view: View | None, folder: Path, notes: list[str]) -> Iterator[str]:
     yield from records.structure()
     try:
-        rows, model_ids = records.listed()
-        known = Known(-1, dict(zip(model_ids, rows.tolist(), strict=True)), 0)
+        rows, model_ids = records.rows_and_ids()
+        lookup = RowLookup(-1, dict(zip(model_ids, rows.tolist(), strict=True)), 0)
     except GalleryDamaged as error:
         yield str(error)
         return
     for model_id in model_ids:
         try:
-            records.records([model_id], known)
-            records.velocities([model_id], known)
+            records.records([model_id], lookup)
+            records.velocities([model_id], lookup)
         except (GalleryError, UnknownModel) as error:
             yield str(error)
     try:
@@ -93,10 +94,10 @@ def _problems(records: Records, contents: Contents | None, folder: Path, notes: 
         yield str(error)
         yield from _embedding_problems(records, rows)
         return
-    if contents is not None:
-        if contents.generation != catalogue.generation:
-            contents = contents.refreshed(records, folder)  # others may write while this gallery only reads
-        if not np.array_equal(contents.rows[contents.alive], catalogue.rows):
+    if view is not None:
+        if view.generation != catalogue.state.generation:
+            view = refresh_view(view, records, folder)  # others may write while this gallery only reads
+        if not np.array_equal(view.rows[view.alive], catalogue.rows):
             yield "The models being searched are not those of the records. Open the gallery again."
             return
     keys = keys_of(catalogue.checksums)
@@ -127,9 +128,9 @@ def _problems(records: Records, contents: Contents | None, folder: Path, notes: 
             yield from _embedding_problems(records, catalogue.rows[part])
             continue
         searched = stored
-        if contents is not None:
-            positions = np.flatnonzero(contents.alive)[part]
-            searched = (contents.velocity.taken(positions), contents.physics.taken(positions))
+        if view is not None:
+            positions = np.flatnonzero(view.alive)[part]
+            searched = (view.velocity.vectors_at(positions), view.physics.vectors_at(positions))
         for space, truth, used in zip(SPACES, stored, searched, strict=True):
             yield from _differences(space, catalogue.ids[part], truth, used)
             if space in snapshots:
@@ -145,15 +146,15 @@ def _note_lag(name: str, held: Int64, keys: Int64, notes: list[str]) -> None:
         )
 
 
-def _column_differences(records: Records, catalogue: Catalogue, keys: Int64, stored: StoredColumns) -> Iterator[str]:
+def _column_differences(records: Records, catalogue: Catalogue, keys: Int64, stored: ColumnsSnapshot) -> Iterator[str]:
     position = {key: i for i, key in enumerate(stored.keys.tolist())}
     different = 0
     for start in range(0, len(keys), CHUNK_MODELS):
         part = slice(start, start + CHUNK_MODELS)
         try:
-            described = records.described(catalogue.rows[part])
+            columns = records.columns(catalogue.rows[part])
         except GalleryError:
-            continue  # said of the record itself
+            continue  # already reported for the record
         for i, key in enumerate(keys[part].tolist()):
             at = position.get(key)
             if at is None:
@@ -161,14 +162,14 @@ def _column_differences(records: Records, catalogue: Catalogue, keys: Int64, sto
             code = int(stored.family[at])
             family = None if code == NO_FAMILY else stored.labels.families[code]
             tags = stored.labels.tag_sets[stored.tag_set[at]]
-            same = np.array_equal(stored.descriptors[:, at], described.descriptors[i])
-            different += (family, tags) != (described.families[i], described.tags[i]) or not same
+            same = np.array_equal(stored.descriptors[:, at], columns.descriptors[i])
+            different += (family, tags) != (columns.families[i], columns.tags[i]) or not same
     if different:
         yield f"The columns snapshot has {different} models that differ from the records. Delete columns.json."
 
 
 def _embedding_problems(records: Records, rows: Int64) -> Iterator[str]:
-    """One by one: reading many stops at the first that is wrong."""
+    """Read one by one, because reading many stops at the first that is damaged."""
     for start in range(len(rows)):
         try:
             records.embeddings(rows[start : start + 1])
@@ -186,6 +187,6 @@ def _differences(space: str, ids: Ids, truth: Float32, used: Float32) -> Iterato
 
 def _snapshot_differences(space: str, keys: Int64, truth: Float32, snapshot: Snapshot) -> Iterator[str]:
     _, here, there = np.intersect1d(keys, snapshot.keys, return_indices=True)
-    different = int((truth[here] != snapshot.index.taken(there)).any(axis=1).sum())
+    different = int((truth[here] != snapshot.index.vectors_at(there)).any(axis=1).sum())
     if different:
         yield f"The {space} snapshot has {different} vectors that differ from the records. Delete {space}.json."

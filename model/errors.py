@@ -38,6 +38,8 @@ Each carries a stable ``code`` (for programs) and a sentence with the numbers in
 
 from __future__ import annotations
 
+INTERNAL_ERROR = "internal_error"  # the code of what no error below stands for: a bug
+
 
 class SeisBindError(Exception):
     """Base of the tree above. ``str(error)`` is a full sentence; ``code`` never changes between releases."""

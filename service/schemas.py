@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
-if TYPE_CHECKING:  # a client of the server needs neither torch nor FAISS
-    from seisbind.index import GalleryInfo, Record
-    from seisbind.model.weights_file import Weights
-    from seisbind.service.answers import Match, Retrieval, SearchResult
-    from seisbind.service.ingest import Ingest
+from seisbind.model.frame import OPENFWI_FRAME
 
 PARTS = ("descriptors", "physics")  # of a retrieval, unless others are asked for
 LARGE_PARTS = ("velocity", "traces")  # of POST /v1/retrieve, for pictures
@@ -49,7 +43,7 @@ class SearchFields(Strict):
 
 
 class RetrieveFields(SearchFields):
-    """Query parameters or form fields of a retrieval; geometry given here goes before what the file says."""
+    """Query parameters or form fields of a retrieval; geometry given here overrides the file's."""
 
     include: str = Field(
         "descriptors,physics",
@@ -66,13 +60,13 @@ class RetrieveFields(SearchFields):
         None,
         max_length=2_000,
         description="Shot positions, metres, separated by commas.",
-        examples=["0,170,340,520,690"],
+        examples=[",".join(f"{x:g}" for x in OPENFWI_FRAME.shot_x_m)],
     )
     receiver_x_m: str | None = Field(
         None,
         max_length=30_000,
         description="Receiver positions, metres, increasing, separated by commas.",
-        examples=[",".join(str(10 * i) for i in range(70))],
+        examples=[",".join(f"{x:g}" for x in OPENFWI_FRAME.survey.receiver_x_m)],
     )
     peak_hz: float | None = Field(None, description="Peak frequency of the source wavelet, hertz.", examples=[15])
 
@@ -110,19 +104,11 @@ class WeightsBody(BaseModel):
     name: str
     fingerprint: str = Field(description="Start of the SHA-256 of the weights; a gallery works with one.")
 
-    @classmethod
-    def of(cls, weights: Weights) -> WeightsBody:
-        return cls(name=weights.description.name, fingerprint=weights.fingerprint)
-
 
 class GalleryBody(BaseModel):
     name: str
     models: int
     generation: int = Field(description="Changes made so far: two equal numbers, the same content.")
-
-    @classmethod
-    def of(cls, info: GalleryInfo) -> GalleryBody:
-        return cls(name=info.path.resolve().name, models=info.count, generation=info.generation)
 
 
 class MatchBody(BaseModel):
@@ -133,19 +119,6 @@ class MatchBody(BaseModel):
     descriptors: dict[str, float] | None = None
     velocity_url: str
     image_url: str
-
-    @classmethod
-    def of(cls, match: Match, *, descriptors: bool) -> MatchBody:
-        at = f"/v1/models/{match.model_id}"
-        return cls(
-            rank=match.rank,
-            model_id=match.model_id,
-            family=match.family,
-            similarity=match.similarity,
-            descriptors=match.descriptors if descriptors else None,
-            velocity_url=f"{at}/velocity.npy",
-            image_url=f"{at}/image.png",
-        )
 
 
 class QuantityBody(BaseModel):
@@ -210,34 +183,10 @@ class RetrievalBody(BaseModel):
     )
     warnings: list[WarningBody]
 
-    @classmethod
-    def of(cls, retrieval: Retrieval, include: Sequence[str]) -> RetrievalBody:
-        physics = None
-        if "physics" in include:
-            physics = {
-                name: QuantityBody(value=q.value, unit=q.unit, low=q.low, high=q.high)
-                for name, q in retrieval.physics.items()
-            }
-        return cls(
-            matches=[MatchBody.of(match, descriptors="descriptors" in include) for match in retrieval.matches],
-            physics=physics,
-            in_distribution=InDistributionBody.model_validate(asdict(retrieval.in_distribution)),
-            in_gallery=retrieval.in_gallery,
-            ranked_by=retrieval.ranked_by,
-            warnings=[WarningBody(code=note.code, detail=note.sentence) for note in retrieval.warnings],
-        )
-
 
 class SearchResultBody(BaseModel):
     matches: list[MatchBody]
     warnings: list[WarningBody]
-
-    @classmethod
-    def of(cls, result: SearchResult, include: Sequence[str]) -> SearchResultBody:
-        return cls(
-            matches=[MatchBody.of(match, descriptors="descriptors" in include) for match in result.matches],
-            warnings=[WarningBody(code=note.code, detail=note.sentence) for note in result.warnings],
-        )
 
 
 class IngestBody(BaseModel):
@@ -258,24 +207,6 @@ class IngestBody(BaseModel):
     receiver_x_m: tuple[float, float] = Field(description="Lowest and highest used.")
     units: str = Field(description="Of positions in the file: m or ft.")
     assumptions: list[WarningBody] = Field(description="Assumed or done while reading; also among the warnings.")
-
-    @classmethod
-    def of(cls, ingest: Ingest) -> IngestBody:
-        return cls(
-            format=ingest.format,
-            sample_format=ingest.sample_format,
-            byte_order=ingest.byte_order,
-            gathers=ingest.gathers,
-            shots=ingest.shots,
-            receivers=ingest.receivers,
-            samples=ingest.samples,
-            traces=ingest.traces,
-            dt_s=ingest.dt_s,
-            shot_x_m=ingest.shot_x_m,
-            receiver_x_m=ingest.receiver_x_m,
-            units=ingest.units,
-            assumptions=[WarningBody(code=note.code, detail=note.sentence) for note in ingest.assumptions],
-        )
 
 
 class RetrieveAnswer(BaseModel):
@@ -332,28 +263,6 @@ class ModelBody(BaseModel):
     segy_url: str
     image_url: str
 
-    @classmethod
-    def of(cls, record: Record, units: dict[str, str], cell_m: float) -> ModelBody:
-        at = f"/v1/models/{record.model_id}"
-        return cls(
-            model_id=record.model_id,
-            family=record.family,
-            tags=list(record.tags),
-            source=record.source,
-            added_at=record.added_at,
-            depth_cells=record.shape[0],
-            x_cells=record.shape[1],
-            cell_m=cell_m,
-            descriptors={
-                name: QuantityValue(value=value, unit=unit)
-                for (name, unit), value in zip(units.items(), record.descriptors.tolist(), strict=True)
-            },
-            checksum=record.checksum,
-            velocity_url=f"{at}/velocity.npy",
-            segy_url=f"{at}/velocity.segy",
-            image_url=f"{at}/image.png",
-        )
-
 
 class QuantityValue(BaseModel):
     value: float
@@ -378,6 +287,24 @@ class DescriptorBody(BaseModel):
     high: float | None = Field(description="Highest in the gallery.")
 
 
+class FrameBody(BaseModel):
+    """The line that the weights are for, and the velocity models of the gallery."""
+
+    name: str
+    depth_cells: int
+    x_cells: int
+    cell_m: float = Field(description="Size of a cell along depth and x, metres.")
+    velocity_m_s: tuple[float, float] = Field(description="Slowest and fastest ground that training drew.")
+    receivers: int
+    receiver_spacing_m: float = Field(description="Metres; the first receiver is x = 0.")
+    shot_x_m: list[float]
+    samples: int = Field(description="In each trace as the encoder sees it.")
+    dt_s: float = Field(description="Their sampling interval, seconds.")
+    record_samples: int = Field(description="In each trace of a recording in the frame's own layout.")
+    record_dt_s: float = Field(description="Their sampling interval, assumed of arrays that bring none, seconds.")
+    peak_hz: float = Field(description="Of the source's wavelet.")
+
+
 class GalleryAnswer(BaseModel):
     """What is being served."""
 
@@ -385,6 +312,7 @@ class GalleryAnswer(BaseModel):
     weights: WeightsBody
     writable: bool
     calibrated: bool = Field(description="Whether intervals and in_distribution were measured on held-out gathers.")
+    frame: FrameBody | None = Field(default=None, description="Of weights and gallery; older servers do not say.")
     families: dict[str, int]
     descriptors: list[DescriptorBody]
     created_at: str

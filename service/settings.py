@@ -118,7 +118,7 @@ class Settings(BaseSettings):
 
 
 def read_settings(**given: object) -> Settings:
-    """Settings from ``SEISBIND_*`` and from ``given``, which goes first where it is not None.
+    """Settings from ``SEISBIND_*`` and from ``given``, which overrides them where it is not None.
 
     Raises:
         InvalidConfig: a value that is not acceptable.

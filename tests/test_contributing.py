@@ -9,7 +9,7 @@ RECIPES = re.findall(r"^## (Add .+?)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re
 
 
 def test_what_the_recipes_name_exists() -> None:
-    assert len(RECIPES) == 3 and all(text.count("```python\n") == 1 for _, text in RECIPES)
+    assert len(RECIPES) == 4 and all(text.count("```python\n") == 1 for _, text in RECIPES)
     for path in re.findall(r"`((?:model|service|index|tests|benchmarks|docs)/[\w./]+\.\w+)`", TEXT):
         assert (ROOT / path).is_file(), path
     for name, path in re.findall(r"`(\w+)` of\s+`([\w/]+\.py)`", TEXT):

@@ -20,9 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
-from seisbind.model.errors import SeisBindError
-from seisbind.service.errors import INTERNAL
-from seisbind.service.metrics import Metrics
+from seisbind.model.errors import INTERNAL_ERROR, SeisBindError
+from seisbind.service.runtime.metrics import Metrics
 from seisbind.service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -189,7 +188,7 @@ def test_metrics_that_are_shown_or_watched_exist() -> None:
 
 
 def test_error_codes_that_are_watched_exist() -> None:
-    codes, waiting = {INTERNAL}, [SeisBindError]
+    codes, waiting = {INTERNAL_ERROR}, [SeisBindError]
     while waiting:
         one = waiting.pop()
         codes.add(one.code)

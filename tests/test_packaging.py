@@ -1,5 +1,7 @@
 """What a wheel holds, and that the packages are reached by one name only."""
 
+import ast
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -9,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import seisbind
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("service", "model", "index")
@@ -31,8 +35,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
     source = out / "source"
     for name in tracked():
-        if (ROOT / name).is_file() and not (ROOT / name).is_symlink():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_symlink():
+            (source / name).symlink_to((ROOT / name).readlink())
+        elif (ROOT / name).is_file():
             (source / name).write_bytes((ROOT / name).read_bytes())
     command = [
         "-m",
@@ -50,12 +56,28 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(out.glob("*.whl"))
 
 
-def test_the_packages_listed_are_the_folders() -> None:
+def test_the_package_is_the_folders() -> None:
+    """Relative links that git tracks: what tools find under src/seisbind is what people find at the top."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert sorted(listed["packages"]) == sorted(f"seisbind.{name}" for name in PACKAGES)
-    for name in PACKAGES:
-        assert listed["package-dir"][f"seisbind.{name}"] == name
-        assert not [d for d in (ROOT / name).iterdir() if d.is_dir() and (d / "__init__.py").exists()]
+    assert listed["packages"] == {"find": {"where": ["src"]}}
+    links = {path.name: path.readlink().as_posix() for path in (ROOT / "src/seisbind").iterdir() if path.is_symlink()}
+    assert links == {name: f"../../{name}" for name in PACKAGES}
+
+
+def test_the_public_face() -> None:
+    """All that it names is there, cheap until it is asked for, and its version is the distribution's."""
+    code = "import seisbind, sys; print(sorted({'torch', 'faiss', 'numpy', 'httpx'} & set(sys.modules)))"
+    assert run(sys.executable, "-c", code, cwd=ROOT).stdout == "[]\n"
+    assert seisbind.__version__ == importlib.metadata.version("seisbind")
+    assert sorted(seisbind.__all__) == dir(seisbind)
+    for name in seisbind.__all__:
+        assert getattr(seisbind, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        seisbind.nothing  # noqa: B018
+    hints = ast.parse((ROOT / "src/seisbind/__init__.py").read_text(encoding="utf-8"))
+    (typed,) = (node for node in hints.body if isinstance(node, ast.If))
+    named = {alias.asname for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert named == set(seisbind.__all__) - {"__version__"}  # what type checkers see is what there is
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -68,15 +90,18 @@ def test_the_wheel_has_everything_and_imports_from_elsewhere(wheel: Path, tmp_pa
     names = zipfile.ZipFile(wheel).namelist()
     for package in PACKAGES:
         assert f"seisbind/{package}/py.typed" in names
-        for module in (ROOT / package).glob("*.py"):
-            assert f"seisbind/{package}/{module.name}" in names
+        for module in (ROOT / package).rglob("*.py"):
+            assert f"seisbind/{module.relative_to(ROOT).as_posix()}" in names
     for weights in (ROOT / "model" / "weights").glob("*"):
         assert f"seisbind/model/weights/{weights.name}" in names
     for web in (ROOT / "service" / "web").rglob("*"):
         assert web.is_dir() or f"seisbind/service/{web.relative_to(ROOT / 'service').as_posix()}" in names
     assert not [name for name in names if "test" in name or "runs/" in name]
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = "import seisbind.service.cli as c, seisbind.model.weights_file as w; print(c.__file__, w.SHIPPED)"
+    code = (
+        "import seisbind.service.commands.main as c, seisbind.model.encoders.weights_file as w; "
+        "print(c.__file__, w.SHIPPED)"
+    )
     result = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert all(path.startswith(str(tmp_path)) for path in result.stdout.split())
@@ -86,7 +111,7 @@ def test_the_wheel_serves(wheel: Path, tmp_path: Path) -> None:
     """Promise 30: a gallery is built and served with the weights of the wheel, and nothing of this checkout."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
-    command = [sys.executable, "-P", "-c", "from seisbind.service.cli import main; main()"]
+    command = [sys.executable, "-P", "-m", "seisbind"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "SEISBIND_DEVICE": "cpu", "SEISBIND_PORT": "0"}
     built = run(*command, "gallery", "build", "gallery", "--count", "20", cwd=tmp_path, **environment)
     assert built.returncode == 0, built.stderr

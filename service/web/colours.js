@@ -1,4 +1,4 @@
-// Colour maps as tables of 256 RGB triples. Velocity: viridis, uniform in lightness and read alike by colour-blind eyes.
+// Colour maps as tables of 256 RGB triples. Velocity: viridis, uniform in lightness and readable for the colour-blind.
 // Differences: blue through white to red-brown. Traces: white through grey to black.
 
 const VIRIDIS = [

@@ -1,4 +1,4 @@
-// The page: asks, and shows what came back. What is shown is in `shown`; every picture is drawn from it.
+// The page: sends requests and shows the answers. What is shown is in `shown`; every picture is drawn from it.
 
 import { address, call, keyGiven, Refused, useKey } from "./api.js";
 import { drawBar, drawModel, drawTraces, physicsPlot, placeInModel } from "./draw.js";
@@ -7,7 +7,9 @@ import { advice, number, plainName, presence, verdict } from "./words.js";
 
 const INCLUDE = "descriptors,physics,velocity,traces";
 const GEOMETRY = ["dt_s", "peak_hz", "shot_x_m", "receiver_x_m"];
-const CELL_M = 10; // of the gallery's models
+const FRAME = document.querySelector("main").dataset; // the line that the weights are for, as the server wrote it
+const CELL_M = Number(FRAME.cellM); // of the gallery's models
+const VELOCITIES = { low: Number(FRAME.slowestMS), high: Number(FRAME.fastestMS) };
 
 const by = (id) => document.getElementById(id);
 
@@ -74,7 +76,7 @@ function fail(error) {
   }
 }
 
-// --- asking
+// --- requests
 
 function fields() {
   const form = new FormData(by("ask"));
@@ -91,7 +93,7 @@ function fields() {
   return given;
 }
 
-// what goes beside an answer and is no part of it: missed, not failed by
+// what accompanies an answer and is no part of it: where it fails, the answer is shown without it
 async function beside(fetched) {
   try {
     return await fetched();
@@ -155,7 +157,7 @@ async function ask(question) {
 
 // --- the answer
 
-// The answer to what was asked before is none to what is refused now.
+// An earlier answer is not shown beside the refusal of a later request.
 function clear() {
   shown = null;
   by("answer").hidden = true;
@@ -296,7 +298,7 @@ async function showModels(result) {
     panels.push({ title: "True ground", note: at.question.sample.about, map: at.ground, cellM: CELL_M, aside: true });
   }
   if (result.velocity) {
-    const note = "by the encoder alone, without the gallery, in cells of 20 m";
+    const note = `by the encoder alone, without the gallery, in cells of ${result.velocity.cell_m} m`;
     panels.push({ title: "Read directly", note, map: flat(result.velocity.m_s), cellM: result.velocity.cell_m, aside: true });
   }
   for (const match of result.matches) {
@@ -390,7 +392,7 @@ function scaleOf(maps) {
       high = Math.max(high, value);
     }
   }
-  return low < high ? { low: Math.floor(low / 100) * 100, high: Math.ceil(high / 100) * 100 } : { low: 1500, high: 4500 };
+  return low < high ? { low: Math.floor(low / 100) * 100, high: Math.ceil(high / 100) * 100 } : VELOCITIES;
 }
 
 function paintModels(mark = null) {
@@ -449,8 +451,9 @@ function point(place) {
     const cell = Math.floor(place.y * map.rows) * map.columns + Math.floor(place.x * map.columns);
     return `${match ? match.rank : title}: ${Math.round(map.values[cell])}`;
   });
-  const extent = 70 * CELL_M;
-  by("readout").textContent = `x ${Math.round(place.x * extent)} m, depth ${Math.round(place.y * extent)} m, m/s: ${read.join(" · ")}`;
+  const { map, cellM } = shown.panels.find((panel) => panel.map);
+  const [x, depth] = [place.x * map.columns * cellM, place.y * map.rows * cellM].map(Math.round);
+  by("readout").textContent = `x ${x} m, depth ${depth} m, m/s: ${read.join(" · ")}`;
 }
 
 // --- physics
@@ -483,7 +486,7 @@ function showPhysics(result) {
   by("physics").tBodies[0].replaceChildren(...rows);
 }
 
-// --- to take along
+// --- downloads
 
 function quoted(text) {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
@@ -515,7 +518,7 @@ async function copy() {
   }, 2000);
 }
 
-// --- what is there from the beginning
+// --- start
 
 async function offerSamples() {
   const samples = await (await call("web/samples/samples.json")).json();

@@ -49,8 +49,8 @@ export function verdict(inDistribution) {
   return { kind: "doubt", mark: "⚠ Unfamiliar.", words, detail: `${detail ?? ""} ${measured}`.trim() };
 }
 
-// {kind, mark, words, detail}: whether the gallery holds the ground; docs/answers.md has the same bounds. Null where
-// nothing is said of it, neither a probability nor why there is none.
+// {kind, mark, words, detail}: whether the true velocity model is in the gallery; docs/answers.md has the same limits.
+// Null where the answer has neither a probability nor a reason for having none.
 export function presence({ in_gallery: probability, ranked_by: rankedBy, warnings = [] }) {
   const order = rankedBy === "structure" ? ", ranked by structure" : "";
   if (typeof probability !== "number") {

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from seisbind.index import Gallery
-from seisbind.model.descriptors import NAMES, describe
+from seisbind.model.ground.descriptors import NAMES, describe
 
 Float32 = NDArray[np.float32]
 FAMILIES = ("FlatVel-A", "CurveVel-A", "FlatFault-A", None)

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from seisbind.index import Gallery, verify_folder
-from seisbind.model.descriptors import NAMES
+from seisbind.model.ground.descriptors import NAMES
 
 MODELS = 60  # ids that come and go
 DIMENSION = 16

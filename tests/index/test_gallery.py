@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 
 from seisbind.index import Filter, Gallery, VerifyReport, verify_folder
-from seisbind.model.descriptors import DESCRIPTORS, NAMES
 from seisbind.model.errors import (
     GalleryDamaged,
     GalleryError,
@@ -34,6 +33,7 @@ from seisbind.model.errors import (
     UnknownModel,
     WeightsMismatch,
 )
+from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
 
 MakeBatch = Callable[..., Any]
 NOBODY = 65534
@@ -482,7 +482,7 @@ def test_older_records_put_back_are_not_mixed_with_newer_snapshots(filled: Path,
         assert len(opened) == 40
     with Gallery.open(filled, fingerprint=None, writable=True) as gallery:
         make_batch(5, first=70).add_to(gallery)  # the rows that the snapshot has for m40 to m44
-        gallery._snapshot_generation = gallery._contents.generation  # as if killed before the snapshot
+        gallery._snapshot_generation = gallery._view.generation  # as if killed before the snapshot
     with Gallery.open(filled, fingerprint=None) as opened:
         for model_id, hits in zip(
             [f"m{i}" for i in range(70, 75)],
@@ -511,7 +511,7 @@ def test_a_writer_killed_between_snapshots_leaves_all_well(filled: Path, make_ba
     armed.append(True)
     with pytest.raises(Killed):
         gallery.snapshot()
-    gallery._release()  # what the system does for a killed process
+    gallery._files.close()  # what the system does for a killed process
     report = verify_folder(filled)
     assert report.ok and report.count == 49
     lagging = ["velocity", "physics", "columns"][["velocity", "physics", "columns"].index(space) + 1 :]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from seisbind.index import Filter, Gallery
-from seisbind.model.descriptors import NAMES
 from seisbind.model.errors import InvalidQuery, UnknownModel
+from seisbind.model.ground.descriptors import NAMES
 
 MakeBatch = Callable[..., Any]
 FINGERPRINT = "weights-1"

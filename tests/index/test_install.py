@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from seisbind.index import Gallery
-from seisbind.index.folder import BUILDING
+from seisbind.index.storage.folder import BUILDING
 from seisbind.model.errors import GalleryError, GalleryWriteFailed
 
 MakeBatch = Callable[..., Any]
@@ -77,7 +77,7 @@ def test_a_folder_exchanged_while_it_is_opened_is_opened_again(
     other = tmp_path / "other"
     with Gallery.create(other, fingerprint="weights-1", dimension=16) as gallery:
         make_batch(3, first=500).add_to(gallery)
-    from seisbind.index import database
+    from seisbind.index.storage import database
 
     check, exchanged = database._check_format, []
 

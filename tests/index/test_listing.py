@@ -10,8 +10,8 @@ import pytest
 
 from seisbind.index import Filter, Gallery
 from seisbind.index.listing import PAGE, list_records
-from seisbind.model.descriptors import NAMES, describe
 from seisbind.model.errors import GalleryNotFound
+from seisbind.model.ground.descriptors import NAMES, describe
 
 
 def filled(path: Path, count: int) -> Path:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from seisbind.index import Filter, Gallery, Hit
-from seisbind.index.faiss_index import RECENT_VECTORS, VectorIndex
-from seisbind.model.descriptors import NAMES, describe
+from seisbind.index.search.vectors import RECENT_VECTORS, VectorIndex
 from seisbind.model.errors import InvalidQuery
+from seisbind.model.ground.descriptors import NAMES, describe
 
 FAMILIES = ["FlatVel-A", "CurveVel-A", "FlatFault-A", "CurveFault-A"]
 
@@ -149,11 +149,11 @@ def test_growing_by_one_shares_the_sealed_part() -> None:
     vectors = unit(np.random.default_rng(0), 2 * RECENT_VECTORS, 8)
     index = VectorIndex.build(vectors)
     grown = index.extended(vectors[:1])
-    assert grown._parts[0] is index._parts[0]
+    assert grown._segments[0] is index._segments[0]
     assert len(grown) == len(index) + 1
     for _ in range(4):
         grown = grown.extended(vectors[: RECENT_VECTORS // 2])
-    assert len(grown._parts) <= 2
+    assert len(grown._segments) <= 2
 
 
 def test_an_empty_gallery_finds_nothing(tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from seisbind.model.descriptors import describe
-from seisbind.model.encoders import EncoderConfig
-from seisbind.model.geology import FAMILIES, mixed
-from seisbind.model.pairs import PairSet
+from seisbind.model.datasets.pairs import PairSet
+from seisbind.model.encoders.config import EncoderConfig
+from seisbind.model.ground.descriptors import describe
+from seisbind.model.ground.families import FAMILIES, mixed
 
 torch.set_num_threads(1)
 

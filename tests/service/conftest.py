@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -26,20 +26,21 @@ import uvicorn
 from numpy.typing import NDArray
 
 from seisbind.index import Gallery
-from seisbind.model.encoders import EncoderConfig, Encoders
-from seisbind.model.familiarity import MEASURES, Familiar
-from seisbind.model.geology import mixed
-from seisbind.model.inference import Embedder
-from seisbind.model.presence import Presence
-from seisbind.model.wavefield import simulate
-from seisbind.model.weights_file import Calibration, Description, save_weights
-from seisbind.service.app import create_app
-from seisbind.service.building import build_gallery
-from seisbind.service.engine import Engine
-from seisbind.service.protocol import Protocol
-from seisbind.service.server import Server, listen, url_of
-from seisbind.service.serving import Serving
+from seisbind.model.confidence.novelty import MEASURES, TrainingRanges
+from seisbind.model.confidence.presence import Presence
+from seisbind.model.encoders.config import EncoderConfig
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.encoders.networks import Encoders
+from seisbind.model.encoders.weights_file import Calibration, Description, save_weights
+from seisbind.model.ground.families import mixed
+from seisbind.model.waves.wavefield import simulate
+from seisbind.service.engine.engine import Engine
+from seisbind.service.engine.gallery_builder import build_gallery
+from seisbind.service.http.app import create_app
+from seisbind.service.http.server import Server, listen, url_of
+from seisbind.service.runtime.serving import Serving
 from seisbind.service.settings import Settings
+from seisbind.service.transport.protocol import Protocol
 
 Float32 = NDArray[np.float32]
 MODELS = 60
@@ -57,9 +58,9 @@ def make_weights(path: Path, seed: int) -> Path:
         torch.manual_seed(seed)
         encoders = Encoders(CONFIG)
     low, middle, high = ((value,) * len(MEASURES) for value in (-200.0, 0.0, 200.0))
-    familiar = Familiar(low, middle, high, 1.0)  # whatever was measured, it is likely
+    ranges = TrainingRanges(low, middle, high, 1.0)  # whatever was measured, it is likely
     calibration = Calibration(
-        ((float(np.log(2.0)),) * 13,), Presence(50.0, 0.0, 0.0, 0.0, 0.05, 3000), familiar, pairs=100
+        ((float(np.log(2.0)),) * 13,), Presence(50.0, 0.0, 0.0, 0.0, 0.05, 3000), ranges, pairs=100
     )
     save_weights(path, encoders, Description("untrained", CONFIG, calibration=calibration))
     return path
@@ -161,7 +162,7 @@ def spawned(weights: Path, gallery: Path) -> Iterator[tuple[subprocess.Popen[str
     """``seisbind serve`` as a process of its own, which gets signals, and its address."""
     settings = {"GALLERY": str(gallery), "WEIGHTS": str(weights), "DEVICE": "cpu", "PORT": "0"}
     with subprocess.Popen(
-        [sys.executable, "-c", "from seisbind.service.cli import main; main()", "serve"],
+        [sys.executable, "-m", "seisbind", "serve"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # an access line a request, which nobody reads
         text=True,
@@ -214,47 +215,37 @@ def busy() -> Callable[..., AbstractContextManager[None]]:
     return held_up
 
 
+@contextmanager
+def starting(weights: Path, gallery: Path) -> Iterator[Serve]:
+    """Starts servers with any settings, and stops them when the block ends."""
+    with ExitStack() as servers:
+
+        def start(**settings: object) -> Served:
+            given = {"gallery": gallery, "weights": weights, "device": "cpu", "port": 0} | settings
+            return servers.enter_context(running(Settings(**given)))  # type: ignore[arg-type]
+
+        yield start
+
+
 @pytest.fixture
 def serve(weights: Path, gallery_path: Path) -> Iterator[Serve]:
     """Starts servers with settings of the test's own, and stops them after it."""
-    open_ones = []
-
-    def start(**settings: object) -> Served:
-        given = {"gallery": gallery_path, "weights": weights, "device": "cpu", "port": 0} | settings
-        context = running(Settings(**given))  # type: ignore[arg-type]
-        served = context.__enter__()
-        open_ones.append(context)
-        return served
-
-    yield start
-    for context in reversed(open_ones):
-        context.__exit__(None, None, None)
+    with starting(weights, gallery_path) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
 def served(weights: Path, gallery_path: Path) -> Iterator[Served]:
     """One server with small limits, for tests that do not change it."""
-    settings = Settings(
-        gallery=gallery_path, weights=weights, device="cpu", port=0, max_body_bytes=8 << 20, max_gathers=5, max_top_k=70
-    )
-    with running(settings) as one:
-        yield one
+    with starting(weights, gallery_path) as start:
+        yield start(max_body_bytes=8 << 20, max_gathers=5, max_top_k=70)
 
 
 @pytest.fixture(scope="session")
 def writable(weights: Path, make_gallery: MakeGallery) -> Iterator[Served]:
     """As `served`, over a gallery of its own that it may change."""
-    settings = Settings(
-        gallery=make_gallery(),
-        weights=weights,
-        device="cpu",
-        port=0,
-        writable=True,
-        max_body_bytes=8 << 20,
-        max_gathers=5,
-    )
-    with running(settings) as one:
-        yield one
+    with starting(weights, make_gallery()) as start:
+        yield start(writable=True, max_body_bytes=8 << 20, max_gathers=5)
 
 
 Reply = tuple[int, bytes | str, dict[str, str]] | None  # status, body or code of a problem, headers; None: no answer

@@ -25,11 +25,11 @@ import pytest
 import typer
 import yaml
 
-from seisbind.model.geology import mixed
-from seisbind.model.wavefield import simulate
-from seisbind.service.app import openapi_document
-from seisbind.service.cli import app
-from seisbind.service.uploads import read_gathers
+from seisbind.model.ground.families import mixed
+from seisbind.model.waves.wavefield import simulate
+from seisbind.service.commands.main import app
+from seisbind.service.formats.reader import read_gathers
+from seisbind.service.http.app import openapi_document
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -49,9 +49,11 @@ PLAN = {
     ("README.md", "gather "): "what `seisbind demo` prints; test_cli.py reads it",
     ("README.md", ".venv/bin/pip install"): "installs; the tests that it is about",
     ("README.md", "seisbind gallery build"): RUN,
+    ("CONTRIBUTING.md", "graph TD"): "drawn from the imports; tests/test_rooms.py compares",
     ("CONTRIBUTING.md", "make check"): "ruff, mypy and the tests themselves",
     ("CONTRIBUTING.md", "import numpy"): RUN,
     ("CONTRIBUTING.md", "import io"): RUN,
+    ("CONTRIBUTING.md", "from fastapi import"): RUN,
     ("CONTRIBUTING.md", "SEISBIND_WRITABLE=true seisbind serve"): "installs forty packages, and takes minutes",
     ("docs/deploy.md", "docker compose"): "needs a container engine",
     ("docs/deploy.md", "seisbind-1  |"): "a container's log; docker/build_with_buildah.py prints it",
@@ -67,6 +69,7 @@ PLAN = {
     ("docs/physics.md", "python benchmarks/geology_statistics.py"): RUN,
     ("docs/pipelines.md", ""): RUN,
     ("docs/training.md", "seisbind"): RUN,
+    ("docs/training.md", '{"name"'): RUN,
     ("docs/training.md", "export GLIBC_TUNABLES"): RUN,
     ("docs/training.md", "python benchmarks/train_weights.py"): "hours",
 }
@@ -74,6 +77,7 @@ SMALLER = {
     "--count 5000 --seed 1": "--count 40 --seed 1",
     "--count 500 --per-file 100": "--count 5 --per-file 1",
     "--count 500": "--count 30",
+    "--count 20000": "--count 20",
     "--gallery-size 1000": "--gallery-size 10",
     "seisbind train": "seisbind train --config recipe.json",
     "--start model/weights/seisbind.safetensors --config further": "--start runs/mine/weights.safetensors",
@@ -199,7 +203,7 @@ def test_each_block_is_planned_and_each_plan_has_a_block() -> None:
         *(("docs/operations.md", language) for language in ("bash", "yaml", "nginx", "python")),
         ("docs/formats.md", "json"),
         ("docs/physics.md", "bash"),
-        ("docs/training.md", "bash"),
+        *(("docs/training.md", language) for language in ("bash", "json")),
     }, "a test below has to run the blocks of this language"
 
 
@@ -306,11 +310,14 @@ def test_training_md_and_physics_md(tmp_path: Path) -> None:
     """Simulate, train, and the same in OpenFWI's layout."""
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     (tmp_path / "recipe.json").write_text(json.dumps(RECIPE))
-    trained, further, simulated = those("docs/training.md", "bash", start="seisbind")
+    trained, further, simulated, other_line = those("docs/training.md", "bash", start="seisbind")
     run(smaller(simulated.text), tmp_path)
     (tmp_path / "OpenFWI").symlink_to(tmp_path / "runs" / "simulated")
     run(smaller(trained.text), tmp_path)
     run(smaller(further.text), tmp_path)
+    (frame,) = those("docs/training.md", "json")
+    (tmp_path / "short.json").write_text(frame.text)
+    run(smaller(other_line.text), tmp_path)
     for page, start in (("docs/training.md", "export"), ("docs/physics.md", "python")):
         (block,) = those(page, "bash", start=start)
         assert run(smaller(block.text), tmp_path)

@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from seisbind.model.weights_file import load_weights
-from seisbind.service.app import openapi_document
-from seisbind.service.bodies import RAW_TYPES
-from seisbind.service.bulk import ExitCode
-from seisbind.service.demo import npy
+from seisbind.model.encoders.weights_file import load_weights
+from seisbind.service.bulk.run import ExitCode
+from seisbind.service.commands.demo import npy
+from seisbind.service.http.app import openapi_document
+from seisbind.service.http.forms import RAW_TYPES
 
 DOCS = Path(__file__).parents[2] / "docs"
-HINT = """write it again: python -c 'import json; from seisbind.service.app import openapi_document
+HINT = """write it again: python -c 'import json; from seisbind.service.http.app import openapi_document
 print(json.dumps(openapi_document(), indent=1, ensure_ascii=False))' > docs/openapi.json"""
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from seisbind.index import Gallery, verify_folder
 from seisbind.model import errors as tree
-from seisbind.model.inference import Embedder
+from seisbind.model.encoders.embedder import Embedder
 from seisbind.service.settings import Settings
 
 DOCS = Path(__file__).parents[2] / "docs"

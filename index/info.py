@@ -1,0 +1,46 @@
+"""A gallery in numbers: what it holds, and how its descriptors are distributed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from seisbind.index.storage.record import Histogram
+from seisbind.model.frame import OPENFWI_FRAME, Frame
+
+HISTOGRAM_PARTS = 24  # as many bars as a small plot can show
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryInfo:
+    """The description of a gallery.
+
+    Attributes:
+        families: how many models each has.
+        descriptor_ranges: name → (lowest, highest) over all models; empty for an empty gallery.
+        bytes: size of the folder.
+        created_at: ISO 8601, UTC.
+        frame: of its models and embeddings.
+        notes: sentences on snapshots that were not used when the gallery was opened.
+    """
+
+    path: Path
+    count: int
+    families: dict[str, int]
+    fingerprint: str
+    dimension: int
+    format_version: int
+    generation: int
+    bytes: int
+    created_at: str
+    descriptor_ranges: dict[str, tuple[float, float]]
+    notes: tuple[str, ...]
+    frame: Frame = OPENFWI_FRAME
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """How a gallery's descriptors are distributed: name → histogram of `HISTOGRAM_PARTS`; empty for an empty one."""
+
+    generation: int
+    histograms: dict[str, Histogram]

@@ -1,0 +1,6 @@
+"""What a search sees, in memory: columns, vectors, and their snapshots on the disk.
+
+`view` puts them together as the models of one moment; `loading` makes one from snapshots and records.
+"""
+
+__all__ = ["columns", "filter", "loading", "snapshots", "vectors", "view"]

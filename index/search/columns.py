@@ -1,0 +1,324 @@
+"""The columns of all records that filters and counts need, in memory.
+
+They were compared with each record's checksum when they were read (`Records.columns`), which what SQLite computes
+over a column or through an index never is. An array here grows at its end without being copied.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seisbind.index.search.filter import Filter
+from seisbind.index.storage.record import CHECKSUM, Checksums, Float32, Histogram, Ids, Int64, RecordColumns
+from seisbind.model.ground.descriptors import NAMES
+
+Bool = NDArray[np.bool_]
+Int32 = NDArray[np.int32]
+
+SPARE_SHARE = 8  # a full array gets this fraction more than it needs, so that additions are rarely a copy
+MIN_SPARE = 1024  # entries
+NO_FAMILY = -1
+
+
+class _Buffer:
+    __slots__ = ("array", "used")
+
+    def __init__(self, array: NDArray[Any], used: int) -> None:
+        self.array = array
+        self.used = used
+
+
+class GrowableArray:
+    """The first entries, along the last axis, of an array with room behind them.
+
+    Its values never change: ``extended`` writes behind the end, or copies if something is there already.
+    One thread at a time may extend.
+    """
+
+    __slots__ = ("_buffer", "values")
+
+    def __init__(self, values: NDArray[Any], buffer: _Buffer | None = None) -> None:
+        self._buffer = _Buffer(values, values.shape[-1]) if buffer is None else buffer
+        self.values = values
+
+    def extended(self, more: NDArray[Any]) -> GrowableArray:
+        held, buffer = self.values.shape[-1], self._buffer
+        count = held + more.shape[-1]
+        if buffer.used != held or buffer.array.shape[-1] < count:
+            room = count + max(MIN_SPARE, count // SPARE_SHARE)
+            buffer = _Buffer(np.empty((*self.values.shape[:-1], room), self.values.dtype), held)
+            buffer.array[..., :held] = self.values
+        buffer.array[..., held:count] = more
+        buffer.used = count
+        return GrowableArray(buffer.array[..., :count], buffer)
+
+
+class Labels:
+    """Families and sets of tags by number. Only ever added to, so that older numbers stay true."""
+
+    __slots__ = ("_family", "_tag_set", "_with_tag", "families", "tag_sets")
+
+    def __init__(self, families: Sequence[str] = (), tag_sets: Sequence[tuple[str, ...]] = ()) -> None:
+        self.families: list[str] = []
+        self.tag_sets: list[tuple[str, ...]] = []
+        self._family: dict[str, int] = {}
+        self._tag_set: dict[tuple[str, ...], int] = {}
+        self._with_tag: dict[str, list[int]] = {}
+        for name in families:
+            self.family(name)
+        for tags in tag_sets:
+            self.tag_set(tags)
+
+    def family(self, name: str | None) -> int:
+        """The number of a family, a new one if need be; `NO_FAMILY` for None."""
+        if name is None:
+            return NO_FAMILY
+        code = self._family.get(name)
+        if code is None:
+            self.families.append(name)  # before its number is known to a search
+            code = self._family[name] = len(self.families) - 1
+        return code
+
+    def tag_set(self, tags: tuple[str, ...]) -> int:
+        """The number of a set of tags (sorted), a new one if need be."""
+        code = self._tag_set.get(tags)
+        if code is None:
+            self.tag_sets.append(tags)
+            code = self._tag_set[tags] = len(self.tag_sets) - 1
+            for tag in tags:
+                self._with_tag.setdefault(tag, []).append(code)
+        return code
+
+    def is_one_of(self, families: Sequence[str]) -> Bool:
+        """Which numbers are of ``families``; the last entry, which `NO_FAMILY` points at, is False."""
+        found = [self._family[name] for name in families if name in self._family]
+        chosen = np.zeros(len(self.families) + 1, np.bool_)  # after ``found``: numbers may be added meanwhile
+        chosen[found] = True
+        return chosen
+
+    def has_all(self, tags: Sequence[str]) -> Bool:
+        """Which sets have every one of ``tags``."""
+        found = set.intersection(*(set(self._with_tag.get(tag, ())) for tag in tags))
+        chosen = np.zeros(len(self.tag_sets) + 1, np.bool_)
+        chosen[list(found)] = True
+        return chosen
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """Entry i of each array belongs to position i; never changed once made."""
+
+    labels: Labels
+    arrays: tuple[GrowableArray, ...]  # in the order of the properties
+
+    @classmethod
+    def of(
+        cls,
+        labels: Labels,
+        rows: Int64,
+        ids: Ids,
+        checksums: Checksums,
+        family: Int32,
+        tag_set: Int32,
+        descriptors: Float32,
+    ) -> Columns:
+        """Columns of these arrays ``(model,)``, ``descriptors`` being ``(13, model)``."""
+        return cls(labels, tuple(map(GrowableArray, (rows, ids, checksums, family, tag_set, descriptors))))
+
+    @classmethod
+    def empty(cls) -> Columns:
+        no_codes = np.empty(0, np.int32)
+        no_descriptors = np.empty((len(NAMES), 0), np.float32)
+        return cls.of(
+            Labels(), np.empty(0, np.int64), np.empty(0, object), np.empty(0, CHECKSUM), no_codes, no_codes,
+            no_descriptors,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def rows(self) -> Int64:
+        return self.arrays[0].values
+
+    @property
+    def ids(self) -> Ids:
+        return self.arrays[1].values
+
+    @property
+    def checksums(self) -> Checksums:
+        return self.arrays[2].values
+
+    @property
+    def family(self) -> Int32:
+        """The number of each model's family in `Labels`."""
+        return self.arrays[3].values
+
+    @property
+    def tag_set(self) -> Int32:
+        return self.arrays[4].values
+
+    @property
+    def descriptors(self) -> Float32:
+        """``(13, model)``: a column of each descriptor lies together."""
+        return self.arrays[5].values
+
+    def extended(self, more: RecordColumns) -> Columns:
+        """These, then ``more``."""
+        family = np.array([self.labels.family(name) for name in more.families], np.int32)
+        tag_set = np.array([self.labels.tag_set(tags) for tags in more.tags], np.int32)
+        added: tuple[NDArray[Any], ...] = (more.rows, more.ids, more.checksums, family, tag_set, more.descriptors.T)
+        return Columns(self.labels, tuple(held.extended(each) for held, each in zip(self.arrays, added, strict=True)))
+
+    def select(self, positions: Int64) -> Columns:
+        """A copy of the entries at ``positions``, with only their labels."""
+        used, family = np.unique(self.family[positions], return_inverse=True)
+        sets, tag_set = np.unique(self.tag_set[positions], return_inverse=True)
+        without = int(len(used) > 0 and used[0] == NO_FAMILY)
+        labels = Labels(
+            [self.labels.families[code] for code in used[without:]], [self.labels.tag_sets[code] for code in sets]
+        )
+        return Columns.of(
+            labels,
+            self.rows[positions],
+            self.ids[positions],
+            self.checksums[positions],
+            (family - without).astype(np.int32),
+            tag_set.astype(np.int32),
+            np.ascontiguousarray(self.descriptors[:, positions]),
+        )
+
+    def matching(self, condition: Filter) -> Bool:
+        """Which positions a filter lets through, removed models included.
+
+        Numbers are compared in float64, as SQLite compares them.
+        """
+        mask = np.ones(len(self), np.bool_)
+        if condition.families:
+            mask &= self.labels.is_one_of(condition.families)[self.family]
+        if condition.tags:
+            mask &= self.labels.has_all(condition.tags)[self.tag_set]
+        for name, (low, high) in condition.ranges:
+            column = self.descriptors[NAMES.index(name)].astype(np.float64)
+            mask &= (column >= low) & (column <= high)
+        return mask
+
+    def dump(self, positions: Int64, write: Callable[[bytes], None]) -> None:
+        """Write the entries at ``positions`` for `ColumnsSnapshot.load`."""
+        kept = self.select(positions)
+        write(keys_of(kept.checksums).astype("<i8").tobytes())
+        write(kept.family.astype("<i4").tobytes())
+        write(kept.tag_set.astype("<i4").tobytes())
+        write(kept.descriptors.astype("<f4").tobytes())
+        write(json.dumps({"families": kept.labels.families, "tag_sets": kept.labels.tag_sets}).encode())
+
+    def histograms(self, alive: Bool, parts: int) -> dict[str, Histogram]:
+        """How many models lie in each of ``parts`` equal parts of each descriptor's range; empty if there is none."""
+        if not alive.any():
+            return {}
+        found = {}
+        for name, column in zip(NAMES, self.descriptors, strict=True):
+            values = column[alive].astype(np.float64)
+            low, high = float(values.min()), float(values.max())
+            part = np.minimum(parts - 1, ((values - low) * parts / (high - low or 1.0)).astype(np.int64))
+            found[name] = Histogram(low, high, tuple(np.bincount(part, minlength=parts).tolist()))
+        return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Statistics:
+    """Counts and ranges over the models that are not removed, updated with each change.
+
+    Attributes:
+        families: ``(family number,)``, how many models each has.
+        low, high: ``(13,)``, the range of each descriptor; inf and -inf if there is no model.
+    """
+
+    families: Int64
+    low: Float32
+    high: Float32
+
+    @classmethod
+    def of(cls, columns: Columns, alive: Bool) -> Statistics:
+        ends = np.array([_range(column[alive]) for column in columns.descriptors], np.float32)
+        return cls(_count_families(columns.family[alive], len(columns.labels.families)), ends[:, 0], ends[:, 1])
+
+    def extended(self, columns: Columns, count: int) -> Statistics:
+        """With the last ``count`` models of ``columns``."""
+        if not count:
+            return self
+        families = _count_families(columns.family[-count:], len(columns.labels.families))
+        families[: len(self.families)] += self.families
+        new = columns.descriptors[:, -count:]
+        return Statistics(families, np.minimum(self.low, new.min(axis=1)), np.maximum(self.high, new.max(axis=1)))
+
+    def without(self, columns: Columns, positions: Int64, alive: Bool) -> Statistics:
+        """Without the models at ``positions``, ``alive`` being what is left.
+
+        Only where one of them was the lowest or the highest is a column read again.
+        """
+        if not len(positions):
+            return self
+        families = self.families - _count_families(columns.family[positions], len(self.families))
+        gone = columns.descriptors[:, positions]
+        low, high = self.low.copy(), self.high.copy()
+        for i in np.flatnonzero((gone <= low[:, None]).any(axis=1) | (gone >= high[:, None]).any(axis=1)):
+            low[i], high[i] = _range(columns.descriptors[i][alive])
+        return Statistics(families, low, high)
+
+    def by_name(self, labels: Labels) -> dict[str, int]:
+        """How many models each family has, sorted by name."""
+        held = np.flatnonzero(self.families)
+        return dict(sorted((labels.families[code], int(self.families[code])) for code in held))
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Descriptor → lowest and highest; empty if there is no model."""
+        if not np.isfinite(self.low).all():
+            return {}
+        return {name: (float(self.low[i]), float(self.high[i])) for i, name in enumerate(NAMES)}
+
+
+def _count_families(family: Int32, families: int) -> Int64:
+    return np.bincount(family[family >= 0], minlength=families).astype(np.int64)
+
+
+def _range(column: Float32) -> tuple[float, float]:
+    return float(column.min(initial=np.inf)), float(column.max(initial=-np.inf))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ColumnsSnapshot:
+    """Loaded columns: entry i belongs to the record with key ``keys[i]``."""
+
+    keys: Int64
+    labels: Labels
+    family: Int32
+    tag_set: Int32
+    descriptors: Float32  # (13, model)
+
+    @classmethod
+    def load(cls, content: NDArray[np.uint8], count: int) -> ColumnsSnapshot:
+        """The inverse of `Columns.dump`. Raises ValueError if ``content``, whose checksum fits, is anything else."""
+        ends = np.cumsum([8 * count, 4 * count, 4 * count, 4 * len(NAMES) * count])
+        if len(content) < ends[-1]:
+            raise ValueError("it is shorter than its manifest says")
+        keys, family, tag_set, descriptors, rest = np.split(content, ends)
+        labels = json.loads(rest.tobytes())
+        return cls(
+            keys.view("<i8").astype(np.int64),
+            Labels(labels["families"], [tuple(tags) for tags in labels["tag_sets"]]),
+            family.view("<i4").astype(np.int32),
+            tag_set.view("<i4").astype(np.int32),
+            descriptors.view("<f4").astype(np.float32).reshape(len(NAMES), count),
+        )
+
+
+def keys_of(checksums: Checksums) -> Int64:
+    """The first eight bytes of each checksum, by which a snapshot identifies a record."""
+    return np.ascontiguousarray(checksums).view("<i8").reshape(-1, 4)[:, 0].astype(np.int64)

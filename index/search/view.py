@@ -1,0 +1,147 @@
+"""What a search sees: the models of one moment, their columns and their vectors, never changed once made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from seisbind.index.search.columns import NO_FAMILY, Bool, Columns, Statistics, keys_of
+from seisbind.index.search.filter import Filter
+from seisbind.index.search.snapshots import AtStep, SnapshotWriter
+from seisbind.index.search.vectors import Float32, Float64, Int64, VectorIndex
+from seisbind.index.storage.folder import SPACES
+from seisbind.index.storage.record import GalleryState, Ids, RecordColumns
+
+DEAD_SHARE = 8  # removed models are dropped from memory when they are more than this fraction of all
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A velocity model found, with what a list of matches shows of it, all of one moment.
+
+    Attributes:
+        similarity: the cosine, -1 to 1.
+        row: breaks ties and is never used again.
+        descriptors: ``(13,)`` float32, in the order of `seisbind.model.ground.descriptors.DESCRIPTORS`.
+    """
+
+    model_id: str
+    similarity: float
+    row: int
+    family: str | None
+    descriptors: Float32 = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """Position i holds row ``rows[i]``, model ``ids[i]``, and vector i of both indices, unless it is removed.
+
+    A change makes a new object, and a search keeps the one that it began with. Except for ``alive``, a byte per model,
+    what a change copies does not depend on how many models there are.
+
+    Attributes:
+        alive: ``(position,)``, false where the model has been removed.
+        statistics: of the models that are alive.
+    """
+
+    state: GalleryState
+    columns: Columns
+    alive: Bool
+    statistics: Statistics
+    velocity: VectorIndex
+    physics: VectorIndex
+
+    @classmethod
+    def of(
+        cls, state: GalleryState, columns: Columns, alive: Bool, velocity: VectorIndex, physics: VectorIndex
+    ) -> View:
+        return cls(state, columns, alive, Statistics.of(columns, alive), velocity, physics)
+
+    def __len__(self) -> int:
+        return self.state.count
+
+    @property
+    def generation(self) -> int:
+        return self.state.generation
+
+    @property
+    def rows(self) -> Int64:
+        """Ascending; that of a model which is not alive may be that of the one before."""
+        return self.columns.rows
+
+    @property
+    def last_row(self) -> int:
+        return int(self.rows[-1]) if len(self.rows) else 0
+
+    @property
+    def ids(self) -> Ids:
+        return self.columns.ids
+
+    def positions(self, rows: Int64) -> Int64:
+        """The positions of those of ``rows`` that are alive."""
+        if not len(self.rows):
+            return np.empty(0, np.int64)
+        at = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        return np.asarray(at[(self.rows[at] == rows) & self.alive[at]], np.int64)
+
+    def search(self, space: str, queries: Float32, k: int, condition: Filter | None) -> list[list[Hit]]:
+        """The hits of each query ``(query, dimension)`` in one of `SPACES`; see `VectorIndex.search`."""
+        allowed = None if len(self) == len(self.alive) else self.alive
+        if condition:
+            allowed = self.alive & self.columns.matching(condition)
+        return [list(self._hits(*found)) for found in self.index(space).search(queries, k, allowed=allowed)]
+
+    def _hits(self, positions: Int64, similarities: Float64) -> Iterator[Hit]:
+        columns = self.columns
+        found = zip(positions.tolist(), similarities.tolist(), columns.descriptors[:, positions].T, strict=True)
+        for position, similarity, descriptors in found:
+            code = int(columns.family[position])
+            family = None if code == NO_FAMILY else columns.labels.families[code]
+            yield Hit(columns.ids[position], similarity, int(columns.rows[position]), family, descriptors)
+
+    def index(self, space: str) -> VectorIndex:
+        return self.velocity if space == "velocity" else self.physics
+
+    def extended(self, state: GalleryState, more: RecordColumns, velocity: Float32, physics: Float32) -> View:
+        """This view and further models, whose rows are higher than any before."""
+        columns = self.columns.extended(more)
+        return View(
+            state,
+            columns,
+            np.concatenate([self.alive, np.ones(len(more.rows), np.bool_)]),
+            self.statistics.extended(columns, len(more.rows)),
+            self.velocity.extended(velocity),
+            self.physics.extended(physics),
+        )
+
+    def without(self, state: GalleryState, rows: Int64) -> View:
+        """This view without ``rows``."""
+        gone = self.positions(rows)
+        alive = self.alive.copy()
+        alive[gone] = False
+        statistics = self.statistics.without(self.columns, gone, alive)
+        rest = replace(self, state=state, alive=alive, statistics=statistics)
+        return rest if (len(alive) - state.count) * DEAD_SHARE <= len(alive) else rest.compacted()
+
+    def compacted(self) -> View:
+        """This view without the vectors and columns of removed models."""
+        kept = np.flatnonzero(self.alive)
+        return View.of(
+            self.state,
+            self.columns.select(kept),
+            self.alive[kept],
+            VectorIndex.build(self.velocity.vectors_at(kept)),
+            VectorIndex.build(self.physics.vectors_at(kept)),
+        )
+
+    def write_snapshots(self, folder: Path, *, fingerprint: str, at_step: AtStep) -> None:
+        """Write both indices and the columns beside the records. Raises OSError."""
+        kept = np.flatnonzero(self.alive)
+        keys = keys_of(self.columns.checksums[kept])
+        writer = SnapshotWriter(folder, fingerprint, self.generation, at_step)
+        for space in SPACES:
+            writer.write_index(space, self.index(space), kept, keys)
+        writer.write_columns(self.columns, kept)

@@ -1,0 +1,170 @@
+"""One velocity model as the gallery stores it, and its checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
+Ids = NDArray[np.object_]
+Checksums = NDArray[np.void]
+
+CHECKSUM = np.dtype("V32")  # a SHA-256
+LITTLE = np.dtype("<f4")  # how float32 arrays are stored
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """One velocity model of the gallery, without its map.
+
+    Attributes:
+        descriptors: ``(13,)`` float32, in the order of `seisbind.model.ground.descriptors.DESCRIPTORS`.
+        added_at: ISO 8601, UTC.
+        shape: ``(depth, x)`` of the map, cells.
+        checksum: SHA-256 of everything stored for the model, hexadecimal.
+    """
+
+    model_id: str
+    family: str | None
+    tags: tuple[str, ...]
+    source: str | None
+    added_at: str
+    descriptors: Float32
+    shape: tuple[int, int]
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NewModel:
+    """A checked velocity model on its way into the gallery, and its two embeddings ``(dimension,)``, unit length."""
+
+    model_id: str
+    family: str | None
+    tags: tuple[str, ...]
+    source: str | None
+    added_at: str
+    descriptors: Float32
+    velocity: Float32
+    velocity_embedding: Float32
+    physics_embedding: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many models lie in each of equal parts of the range from ``low`` to ``high``, both included."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordColumns:
+    """The records of some models by column, each compared with its checksum.
+
+    Attributes:
+        rows: ascending.
+        tags: of each, sorted.
+        descriptors: ``(model, 13)``.
+    """
+
+    rows: Int64
+    ids: Ids
+    checksums: Checksums
+    families: Sequence[str | None]
+    tags: Sequence[tuple[str, ...]]
+    descriptors: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryState:
+    """The state of a gallery after ``generation`` changes: how many models it has and the digest of all of them."""
+
+    generation: int
+    count: int
+    digest: bytes
+
+    @classmethod
+    def of(cls, facts: Mapping[str, str]) -> GalleryState:
+        """As the ``meta`` table has it."""
+        return cls(int(facts["generation"]), int(facts["count"]), bytes.fromhex(facts["digest"]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Catalogue:
+    """Which models there are, by row: ``rows`` ascending, their ``ids`` and the ``checksums`` of their records.
+
+    They match the digest of ``state``.
+    """
+
+    state: GalleryState
+    rows: Int64
+    ids: Ids
+    checksums: Checksums
+
+
+@dataclass(frozen=True, slots=True)
+class RowLookup:
+    """The row of each model id after ``generation`` changes, as a gallery has it in memory, and the highest row."""
+
+    generation: int
+    row_of: Mapping[str, int]
+    last_row: int
+
+
+def utc_now() -> str:
+    """ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def digest_entry(row: int, model_id: str, checksum: bytes) -> bytes:
+    """A model's share of the digest of all models, 32 bytes."""
+    return hashlib.sha256(f"{row} {model_id} ".encode() + checksum).digest()
+
+
+def xor(entries: Iterable[bytes]) -> bytes:
+    words = np.frombuffer(b"".join(entries), np.uint64).reshape(-1, 4)
+    return bytes(np.bitwise_xor.reduce(words, axis=0).tobytes())
+
+
+def objects(items: Sequence[str]) -> Ids:
+    """Strings as an array of objects."""
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
+
+
+def velocity_sha256(blob: bytes, shape: tuple[int, ...]) -> bytes:
+    return hashlib.sha256(f"{shape[0]}x{shape[1]} ".encode() + blob).digest()
+
+
+def embeddings_sha256(velocity: bytes, physics: bytes) -> bytes:
+    return hashlib.sha256(velocity + physics).digest()
+
+
+def record_checksum(
+    words: tuple[str, str | None, tuple[str, ...], str | None, str, tuple[int, int]],
+    stored: Sequence[float],
+    of_velocity: bytes,
+    of_embeddings: bytes,
+) -> bytes:
+    """The checksum of a whole model.
+
+    Args:
+        words: its id, family, tags, source, when it was added, and the shape of its map.
+        stored: its descriptors as SQLite has them, in float64, where a flipped bit may be too small for float32.
+    """
+    numbers = np.asarray(stored, "<f8").tobytes()
+    return hashlib.sha256(json.dumps(words).encode() + numbers + of_velocity + of_embeddings).digest()
+
+
+def content_id(velocity: Float32) -> str:
+    """The id of a model that was given none: ``v-`` and 16 hexadecimal digits of the SHA-256 of its map."""
+    return "v-" + velocity_sha256(velocity.astype(LITTLE).tobytes(), velocity.shape).hex()[:16]

@@ -1,0 +1,189 @@
+"""Adding and removing records: one transaction a change, with the digest of all models kept up to date in it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from seisbind.index.storage.database import (
+    COLUMNS,
+    check_id,
+    connect,
+    damaged,
+    facts_check,
+    read_facts,
+    translate_errors,
+)
+from seisbind.index.storage.record import (
+    CHECKSUM,
+    LITTLE,
+    GalleryState,
+    Int64,
+    NewModel,
+    RecordColumns,
+    RowLookup,
+    digest_entry,
+    embeddings_sha256,
+    objects,
+    record_checksum,
+    velocity_sha256,
+    xor,
+)
+from seisbind.model.errors import InvalidQuery, UnknownModel
+from seisbind.model.ground.descriptors import NAMES
+
+
+class RecordWriter:
+    """The connection that changes the records; one thread at a time may use it.
+
+    `Records` reads through another, so that reading goes on while a large batch is written and never sees half of it.
+    """
+
+    def __init__(self, path: Path, *, at_step: Callable[[str], None]) -> None:
+        self._folder = path.parent
+        self._at_step = at_step
+        self._connection = connect(path, writable=True)[0]
+
+    def close(self) -> None:
+        with translate_errors(self._folder, "close"):
+            self._connection.close()
+
+    def add(
+        self, models: Sequence[NewModel], lookup: RowLookup, *, skip_existing: bool
+    ) -> tuple[GalleryState, RecordColumns, list[NewModel]]:
+        """Write ``models`` in one transaction.
+
+        Returns:
+            The state, what was written, and the models written: all of them, or with ``skip_existing`` those
+            whose id was free. If that is none, nothing was changed and the state is the one before.
+
+        Raises:
+            InvalidQuery: an id is taken. With ``skip_existing`` only if it is taken by another velocity map.
+            GalleryWriteFailed: the disk refused; nothing was changed.
+        """
+        with self._transaction("add") as connection:
+            models = list(self._free(connection, models, lookup, skip_existing))
+            last = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'models'").fetchone()[0]
+            rows = np.arange(len(models), dtype=np.int64) + max(last or 0, lookup.last_row) + 1
+            if models:
+                self._at_step("add:begun")
+            checksums: list[bytes] = []
+            for row, model in zip(rows.tolist(), models, strict=True):
+                checksums.append(self._insert(connection, row, model))
+                if len(checksums) == 1:
+                    self._at_step("add:first-row")
+            ids = [model.model_id for model in models]
+            entries = [digest_entry(*entry) for entry in zip(rows.tolist(), ids, checksums, strict=True)]
+            state = (
+                self._advance(connection, len(models), entries)
+                if models
+                else GalleryState.of(read_facts(connection, self._folder))
+            )
+        descriptors = np.reshape([model.descriptors for model in models], (len(models), len(NAMES)))
+        families, tags = [model.family for model in models], [model.tags for model in models]
+        stored = np.frombuffer(b"".join(checksums), CHECKSUM)
+        return state, RecordColumns(rows, objects(ids), stored, families, tags, descriptors.astype(np.float32)), models
+
+    def remove(self, model_ids: Sequence[str], lookup: RowLookup) -> tuple[GalleryState, Int64]:
+        """Delete models in one transaction; returns the state and the rows deleted.
+
+        Raises:
+            UnknownModel: one of them is not there; nothing was changed.
+            GalleryWriteFailed: the disk refused; nothing was changed.
+        """
+        with self._transaction("remove") as connection:
+            entries: list[bytes] = []
+            rows: list[int] = []
+            for model_id in dict.fromkeys(model_ids):
+                row = lookup.row_of.get(model_id)
+                if row is None:
+                    raise UnknownModel(f"No velocity model {model_id!r} in the gallery; nothing was removed.")
+                entries.append(digest_entry(row, model_id, self._stored(connection, "checksum", row, model_id)))
+                rows.append(row)
+            self._at_step("remove:begun")
+            connection.executemany("DELETE FROM models WHERE row = ?", [(row,) for row in rows])
+            state = self._advance(connection, -len(rows), entries)
+        return state, np.asarray(rows, np.int64)
+
+    def _free(
+        self, connection: sqlite3.Connection, models: Sequence[NewModel], lookup: RowLookup, skip_existing: bool
+    ) -> Iterator[NewModel]:
+        """The models whose id is not taken, by the gallery or by an earlier one of the same batch."""
+        taken: dict[str, bytes] = {}
+        for model in models:
+            sha256 = velocity_sha256(model.velocity.astype(LITTLE).tobytes(), model.velocity.shape)
+            row = lookup.row_of.get(model.model_id)
+            other = taken.get(model.model_id)
+            if row is not None:
+                other = self._stored(connection, "velocity_sha256", row, model.model_id)
+            if other is None:
+                taken[model.model_id] = sha256
+                yield model
+            elif other != sha256:
+                raise InvalidQuery(
+                    f"The id {model.model_id!r} already belongs to another velocity model; choose another id, "
+                    "or remove that model first. Nothing was added."
+                )
+            elif not skip_existing:
+                raise InvalidQuery(
+                    f"The velocity model {model.model_id!r} is already in the gallery. Leave it out, or skip those "
+                    "that exist (skip_existing). Nothing was added."
+                )
+
+    def _insert(self, connection: sqlite3.Connection, row: int, model: NewModel) -> bytes:
+        """Write one model; returns the checksum of its record."""
+        velocity = model.velocity.astype(LITTLE).tobytes()
+        embeddings = tuple(e.astype(LITTLE).tobytes() for e in (model.velocity_embedding, model.physics_embedding))
+        depth, x = model.velocity.shape
+        words = (model.model_id, model.family, model.tags, model.source, model.added_at, (depth, x))
+        stored = model.descriptors.tolist()
+        of_velocity, of_embeddings = velocity_sha256(velocity, (depth, x)), embeddings_sha256(*embeddings)
+        checksum = record_checksum(words, stored, of_velocity, of_embeddings)
+        columns = (
+            row, model.model_id, model.family, *stored, model.source, model.added_at, depth, x,
+            of_velocity, of_embeddings, checksum,
+        )  # fmt: skip
+        connection.execute(f"INSERT INTO models ({COLUMNS}) VALUES ({', '.join('?' * len(columns))})", columns)
+        connection.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, row) for tag in model.tags])
+        connection.execute("INSERT INTO velocities VALUES (?, ?)", (row, velocity))
+        connection.execute("INSERT INTO embeddings VALUES (?, ?, ?)", (row, *embeddings))
+        return checksum
+
+    def _stored(self, connection: sqlite3.Connection, column: str, row: int, model_id: str) -> bytes:
+        """One column of a model that must be there."""
+        found = connection.execute(f"SELECT model_id, {column} FROM models WHERE row = ?", (row,)).fetchone()
+        if found is None:
+            raise damaged(self._folder, f"the record of {model_id!r} cannot be found")
+        check_id(self._folder, found[0], model_id)
+        stored: bytes = found[1]
+        return stored
+
+    def _advance(self, connection: sqlite3.Connection, change: int, entries: Sequence[bytes]) -> GalleryState:
+        """Update the facts on the whole gallery: the numbers of changes and of models, and the digest."""
+        facts = read_facts(connection, self._folder)
+        before = GalleryState.of(facts)
+        state = GalleryState(before.generation + 1, before.count + change, xor([before.digest, *entries]))
+        facts["generation"], facts["count"] = str(state.generation), str(state.count)
+        facts["digest"] = state.digest.hex()
+        facts["check"] = facts_check(facts)
+        connection.executemany("UPDATE meta SET value = ? WHERE name = ?", [(v, k) for k, v in facts.items()])
+        return state
+
+    @contextmanager
+    def _transaction(self, doing: str) -> Iterator[sqlite3.Connection]:
+        connection = self._connection
+        with translate_errors(self._folder, doing):
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                self._at_step(f"{doing}:before-commit")
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            self._at_step(f"{doing}:committed")

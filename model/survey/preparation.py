@@ -1,0 +1,117 @@
+"""Preparation of recorded gathers: mapping them to the canonical grid that the encoders see.
+
+The canonical grid is that of a `Frame`: its receivers, samples and sampling interval. OpenFWI's is a line of 70
+receivers every 10 m over 1 s, in samples of 4 ms: a 15 Hz Ricker has less than 1e-5 of its power above 60 Hz, so the
+published 1 ms axis carries nothing more. Only `prepare` resamples, maps receivers and corrects
+polarity; amplitude is normalised inside the seismic encoder (`networks.condition`), so that training and serving share
+both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from seisbind.model.errors import InvalidGather
+from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
+from seisbind.model.survey.notes import Note
+from seisbind.model.survey.recorded import check_gathers, limit_range
+from seisbind.model.survey.resampling import map_receivers, receiver_map, resample_time
+from seisbind.model.survey.shots import choose_shots, select_shots
+
+Float32 = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+
+POLARITY_TRACES = 3  # nearest live traces of each shot that vote on polarity
+POLARITY_RATIO = 1.15  # the larger lobe must exceed the other by this much to vote
+
+OPENFWI = OPENFWI_FRAME.survey
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Gathers on the canonical grid, amplitudes still linear.
+
+    Attributes:
+        traces: ``(batch, shot, time, receiver)`` float32; zero where a trace is not live.
+        live: ``(batch, shot, receiver)`` bool.
+        shot_x_m: ``(batch, shot)`` float32, metres from the first receiver of the line.
+        notes: what was done, a tuple for each gather.
+        frame: whose grid it is; OpenFWI's has 250 samples and 70 receivers.
+    """
+
+    traces: Float32
+    live: Bool
+    shot_x_m: Float32
+    notes: tuple[tuple[Note, ...], ...] = field(default=())
+    frame: Frame = OPENFWI_FRAME
+
+    def __len__(self) -> int:
+        return len(self.traces)
+
+
+def prepare(gathers: ArrayLike, survey: Survey | None = None, *, frame: Frame = OPENFWI_FRAME) -> Prepared:
+    """Map gathers to the grid of a frame: anti-aliased in time, by position in space, in OpenFWI's polarity.
+
+    Args:
+        gathers: ``(batch, shot, time, receiver)`` or one ``(shot, time, receiver)``, pressure in any linear unit.
+        survey: where and how they were recorded; its first receiver becomes x = 0. None for the frame's own line.
+        frame: of the weights that will see them.
+
+    Returns:
+        The prepared gathers, each with notes on what was done.
+
+    Raises:
+        InvalidGather: see `check_gathers`.
+        InvalidSurvey: a line too short, or no shot on it.
+    """
+    survey = frame.survey if survey is None else survey
+    recorded = limit_range(check_gathers(gathers, survey, frame))
+    shots = choose_shots(recorded, survey, frame)
+    notes: list[Note] = []
+    array = resample_time(select_shots(recorded.array, shots.number), survey.dt_s, frame, notes)
+    alive = select_shots(recorded.alive, shots.number)
+    across = receiver_map(survey.receiver_x_m, frame=frame)
+    if len(survey.receiver_x_m) == frame.receivers and np.array_equal(across, np.eye(frame.receivers)):
+        traces, live = array, alive
+    else:
+        traces, live = map_receivers(array, alive, survey, across, frame, notes)
+    if not live.all():
+        traces = np.where(live[:, :, None, :], traces, np.float32(0))
+    each, nodes = [], np.asarray(frame.survey.receiver_x_m)
+    for gather, gather_live, shot_x_m, shot_notes in zip(traces, live, shots.x_m, shots.notes, strict=True):
+        own = [*shot_notes, *notes]
+        if not gather_live.any():
+            raise InvalidGather("No live trace falls on the line after mapping; check the receiver positions.")
+        dead = int(gather_live.size - gather_live.sum())
+        if dead:
+            own.append(Note("dead_traces", f"{dead} of {gather_live.size} canonical traces are dead or uncovered."))
+        if _polarity(gather, gather_live, shot_x_m, nodes) < 0:
+            np.negative(gather, out=gather)
+            own.append(Note("polarity_flipped", "The direct wave starts negative; the gather was multiplied by -1."))
+        each.append(tuple(own))
+    return Prepared(
+        traces=np.ascontiguousarray(traces, dtype=np.float32),
+        live=live,
+        shot_x_m=shots.x_m.astype(np.float32),
+        notes=tuple(each),
+        frame=frame,
+    )
+
+
+def _polarity(gather: Float32, live: Bool, shot_x_m: NDArray[np.float64], nodes: NDArray[np.float64]) -> int:
+    """-1 if the direct wave's larger lobe is negative on most near traces, else +1.
+
+    In 2-D the direct wave of a positive Ricker is its half integral: one positive lobe about twice the negative
+    ones (OpenFWI: -27..57). ``gather``: (shot, time, receiver), ``live``: (shot, receiver), ``nodes``:
+    (receiver,) x in metres.
+    """
+    vote = 0
+    for shot, shot_live, x in zip(gather, live, shot_x_m, strict=True):
+        near = np.argsort(np.abs(nodes - x) + 1e6 * ~shot_live, kind="stable")[:POLARITY_TRACES]
+        for receiver in near[shot_live[near]]:
+            high, low = float(shot[:, receiver].max()), float(-shot[:, receiver].min())
+            vote += (high > POLARITY_RATIO * low) - (low > POLARITY_RATIO * high)
+    return -1 if vote < 0 else 1

@@ -1,0 +1,136 @@
+"""Contrastive losses between modalities, with one-hot or structure-aware targets.
+
+``L = w_sv L(seismic, velocity) + w_vp L(velocity, physics) + w_sp L(seismic, physics) + heads``; the paper's recipe
+(arXiv 2601.14607) is ``w = 1, 0.1, 0``, one-hot targets and no heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seisbind.model.encoders.seismic import GatherEmbedding
+from seisbind.model.errors import InvalidConfig
+from seisbind.model.frame import MAP_STEP, OPENFWI_FRAME, Frame
+
+
+@dataclass(frozen=True, slots=True)
+class LossConfig:
+    """Weights and softness of the terms.
+
+    Attributes:
+        seismic_velocity, velocity_physics, seismic_physics: weights of the contrastive terms.
+        soft_share: share of the target that follows the distance between velocity models; the rest is one-hot.
+        softness_m_s: mean absolute difference at which a model's share falls by e.
+        descriptor_head, map_head: weights of the regressions on the gathers.
+        family_head: weight of the family classification (cross-entropy).
+        descriptor_beta: power of the stated scale that each descriptor's term is multiplied by (Seitzer et al. 2022,
+            beta-NLL): 0 is the likelihood, which pulls by 1 / scale; at 1 all errors pull alike.
+    """
+
+    seismic_velocity: float = 1.0
+    velocity_physics: float = 1.0
+    seismic_physics: float = 0.1
+    soft_share: float = 0.25
+    softness_m_s: float = 40.0
+    descriptor_head: float = 0.2
+    map_head: float = 2.0
+    family_head: float = 0.05
+    descriptor_beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.descriptor_beta <= 1:
+            raise InvalidConfig(f"A loss needs descriptor_beta from 0 to 1 (got {self.descriptor_beta:g}).")
+
+
+PAPER_LOSS = LossConfig(1.0, 0.1, 0.0, soft_share=0.0, descriptor_head=0.0, map_head=0.0, family_head=0.0)
+
+
+def structure_distance(velocity: Tensor) -> Tensor:
+    """``(batch, batch)`` mean absolute differences, m/s, of models ``(batch, 70, 70)`` averaged over 5 x 5 cells."""
+    coarse = F.avg_pool2d(velocity.float()[:, None], 5).flatten(1)
+    return torch.cdist(coarse, coarse, p=1) / coarse.shape[1]
+
+
+def targets(velocity: Tensor, config: LossConfig) -> Tensor | None:
+    """``(batch, batch)`` target distribution of each row, or None for one-hot."""
+    if config.soft_share == 0:
+        return None
+    soft = torch.softmax(-structure_distance(velocity) / config.softness_m_s, dim=1)
+    one_hot = torch.eye(len(velocity), device=velocity.device)
+    return config.soft_share * soft + (1 - config.soft_share) * one_hot
+
+
+def contrastive(a: Tensor, b: Tensor, scale: Tensor, target: Tensor | None = None) -> Tensor:
+    """Symmetric InfoNCE of unit vectors ``(batch, 256)`` that match row by row.
+
+    Args:
+        a, b: embeddings of two modalities.
+        scale: inverse temperature.
+        target: ``(batch, batch)`` target distribution of each row, used for both directions; None for one-hot.
+    """
+    logits = scale * a @ b.T
+    if target is None:
+        match = torch.arange(len(a), device=a.device)
+        return 0.5 * (F.cross_entropy(logits, match) + F.cross_entropy(logits.T, match))
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """The total and its parts before weighting (scalars)."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+def total_loss(
+    gathers: GatherEmbedding,
+    velocity_embedding: Tensor,
+    physics_embedding: Tensor,
+    *,
+    velocity: Tensor,
+    descriptors: Tensor,
+    family: Tensor,
+    scale: Tensor,
+    config: LossConfig,
+    frame: Frame = OPENFWI_FRAME,
+) -> LossTerms:
+    """The training loss of a batch.
+
+    Args:
+        gathers: output of the seismic encoder.
+        velocity_embedding, physics_embedding: ``(batch, 256)`` unit vectors.
+        velocity: ``(batch, 70, 70)``, m/s.
+        descriptors: ``(batch, 13)``, standardised.
+        family: ``(batch,)`` index of each model's family.
+        scale: inverse temperature, clamped.
+        frame: whose unit of velocity the map head uses.
+    """
+    target = targets(velocity, config)
+    parts = {"seismic_velocity": contrastive(gathers.embedding, velocity_embedding, scale, target)}
+    weights = {"seismic_velocity": config.seismic_velocity}
+    if config.velocity_physics:
+        parts["velocity_physics"] = contrastive(velocity_embedding, physics_embedding, scale)
+        weights["velocity_physics"] = config.velocity_physics
+    if config.seismic_physics:
+        parts["seismic_physics"] = contrastive(gathers.embedding, physics_embedding, scale)
+        weights["seismic_physics"] = config.seismic_physics
+    if config.descriptor_head and gathers.descriptors is not None and gathers.descriptor_scale is not None:
+        scale_of_error = gathers.descriptor_scale
+        error = (gathers.descriptors - descriptors).abs()
+        likelihood = error / scale_of_error + scale_of_error.log()  # negative logarithm, of a Laplace law
+        parts["descriptors"] = (likelihood * scale_of_error.detach() ** config.descriptor_beta).mean()
+        weights["descriptors"] = config.descriptor_head
+    if config.map_head and gathers.velocity is not None:
+        coarse = F.avg_pool2d((velocity.float()[:, None] - frame.middle_m_s) / frame.spread_m_s, MAP_STEP)
+        parts["map"] = F.l1_loss(gathers.velocity, coarse[:, 0])
+        weights["map"] = config.map_head
+    if config.family_head and gathers.family is not None:
+        parts["family"] = F.cross_entropy(gathers.family, family)
+        weights["family"] = config.family_head
+    total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+    return LossTerms(total, {name: part.detach() for name, part in parts.items()})

@@ -1,0 +1,88 @@
+"""The ``seisbind`` command. Each command imports what it needs when it runs, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seisbind.model.errors import SeisBindError
+from seisbind.service.commands import gallery, keys, retrieve, training
+from seisbind.service.commands.errors import print_error
+
+app = typer.Typer(
+    name="seisbind",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(gallery.app, name="gallery")
+app.add_typer(keys.app, name="key")
+app.command()(training.simulate)
+app.command()(training.train)
+app.command()(training.evaluate)
+app.command()(retrieve.retrieve)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"seisbind {version('seisbind')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    """Velocity models and their physics from seismic shot gathers, by retrieval."""
+
+
+@app.command()
+def serve(
+    gallery: Annotated[Path | None, typer.Option(help="Folder of the gallery. [SEISBIND_GALLERY, gallery]")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights file; default: those that ship.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [SEISBIND_HOST, 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [SEISBIND_PORT, 8000]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda. [SEISBIND_DEVICE, auto]")] = None,
+) -> None:
+    """Serve a gallery over HTTP until Ctrl-C or SIGTERM."""
+    from seisbind.service.http.server import serve as run
+    from seisbind.service.settings import read_settings
+
+    settings = read_settings(gallery=gallery, weights=weights, host=host, port=port, device=device)
+    run(settings, announce=lambda url: print(f"Serving {settings.gallery} at {url}", flush=True))
+
+
+@app.command()
+def demo(
+    count: Annotated[int, typer.Option(help="Velocity models in the gallery.", min=20)] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the gallery; the gathers that are asked about have another.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for the gallery and the picture.")] = Path("demo-output"),
+    port: Annotated[int, typer.Option(help="Port; another is taken if this one is.")] = 8000,
+    weights: Annotated[Path | None, typer.Option(help="Weights file; default: those that ship.")] = None,
+    stay: Annotated[
+        bool | None, typer.Option("--stay/--no-stay", help="Leave the server running; default: on a terminal.")
+    ] = None,
+) -> None:
+    """Build a gallery, serve it, post simulated gathers to it over HTTP, and show the answers."""
+    from seisbind.service.commands.demo import demo as run
+
+    run(count=count, seed=seed, out=out, port=port, weights=weights, stay=sys.stdout.isatty() if stay is None else stay)
+
+
+def main() -> None:
+    """Run the command line. An error of SeisBind or of a file is one line on standard error, and exit code 1."""
+    try:
+        app()
+    except BrokenPipeError:  # the reader of the pipe has ended
+        sys.stderr.close()
+        sys.exit(1)
+    except (SeisBindError, OSError) as error:
+        print_error(error)
+        sys.exit(1)

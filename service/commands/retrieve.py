@@ -1,0 +1,175 @@
+"""``seisbind retrieve``: ask a server, or a gallery on this machine, about gathers in files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from seisbind.service.bulk.backends import GalleryBackend, RetrieveOptions, ServerBackend
+    from seisbind.service.schemas import RetrieveAnswer, RetrieveFields
+
+
+TOP_K = "Matches a gather: 1000 at most, and of a server its SEISBIND_MAX_TOP_K (100 where nothing else is set)."
+
+
+def retrieve(
+    file: Annotated[
+        list[Path], typer.Argument(help="npy, npz, SEG-Y or SU files of gathers, folders of them, or patterns.")
+    ],
+    url: Annotated[str | None, typer.Option(help="A running server, as in http://127.0.0.1:8000.")] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar="SEISBIND_API_KEY", help="API key; other users see options, not variables.")
+    ] = None,
+    gallery: Annotated[Path | None, typer.Option(help="Folder of a gallery to ask without a server.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="With --gallery; default: those that ship.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda; with --gallery.")] = "auto",
+    top_k: Annotated[int, typer.Option(min=1, help=TOP_K)] = 5,
+    filter: Annotated[str | None, typer.Option(help='JSON, as in {"family": "FlatVel-A"}.')] = None,
+    include: Annotated[
+        str, typer.Option(help="Parts of the answer, separated by commas; may be empty.")
+    ] = "descriptors,physics",
+    dt_s: Annotated[float | None, typer.Option("--dt-s", help="Sampling interval, seconds.")] = None,
+    shot_x_m: Annotated[
+        str | None, typer.Option("--shot-x-m", help="Shot positions, metres, separated by commas.")
+    ] = None,
+    receiver_x_m: Annotated[
+        str | None, typer.Option("--receiver-x-m", help="Receiver positions, metres, separated by commas.")
+    ] = None,
+    peak_hz: Annotated[float | None, typer.Option("--peak-hz", help="Peak frequency of the source, hertz.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write a JSON line a gather here (or a table: .parquet); the same command continues it."),
+    ] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="With --out: stop at the first error.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one answer a file.")] = False,
+) -> None:
+    """Retrieve velocity models and physics for shot gathers.
+
+    With --out it ends with 0: all gathers answered, 1: some failed, 2: unusable options, gallery or output,
+    3: no server, or one that went on refusing, 130: interrupted.
+    """
+    from seisbind.model.errors import InvalidConfig, SeisBindError
+    from seisbind.service.bulk.backends import GalleryBackend, ServerBackend
+    from seisbind.service.bulk.run import exit_code
+    from seisbind.service.commands.errors import print_error
+    from seisbind.service.schemas import RetrieveFields
+
+    try:
+        fields = RetrieveFields.model_construct(
+            top_k=top_k, filter=filter, include=include,
+            dt_s=dt_s, shot_x_m=shot_x_m, receiver_x_m=receiver_x_m, peak_hz=peak_hz,
+        )  # fmt: skip
+        options = _options(fields)
+        if (url is None) == (gallery is None):
+            raise InvalidConfig("Give --url http://… (a server) or --gallery PATH (on this machine), one of the two.")
+        if out is not None and as_json:
+            raise InvalidConfig("--json prints the answers and --out writes them; give one of the two.")
+        if out is None and fail_fast:
+            raise InvalidConfig("--fail-fast goes with --out; without it, the first error ends the command anyway.")
+        with (
+            ServerBackend(url, options, key=key)
+            if url is not None
+            else GalleryBackend(gallery or Path(), weights, device, options)
+        ) as backend:
+            if out is None:
+                _print_answers(file, backend, as_json)
+                return
+            failed = _write_answers(file, backend, options, out, fail_fast)
+        sys.exit(int(failed))
+    except (SeisBindError, OSError, KeyboardInterrupt) as error:
+        if out is None:
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            print(f"Interrupted. The same command continues {out}.", file=sys.stderr)
+        else:
+            print_error(error)
+        sys.exit(exit_code(error))
+
+
+def _options(fields: RetrieveFields) -> RetrieveOptions:
+    """The options, read as the fields of a request are."""
+    from seisbind.service.bulk.backends import RetrieveOptions
+    from seisbind.service.http.parameters import parse_geometry, parse_include, parse_json
+    from seisbind.service.schemas import PARTS
+
+    conditions = None if fields.filter is None else parse_json(fields.filter, "The filter")
+    return RetrieveOptions(fields.top_k, conditions, parse_include(fields.include, PARTS), parse_geometry(fields))
+
+
+def _write_answers(
+    named: Sequence[Path], backend: GalleryBackend | ServerBackend, options: RetrieveOptions, out: Path, fail_fast: bool
+) -> bool:
+    """Write answers into a file. Returns whether some gathers failed."""
+    from seisbind.service.bulk.inputs import count_gathers, gather_files
+    from seisbind.service.bulk.parquet import need_pyarrow, write_parquet
+    from seisbind.service.bulk.run import PARQUET, lines_of, retrieve_all
+    from seisbind.service.commands.console import counting
+
+    if out.suffix == PARQUET:
+        need_pyarrow()  # not after hours of work
+    files, lines = gather_files(named), lines_of(out)
+    with counting("Retrieving", sum(map(count_gathers, files))) as progress:
+        tally = retrieve_all(files, backend, options, lines, fail_fast=fail_fast, progress=progress)
+    if out.suffix == PARQUET:
+        write_parquet(lines, out)
+    earlier = f", {tally.earlier} of them by an earlier run" if tally.earlier else ""
+    print(f"{tally.answered} gathers answered, {tally.failed} failed{earlier}. Written to {out}", file=sys.stderr)
+    return tally.failed > 0
+
+
+def _print_answers(named: Sequence[Path], backend: GalleryBackend | ServerBackend, as_json: bool) -> None:
+    """Print answers as tables, or as one JSON object."""
+    import json
+
+    from seisbind.service.bulk.inputs import gather_files
+    from seisbind.service.client.calls import file_bytes
+
+    found: dict[str, RetrieveAnswer] = {}
+    for path in gather_files(named):
+        found[str(path)] = answer = backend.file(file_bytes(path))
+        if not as_json:
+            _print_tables(path, answer)
+    if as_json:
+        print(json.dumps({name: answer.model_dump() for name, answer in found.items()}, indent=1))
+
+
+def _print_tables(path: Path, answer: RetrieveAnswer) -> None:
+    from rich.table import Table
+
+    from seisbind.model.ground.descriptors import DESCRIPTORS
+    from seisbind.service.commands.console import console
+
+    out = console()
+    read = answer.ingest
+    out.print(
+        f"{path.name}: {read.format}, {read.sample_format}, {read.shots} shots into {read.receivers} receivers, "
+        f"{read.samples} samples of {read.dt_s * 1e3:g} ms, receivers at {read.receiver_x_m[0]:g} to "
+        f"{read.receiver_x_m[1]:g} m",
+        markup=False,
+    )
+    for number, result in enumerate(answer.results):
+        title = f"{path.name}, gather {number}" if len(answer.results) > 1 else path.name
+        table = Table("rank", "model", "family", "similarity", title=title, title_justify="left")
+        for match in result.matches:
+            table.add_row(str(match.rank), match.model_id, match.family or "", f"{match.similarity:.3f}")
+        out.print(table)
+        physics = Table("quantity", "inferred", "90 % interval")
+        for d in DESCRIPTORS:
+            q = (result.physics or {}).get(d.name)
+            if q is not None:
+                interval = f"{q.low:.{d.decimals}f} to {q.high:.{d.decimals}f}"
+                physics.add_row(d.name.replace("_", " "), d.format(q.value), interval)
+        out.print(physics)
+        if result.in_gallery is not None:
+            ranked = " Ranked by structure." if result.ranked_by == "structure" else ""
+            chance = f"{result.in_gallery:.0%}"
+            out.print(f"Probability that the gallery's most similar model is the true model: {chance}.{ranked}")
+        if result.in_distribution.likely is False:
+            out.print(f"Unlike the gathers of training: {result.in_distribution.detail}", markup=False)
+        for warning in result.warnings:
+            out.print(f"{warning.code}: {warning.detail}", markup=False)

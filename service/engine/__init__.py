@@ -1,0 +1,6 @@
+"""Encoders and a gallery that answer gathers together, in process: no sockets here or below.
+
+The server and the command line both use it.
+"""
+
+__all__ = ["answers", "bodies", "engine", "gallery_builder", "query"]

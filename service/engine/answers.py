@@ -1,0 +1,126 @@
+"""Answers: matches, inferred physics, and how far to trust them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seisbind.index import Filter, Hit
+from seisbind.model.confidence.novelty import Verdict
+from seisbind.model.encoders.embedder import InferredPhysics
+from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
+from seisbind.model.survey.notes import Note
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One velocity model of the answer; ``rank`` counts from 1, ``similarity`` is a cosine, -1 to 1.
+
+    ``descriptors``: name → value in the unit of `seisbind.model.ground.descriptors.DESCRIPTORS`.
+    """
+
+    rank: int
+    model_id: str
+    family: str | None
+    similarity: float
+    descriptors: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """An inferred descriptor and its 90 % interval."""
+
+    value: float
+    unit: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class InDistribution:
+    """Whether a gather is like those the weights were trained on (`seisbind.model.confidence.novelty`).
+
+    Attributes:
+        likely: None, like ``score`` and ``limit``, where the weights are not calibrated.
+        score: 0 as usual in training, 1 on the edge of what it saw, larger beyond.
+        limit: the score that 1 % of the gathers of training exceed.
+        reason, detail: the respect in which it is unlike them, a word and a sentence; None where ``likely``.
+        similarity: to the best match in the whole gallery, whatever the filter; None if it is empty.
+    """
+
+    likely: bool | None = None
+    score: float | None = None
+    limit: float | None = None
+    reason: str | None = None
+    detail: str | None = None
+    similarity: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """The answer for one gather.
+
+    Attributes:
+        in_gallery: probability that the gallery's best match, whatever the filter, is the true model, for prior odds of
+            one to one (see `model.confidence.presence`); None where the gather is unlike those of training, as the
+            warning ``in_gallery_unknown`` says, where the weights are not calibrated, or for fewer than two models.
+        ranked_by: ``similarity``, or ``structure`` where the probability, given here or not, is below the weights'
+            limit: then the most similar models are ordered by their difference to the coarse model that the encoder
+            read from the gather.
+        timings_ms: stage → time for the whole batch.
+        velocity: ``(35, 35)`` m/s, cells of 20 m: the coarse model that the encoder read, without the gallery; None
+            where the weights have no head for it.
+    """
+
+    matches: tuple[Match, ...]
+    physics: dict[str, Quantity]
+    in_distribution: InDistribution
+    in_gallery: float | None
+    ranked_by: Literal["similarity", "structure"]
+    warnings: tuple[Note, ...]
+    timings_ms: dict[str, float]
+    velocity: NDArray[np.float32] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The answer to a query by velocity model or by descriptors."""
+
+    matches: tuple[Match, ...]
+    warnings: tuple[Note, ...]
+
+
+def ranked(hits: Sequence[Hit]) -> tuple[Match, ...]:
+    """Hits as matches, by rank."""
+    return tuple(
+        Match(rank, hit.model_id, hit.family, hit.similarity, dict(zip(NAMES, hit.descriptors.tolist(), strict=True)))
+        for rank, hit in enumerate(hits, start=1)
+    )
+
+
+def quantities(inferred: InferredPhysics) -> list[dict[str, Quantity]]:
+    """For each gather, name → inferred descriptor."""
+    return [
+        {d.name: Quantity(float(value[i]), d.unit, float(low[i]), float(high[i])) for i, d in enumerate(DESCRIPTORS)}
+        for value, low, high in zip(inferred.value, inferred.low, inferred.high, strict=True)
+    ]
+
+
+def in_distribution(verdict: Verdict | None, near: Sequence[Hit]) -> InDistribution:
+    """``verdict``: None where the weights are not calibrated; ``near``: hits in the whole gallery."""
+    similarity = near[0].similarity if near else None
+    if verdict is None:
+        return InDistribution(similarity=similarity)
+    return InDistribution(verdict.likely, verdict.score, verdict.limit, verdict.reason, verdict.detail, similarity)
+
+
+def fewer_matches(matches: Sequence[Match], top_k: int, filter: Filter | None) -> tuple[Note, ...]:
+    """A note if there are fewer matches than were asked for."""
+    if len(matches) >= top_k:
+        return ()
+    what = "models pass the filter" if filter else "models are in the gallery"
+    return (Note("fewer_matches", f"{top_k} matches were asked for; {len(matches)} {what}."),)

@@ -1,0 +1,6 @@
+"""Files that hold gathers or velocity models: npy, npz, SEG-Y, SU.
+
+`reader` tells them apart by their first bytes; a reader trusts nothing that it has not checked.
+"""
+
+__all__ = ["npy", "reader", "segy"]

@@ -1,0 +1,221 @@
+"""The calls on the gallery and its models.
+
+Those that read a body, search, draw or change the gallery are `working`, which admits only so many at once; the others
+are `quick`.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+
+from seisbind.model.errors import NotWritable
+from seisbind.model.ground.descriptors import DESCRIPTORS, Untrained
+from seisbind.service.engine.bodies import frame_body, gallery_body, model_body, weights_body
+from seisbind.service.engine.engine import Engine
+from seisbind.service.formats.reader import read_velocity
+from seisbind.service.formats.segy import write_velocity
+from seisbind.service.http import openapi
+from seisbind.service.http.forms import limits_of, parse_fields, read_file
+from seisbind.service.http.parameters import split
+from seisbind.service.http.routing import Admitted, serving_of, written
+from seisbind.service.runtime.images import velocity_png
+from seisbind.service.runtime.serving import Serving
+from seisbind.service.schemas import (
+    AddAnswer,
+    AddFields,
+    DescriptorBody,
+    DistributionAnswer,
+    GalleryAnswer,
+    HistogramBody,
+    ModelBody,
+    ReloadAnswer,
+    WarningBody,
+)
+from seisbind.service.transport.access import Policy
+
+NPY = "application/x-npy"
+SEGY = "application/vnd.seg-y"
+# A velocity model changes only if it is removed and another is added under its id.
+CACHED = Policy(cache_control=b"private, max-age=300")
+
+quick = APIRouter(prefix="/v1", responses=openapi.PROBLEMS)
+working = APIRouter(prefix="/v1", responses=openapi.PROBLEMS, route_class=Admitted)
+
+
+@quick.get("/models/{model_id}", tags=["gallery"])
+async def model(request: Request, model_id: str) -> ModelBody:
+    """One velocity model of the gallery: where it comes from and its physics."""
+
+    def look(engine: Engine) -> ModelBody:
+        return model_body(engine.gallery.record(model_id), engine.frame.cell_m)
+
+    return await serving_of(request).on_file(look)
+
+
+@quick.get("/models/{model_id}/velocity.npy", tags=["gallery"], response_class=Response, responses=openapi.binary(NPY))
+@CACHED
+async def model_velocity(request: Request, model_id: str) -> Response:
+    """The velocity model as npy: `(depth, x)` float32, m/s; `cell_m` of GET /v1/gallery is the size of a cell."""
+
+    def read(engine: Engine) -> bytes:
+        buffer = io.BytesIO()
+        np.save(buffer, engine.gallery.velocity(model_id), allow_pickle=False)
+        return buffer.getvalue()
+
+    return Response(await serving_of(request).on_file(read), media_type=NPY)
+
+
+@quick.get(
+    "/models/{model_id}/velocity.segy", tags=["gallery"], response_class=Response, responses=openapi.binary(SEGY)
+)
+@CACHED
+async def model_segy(request: Request, model_id: str) -> Response:
+    """The velocity model as SEG-Y revision 1 in the depth domain: a trace a column of cells, m/s, IEEE floats."""
+
+    def read(engine: Engine) -> bytes:
+        record = engine.gallery.record(model_id)
+        title = f"{model_id}  {record.family or ''}".strip()
+        return write_velocity(engine.gallery.velocity(model_id), cell_m=engine.frame.cell_m, title=title)
+
+    return Response(await serving_of(request).on_file(read), media_type=SEGY)
+
+
+@working.get(
+    "/models/{model_id}/image.png", tags=["gallery"], response_class=Response, responses=openapi.binary("image/png")
+)
+@CACHED
+async def model_image(request: Request, model_id: str) -> Response:
+    """The velocity model as a picture, axes in metres, colours in m/s."""
+    serving = serving_of(request)
+
+    def look(engine: Engine) -> tuple[tuple[str, str], bytes | None]:
+        record = engine.gallery.record(model_id)
+        key = (record.checksum, f"{record.model_id}  {record.family or ''}")
+        return key, serving.pictures.get(key)
+
+    key, picture = await serving.on_file(look)
+
+    def draw(engine: Engine) -> bytes:
+        drawn = serving.pictures.get(key)  # by the request before this one
+        if drawn is None:
+            with serving.metrics.stage("render"):
+                drawn = velocity_png(engine.gallery.velocity(model_id), title=key[1], cell_m=engine.frame.cell_m)
+            serving.pictures.put(key, drawn)
+        return drawn
+
+    return Response(picture or await serving.on_picture(draw), media_type="image/png")
+
+
+@working.post(
+    "/models",
+    response_model=AddAnswer,
+    status_code=201,
+    tags=["gallery"],
+    openapi_extra=openapi.upload(AddFields, openapi.ADD_EXAMPLES),
+)
+async def add_models(request: Request) -> Response:
+    """Add velocity models `(depth, x)` or `(model, depth, x)`, m/s; they are described and embedded here. All or none.
+
+    Their cells are those of `frame` in GET /v1/gallery: 70 x 70 of OpenFWI's.
+    """
+    serving = _writable(request)
+    sent = await read_file(request)
+    fields = parse_fields(AddFields, sent.fields)
+    ids, tags, limits = split(fields.model_id or ""), split(fields.tags), limits_of(serving)
+
+    def add(engine: Engine) -> AddAnswer:
+        velocity = read_velocity(sent.content, limits=limits)
+        count = 1 if velocity.ndim == 2 else len(velocity)
+        added = engine.add_models(
+            velocity,
+            families=[fields.family] * count,
+            tags=[tags] * count,
+            model_ids=ids or None,
+            source=fields.source,
+        )
+        answer = AddAnswer(model_ids=added, gallery=gallery_body(engine.info()))
+        if untrained := Untrained.of(velocity, engine.frame):
+            answer.warnings = [WarningBody(code="velocity_untrained", detail=untrained.sentence)]
+        return answer
+
+    answered = await serving.on_model(add)
+    request.state.changed = {"added": answered.model_ids}
+    return await written(lambda engine: answered, serving, status=201)
+
+
+@working.delete("/models/{model_id}", status_code=204, tags=["gallery"])
+async def remove_model(request: Request, model_id: str) -> Response:
+    """Remove a velocity model from the gallery."""
+    await _writable(request).on_model(lambda engine: engine.remove([model_id]))
+    request.state.changed = {"removed": [model_id]}
+    return Response(status_code=204)
+
+
+@quick.get("/gallery", tags=["gallery"])
+async def gallery(request: Request) -> GalleryAnswer:
+    """What is being served: gallery, weights, the descriptors with their units and ranges."""
+    serving = serving_of(request)
+
+    def look(engine: Engine) -> GalleryAnswer:
+        info, nothing = engine.info(), (None, None)
+        return GalleryAnswer(
+            gallery=gallery_body(info),
+            weights=weights_body(engine.embedder.weights),
+            writable=serving.settings.writable,
+            calibrated=engine.embedder.weights.description.calibration is not None,
+            frame=frame_body(engine.frame),
+            families=info.families,
+            descriptors=[
+                DescriptorBody(
+                    name=d.name,
+                    unit=d.unit,
+                    definition=d.definition,
+                    low=info.descriptor_ranges.get(d.name, nothing)[0],
+                    high=info.descriptor_ranges.get(d.name, nothing)[1],
+                )
+                for d in DESCRIPTORS
+            ],
+            created_at=info.created_at,
+            bytes=info.bytes,
+            notes=list(info.notes),
+        )
+
+    return await serving.on_file(look)
+
+
+@working.get("/gallery/distribution", tags=["gallery"])
+async def distribution(request: Request) -> DistributionAnswer:
+    """How the descriptors of the gallery's models are distributed: a histogram each."""
+
+    def look(engine: Engine) -> DistributionAnswer:
+        found = engine.distribution()
+        return DistributionAnswer(
+            generation=found.generation,
+            descriptors=[
+                HistogramBody(
+                    name=d.name, unit=d.unit, definition=d.definition, low=h.low, high=h.high, counts=list(h.counts)
+                )
+                for d in DESCRIPTORS
+                if (h := found.histograms.get(d.name)) is not None
+            ],
+        )
+
+    return await serving_of(request).on_file(look)
+
+
+@quick.post("/gallery/reload", tags=["gallery"])
+async def reload(request: Request) -> ReloadAnswer:
+    """Open the gallery's folder again and serve what is there now; running requests finish with the old one."""
+    before, after = await serving_of(request).reload()
+    request.state.changed = {"generation": after.generation}
+    return ReloadAnswer(before=gallery_body(before), after=gallery_body(after))
+
+
+def _writable(request: Request) -> Serving:
+    serving = serving_of(request)
+    if not serving.settings.writable:
+        raise NotWritable("This server does not change its gallery. Start it with SEISBIND_WRITABLE=true to allow it.")
+    return serving

@@ -1,0 +1,133 @@
+"""The answer of POST /v1/retrieve as an npz: the matched velocity models themselves, not their addresses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+from python_multipart.multipart import parse_options_header
+
+from seisbind.model.errors import InvalidQuery, UnknownModel
+from seisbind.model.frame import Frame
+from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
+from seisbind.service.engine.answers import Retrieval
+from seisbind.service.engine.engine import Engine, Stopwatch
+from seisbind.service.engine.query import Query
+from seisbind.service.formats.npy import NPZ, npz
+from seisbind.service.runtime.batcher import Answered
+from seisbind.service.runtime.serving import Serving
+
+Float32 = NDArray[np.float32]
+
+JSON_RANGES = ("application/json", "application/*", "*/*")  # what covers JSON, the most specific first
+MAX_ACCEPT = 4096  # characters that are read of an Accept header; a browser's has 200
+QUALITY = re.compile(rb"0(\.\d{0,3})?|1(\.0{0,3})?")  # RFC 9110, 12.4.2
+
+
+def preferred(accept: str) -> bool:
+    """Whether an Accept header (RFC 9110, 12.5.1) prefers an npz to JSON; it has to name `npy.NPZ`.
+
+    Where both have the same quality, a named type wins over a wildcard, and JSON over npz. A header with neither gets
+    JSON: it states a preference, and nothing here answers 406. What comes after `MAX_ACCEPT` is not read.
+    """
+    quality_of: dict[str, float] = {}
+    for each in accept[:MAX_ACCEPT].split(","):
+        name, options = parse_options_header(each)
+        quality = options.get(b"q", b"1")
+        quality_of[name.decode("latin-1").lower()] = float(quality) if QUALITY.fullmatch(quality) else 0.0
+    ours = quality_of.get(NPZ, 0.0)
+    json = next((quality_of[name] for name in JSON_RANGES if name in quality_of), 0.0)
+    return ours > json or (ours == json > 0 and JSON_RANGES[0] not in quality_of)
+
+
+def model_bytes(frame: Frame) -> int:
+    """Size of a velocity model in an answer."""
+    return 4 * frame.depth_cells * frame.x_cells
+
+
+def check_size(gathers: int, top_k: int, limit_bytes: int, *, frame: Frame) -> None:
+    """Whether the velocity models of an answer are allowed. Raises InvalidQuery."""
+    one = model_bytes(frame)
+    size = gathers * top_k * one
+    if size > limit_bytes:
+        raise InvalidQuery(
+            f"The npz would hold {gathers} x {top_k} velocity models of {one} bytes, {size} bytes; the limit is "
+            f"{limit_bytes} (SEISBIND_MAX_BODY_BYTES), or {limit_bytes // one} models. Send fewer gathers at "
+            "once, or ask for fewer matches or for JSON."
+        )
+
+
+async def with_velocity(query: Query, serving: Serving, watch: Stopwatch) -> tuple[Answered, Float32]:
+    """The answer to ``query``, and the velocity models of its matches as `velocity_of` has them.
+
+    Where a model was removed or replaced in between, it looks again at what there is, as the engine does.
+    """
+
+    def read(engine: Engine, retrievals: list[Retrieval]) -> Float32:
+        with watch("maps"):
+            return velocity_of(retrievals, query.top_k, engine)
+
+    def answer_at_once(engine: Engine) -> tuple[Answered, Float32]:
+        with engine.gallery.unchanging():
+            [retrievals] = engine.retrieve_batch([query], watch=watch)
+            velocity = read(engine, retrievals)
+            return Answered(retrievals, engine.info(), len(query), watch.timings_ms), velocity
+
+    with suppress(UnknownModel):
+        answered = await serving.batches.answer(query)
+        return answered, await serving.on_file(lambda engine: read(engine, answered.retrievals))
+    return await serving.on_model(answer_at_once)
+
+
+def velocity_of(retrievals: Sequence[Retrieval], top_k: int, engine: Engine) -> Float32:
+    """``(gather, top_k, depth, x)`` m/s: the models of the matches, zero where there are fewer; each is read once.
+
+    Raises:
+        UnknownModel: a model is no longer there, or another one has its id.
+    """
+    matches = {match.model_id: match for retrieval in retrievals for match in retrieval.matches}
+    ids = list(matches)
+    models = dict(zip(ids, engine.gallery.velocities(ids), strict=True))
+    for record in engine.gallery.records(ids):  # after the models: what is the same before and after was so in between
+        if record.descriptors.tolist() != list(matches[record.model_id].descriptors.values()):
+            raise UnknownModel(f"The velocity model {record.model_id!r} was replaced while it was read; ask again.")
+    velocity = np.zeros((len(retrievals), top_k, *engine.frame.velocity_shape), np.float32)
+    for row, retrieval in zip(velocity, retrievals, strict=True):
+        for place, match in zip(row, retrieval.matches, strict=False):
+            place[:] = models[match.model_id]
+    return velocity
+
+
+def packed(answer: str, retrievals: Sequence[Retrieval], velocity: Float32) -> bytes:
+    """The npz that docs/http.md describes.
+
+    Args:
+        answer: the same as JSON.
+        velocity: as `velocity_of` has it.
+    """
+    shape = velocity.shape[:2]
+    longest = max((len(match.model_id) for each in retrievals for match in each.matches), default=1)
+    model_id, similarity = np.zeros(shape, f"<U{longest}"), np.zeros(shape, np.float32)
+    for row, retrieval in enumerate(retrievals):
+        for rank, match in enumerate(retrieval.matches):
+            model_id[row, rank], similarity[row, rank] = match.model_id, match.similarity
+    physics = [[each.physics[name] for name in NAMES] for each in retrievals]
+    arrays = {
+        "matches": np.array([len(each.matches) for each in retrievals], np.int64),
+        "model_id": model_id,
+        "similarity": similarity,
+        "velocity": velocity,
+        "descriptor": np.array(NAMES),
+        "unit": np.array([each.unit for each in DESCRIPTORS]),
+        "physics_value": np.array([[q.value for q in row] for row in physics], np.float32),
+        "physics_low": np.array([[q.low for q in row] for row in physics], np.float32),
+        "physics_high": np.array([[q.high for q in row] for row in physics], np.float32),
+        "answer": np.frombuffer(answer.encode(), np.uint8),
+    }
+    read = [each.velocity for each in retrievals if each.velocity is not None]
+    if read:  # all of them or none: the weights have a head for it, or not
+        arrays["read_velocity"] = np.stack(read)
+    return npz(arrays)

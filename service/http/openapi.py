@@ -1,0 +1,148 @@
+"""The API description beyond the routes' types: uploads, problems, examples that really run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from seisbind.service.formats.npy import NPZ
+from seisbind.service.http.forms import MULTIPART, RAW_TYPES, STREAM_TYPES
+from seisbind.service.schemas import DescriptorSearch, Problem, SearchFields, StreamAnswer, StreamError
+
+JsonObject = dict[str, Any]
+
+_PROBLEM: JsonObject = {"application/problem+json": {"schema": Problem.model_json_schema()}}
+PROBLEMS: dict[int | str, JsonObject] = {
+    "4XX": {"description": "Refused; `code` says why and `detail` what to do.", "content": _PROBLEM},
+    "5XX": {"description": "The server's fault.", "content": _PROBLEM},
+}
+
+NO_KEY: JsonObject = {"security": []}  # of calls for balancers, which have none
+NDJSON = "application/x-ndjson"
+BINARY = {"type": "string", "format": "binary"}
+
+DESCRIPTOR_EXAMPLES: JsonObject = {
+    "slow and smooth": {
+        "summary": "Slow models without strong contrasts",
+        "value": {"descriptors": {"mean_velocity": 2200, "strongest_contrast": 150}, "top_k": 3},
+    },
+    "within a range": {
+        "summary": "The same, but only models that nowhere exceed 4000 m/s",
+        "value": {
+            "descriptors": {"mean_velocity": 2200},
+            "filter": {"max_velocity": [None, 4000]},
+            "include": ["descriptors"],
+        },
+    },
+}
+
+
+FILE_EXAMPLE = "@gather.npy"  # as curl writes "the bytes of this file"
+RETRIEVE_EXAMPLES: JsonObject = {
+    "one gather": {
+        "summary": "A gather of OpenFWI's geometry: its three best matches",
+        "value": {"file": FILE_EXAMPLE, "top_k": 3},
+    },
+    "half the samples": {
+        "summary": "Sampled at 2 ms; physics alone, from models of two families",
+        "value": {
+            "file": FILE_EXAMPLE,
+            "dt_s": 0.002,
+            "include": "physics",
+            "filter": '{"family": ["FlatVel-A", "CurveVel-A"], "max_velocity": [null, 4200]}',
+        },
+    },
+}
+SEARCH_EXAMPLES: JsonObject = {
+    "one model": {
+        "summary": "The three models most like this one",
+        "value": {"file": "@velocity.npy", "top_k": 3},
+    },
+}
+ADD_EXAMPLES: JsonObject = {
+    "one model": {
+        "summary": "A model with an id, a family and tags of one's own",
+        "value": {"file": "@velocity.npy", "model_id": "mine-1", "family": "mine", "tags": "field,2026"},
+    },
+}
+
+
+def upload(fields: type[BaseModel], examples: JsonObject) -> JsonObject:
+    """The request of a call that takes a file and ``fields``, beside it in a form or as query parameters."""
+    return _request(fields, _content(fields, examples))
+
+
+def stream(fields: type[BaseModel]) -> JsonObject:
+    """The request of POST /v1/retrieve/stream: npy alone, in a form as its last part."""
+    file = {"file": BINARY | {"description": "An npy file."}}
+    form = _form(fields.model_json_schema()["properties"] | file)  # in this order
+    return _request(fields, {MULTIPART: {"schema": form}} | {kind: {"schema": file["file"]} for kind in STREAM_TYPES})
+
+
+def lines() -> dict[int | str, JsonObject]:
+    """The answer of POST /v1/retrieve/stream; what it shares with other calls is among the document's components."""
+    answer = StreamAnswer.model_json_schema(ref_template="#/components/schemas/{model}")
+    error = StreamError.model_json_schema()
+    error["properties"]["error"] = Problem.model_json_schema()
+    for schema in (answer, error):
+        del schema["$defs"]
+    content = {NDJSON: {"schema": {"oneOf": [answer, error]}}}
+    return {200: {"description": "A line of JSON for each gather.", "content": content}}
+
+
+def search() -> JsonObject:
+    """The request of POST /v1/search: a file as elsewhere, or JSON."""
+    content = _content(SearchFields, SEARCH_EXAMPLES)
+    schema = DescriptorSearch.model_json_schema()
+    del schema["description"]
+    content["application/json"] = {"schema": schema, "examples": DESCRIPTOR_EXAMPLES}
+    return _request(SearchFields, content)
+
+
+def binary(media_type: str) -> dict[int | str, JsonObject]:
+    """The answer of a call that returns a file."""
+    return {200: {"description": "The file.", "content": {media_type: {"schema": BINARY}}}}
+
+
+def arrays() -> dict[int | str, JsonObject]:
+    """The other answer of POST /v1/retrieve, beside its JSON."""
+    file = BINARY | {"description": "The arrays that docs/http.md lists; `answer` has the JSON."}
+    described = "JSON, or an npz where Accept prefers it."
+    return {200: {"description": described, "content": {NPZ: {"schema": file}}}}
+
+
+def with_keys(document: JsonObject) -> JsonObject:
+    """``document``, which then says that a call may need a key. Those that never do say so themselves (`NO_KEY`)."""
+    scheme = {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A key of `seisbind key new`, where the server has keys; changes need one with the scope write.",
+    }
+    document.setdefault("components", {})["securitySchemes"] = {"key": scheme}
+    document["security"] = [{}, {"key": []}]
+    return document
+
+
+def _request(fields: type[BaseModel], content: JsonObject) -> JsonObject:
+    parameters = [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": schema["description"],
+            "schema": {key: value for key, value in schema.items() if key not in ("description", "title")},
+        }
+        for name, schema in fields.model_json_schema()["properties"].items()
+    ]
+    return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
+
+
+def _form(properties: JsonObject) -> JsonObject:
+    return {"type": "object", "required": ["file"], "additionalProperties": False, "properties": properties}
+
+
+def _content(fields: type[BaseModel], examples: JsonObject) -> JsonObject:
+    file = BINARY | {"description": "An npy or npz file; for a retrieval also SEG-Y or SU."}
+    form = _form({"file": file} | fields.model_json_schema()["properties"])
+    return {MULTIPART: {"schema": form, "examples": examples}} | {kind: {"schema": file} for kind in RAW_TYPES}

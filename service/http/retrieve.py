@@ -1,0 +1,218 @@
+"""The calls that find velocity models: POST /v1/retrieve by gathers, POST /v1/search by a model or by descriptors."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+
+from seisbind.index import Filter
+from seisbind.model.survey.preparation import Prepared
+from seisbind.service.engine.answers import Retrieval, SearchResult
+from seisbind.service.engine.bodies import (
+    gallery_body,
+    ingest_body,
+    retrieval_body,
+    search_result_body,
+    weights_body,
+)
+from seisbind.service.engine.engine import Engine, Stopwatch
+from seisbind.service.engine.query import Query
+from seisbind.service.formats.npy import NPZ
+from seisbind.service.formats.reader import Ingest, read_gathers, read_velocity
+from seisbind.service.http import npz_answer, openapi
+from seisbind.service.http.forms import (
+    allowed_top_k,
+    content_type,
+    limits_of,
+    parse_fields,
+    parse_filter,
+    parse_search,
+    read_file,
+    read_json,
+    unless_left,
+)
+from seisbind.service.http.parameters import parse_geometry, parse_include
+from seisbind.service.http.routing import JSON, Admitted, serving_of, written
+from seisbind.service.runtime.batcher import Answered
+from seisbind.service.runtime.serving import Serving
+from seisbind.service.schemas import (
+    LARGE_PARTS,
+    PARTS,
+    SEARCH_PARTS,
+    CoarseVelocityBody,
+    RetrievalBody,
+    RetrieveAnswer,
+    RetrieveFields,
+    SearchAnswer,
+    SearchFields,
+    TracesBody,
+)
+from seisbind.service.transport.access import Need, Policy
+
+FEW = 60  # numbers written on the event loop, in some 0.3 ms; a gather has as many as five matches
+PICTURED_SHOTS = 64  # whose traces one answer holds: 3 MB of text
+INT16 = 32767
+
+Pack = Callable[[str], bytes]  # of the JSON of an answer
+
+router = APIRouter(prefix="/v1", responses=openapi.PROBLEMS, route_class=Admitted)
+
+
+@router.post(
+    "/retrieve",
+    response_model=RetrieveAnswer,
+    tags=["search"],
+    responses=openapi.arrays(),
+    openapi_extra=openapi.upload(RetrieveFields, openapi.RETRIEVE_EXAMPLES),
+)
+@Policy(need=Need.READ)
+async def retrieve(request: Request) -> Response:
+    """Velocity models that go with shot gathers, and the physics of the ground under them.
+
+    Send one gather `(shot, time, receiver)` or a stack `(gather, shot, time, receiver)` as npy, as an npz that also
+    holds its geometry, or the shots of one line as SEG-Y or SU. `ingest` says how the file was understood.
+    With `Accept: application/x-npz` the answer is an npz, which has the matched velocity models in it.
+    """
+    serving, request_id, watch = serving_of(request), request.state.request_id, Stopwatch()
+    as_npz = npz_answer.preferred(",".join(request.headers.getlist("accept")))
+    serving.batches.check()
+    sent = await read_file(request)
+    fields = parse_fields(RetrieveFields, sent.fields)
+    top_k, filter = allowed_top_k(fields.top_k, serving), parse_filter(fields.filter)
+    include, geometry = parse_include(fields.include, PARTS + LARGE_PARTS), parse_geometry(fields)
+
+    def read(engine: Engine) -> tuple[Query, Ingest]:
+        with watch("read"):
+            upload = read_gathers(sent.content, geometry=geometry, limits=limits_of(serving), frame=engine.frame)
+        if as_npz:
+            limit_bytes = serving.settings.max_body_bytes
+            npz_answer.check_size(upload.ingest.gathers, top_k, limit_bytes, frame=engine.frame)
+        with watch("prepare"):
+            query = Query.prepare(
+                upload.gathers, upload.survey, frame=engine.frame, top_k=top_k, filter=filter, notes=upload.notes
+            )
+            return query, upload.ingest
+
+    async def work() -> tuple[Query, Ingest, Answered, Pack]:
+        with serving.batches.coming():
+            query, ingest = await serving.on_reader(read)
+        request.state.gathers = len(query)
+        return query, ingest, *await (_as_npz if as_npz else _as_json)(query, serving, watch)
+
+    with watch("total"):
+        query, ingest, answered, pack = await unless_left(request, work())
+    timings_ms = watch.timings_ms | answered.timings_ms
+    serving.metrics.observe_stages(timings_ms)
+
+    def answer(engine: Engine) -> RetrieveAnswer:
+        return RetrieveAnswer(
+            request_id=request_id,
+            weights=weights_body(engine.embedder.weights),
+            gallery=gallery_body(answered.gallery),
+            ingest=ingest_body(ingest),
+            results=bodies(answered.retrievals, query.prepared, include),
+            timings_ms=timings_ms,
+        )
+
+    small = not as_npz and not set(include) & set(LARGE_PARTS) and len(query) * (5 + top_k) <= FEW
+    return await written(answer, serving, media_type=NPZ if as_npz else JSON, pack=pack, small=small)
+
+
+async def _as_json(query: Query, serving: Serving, watch: Stopwatch) -> tuple[Answered, Pack]:
+    return await serving.batches.answer(query), str.encode
+
+
+async def _as_npz(query: Query, serving: Serving, watch: Stopwatch) -> tuple[Answered, Pack]:
+    answered, velocity = await npz_answer.with_velocity(query, serving, watch)
+    return answered, lambda json: npz_answer.packed(json, answered.retrievals, velocity)
+
+
+def bodies(retrievals: Sequence[Retrieval], prepared: Prepared, include: Sequence[str]) -> list[RetrievalBody]:
+    """The answers for the gathers of one request, with the parts in ``include``.
+
+    Traces are those of the first gathers, as many as have `PICTURED_SHOTS` shots between them.
+    """
+    found = [retrieval_body(retrieval, include) for retrieval in retrievals]
+    if "velocity" in include:
+        for body, retrieval in zip(found, retrievals, strict=True):
+            if retrieval.velocity is not None:  # over the ground of a gallery's model, in fewer cells
+                cell_m = prepared.frame.depth_cells * prepared.frame.cell_m / len(retrieval.velocity)
+                body.velocity = CoarseVelocityBody(cell_m=cell_m, m_s=retrieval.velocity.round().astype(int).tolist())
+    if "traces" in include:
+        for number, body in enumerate(found[: PICTURED_SHOTS // prepared.traces.shape[1]]):
+            body.traces = traces(prepared, number)
+    return found
+
+
+def traces(prepared: Prepared, number: int) -> TracesBody:
+    """One of the prepared gathers."""
+    gather = prepared.traces[number]
+    scale = float(np.abs(gather).max()) / INT16
+    return TracesBody(
+        shots=gather.shape[0],
+        samples=gather.shape[1],
+        receivers=gather.shape[2],
+        dt_s=prepared.frame.dt_s,
+        shot_x_m=prepared.shot_x_m[number].tolist(),
+        receiver_step_m=prepared.frame.receiver_spacing_m,
+        scale=scale,
+        int16=b64encode((gather / scale).round().astype("<i2").tobytes()).decode(),
+    )
+
+
+@router.post("/search", response_model=SearchAnswer, tags=["search"], openapi_extra=openapi.search())
+@Policy(need=Need.READ)
+async def search(request: Request) -> Response:
+    """Gallery models most like a velocity model (npy), or like descriptors (JSON)."""
+    serving, request_id, watch = serving_of(request), request.state.request_id, Stopwatch()
+    by = _by_descriptors if content_type(request) == JSON else _by_velocity
+    include, find = await by(request, serving, watch)
+
+    def answer(engine: Engine) -> SearchAnswer:
+        return SearchAnswer(
+            request_id=request_id,
+            weights=weights_body(engine.embedder.weights),
+            gallery=gallery_body(engine.info()),
+            results=[search_result_body(each, include) for each in find(engine)],
+            timings_ms={},
+        )
+
+    with watch("total"):
+        answered = await serving.on_model(answer)
+    answered.timings_ms = watch.timings_ms
+    serving.metrics.observe_stages(watch.timings_ms)
+    return await written(lambda engine: answered, serving)
+
+
+Find = tuple[tuple[str, ...], Callable[[Engine], list[SearchResult]]]  # parts of the answer, and the search
+
+
+async def _by_descriptors(request: Request, serving: Serving, watch: Stopwatch) -> Find:
+    body = await read_json(request)
+    asked = await serving.on_parser(lambda engine: parse_search(body))
+    top_k, include = allowed_top_k(asked.top_k, serving), parse_include(asked.include, SEARCH_PARTS)
+    filter = None if asked.filter is None else Filter.parse(asked.filter)
+
+    def find(engine: Engine) -> list[SearchResult]:
+        with watch("search"):
+            return [engine.search_descriptors(asked.descriptors, top_k=top_k, filter=filter)]
+
+    return include, find
+
+
+async def _by_velocity(request: Request, serving: Serving, watch: Stopwatch) -> Find:
+    sent = await read_file(request)
+    fields = parse_fields(SearchFields, sent.fields)
+    top_k, include = allowed_top_k(fields.top_k, serving), parse_include(fields.include, SEARCH_PARTS)
+    filter = parse_filter(fields.filter)
+
+    def find(engine: Engine) -> list[SearchResult]:
+        with watch("read"):
+            velocity = read_velocity(sent.content, limits=limits_of(serving))
+        with watch("search"):
+            return engine.search_velocity(velocity, top_k=top_k, filter=filter)
+
+    return include, find

@@ -1,0 +1,107 @@
+"""A uvicorn server on a socket that is bound before anything else: a taken port is one sentence, and exit code 1."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from seisbind.model.errors import PortTaken, ServiceError
+from seisbind.service.runtime import logs
+from seisbind.service.settings import Settings
+
+BACKLOG = 512  # connections that wait while the loop is busy
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A TCP socket that listens on ``host`` and ``port`` (0: a free one).
+
+    Raises:
+        PortTaken: another program listens there.
+        ServiceError: an address that this machine does not have, or a port that needs other rights.
+    """
+    try:
+        found = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, address = found[0]
+        # asyncio sets TCP_NODELAY only where the protocol is named; else a body waits 40 ms for the receipt of its head
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ServiceError(f"Cannot listen on {host!r}: {error.strerror or error}. Check --host.") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortTaken(
+                f"Port {port} on {host} is taken by another program. Choose one with --port; 0 takes a free one."
+            ) from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ServiceError(f"Cannot listen on {host} port {port}: {reason}. Check --host and --port.") from error
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address that a browser on this machine can open."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """Says that it is shutting down when it begins to; ASGI's own event comes after the last request has ended."""
+
+    def __init__(self, config: uvicorn.Config, *, stopping: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End running streams where they are, finish everything else that was admitted."""
+        self._stopping()
+        await super().shutdown(sockets)
+
+
+def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C, then finish what was admitted and return (or exit with code 0).
+
+    Args:
+        announce: called with the address once weights and gallery are open.
+
+    Raises:
+        SeisBindError: the port is taken, or weights or gallery cannot be opened.
+    """
+    for ending in (signal.SIGTERM, signal.SIGINT):  # while opening; uvicorn raises them again when it has finished
+        signal.signal(ending, _end)
+    logs.configure(settings.log_format)
+    with listen(settings.host, settings.port) as listener:
+        from seisbind.service.http.app import create_app  # torch takes seconds; a taken port is said at once
+        from seisbind.service.transport.protocol import Protocol
+
+        app = create_app(settings)
+        config = uvicorn.Config(
+            app,
+            http=Protocol.of(settings),
+            access_log=False,  # `RequestLog` writes its own lines
+            log_config=None,  # nor handlers of its own
+            log_level="warning",
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=round(settings.shutdown_s),
+        )
+        gc.collect()
+        gc.freeze()  # a million objects that live as long as the server are not looked through again while it answers
+        announce(url_of(listener))
+        Server(config, stopping=app.state.serving.stopping.set).run(sockets=[listener])
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)

@@ -1,0 +1,6 @@
+"""What a running server owns: threads, batches, the current gallery, metrics, logs.
+
+`serving.Serving` holds them together.
+"""
+
+__all__ = ["batcher", "images", "logs", "metrics", "request_body", "serving"]

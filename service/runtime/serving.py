@@ -1,0 +1,274 @@
+"""What a running server owns: the weights, the current gallery, the threads that use them, the canary."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from seisbind.index import Gallery, GalleryInfo, search_threads
+from seisbind.model.encoders.embedder import Embedder, choose_device
+from seisbind.model.errors import INTERNAL_ERROR, NotReady, Overloaded, SeisBindError
+from seisbind.model.survey.preparation import prepare
+from seisbind.service.engine.engine import Engine, canary_gather
+from seisbind.service.runtime.batcher import Batcher
+from seisbind.service.runtime.images import PictureCache
+from seisbind.service.runtime.metrics import Metrics
+from seisbind.service.runtime.request_body import UploadSlots
+from seisbind.service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CANARY_DEADLINE_S = 10.0  # behind what the model thread has to do first; a server later than this is not ready for more
+FILE_THREADS = 4  # records read and answers written: short, and mostly outside the interpreter's lock
+MAX_READERS = 4
+
+
+class _Held:
+    """An engine and how many jobs are using it; its gallery is closed after the last one once it is retired."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.users = 0
+        self.retired = False
+
+
+class Serving:
+    """Opens weights and gallery, and lets requests at them.
+
+    Who owns what: one *model* thread runs the encoders and searches (torch spreads each call over the cores by itself),
+    for gathers in the batches that ``batches`` forms; *reader* threads, one for each core that the encoders leave, read
+    and prepare gathers; `FILE_THREADS` *file* threads read records and write large answers; one *picture* thread draws,
+    so that pictures that wait for each other keep nobody else waiting. The event loop owns ``admitted``, ``uploads``,
+    ``streams``, ``stopping``, ``_reloading`` and ``_parsing``. The current engine is replaced as a whole under
+    ``_lock``; a job keeps the one it began with.
+
+    Raises:
+        SeisBindError: no usable weights, device or gallery.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        left = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if choose_device(settings.device).type == "cpu":
+            torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() - 1))
+            left -= torch.get_num_threads()
+        self.embedder = Embedder.load(
+            settings.weights, device=settings.device, runtime=settings.runtime, precision=settings.precision
+        )
+        self.pictures = PictureCache()
+        self.metrics = Metrics()
+        self._lock = threading.Lock()
+        self._held = _Held(self._open())
+        log.info("Gathers are embedded by %s on %s.", self.embedder.runtime, self.embedder.device)
+        # else a search's second thread waits, busily, for work on the core that reads requests
+        own = partial(search_threads, torch.get_num_threads())
+        self._model = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=own)
+        # more readers than cores would only take the interpreter's lock from each other
+        self._readers = ThreadPoolExecutor(max(1, min(MAX_READERS, left)), thread_name_prefix="reader")
+        self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
+        self._drawing = ThreadPoolExecutor(1, thread_name_prefix="picture")
+        self.batches = Batcher(
+            lambda job: self._submit(self._model, job),
+            max_batch=settings.max_batch,
+            max_wait_s=settings.max_wait_ms / 1e3,
+            max_queue=settings.max_queue,
+            on_batch=self.metrics.batch_gathers.observe,
+        )
+        self.uploads = UploadSlots(
+            max_bodies=settings.max_uploads, max_bytes=settings.max_concurrency * settings.max_body_bytes
+        )
+        self.streams = UploadSlots(max_bodies=settings.max_streams)
+        self.stopping = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._parsing = asyncio.Lock()
+        self._admitted = 0
+        self._canary_at = float("-inf")
+        self._canary: asyncio.Task[bool] | None = None
+        self._warm_up()
+        self.metrics.admitted.set_function(lambda: self._admitted)
+        self.metrics.arriving.set_function(lambda: len(self.uploads))
+        self.metrics.streams.set_function(lambda: len(self.streams))
+        self.metrics.waiting_gathers.set_function(lambda: self.batches.waiting)
+        self.metrics.gallery_models.set_function(lambda: len(self._held.engine.gallery))
+        self.metrics.gallery_generation.set_function(lambda: self._held.engine.gallery.generation)
+
+    def _open(self) -> Engine:
+        gallery = Gallery.open(
+            self.settings.gallery,
+            fingerprint=self.embedder.fingerprint,
+            frame=self.embedder.frame,
+            writable=self.settings.writable,
+        )
+        engine = Engine(self.embedder, gallery)
+        engine.info()
+        return engine
+
+    def _warm_up(self) -> None:
+        """Encode once what will be encoded, so that the first request does not wait for kernels to be chosen."""
+        frame = self.embedder.frame
+        for gathers in (1, self.settings.max_batch) if self.embedder.device.type == "cuda" else (1,):
+            canary = np.repeat(canary_gather(frame), gathers, axis=0)
+            self.embedder.embed_gathers(prepare(canary, frame=frame))
+
+    def check_places(self) -> None:
+        """Whether a request may be worked on now.
+
+        Raises:
+            Overloaded: as many are as may be.
+        """
+        if self._admitted >= self.settings.max_concurrency:
+            raise Overloaded(f"{self._admitted} requests are being worked on or answered already. Try again soon.")
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """A place among the requests that are worked on or whose answers are sent at once.
+
+        Raises:
+            Overloaded: there is none.
+        """
+        self.check_places()
+        self._admitted += 1
+        try:
+            yield
+        finally:
+            self._admitted -= 1
+
+    async def on_model(self, job: Callable[[Engine], T]) -> T:
+        """Run ``job`` on the model thread."""
+        with self.metrics.queued() as begun:
+
+            def begin(engine: Engine) -> T:
+                begun()
+                return job(engine)
+
+            return await self._run(self._model, begin)
+
+    async def on_reader(self, job: Callable[[Engine], T]) -> T:
+        """Run ``job``, which reads and prepares gathers, on a reader thread."""
+        return await self._run(self._readers, job)
+
+    async def on_parser(self, job: Callable[[Engine], T]) -> T:
+        """Run ``job``, which parses text, on a file thread, one at a time: it keeps the interpreter's lock for
+        milliseconds, and several would not let the event loop have it in between."""
+        async with self._parsing:
+            return await self.on_file(job)
+
+    async def on_file(self, job: Callable[[Engine], T]) -> T:
+        """Run ``job`` on a file thread."""
+        return await self._run(self._files, job)
+
+    def here(self, job: Callable[[Engine], T]) -> T:
+        """Run ``job`` now, on the event loop: for what takes less than half a millisecond."""
+        with self._using() as engine:
+            return job(engine)
+
+    async def on_picture(self, draw: Callable[[Engine], bytes]) -> bytes:
+        """Run ``draw`` on the picture thread."""
+        return await self._run(self._drawing, draw)
+
+    async def _run(self, pool: ThreadPoolExecutor, job: Callable[[Engine], T]) -> T:
+        return await asyncio.wrap_future(self._submit(pool, job))  # cancelled before it runs, it never runs
+
+    def _submit(self, pool: ThreadPoolExecutor, job: Callable[[Engine], T]) -> Future[T]:
+        def run() -> T:
+            with self._using() as engine:
+                return job(engine)
+
+        return pool.submit(run)
+
+    @contextmanager
+    def _using(self) -> Iterator[Engine]:
+        """The current engine, whose gallery stays open until the block ends."""
+        with self._lock:
+            held = self._held
+            held.users += 1
+        try:
+            yield held.engine
+        finally:
+            with self._lock:
+                held.users -= 1
+                last = held.retired and not held.users
+            if last:
+                held.engine.gallery.close()
+
+    async def reload(self) -> tuple[GalleryInfo, GalleryInfo]:
+        """Open the gallery anew and serve it from the next job on; says what was served before and what is now.
+
+        A writable gallery, which nobody else can have changed, is refreshed in place.
+
+        Raises:
+            SeisBindError: what is there now cannot be served; the old one goes on being served.
+        """
+
+        def fresh(engine: Engine) -> tuple[GalleryInfo, Engine, GalleryInfo]:
+            before = engine.info()
+            if self.settings.writable:
+                engine.refresh()
+            else:
+                engine = self._open()
+            return before, engine, engine.info()
+
+        async with self._reloading:  # one at a time: each opens a whole gallery, and the last one opened is served
+            try:
+                before, engine, after = await self.on_file(fresh)
+            except Exception as error:  # whatever it is, the old gallery goes on being served
+                code = error.code if isinstance(error, SeisBindError) else INTERNAL_ERROR
+                self.metrics.reload_failures.labels(code).inc()
+                log.error("The gallery was not reloaded; the one before goes on being served: %s [%s]", error, code)
+                raise
+            if engine is not self._held.engine:
+                with self._lock:
+                    old, self._held = self._held, _Held(engine)
+                    old.retired = True
+                    idle = not old.users
+                if idle:
+                    old.engine.gallery.close()
+        return before, after
+
+    async def ready(self) -> None:
+        """Return if a canary gather was encoded and searched lately, or now.
+
+        Raises:
+            NotReady: it was not, or the server is shutting down.
+        """
+        if self.stopping.is_set():
+            raise NotReady("The server is shutting down; ask another one.")
+        if time.monotonic() - self._canary_at <= self.settings.canary_max_age_s:
+            return
+        if self._canary is None or self._canary.done():
+            self._canary = asyncio.create_task(self._run_canary())
+        done, _ = await asyncio.wait([self._canary], timeout=CANARY_DEADLINE_S)
+        if not done:
+            raise NotReady(f"A canary gather was not answered in {CANARY_DEADLINE_S:g} s.")
+        if not self._canary.result():
+            raise NotReady("A canary gather could not be answered; the server's log says why.")
+
+    async def _run_canary(self) -> bool:
+        try:
+            await self.on_model(lambda engine: engine.canary())
+        except (SeisBindError, RuntimeError):  # RuntimeError: torch, FAISS, a pool that has shut down
+            log.exception("The canary gather failed.")
+            return False
+        self._canary_at = time.monotonic()
+        return True
+
+    def close(self) -> None:
+        """Finish what is running, then let go of the gallery."""
+        self._model.shutdown(wait=True)
+        self._readers.shutdown(wait=True)
+        self._files.shutdown(wait=True)
+        self._drawing.shutdown(wait=True)
+        self._held.engine.gallery.close()

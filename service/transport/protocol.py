@@ -1,0 +1,240 @@
+"""How requests are read from a connection: one at a time, within limits, and bytes that are no request are refused.
+
+No ASGI application sees these bytes. It builds on the inside of uvicorn, whose versions pyproject.toml therefore caps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from seisbind.service.settings import MIB, Settings
+from seisbind.service.transport.connection import Connection
+from seisbind.service.transport.problems import CODE, problem
+from seisbind.service.transport.request_log import SAFE_HEADERS
+
+log = logging.getLogger(__name__)
+
+MAX_HEAD_BYTES = 65_536
+HEAD_DEADLINE_S = 30.0
+EMPTY_LINE = b"\r\n\r\n"  # ends a head, and the trailers of a chunked body
+FEEDS_A_TURN = 256  # of the parser, before the event loop sees to other connections: a millisecond
+PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"  # an interim answer, which every client of HTTP/1.1 passes over
+PROBES = 2
+PROBE_EVERY_S = 0.05
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, with a problem document in place of its line of text, and limits on what a connection may cost.
+
+    One request of a connection is in work at a time. The parser is fed up to the end of that request and not beyond it;
+    what the client sent after it is held, at most a read of it, and goes to the parser once the answer is complete.
+    Where nothing is held, reading goes on during the work, so that a client that leaves is noticed.
+    """
+
+    deadline_s = 30.0
+    max_unread_bytes = 32 * MIB
+
+    @classmethod
+    def of(cls, settings: Settings) -> type[Protocol]:
+        """The protocol of a server with ``settings``."""
+        limits = {"deadline_s": settings.body_deadline_s, "max_unread_bytes": settings.max_body_bytes}
+        return type(cls.__name__, (cls,), limits)
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.ws_protocol_class = None  # there is nothing to upgrade to
+        self._connection: Connection
+        self._held = b""  # what came and has not been parsed, from `_at` on
+        self._at = 0
+        self._tail = b""  # the last three bytes that were parsed
+        self._in_message = False
+        self._in_head = False
+        self._head_bytes = 0  # or of trailers
+        self._body_left: int | None = None  # bytes; None while it is not known
+        self._overdue: asyncio.TimerHandle | None = None
+        self._probing: asyncio.TimerHandle | None = None
+
+    # The connection
+
+    def connection_made(self, transport: Any) -> None:
+        self._connection = Connection(
+            transport,
+            deadline_s=self.deadline_s,
+            max_unread_bytes=self.max_unread_bytes,
+            receiving=lambda: self._in_message or self._at < len(self._held),
+        )
+        super().connection_made(self._connection)
+        self._expect_within(HEAD_DEADLINE_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.lost()
+        self._cancel_overdue()
+        if self._probing is not None:
+            self._probing.cancel()
+        self._held, self._at = b"", 0
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._connection.hurry()
+
+    def data_received(self, data: bytes) -> None:
+        if self._connection.is_closing():
+            self._connection.throw_away(len(data))
+            return
+        self._held, self._at = self._held[self._at :] + data, 0
+        self._parse()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """The client sends no more. Whether it has left, or waits for the answer to a whole request, it does not say.
+
+        So it is sent an interim answer, to which the machine of a client that has left replies with a reset.
+        """
+        self._connection.end_reading()
+        waits = self._working() and not self._in_message and self.cycle.scope["http_version"] == "1.1"
+        if not waits or self._connection.is_closing():
+            return None
+        self.cycle.keep_alive = False
+        self._probe(PROBES)
+        return True
+
+    def _probe(self, left: int) -> None:
+        if left and not self.cycle.response_started:
+            self._connection.write(PROBE)
+        self._probing = self.loop.call_later(PROBE_EVERY_S, self._check_probe, max(0, left - 1))
+
+    def _check_probe(self, left: int) -> None:
+        if not self._working():
+            return
+        if self._connection.has_failed():
+            self._connection.abort()
+        else:
+            self._probe(left)
+
+    # Requests
+
+    def _working(self) -> bool:
+        """Whether the answer to the request that was parsed last is not complete."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _parse(self) -> None:
+        """Parse what is held, as far as it belongs to the request in work, or begins the next where none is."""
+        for _ in range(FEEDS_A_TURN):
+            if not self._in_message:
+                self._skip_empty_lines()
+            if self._at == len(self._held) or self._connection.is_closing():
+                self._held, self._at = b"", 0
+                break
+            if not self._in_message and self._working():
+                break
+            self._feed()
+        else:
+            self.loop.call_soon(self._parse)
+        self._connection.hold(self._at < len(self._held))
+
+    def _skip_empty_lines(self) -> None:
+        """Between requests, where they mean nothing and begin none."""
+        if self._held[self._at : self._at + 1] in (b"\r", b"\n"):
+            self._held, self._at = self._held[self._at :].lstrip(b"\r\n"), 0
+
+    def _feed(self) -> None:
+        """Parse a part that reaches no further than the end of the request."""
+        if not self._in_message:
+            self._head_bytes, self._tail = 0, b""
+        head = self._in_head or not self._in_message
+        if not head and self._body_left:
+            size = min(self._body_left, len(self._held) - self._at)
+        else:
+            size = self._until_empty_line()
+            self._head_bytes += size
+        if head and self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(
+                f"The head of the request has more than {MAX_HEAD_BYTES} bytes. Send fewer or shorter headers."
+            )
+            return
+        part = self._held[self._at : self._at + size]
+        self._at += size
+        self._tail = (self._tail + part[-3:])[-3:]
+        super().data_received(part)
+        if not head and self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(f"More than {MAX_HEAD_BYTES} bytes came after a chunk and before the next. Send no trailers.")
+
+    def _until_empty_line(self) -> int:
+        """Bytes up to the end of the next empty line, or all."""
+        across = (self._tail + self._held[self._at : self._at + 3]).find(EMPTY_LINE)
+        if across >= 0:
+            return across + len(EMPTY_LINE) - len(self._tail)
+        found = self._held.find(EMPTY_LINE, self._at)
+        return (found + len(EMPTY_LINE) if found >= 0 else len(self._held)) - self._at
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect_within(HEAD_DEADLINE_S)
+        self._in_message = self._in_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # nobody here reads trailers
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._cancel_overdue()
+        length = next((value for name, value in self.headers if name == b"content-length"), b"")
+        self._body_left = int(length) if length.isdigit() else None
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        if self._body_left is not None:
+            self._body_left -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_message = False
+        self._cancel_overdue()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._connection.is_closing():
+            return
+        if self._in_message:  # what is left of its body is thrown away
+            self._expect_within(self.deadline_s)
+        else:
+            self._parse()
+
+    def send_400_response(self, msg: str) -> None:
+        """``msg``: uvicorn's sentence, or its parser's."""
+        self._refuse(f"{msg.rstrip('.')}. It is not HTTP/1.1, or its address is longer than 65,535 bytes.")
+
+    def _refuse(self, detail: str) -> None:
+        """Answer and close."""
+        request_id = uuid.uuid4().hex
+        log.info("Bytes that are no request were refused: %s [%s]", detail, request_id)
+        if self._working() and self.cycle.response_started:
+            self._connection.abort()  # in the middle of an answer there is no place for another
+            return
+        answer = problem({"path": "", "state": {"request_id": request_id}}, 400, CODE[400], detail)
+        headers = [*answer.raw_headers, *SAFE_HEADERS.items(), (b"connection", b"close")]
+        lines = [b"HTTP/1.1 400 Bad Request", *(name + b": " + value for name, value in headers), b"", b""]
+        self._connection.write(b"\r\n".join(lines) + bytes(answer.body))
+        self._in_message = True  # and its end will not be found
+        self._connection.close()
+        if self._working():
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def _expect_within(self, seconds: float) -> None:
+        """Close unless what is expected has come by then: the end of a head, or of a body that nobody reads."""
+        self._cancel_overdue()
+        self._overdue = self.loop.call_later(seconds, self._connection.close)
+
+    def _cancel_overdue(self) -> None:
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None

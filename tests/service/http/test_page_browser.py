@@ -1,0 +1,324 @@
+"""The page in a real browser: Chromium through Playwright, over the real server.
+
+Both have to be there (``pip install -c constraints.txt -e '.[browser]'``, Debian's ``chromium``); the tests are skipped
+otherwise. ``SEISBIND_CHROMIUM`` names another program, ``SEISBIND_AXE`` axe-core's ``axe.min.js``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from seisbind.service.commands.demo import npy
+from seisbind.service.transport.keys import Scope, make_key
+
+api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[browser]'")
+CHROMIUM = os.environ.get("SEISBIND_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("there is no chromium on this machine: apt install chromium", allow_module_level=True)
+AXE = os.environ.get("SEISBIND_AXE")
+
+Float32 = NDArray[np.float32]
+ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+SHAKEN = 120_000  # ms, that a busy machine may need for a step
+INKED = """canvas => { const d = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+const colours = Array.from({length: d.length / 4}, (_, i) => d[4 * i] << 16 | d[4 * i + 1] << 8 | d[4 * i + 2]);
+return new Set(colours).size }"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield opened
+        opened.close()
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def visit(browser: Any, served: Any) -> Iterator[Open]:
+    """Opens the page; afterwards holds it to no fault in its scripts, no violated policy, no other host."""
+    contexts, faults = [], []
+
+    def open_page(*, url: str = served.url, width: int = 1280, scheme: str = "light", **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
+        contexts.append(context)
+        context.set_default_timeout(SHAKEN)
+        page = context.new_page()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda line: faults.append(line.text) if "Content Security" in line.text else None)
+        page.on("request", lambda request: _belongs(request.url, url) or faults.append(request.url))
+        page.goto(f"{url}/")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+def _belongs(address: str, url: str) -> bool:
+    return address.startswith((f"{url}/", f"blob:{url}/"))
+
+
+def answered(page: Any) -> None:
+    page.wait_for_selector("#state.done")
+    page.locator("#models canvas[aria-label]").nth(5).wait_for()
+
+
+def ask_sample(page: Any, title: str = "A fault") -> None:
+    page.get_by_role("button", name=title).click()
+    answered(page)
+
+
+def send(page: Any, name: str, content: bytes) -> None:
+    file = {"name": name, "mimeType": "application/octet-stream", "buffer": content}
+    page.set_input_files("#file", files=[file])
+
+
+def test_a_sample_is_asked_about_with_the_keyboard(visit: Open) -> None:
+    page = visit()
+    page.get_by_role("button", name="A fault").focus()
+    page.keyboard.press("Enter")
+    answered(page)
+    assert "Answered in" in page.inner_text("#state-text")
+    assert page.evaluate("document.activeElement.id") == "answer-title"
+    assert page.locator("#models li").count() == 7  # the truth, the encoder's own, five matches
+    for canvas in page.locator("#models canvas, #traces, #bar").all():
+        assert canvas.evaluate(INKED) > 10, canvas.get_attribute("aria-label")
+    assert page.locator("#physics tbody tr").count() == 13
+    assert page.locator("#physics svg .h-band").count() == 13
+    assert page.locator("#physics svg .h-truth").count() == 13
+    assert page.inner_text("#verdict").startswith("✓ Familiar.")
+    assert page.inner_text("#presence").startswith("✓ In the gallery.")
+    page.get_by_label("Next shot").press("Enter")
+    assert page.input_value("#shot") == "3"
+    label = page.get_attribute("#traces", "aria-label")
+    page.select_option("#axis", "offset")
+    assert label.startswith("Shot 4 of 5 at 520 metres: 70 traces of 1 seconds, 0 of them dead.")
+
+
+PRESENCE = """async ([probability, rankedBy]) => {
+const { presence } = await import('/web/words.js');
+const warnings = probability === null ? [{ code: "in_gallery_unknown", detail: "…" }] : [];
+const { kind, mark, words } = presence({ in_gallery: probability, ranked_by: rankedBy, warnings });
+return [kind, `${mark} ${words}`] }"""
+
+
+@pytest.mark.parametrize(
+    ("probability", "ranked_by", "kind", "said"),
+    [
+        (0.95, "similarity", "good", "In the gallery. Take the first match."),
+        (0.5, "similarity", "", "Perhaps in the gallery. Where the first matches agree, believe them."),
+        (0.05, "similarity", "doubt", "not in the gallery. Take the physics first; the matches are relatives."),
+        (0.01, "structure", "doubt", "the matches are relatives, ranked by structure."),
+        (None, "similarity", "doubt", "too unlike those of training to tell. Take the matches for a guess."),
+        (None, "structure", "doubt", "Take the matches for a guess, ranked by structure."),
+    ],
+)
+def test_whether_the_ground_is_in_the_gallery_is_said(
+    visit: Open, probability: float | None, ranked_by: str, kind: str, said: str
+) -> None:
+    found, words = visit().evaluate(PRESENCE, [probability, ranked_by])
+    assert found == kind and words.endswith(said)
+
+
+def test_differences_to_the_first(visit: Open) -> None:
+    page = visit()
+    ask_sample(page)
+    before = page.locator("#models canvas").nth(3).evaluate("canvas => canvas.toDataURL()")
+    assert not page.is_visible("#difference-bar")
+    page.check("#difference")
+    assert page.is_visible("#difference-bar")
+    assert page.locator("#models canvas").nth(3).evaluate("canvas => canvas.toDataURL()") != before
+    page.locator("#models canvas").nth(2).hover()
+    assert "depth" in page.inner_text("#readout")
+
+
+def test_a_field_file_and_its_downloads(visit: Open, gathers: Float32, served: Any, tmp_path: Path) -> None:
+    page = visit()
+    send(page, "my line.npy", npy(gathers[:2]))
+    answered(page)
+    assert "npy, float32" in page.inner_text("#ingest")
+    assert page.is_visible("#gather-choice")
+    page.select_option("#gather-choice", "1")
+    page.locator("#models canvas[aria-label]").nth(5).wait_for()
+    first = page.locator("#models li").nth(1)
+    model_id = first.locator("code").inner_text()
+    for kind, path in (("npy", "velocity.npy"), ("SEG-Y", "velocity.segy")):
+        with page.expect_download() as download:
+            first.get_by_text(kind, exact=True).click()
+        target = tmp_path / path
+        download.value.save_as(target)
+        assert target.read_bytes() == served.http.get(f"/v1/models/{model_id}/{path}").content
+    with page.expect_download() as download:
+        page.click("#json")
+    assert download.value.suggested_filename == "my line.npy.json"
+    assert "-F 'file=@my line.npy' -F top_k=5" in page.inner_text("#curl")
+
+
+def test_what_is_refused_is_said_and_can_be_mended(visit: Open, gathers: Float32) -> None:
+    page = visit()
+    send(page, "notes.txt", b"no gather at all")
+    page.wait_for_selector("#state.refused")
+    assert "unsupported_format" in page.inner_text("#state-text")
+    short = io.BytesIO()
+    np.save(short, gathers[0][:3], allow_pickle=False)
+    send(page, "three.npy", short.getvalue())
+    page.wait_for_selector("#state-text >> text=invalid_survey")
+    page.fill("[name=shot_x_m]", "0, 170, 340")
+    page.fill("[name=receiver_x_m]", ",".join(str(10 * i) for i in range(70)))
+    page.get_by_role("button", name="Ask again").click()
+    answered(page)
+    assert "3, at 0 m to 340 m" in page.inner_text("#ingest").replace("0 to 340 m", "0 m to 340 m")
+    assert "shot_x_m=0, 170, 340" in page.inner_text("#curl")
+
+
+def test_after_a_refusal_there_is_no_answer_to_something_else(visit: Open) -> None:
+    """The answer before it, with its pictures and its file's name, would be read as one to what was refused."""
+    page = visit()
+    ask_sample(page)
+    assert page.is_visible("#answer")
+    send(page, "notes.txt", b"no gather at all")
+    page.wait_for_selector("#state.refused")
+    assert not page.is_visible("#answer")
+    ask_sample(page)
+    page.route("**/v1/retrieve", lambda route: None)
+    page.get_by_role("button", name="Folded layers").click()
+    page.wait_for_selector("#busy progress")
+    page.get_by_role("button", name="Cancel").click()
+    page.wait_for_selector("#state-text >> text=still the answer to fault.npz")
+    assert page.inner_text("#answer-title") == "Answer: fault.npz"
+    page.unroute("**/v1/retrieve")
+    page.route("**/v1/retrieve", lambda route: route.abort())
+    page.get_by_role("button", name="Folded layers").click()
+    page.wait_for_selector("#state.refused")
+    assert not page.is_visible("#answer")
+
+
+def test_of_nineteen_shots_those_used_are_shown(visit: Open, gathers: Float32) -> None:
+    page = visit()
+    x = [36.0 * i for i in range(19)]
+    page.click("#options summary")
+    page.fill("[name=shot_x_m]", ", ".join(f"{each:g}" for each in x))
+    page.fill("[name=receiver_x_m]", ",".join(str(10 * i) for i in range(70)))
+    send(page, "nineteen.npy", npy(np.resize(gathers[0], (19, 1000, 70))))
+    answered(page)
+    assert "19, at 0 to 648 m; 5 of them used" in page.inner_text("#ingest")
+    assert "Of 19 shots on the line, 5 were used, those at 0, 180, 324, 468, 648 m" in page.inner_text("#warnings")
+    assert page.locator("#shot option").all_inner_texts()[1] == "2 of 5, at 180 m"
+    assert "few" not in page.inner_text("#verdict")
+
+
+def test_geometry_unlike_training_is_not_called_too_few(visit: Open) -> None:
+    """Weights may have had fewer shots in training than a record has: it is too many then."""
+    words = visit().evaluate(
+        "async () => (await import('/web/words.js')).verdict({ likely: false, reason: 'geometry', score: 9, limit: 1, "
+        "detail: 'Shots (shots on the line) is 5; in training it lay between 1 and 3.' })"
+    )
+    assert "too few" not in words["words"] and "more shots" in words["words"] and "is 5" in words["detail"]
+
+
+def test_waiting_cancelling_and_an_unreachable_server(visit: Open) -> None:
+    page = visit()
+    page.route("**/v1/retrieve", lambda route: None)
+    page.get_by_role("button", name="A fault").click()
+    page.wait_for_selector("#busy progress")
+    page.get_by_role("button", name="Cancel").click()
+    page.wait_for_selector("#state-text >> text=Cancelled")
+    page.unroute("**/v1/retrieve")
+    page.route("**/v1/retrieve", lambda route: route.abort())
+    page.get_by_role("button", name="A fault").click()
+    page.wait_for_selector("#state-text >> text=cannot be reached")
+    page.unroute("**/v1/retrieve")
+    page.get_by_role("button", name="Try again").click()
+    answered(page)
+
+
+def test_a_key_is_asked_for_and_kept_in_memory_only(visit: Open, serve: Any, tmp_path: Path) -> None:
+    secret, key = make_key("reader", Scope.READ)
+    url = serve(api_keys=key.line, page_access="open").url
+    page = visit(url=url)
+    page.wait_for_selector("#key")
+    assert page.evaluate("document.activeElement.id") == "key"
+    page.fill("#key", secret)
+    page.keyboard.press("Enter")
+    ask_sample(page)
+    with page.expect_download() as download:
+        page.locator("#models li").nth(2).get_by_text("npy", exact=True).click()
+    download.value.save_as(tmp_path / "model.npy")
+    assert np.load(tmp_path / "model.npy", allow_pickle=False).shape == (70, 70)
+    assert "$SEISBIND_API_KEY" in page.inner_text("#curl") and secret not in page.content()
+    kept = "[localStorage.length, sessionStorage.length, document.cookie, location.href]"
+    assert page.evaluate(kept) == [0, 0, "", f"{url}/"]
+
+
+SHIFTED = """() => new Promise(done => { let sum = 0;
+new PerformanceObserver(list => list.getEntries().forEach(each => { sum += each.hadRecentInput ? 0 : each.value }))
+  .observe({ type: 'layout-shift', buffered: true });
+setTimeout(() => done(sum), 500) })"""
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_nothing_jumps_while_it_loads(visit: Open, width: int) -> None:
+    """Cumulative layout shift, of which browsers call 0.1 good; a box that is pushed down would be seen."""
+    page = visit(width=width)
+    page.wait_for_selector("#samples button")
+    assert page.evaluate(SHIFTED) < 0.1
+    page.evaluate("() => document.body.prepend(Object.assign(document.createElement('div'), {style: 'height: 400px'}))")
+    assert page.evaluate(SHIFTED) > 0.1
+
+
+def test_it_fits_a_phone(visit: Open) -> None:
+    page = visit(width=360)
+    ask_sample(page)
+    page.click("#options summary")
+    page.click(".calls summary")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.skipif(AXE is None, reason="SEISBIND_AXE does not name axe-core's axe.min.js")
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (360, "light"), (360, "dark")])
+def test_axe_finds_nothing_serious(visit: Open, width: int, scheme: str) -> None:
+    page = visit(width=width, scheme=scheme, bypass_csp=True)
+    source = Path(str(AXE)).read_text(encoding="utf-8")
+    page.add_script_tag(content=source)
+    page.wait_for_selector("#samples button")
+
+    def found() -> list[str]:
+        report = page.evaluate("async () => await axe.run()")
+        assert len(report["passes"]) > 15  # it did look
+        violations = report["violations"]
+        return [
+            f"{each['id']}: {[node['html'] for node in each['nodes']]}"
+            for each in violations
+            if each["impact"] in ("serious", "critical")
+        ]
+
+    assert found() == []
+    page.click("#options summary")
+    page.click(".calls summary")
+    ask_sample(page, "Noisy and incomplete")
+    assert found() == []
+    send(page, "notes.txt", b"no gather at all")
+    page.wait_for_selector("#state.refused")
+    assert found() == []
