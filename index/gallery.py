@@ -87,9 +87,9 @@ class Gallery:
         self._view = view
 
     def _lookup(self) -> RowLookup:
-        """The generation is read first, so that the rows are never older than it."""
+        """The view is read first, so that the rows are never older than it."""
         view = self._view
-        return RowLookup(view.generation, self._row_of, view.last_row)
+        return RowLookup(view.generation, self._row_of, view.last_row, view.holds)
 
     @classmethod
     def create(

@@ -78,7 +78,8 @@ def _problems(records: Records, view: View | None, folder: Path, notes: list[str
     yield from records.structure()
     try:
         rows, model_ids = records.rows_and_ids()
-        lookup = RowLookup(-1, dict(zip(model_ids, rows.tolist(), strict=True)), 0)
+        row_of = dict(zip(model_ids, rows.tolist(), strict=True))
+        lookup = RowLookup(-1, row_of, 0, holds=lambda row, model_id: row_of.get(model_id) == row)
     except GalleryDamaged as error:
         yield str(error)
         return

@@ -87,6 +87,11 @@ class View:
         at = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
         return np.asarray(at[(self.rows[at] == rows) & self.alive[at]], np.int64)
 
+    def holds(self, row: int, model_id: str) -> bool:
+        """Whether ``row`` is that of a model here, with that id."""
+        found = self.positions(np.asarray([row], np.int64))
+        return bool(len(found)) and self.ids[found[0]] == model_id
+
     def search(self, space: str, queries: Float32, k: int, condition: Filter | None) -> list[list[Hit]]:
         """The hits of each query ``(query, dimension)`` in one of `SPACES`; see `VectorIndex.search`."""
         allowed = None if len(self) == len(self.alive) else self.alive

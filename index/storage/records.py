@@ -223,8 +223,9 @@ class Records:
     ) -> T:
         """What ``read`` reads of a model by its row.
 
-        A row that is missing although the gallery is still that of ``lookup`` is damage. If it has changed, here or in
-        another process, the model may have been removed or added, or have a new row.
+        A row is missing and that is damage only if ``lookup`` and this transaction are of one generation, and the row
+        is of that generation too. Otherwise there was a change, here or in another process: the model may have been
+        removed or added, or have a new row.
         """
         row = lookup.row_of.get(model_id)
         found = None if row is None else read(connection, row, model_id)
@@ -233,7 +234,8 @@ class Records:
         if self.state().generation == lookup.generation:
             if row is None:
                 raise self._unknown(model_id)
-            raise self._damaged(f"the record of {model_id!r} cannot be found")
+            if lookup.holds(row, model_id):
+                raise self._damaged(f"the record of {model_id!r} cannot be found")
         new = connection.execute("SELECT row FROM models WHERE model_id = ?", (model_id,)).fetchone()
         found = None if new is None else read(connection, new[0], model_id)
         if found is None:
