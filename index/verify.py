@@ -97,7 +97,7 @@ def _problems(records: Records, view: View | None, folder: Path, notes: list[str
         return
     if view is not None:
         if view.generation != catalogue.state.generation:
-            view = refresh_view(view, records, folder)  # others may write while this gallery only reads
+            view = refresh_view(view, records, folder).view  # others may write while this gallery only reads
         if not np.array_equal(view.rows[view.alive], catalogue.rows):
             yield "The models being searched are not those of the records. Open the gallery again."
             return

@@ -13,7 +13,7 @@ import numpy as np
 from seisbind.index.search.columns import Bool, Columns, ColumnsSnapshot, keys_of
 from seisbind.index.search.snapshots import Snapshot, load_columns_snapshot, load_snapshot
 from seisbind.index.search.vectors import Float32, Int64, VectorIndex
-from seisbind.index.search.view import DEAD_SHARE, View
+from seisbind.index.search.view import View
 from seisbind.index.storage.folder import SPACES
 from seisbind.index.storage.record import CHECKSUM, Catalogue, GalleryState, RecordColumns, digest_entry, xor
 from seisbind.index.storage.records import Records
@@ -70,7 +70,23 @@ def load_view(records: Records, folder: Path) -> LoadedView:
     return LoadedView(view, tuple(notes), len(keys) + 1)
 
 
-def refresh_view(view: View, records: Records, folder: Path) -> View:
+@dataclass(frozen=True, slots=True, eq=False)
+class RefreshedView:
+    """A view as it is now.
+
+    Attributes:
+        row_of: of the models that were added.
+        gone: ids of those that were removed and not added again.
+        anew: everything was loaded again, and ``row_of`` is of all models.
+    """
+
+    view: View
+    row_of: dict[str, int]
+    gone: tuple[str, ...] = ()
+    anew: bool = False
+
+
+def refresh_view(view: View, records: Records, folder: Path) -> RefreshedView:
     """A view of the records as they are now: the same one if nothing has changed.
 
     Rows are never used twice, so new models have higher rows than all before; removed ones are looked for only if the
@@ -79,7 +95,7 @@ def refresh_view(view: View, records: Records, folder: Path) -> View:
     with records.reading():
         state = records.state()
         if state.generation == view.generation:
-            return view
+            return RefreshedView(view, {})
         new = records.columns(after=view.last_row)
         gone = np.empty(0, np.int64)
         if len(view) + len(new.rows) != state.count:
@@ -88,8 +104,14 @@ def refresh_view(view: View, records: Records, folder: Path) -> View:
         if _digest_after(view, new, gone) == state.digest and count + len(new.rows) == state.count:
             velocity, physics = records.embeddings(new.rows)
             between = GalleryState(state.generation, count, state.digest)
-            return view.without(between, view.rows[gone]).extended(state, new, velocity, physics)
-        return load_view(records, folder).view
+            row_of = dict(zip(new.ids, new.rows.tolist(), strict=True))
+            return RefreshedView(
+                view.without(between, view.rows[gone]).extended(state, new, velocity, physics),
+                row_of,
+                tuple(model_id for model_id in view.ids[gone] if model_id not in row_of),
+            )
+        loaded = load_view(records, folder).view
+        return RefreshedView(loaded, loaded.row_of(), anew=True)
 
 
 def _digest_after(view: View, new: RecordColumns, gone: Int64) -> bytes:
@@ -124,10 +146,7 @@ def _extend_snapshots(
     )
     rest = catalogue.rows[held:]
     view = before.extended(state, records.columns(rest), *records.embeddings(rest)) if len(rest) else before
-    dead = len(alive) - held
-    if dead * DEAD_SHARE > len(view.alive):
-        view = view.compacted()
-    return LoadedView(view, tuple(notes), len(rest) + dead)
+    return LoadedView(view.compacted() if view.sparse else view, tuple(notes), len(rest) + len(alive) - held)
 
 
 def _still_there(held: Int64, keys: Int64) -> Bool | None:
