@@ -43,6 +43,8 @@ from seisbind.model.ground.descriptors import NAMES
 
 _MODEL = f"SELECT {COLUMNS}, (SELECT json_group_array(tag) FROM tags WHERE tags.row = models.row) FROM models"
 
+ENTRIES = 1000  # of the list of models read at once, 100 KB
+
 T = TypeVar("T")
 
 
@@ -157,6 +159,30 @@ class Records:
         with self.reading() as connection:
             found = connection.execute(f"{_MODEL} WHERE row > ? ORDER BY row LIMIT ?", (after, count)).fetchall()
             return [self._decoded(columns) for columns in found]
+
+    def check_rest(self, state: GalleryState, *, after: int, count: int, digest: bytes) -> None:
+        """Compare a list of models that was read in parts with ``state``, which was read before its first part.
+
+        Nothing is compared if there was a change since.
+
+        Args:
+            after: the last row of the list; the rest is read here, without its records.
+            count, digest: of the list.
+
+        Raises:
+            GalleryDamaged: list and rest are not what was written.
+        """
+        with self.reading() as connection:
+            if self.state().generation != state.generation:
+                return
+            found = connection.execute(
+                "SELECT row, model_id, checksum FROM models WHERE row > ? ORDER BY row", (after,)
+            )
+            while entries := found.fetchmany(ENTRIES):
+                count += len(entries)
+                digest = xor([digest, *(digest_entry(*entry) for entry in entries)])
+            if (count, digest) != (state.count, state.digest):
+                raise self._damaged("the list of models does not match its digest")
 
     def rows_until(self, last: int) -> Int64:
         """The stored rows up to ``last``."""
