@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,10 +18,17 @@ from numpy.typing import ArrayLike
 
 from seisbind.index.info import HISTOGRAM_PARTS, Distribution, GalleryInfo
 from seisbind.index.search.filter import Filter
-from seisbind.index.search.loading import load_view, refresh_view
+from seisbind.index.search.loading import LoadedView, load_view, refresh_view
 from seisbind.index.search.snapshots import recover_snapshots
 from seisbind.index.search.view import Hit
-from seisbind.index.storage.database import FORMAT_VERSION, RECORDS, identity, translate_errors
+from seisbind.index.storage.database import (
+    FORMAT_VERSION,
+    OPENINGS,
+    RECORDS,
+    GalleryReplaced,
+    always_replaced,
+    translate_errors,
+)
 from seisbind.index.storage.folder import BUILDING, LOCK, drop_building, install, new_gallery, size_bytes
 from seisbind.index.storage.lock import WriterLock
 from seisbind.index.storage.record import Float32, Record, RowLookup, utc_now
@@ -59,7 +66,12 @@ class Gallery:
     """
 
     def __init__(
-        self, path: Path, records: Records, writer: RecordWriter | None, at_step: Callable[[str], None]
+        self,
+        path: Path,
+        records: Records,
+        writer: RecordWriter | None,
+        loaded: LoadedView,
+        at_step: Callable[[str], None],
     ) -> None:
         self.path = path
         self.fingerprint = records.fingerprint
@@ -70,10 +82,6 @@ class Gallery:
         self._at_step = at_step
         self._changing = threading.RLock()
         self._compacting = threading.Lock()
-        if writer is not None:
-            recover_snapshots(path)
-            drop_building(path)
-        loaded = load_view(records, path)
         self._notes = loaded.notes
         self._row_of = loaded.view.row_of()  # changes before ``_view`` does: see `_lookup`
         self._view = loaded.view
@@ -193,17 +201,23 @@ class Gallery:
         at_step: Callable[[str], None],
     ) -> Gallery:
         """The gallery owns ``lock`` once this has returned."""
-        with ExitStack() as files:
-            writer = None
-            if lock is not None:  # the writer first: after a crash it is the one that may recover the log
-                writer = files.enter_context(closing(RecordWriter(path / RECORDS, at_step=at_step)))
-            records = files.enter_context(closing(Records(path / RECORDS)))
-            records.check_weights(fingerprint, frame)
-            gallery = cls(path, records, writer, at_step)
-            if lock is not None:
-                gallery._files.callback(lock.release)
-            gallery._files.push(files.pop_all())
-            return gallery
+        for _ in range(OPENINGS):
+            with suppress(GalleryReplaced), ExitStack() as files:
+                writer = None
+                if lock is not None:  # the writer first: after a crash it is the one that may recover the log
+                    writer = files.enter_context(closing(RecordWriter(path / RECORDS, at_step=at_step)))
+                records = files.enter_context(closing(Records(path / RECORDS)))
+                records.check_weights(fingerprint, frame)
+                at_step("open:records")
+                if lock is not None:
+                    recover_snapshots(path)
+                    drop_building(path)
+                gallery = cls(path, records, writer, load_view(records, path), at_step)
+                if lock is not None:
+                    gallery._files.callback(lock.release)
+                gallery._files.push(files.pop_all())
+                return gallery
+        raise always_replaced(path)
 
     def __enter__(self) -> Self:
         return self
@@ -388,12 +402,7 @@ class Gallery:
             GalleryError: the gallery was replaced by another one; open it again.
         """
         with self._changing:
-            try:
-                replaced = identity(self._records.path).file != self._records.identity.file
-            except FileNotFoundError:
-                replaced = True
-            if replaced:
-                raise GalleryError(f"The gallery at {self.path} was replaced by another one; open it again.")
+            self._records.check_in_place()
             changed = self._refresh()
         self._compact()
         return changed

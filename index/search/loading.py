@@ -42,15 +42,22 @@ class LoadedView:
 def load_view(records: Records, folder: Path) -> LoadedView:
     """A view from the snapshots where they can be trusted, and from the records for the rest.
 
+    The snapshots are read by their names. If another gallery has taken the place by then, they may be that one's, so
+    nothing is said of them.
+
     Raises:
         GalleryDamaged: the records themselves are not what was written.
+        GalleryReplaced: another gallery has taken the place of ``records``.
     """
-    notes: list[str] = []
+    notes: dict[str, int] = {}  # each with the level that it is logged at
     with records.reading():
         catalogue = records.catalogue()
         keys = keys_of(catalogue.checksums)
         velocity, physics = (_load_index(records, folder, space, catalogue, keys, notes) for space in SPACES)
         columns = _load_columns(records, folder, keys, notes)
+        records.check_in_place()
+        for note, level in notes.items():
+            log.log(level, "%s", note)
         if velocity is not None and physics is not None and columns is not None:
             same = np.array_equal(velocity.keys, physics.keys) and np.array_equal(velocity.keys, columns.keys)
             alive = _still_there(velocity.keys, keys) if same else None
@@ -129,7 +136,7 @@ def _extend_snapshots(
     velocity: Snapshot,
     physics: Snapshot,
     stored: ColumnsSnapshot,
-    notes: list[str],
+    notes: dict[str, int],
 ) -> LoadedView:
     """The usual case: the snapshots, some of whose models may be removed, and what was added since, uncopied."""
     state, held = catalogue.state, int(np.count_nonzero(alive))
@@ -202,7 +209,7 @@ def _columns(
 
 
 def _load_index(
-    records: Records, folder: Path, space: str, catalogue: Catalogue, keys: Int64, notes: list[str]
+    records: Records, folder: Path, space: str, catalogue: Catalogue, keys: Int64, notes: dict[str, int]
 ) -> Snapshot | None:
     """The snapshot of one space if it can be trusted; otherwise None, and a note that says why."""
 
@@ -212,21 +219,22 @@ def _load_index(
     snapshot, reason = _try_load(load, keys)
     if snapshot is None:
         if len(keys):
-            _note(notes, f"The {space} snapshot was not used and its index was rebuilt from the records: {reason}.")
+            level = logging.INFO if reason == MISSING else logging.WARNING  # missing after a kill: nothing is lost
+            notes[f"The {space} snapshot was not used and its index was rebuilt from the records: {reason}."] = level
     elif snapshot.generation > catalogue.state.generation:
-        _note(
-            notes,
+        sentence = (
             f"The {space} snapshot was made after change {snapshot.generation} and the records end at change "
-            f"{catalogue.state.generation}: an older copy of the records was put back, or changes were lost.",
+            f"{catalogue.state.generation}: an older copy of the records was put back, or changes were lost."
         )
+        notes[sentence] = logging.WARNING
     return snapshot
 
 
-def _load_columns(records: Records, folder: Path, keys: Int64, notes: list[str]) -> ColumnsSnapshot | None:
+def _load_columns(records: Records, folder: Path, keys: Int64, notes: dict[str, int]) -> ColumnsSnapshot | None:
     """As `_load_index`; a gallery of an older SeisBind has none, which needs no note."""
     columns, reason = _try_load(lambda: load_columns_snapshot(folder, fingerprint=records.fingerprint), keys)
     if columns is None and reason != MISSING and len(keys):
-        _note(notes, f"The columns snapshot was not used and was rebuilt from the records: {reason}.")
+        notes[f"The columns snapshot was not used and was rebuilt from the records: {reason}."] = logging.WARNING
     return columns
 
 
@@ -246,8 +254,3 @@ def _try_load(load: Callable[[], S], keys: Int64) -> tuple[S | None, str]:
 def _distinct(keys: Int64) -> bool:
     ordered = np.sort(keys)
     return not (ordered[1:] == ordered[:-1]).any()
-
-
-def _note(notes: list[str], sentence: str) -> None:
-    notes.append(sentence)
-    log.warning("%s", sentence)

@@ -136,7 +136,7 @@ class View:
     @property
     def sparse(self) -> bool:
         """Whether so many of its models are removed that `compacted` is worth its time."""
-        return (len(self.alive) - np.count_nonzero(self.alive)) * DEAD_SHARE > len(self.alive)
+        return bool((len(self.alive) - np.count_nonzero(self.alive)) * DEAD_SHARE > len(self.alive))
 
     def compacted(self) -> View:
         """This view without the vectors and columns of removed models, which copies all others."""

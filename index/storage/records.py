@@ -19,7 +19,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from seisbind.index.storage.database import COLUMNS, check_id, connect, damaged, read_facts, translate_errors
+from seisbind.index.storage.database import (
+    COLUMNS,
+    GalleryReplaced,
+    check_id,
+    connect,
+    damaged,
+    is_still,
+    read_facts,
+    translate_errors,
+)
 from seisbind.index.storage.record import (
     CHECKSUM,
     LITTLE,
@@ -79,6 +88,11 @@ class Records:
                 f"The gallery at {folder} was made with weights {self.fingerprint}; these are {fingerprint}. Use "
                 "those weights, or build the gallery again with these."
             )
+
+    def check_in_place(self) -> None:
+        """Raises GalleryReplaced if another gallery has taken the place of this one."""
+        if not is_still(self.path, self.identity):
+            raise GalleryReplaced(self.path.parent)
 
     def close(self) -> None:
         with self._lock:
