@@ -5,16 +5,27 @@
 
 The galleries are made in ``--folder`` if they are not there (200,000 models: about a minute, 700 MB) and are left as
 they were found: each run works on copies. Maps are 4 x 4 cells, because no change reads a map; everything else has its
-real size. Prints medians in milliseconds, one line per size. ``add`` and ``remove`` are of one model and include what
-``POST /v1/models`` answers with (`Gallery.info`); ``close`` follows those few changes.
+real size. Prints medians and the highest in milliseconds, for each size. ``add`` and ``remove`` are of one model and
+include what ``POST /v1/models`` answers with (`Gallery.info`); ``close`` follows those few changes. Then, once a size:
+
+- ``old open``: opening without the files ``columns.*``, as a gallery of an older SeisBind;
+- ``drop``: the removal after which removed models are more than an eighth of all and are dropped from memory;
+- ``beside drop``: the longest of the searches that another thread makes meanwhile, one after another;
+- ``bytes``: memory of a process for each model that it opened, beside the two vectors (Linux). It means nothing for
+  small galleries, which fit into memory that the process has already.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import resource
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -59,8 +70,56 @@ def spent_ms(action: Callable[[], Any]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def measured(path: Path, count: int, repeats: int) -> dict[str, float]:
-    """Medians over ``repeats`` openings of a copy of the gallery."""
+def memory_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def bytes_a_model(path: Path) -> float:
+    """Of this process, beside the vectors."""
+    with tempfile.TemporaryDirectory() as folder:  # what is loaded once
+        make(Path(folder) / "g", 100)
+        Gallery.open(Path(folder) / "g", fingerprint=None).close()
+    gc.collect()
+    before = memory_bytes()
+    gallery = Gallery.open(path, fingerprint=None)
+    gc.collect()
+    return (memory_bytes() - before) / len(gallery) - 2 * 4 * DIMENSION
+
+
+def once(path: Path, count: int) -> dict[str, float]:
+    """What is measured once, on a copy of the gallery."""
+    found: dict[str, float] = {}
+    query = models(count + 500, 1)["velocity_embeddings"]
+    searches: list[float] = []
+    dropped = threading.Event()
+
+    def search() -> None:
+        while not dropped.is_set():
+            searches.append(spent_ms(lambda: gallery.search_velocity(query, 30)))
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        copy = Path(folder) / "g"
+        shutil.copytree(path, copy)
+        for file in copy.glob("columns.*"):
+            file.unlink()
+        found["old open"] = spent_ms(lambda: Gallery.open(copy, fingerprint=None).close())
+        with Gallery.open(copy, fingerprint=None, writable=True) as gallery:
+            gallery.remove(gallery.model_ids()[: count // 8])
+            last = gallery.model_ids()[0]
+            searching = threading.Thread(target=search)
+            searching.start()
+            found["drop"] = spent_ms(lambda: gallery.remove([last]))
+            dropped.set()
+            searching.join()
+    found["beside drop"] = max(searches)
+    run = subprocess.run(
+        [sys.executable, __file__, "--folder", str(path), "--bytes"], check=True, capture_output=True, text=True
+    )
+    return found | {"bytes": float(run.stdout)}
+
+
+def measured(path: Path, count: int, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds over ``repeats`` openings of a copy of the gallery."""
     query = models(count + 500, 1)["velocity_embeddings"]
     family = Filter.parse({"family": "family-3", "mean_velocity": [20, 40]})
     found: dict[str, list[float]] = {}
@@ -96,7 +155,7 @@ def measured(path: Path, count: int, repeats: int) -> dict[str, float]:
                 note("filtered search", lambda gallery=gallery: gallery.search_velocity(query, 30, filter=family))
             note("distribution", gallery.distribution)
             note("close", gallery.close)
-    return {name: statistics.median(values) for name, values in found.items()}
+    return found
 
 
 def main() -> None:
@@ -104,17 +163,24 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--models", type=int, nargs="+", default=[2_000, 20_000, 200_000])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--bytes", action="store_true", help="only print that figure, for the gallery in --folder")
     args = parser.parse_args()
     faiss.omp_set_num_threads(1)
+    if args.bytes:
+        print(bytes_a_model(args.folder))
+        return
     args.folder.mkdir(parents=True, exist_ok=True)
     for number, count in enumerate(args.models):
         path = args.folder / str(count)
         if not path.exists():
             make(path, count)
-        result = measured(path, count, args.repeats)
+        result, single = measured(path, count, args.repeats), once(path, count)
         if number == 0:
-            print(f"{'models':>8}  " + "  ".join(result), flush=True)
-        print(f"{count:>8}  " + "  ".join(f"{value:>{len(name)}.2f}" for name, value in result.items()), flush=True)
+            print(f"{'models':>8}           " + "  ".join(f"{name:>7}" for name in (*result, *single)), flush=True)
+        for kind, choose, shown in (("median", statistics.median, single), ("highest", max, {})):
+            of = {name: choose(values) for name, values in result.items()} | shown
+            line = "  ".join(f"{value:>{max(7, len(name))}.2f}" for name, value in of.items())
+            print(f"{count:>8}  {kind:<7}  {line}", flush=True)
 
 
 if __name__ == "__main__":

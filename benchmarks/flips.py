@@ -5,7 +5,8 @@
 
 A quarter of the flips is in pages of SQLite's indices (ids and tags), a quarter in family names, half anywhere. Each is
 *refused* (opening says that the gallery is damaged), *said* (an answer is refused, all others are right) or *right*
-(all answers are right). Anything else is wrong without a word: it is counted, printed, and makes the exit code 1.
+(all answers are right). `gallery list`, which does without opening, is asked each time. Anything else is wrong without
+a word: it is counted, printed, and makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.index import Filter, Gallery
+from seisbind.index.listing import list_records
 from seisbind.index.storage.database import PAGE_BYTES
 from seisbind.model.errors import GalleryError, UnknownModel
 from seisbind.model.ground.descriptors import NAMES
@@ -56,14 +58,21 @@ def make(path: Path, seed: int) -> NDArray[np.float32]:
     return vectors[0, :4].astype(np.float32)
 
 
-def answers(gallery: Gallery, queries: NDArray[np.float32]) -> Answers:
-    """Everything that the gallery can be asked, each answer on its own, or the error that refused it."""
+def ask(question: Callable[[], Any]) -> Any:
+    """The answer, or the error that refused it."""
+    try:
+        return question()
+    except (GalleryError, UnknownModel) as error:
+        return error
 
-    def ask(question: Callable[[], Any]) -> Any:
-        try:
-            return question()
-        except (GalleryError, UnknownModel) as error:
-            return error
+
+def listed(path: Path) -> Any:
+    """What `gallery list` has of the gallery in the folder ``path``, or the error that it ends with."""
+    return ask(lambda: [repr(record) for record in list_records(path)])
+
+
+def answers(gallery: Gallery, queries: NDArray[np.float32]) -> Answers:
+    """Everything that the gallery can be asked, each answer on its own."""
 
     def found(**conditions: Any) -> Any:
         condition = Filter.parse(conditions) if conditions else None
@@ -108,14 +117,17 @@ def places(content: bytes, flips: int, generator: np.random.Generator) -> list[i
 
 def outcome(path: Path, queries: NDArray[np.float32], truth: Answers) -> tuple[str, list[str]]:
     """What a gallery with one bit flipped came to, and which answers were wrong without a word."""
+    given: Answers = {"list": listed(path)}
+    opened = True
     try:
-        gallery = Gallery.open(path, fingerprint=None)
+        with Gallery.open(path, fingerprint=None) as gallery:
+            given |= answers(gallery, queries)
     except GalleryError:
-        return "refused", []
-    with gallery:
-        given = answers(gallery, queries)
-    different = [name for name in truth if given[name] != truth[name]]
+        opened = False
+    different = [name for name in given if given[name] != truth[name]]
     wrong = [name for name in different if not isinstance(given[name], GalleryError)]
+    if not opened and not wrong:
+        return "refused", []
     return ("wrong" if wrong else "said" if different else "right"), wrong
 
 
@@ -124,7 +136,7 @@ def flip(flips: int, seed: int, folder: Path) -> tuple[Counter[str], list[str]]:
     path = folder / "gallery"
     queries = make(path, seed)
     with Gallery.open(path, fingerprint=None) as gallery:
-        truth = answers(gallery, queries)
+        truth = answers(gallery, queries) | {"list": listed(path)}
     records = path / "records.sqlite"
     content = records.read_bytes()
     generator = np.random.default_rng(seed + 1)

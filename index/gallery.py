@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,10 +18,17 @@ from numpy.typing import ArrayLike
 
 from seisbind.index.info import HISTOGRAM_PARTS, Distribution, GalleryInfo
 from seisbind.index.search.filter import Filter
-from seisbind.index.search.loading import load_view, refresh_view
+from seisbind.index.search.loading import LoadedView, load_view, refresh_view
 from seisbind.index.search.snapshots import recover_snapshots
-from seisbind.index.search.view import Hit, View
-from seisbind.index.storage.database import FORMAT_VERSION, RECORDS, identity, translate_errors
+from seisbind.index.search.view import Hit
+from seisbind.index.storage.database import (
+    FORMAT_VERSION,
+    OPENINGS,
+    RECORDS,
+    GalleryReplaced,
+    always_replaced,
+    translate_errors,
+)
 from seisbind.index.storage.folder import BUILDING, LOCK, drop_building, install, new_gallery, size_bytes
 from seisbind.index.storage.lock import WriterLock
 from seisbind.index.storage.record import Float32, Record, RowLookup, utc_now
@@ -59,7 +66,12 @@ class Gallery:
     """
 
     def __init__(
-        self, path: Path, records: Records, writer: RecordWriter | None, at_step: Callable[[str], None]
+        self,
+        path: Path,
+        records: Records,
+        writer: RecordWriter | None,
+        loaded: LoadedView,
+        at_step: Callable[[str], None],
     ) -> None:
         self.path = path
         self.fingerprint = records.fingerprint
@@ -69,27 +81,19 @@ class Gallery:
         self._writer = writer
         self._at_step = at_step
         self._changing = threading.RLock()
-        if writer is not None:
-            recover_snapshots(path)
-            drop_building(path)
-        loaded = load_view(records, path)
+        self._compacting = threading.Lock()
         self._notes = loaded.notes
-        self._row_of: dict[str, int] = {}  # changes before ``_view`` does: see `_lookup`
-        self._show(loaded.view)
+        self._row_of = loaded.view.row_of()  # changes before ``_view`` does: see `_lookup`
+        self._view = loaded.view
         self._snapshot_generation = -1 if loaded.behind else self._view.generation
         self._behind = loaded.behind  # models that the snapshots lack, or have too many
         self._files = ExitStack()  # closed by `close`
         self._closed = False
 
-    def _show(self, view: View) -> None:
-        """Search ``view`` from now on, which was made from the records as a whole."""
-        self._row_of = dict(zip(view.ids[view.alive], view.rows[view.alive].tolist(), strict=True))
-        self._view = view
-
     def _lookup(self) -> RowLookup:
-        """The generation is read first, so that the rows are never older than it."""
+        """The view is read first, so that the rows are never older than it."""
         view = self._view
-        return RowLookup(view.generation, self._row_of, view.last_row)
+        return RowLookup(view.generation, self._row_of, view.last_row, view.holds)
 
     @classmethod
     def create(
@@ -197,17 +201,23 @@ class Gallery:
         at_step: Callable[[str], None],
     ) -> Gallery:
         """The gallery owns ``lock`` once this has returned."""
-        with ExitStack() as files:
-            writer = None
-            if lock is not None:  # the writer first: after a crash it is the one that may recover the log
-                writer = files.enter_context(closing(RecordWriter(path / RECORDS, at_step=at_step)))
-            records = files.enter_context(closing(Records(path / RECORDS)))
-            records.check_weights(fingerprint, frame)
-            gallery = cls(path, records, writer, at_step)
-            if lock is not None:
-                gallery._files.callback(lock.release)
-            gallery._files.push(files.pop_all())
-            return gallery
+        for _ in range(OPENINGS):
+            with suppress(GalleryReplaced), ExitStack() as files:
+                writer = None
+                if lock is not None:  # the writer first: after a crash it is the one that may recover the log
+                    writer = files.enter_context(closing(RecordWriter(path / RECORDS, at_step=at_step)))
+                records = files.enter_context(closing(Records(path / RECORDS)))
+                records.check_weights(fingerprint, frame)
+                at_step("open:records")
+                if lock is not None:
+                    recover_snapshots(path)
+                    drop_building(path)
+                gallery = cls(path, records, writer, load_view(records, path), at_step)
+                if lock is not None:
+                    gallery._files.callback(lock.release)
+                gallery._files.push(files.pop_all())
+                return gallery
+        raise always_replaced(path)
 
     def __enter__(self) -> Self:
         return self
@@ -294,6 +304,9 @@ class Gallery:
     def remove(self, model_ids: Sequence[str]) -> int:
         """Remove models in one transaction; returns how many.
 
+        Once more than an eighth of what is in memory are removed models, this also drops them, which copies the others:
+        it then takes seconds for a large gallery, which searches and other changes do not wait for.
+
         Raises:
             UnknownModel: one is not there; then none is removed.
             GalleryWriteFailed: the disk refused; then none is removed.
@@ -304,7 +317,24 @@ class Gallery:
                 del self._row_of[model_id]
             self._view = self._view.without(state, rows)
             self._behind += len(rows)
+        self._compact()
         return len(rows)
+
+    def _compact(self) -> None:
+        """Drop removed models from memory if they are many.
+
+        That copies the whole gallery, beside searches and changes: what is changed meanwhile is made up for.
+        """
+        before = self._view
+        if not before.sparse or not self._compacting.acquire(blocking=False):
+            return
+        try:
+            compacted = before.compacted()
+            self._at_step("compact:copied")
+            with self._changing:
+                self._view = compacted.caught_up(before, self._view)
+        finally:
+            self._compacting.release()
 
     def search_velocity(self, queries: ArrayLike, k: int, *, filter: Filter | None = None) -> list[list[Hit]]:
         """The models whose velocity embedding is nearest to each query, exactly.
@@ -350,10 +380,11 @@ class Gallery:
 
     def embeddings(self, model_ids: Sequence[str]) -> tuple[Float32, Float32]:
         """Velocity and physics embeddings, ``(model, dimension)`` each, as they are searched. Raises UnknownModel."""
-        view = self._view
-        rows = [self._row_of.get(model_id, 0) for model_id in model_ids]
+        with self._changing:
+            view = self._view
+            rows = [self._row_of.get(model_id, 0) for model_id in model_ids]
         for model_id, row in zip(model_ids, rows, strict=True):
-            if not len(view.positions(np.asarray([row], np.int64))):
+            if not row:
                 raise UnknownModel(f"No velocity model {model_id!r} in the gallery at {self.path}.")
         positions = view.positions(np.asarray(rows, np.int64))
         return view.velocity.vectors_at(positions), view.physics.vectors_at(positions)
@@ -371,20 +402,21 @@ class Gallery:
             GalleryError: the gallery was replaced by another one; open it again.
         """
         with self._changing:
-            try:
-                replaced = identity(self._records.path).file != self._records.identity.file
-            except FileNotFoundError:
-                replaced = True
-            if replaced:
-                raise GalleryError(f"The gallery at {self.path} was replaced by another one; open it again.")
-            return self._refresh()
+            self._records.check_in_place()
+            changed = self._refresh()
+        self._compact()
+        return changed
 
     def _refresh(self) -> bool:
-        before = self._view
-        now = refresh_view(before, self._records, self.path)
-        if now is not before:
-            self._show(now)
-        return now is not before
+        before, now = self._view, refresh_view(self._view, self._records, self.path)
+        if now.anew:
+            self._row_of = now.row_of
+        else:
+            self._row_of.update(now.row_of)
+            for model_id in now.gone:
+                del self._row_of[model_id]
+        self._view = now.view
+        return now.view is not before
 
     @contextmanager
     def unchanging(self) -> Iterator[None]:

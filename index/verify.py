@@ -78,7 +78,8 @@ def _problems(records: Records, view: View | None, folder: Path, notes: list[str
     yield from records.structure()
     try:
         rows, model_ids = records.rows_and_ids()
-        lookup = RowLookup(-1, dict(zip(model_ids, rows.tolist(), strict=True)), 0)
+        row_of = dict(zip(model_ids, rows.tolist(), strict=True))
+        lookup = RowLookup(-1, row_of, 0, holds=lambda row, model_id: row_of.get(model_id) == row)
     except GalleryDamaged as error:
         yield str(error)
         return
@@ -96,7 +97,7 @@ def _problems(records: Records, view: View | None, folder: Path, notes: list[str
         return
     if view is not None:
         if view.generation != catalogue.state.generation:
-            view = refresh_view(view, records, folder)  # others may write while this gallery only reads
+            view = refresh_view(view, records, folder).view  # others may write while this gallery only reads
         if not np.array_equal(view.rows[view.alive], catalogue.rows):
             yield "The models being searched are not those of the records. Open the gallery again."
             return

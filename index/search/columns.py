@@ -176,6 +176,18 @@ class Columns:
         added: tuple[NDArray[Any], ...] = (more.rows, more.ids, more.checksums, family, tag_set, more.descriptors.T)
         return Columns(self.labels, tuple(held.extended(each) for held, each in zip(self.arrays, added, strict=True)))
 
+    def at(self, positions: Int64) -> RecordColumns:
+        """The entries at ``positions``, as they were given to `extended`."""
+        labels = self.labels
+        return RecordColumns(
+            self.rows[positions],
+            self.ids[positions],
+            self.checksums[positions],
+            [None if code == NO_FAMILY else labels.families[code] for code in self.family[positions].tolist()],
+            [labels.tag_sets[code] for code in self.tag_set[positions].tolist()],
+            np.ascontiguousarray(self.descriptors[:, positions].T),
+        )
+
     def select(self, positions: Int64) -> Columns:
         """A copy of the entries at ``positions``, with only their labels."""
         used, family = np.unique(self.family[positions], return_inverse=True)

@@ -13,7 +13,7 @@ import numpy as np
 from seisbind.index.search.columns import Bool, Columns, ColumnsSnapshot, keys_of
 from seisbind.index.search.snapshots import Snapshot, load_columns_snapshot, load_snapshot
 from seisbind.index.search.vectors import Float32, Int64, VectorIndex
-from seisbind.index.search.view import DEAD_SHARE, View
+from seisbind.index.search.view import View
 from seisbind.index.storage.folder import SPACES
 from seisbind.index.storage.record import CHECKSUM, Catalogue, GalleryState, RecordColumns, digest_entry, xor
 from seisbind.index.storage.records import Records
@@ -42,15 +42,22 @@ class LoadedView:
 def load_view(records: Records, folder: Path) -> LoadedView:
     """A view from the snapshots where they can be trusted, and from the records for the rest.
 
+    The snapshots are read by their names. If another gallery has taken the place by then, they may be that one's, so
+    nothing is said of them.
+
     Raises:
         GalleryDamaged: the records themselves are not what was written.
+        GalleryReplaced: another gallery has taken the place of ``records``.
     """
-    notes: list[str] = []
+    notes: dict[str, int] = {}  # each with the level that it is logged at
     with records.reading():
         catalogue = records.catalogue()
         keys = keys_of(catalogue.checksums)
         velocity, physics = (_load_index(records, folder, space, catalogue, keys, notes) for space in SPACES)
         columns = _load_columns(records, folder, keys, notes)
+        records.check_in_place()
+        for note, level in notes.items():
+            log.log(level, "%s", note)
         if velocity is not None and physics is not None and columns is not None:
             same = np.array_equal(velocity.keys, physics.keys) and np.array_equal(velocity.keys, columns.keys)
             alive = _still_there(velocity.keys, keys) if same else None
@@ -70,7 +77,23 @@ def load_view(records: Records, folder: Path) -> LoadedView:
     return LoadedView(view, tuple(notes), len(keys) + 1)
 
 
-def refresh_view(view: View, records: Records, folder: Path) -> View:
+@dataclass(frozen=True, slots=True, eq=False)
+class RefreshedView:
+    """A view as it is now.
+
+    Attributes:
+        row_of: of the models that were added.
+        gone: ids of those that were removed and not added again.
+        anew: everything was loaded again, and ``row_of`` is of all models.
+    """
+
+    view: View
+    row_of: dict[str, int]
+    gone: tuple[str, ...] = ()
+    anew: bool = False
+
+
+def refresh_view(view: View, records: Records, folder: Path) -> RefreshedView:
     """A view of the records as they are now: the same one if nothing has changed.
 
     Rows are never used twice, so new models have higher rows than all before; removed ones are looked for only if the
@@ -79,7 +102,7 @@ def refresh_view(view: View, records: Records, folder: Path) -> View:
     with records.reading():
         state = records.state()
         if state.generation == view.generation:
-            return view
+            return RefreshedView(view, {})
         new = records.columns(after=view.last_row)
         gone = np.empty(0, np.int64)
         if len(view) + len(new.rows) != state.count:
@@ -88,8 +111,14 @@ def refresh_view(view: View, records: Records, folder: Path) -> View:
         if _digest_after(view, new, gone) == state.digest and count + len(new.rows) == state.count:
             velocity, physics = records.embeddings(new.rows)
             between = GalleryState(state.generation, count, state.digest)
-            return view.without(between, view.rows[gone]).extended(state, new, velocity, physics)
-        return load_view(records, folder).view
+            row_of = dict(zip(new.ids, new.rows.tolist(), strict=True))
+            return RefreshedView(
+                view.without(between, view.rows[gone]).extended(state, new, velocity, physics),
+                row_of,
+                tuple(model_id for model_id in view.ids[gone] if model_id not in row_of),
+            )
+        loaded = load_view(records, folder).view
+        return RefreshedView(loaded, loaded.row_of(), anew=True)
 
 
 def _digest_after(view: View, new: RecordColumns, gone: Int64) -> bytes:
@@ -107,7 +136,7 @@ def _extend_snapshots(
     velocity: Snapshot,
     physics: Snapshot,
     stored: ColumnsSnapshot,
-    notes: list[str],
+    notes: dict[str, int],
 ) -> LoadedView:
     """The usual case: the snapshots, some of whose models may be removed, and what was added since, uncopied."""
     state, held = catalogue.state, int(np.count_nonzero(alive))
@@ -124,10 +153,7 @@ def _extend_snapshots(
     )
     rest = catalogue.rows[held:]
     view = before.extended(state, records.columns(rest), *records.embeddings(rest)) if len(rest) else before
-    dead = len(alive) - held
-    if dead * DEAD_SHARE > len(view.alive):
-        view = view.compacted()
-    return LoadedView(view, tuple(notes), len(rest) + dead)
+    return LoadedView(view.compacted() if view.sparse else view, tuple(notes), len(rest) + len(alive) - held)
 
 
 def _still_there(held: Int64, keys: Int64) -> Bool | None:
@@ -183,7 +209,7 @@ def _columns(
 
 
 def _load_index(
-    records: Records, folder: Path, space: str, catalogue: Catalogue, keys: Int64, notes: list[str]
+    records: Records, folder: Path, space: str, catalogue: Catalogue, keys: Int64, notes: dict[str, int]
 ) -> Snapshot | None:
     """The snapshot of one space if it can be trusted; otherwise None, and a note that says why."""
 
@@ -193,21 +219,22 @@ def _load_index(
     snapshot, reason = _try_load(load, keys)
     if snapshot is None:
         if len(keys):
-            _note(notes, f"The {space} snapshot was not used and its index was rebuilt from the records: {reason}.")
+            level = logging.INFO if reason == MISSING else logging.WARNING  # missing after a kill: nothing is lost
+            notes[f"The {space} snapshot was not used and its index was rebuilt from the records: {reason}."] = level
     elif snapshot.generation > catalogue.state.generation:
-        _note(
-            notes,
+        sentence = (
             f"The {space} snapshot was made after change {snapshot.generation} and the records end at change "
-            f"{catalogue.state.generation}: an older copy of the records was put back, or changes were lost.",
+            f"{catalogue.state.generation}: an older copy of the records was put back, or changes were lost."
         )
+        notes[sentence] = logging.WARNING
     return snapshot
 
 
-def _load_columns(records: Records, folder: Path, keys: Int64, notes: list[str]) -> ColumnsSnapshot | None:
+def _load_columns(records: Records, folder: Path, keys: Int64, notes: dict[str, int]) -> ColumnsSnapshot | None:
     """As `_load_index`; a gallery of an older SeisBind has none, which needs no note."""
     columns, reason = _try_load(lambda: load_columns_snapshot(folder, fingerprint=records.fingerprint), keys)
     if columns is None and reason != MISSING and len(keys):
-        _note(notes, f"The columns snapshot was not used and was rebuilt from the records: {reason}.")
+        notes[f"The columns snapshot was not used and was rebuilt from the records: {reason}."] = logging.WARNING
     return columns
 
 
@@ -227,8 +254,3 @@ def _try_load(load: Callable[[], S], keys: Int64) -> tuple[S | None, str]:
 def _distinct(keys: Int64) -> bool:
     ordered = np.sort(keys)
     return not (ordered[1:] == ordered[:-1]).any()
-
-
-def _note(notes: list[str], sentence: str) -> None:
-    notes.append(sentence)
-    log.warning("%s", sentence)

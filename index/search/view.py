@@ -15,7 +15,7 @@ from seisbind.index.search.vectors import Float32, Float64, Int64, VectorIndex
 from seisbind.index.storage.folder import SPACES
 from seisbind.index.storage.record import GalleryState, Ids, RecordColumns
 
-DEAD_SHARE = 8  # removed models are dropped from memory when they are more than this fraction of all
+DEAD_SHARE = 8  # removed models are dropped from memory when they are more than this fraction of all, not before
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,15 @@ class View:
         at = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
         return np.asarray(at[(self.rows[at] == rows) & self.alive[at]], np.int64)
 
+    def row_of(self) -> dict[str, int]:
+        """The row of each model id."""
+        return dict(zip(self.ids[self.alive], self.rows[self.alive].tolist(), strict=True))
+
+    def holds(self, row: int, model_id: str) -> bool:
+        """Whether ``row`` is that of a model here, with that id."""
+        found = self.positions(np.asarray([row], np.int64))
+        return bool(len(found) and self.ids[found[0]] == model_id)
+
     def search(self, space: str, queries: Float32, k: int, condition: Filter | None) -> list[list[Hit]]:
         """The hits of each query ``(query, dimension)`` in one of `SPACES`; see `VectorIndex.search`."""
         allowed = None if len(self) == len(self.alive) else self.alive
@@ -122,12 +131,15 @@ class View:
         gone = self.positions(rows)
         alive = self.alive.copy()
         alive[gone] = False
-        statistics = self.statistics.without(self.columns, gone, alive)
-        rest = replace(self, state=state, alive=alive, statistics=statistics)
-        return rest if (len(alive) - state.count) * DEAD_SHARE <= len(alive) else rest.compacted()
+        return replace(self, state=state, alive=alive, statistics=self.statistics.without(self.columns, gone, alive))
+
+    @property
+    def sparse(self) -> bool:
+        """Whether so many of its models are removed that `compacted` is worth its time."""
+        return bool((len(self.alive) - np.count_nonzero(self.alive)) * DEAD_SHARE > len(self.alive))
 
     def compacted(self) -> View:
-        """This view without the vectors and columns of removed models."""
+        """This view without the vectors and columns of removed models, which copies all others."""
         kept = np.flatnonzero(self.alive)
         return View.of(
             self.state,
@@ -135,6 +147,20 @@ class View:
             self.alive[kept],
             VectorIndex.build(self.velocity.vectors_at(kept)),
             VectorIndex.build(self.physics.vectors_at(kept)),
+        )
+
+    def caught_up(self, before: View, now: View) -> View:
+        """This view, which is ``before`` compacted, with the changes that have made ``before`` into ``now``.
+
+        Costs what they do. If ``now`` was not made from ``before``, it is returned.
+        """
+        if now.columns.labels is not before.columns.labels:  # loaded anew: positions are others
+            return now
+        held = len(before.alive)
+        gone = before.rows[before.alive & ~now.alive[:held]]
+        new = held + np.flatnonzero(now.alive[held:])
+        return self.without(now.state, gone).extended(
+            now.state, now.columns.at(new), now.velocity.vectors_at(new), now.physics.vectors_at(new)
         )
 
     def write_snapshots(self, folder: Path, *, fingerprint: str, at_step: AtStep) -> None:

@@ -160,6 +160,13 @@ def identity(path: Path) -> FileIdentity:
     return FileIdentity((folder.st_dev, folder.st_ino), (file.st_dev, file.st_ino))
 
 
+class GalleryReplaced(GalleryError):
+    """Another gallery has taken the place of the one that was opened. ``code`` is that of GalleryError."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"The gallery at {folder} was replaced by another one; open it again.")
+
+
 def connect(path: Path, *, writable: bool) -> tuple[sqlite3.Connection, FileIdentity]:
     """A connection to an existing database of this format, and which file that is.
 
@@ -181,16 +188,22 @@ def connect(path: Path, *, writable: bool) -> tuple[sqlite3.Connection, FileIden
                 f"There is no gallery at {path.parent}. 'seisbind gallery build' makes one."
             ) from error
         except GalleryDamaged:
-            if _is_still(path, before):
+            if is_still(path, before):
                 raise
             continue
-        if _is_still(path, before):
+        if is_still(path, before):
             return connection, before
         connection.close()
-    raise GalleryError(f"Another gallery took the place of {path.parent} each time that it was opened. Try again.")
+    raise always_replaced(path.parent)
 
 
-def _is_still(path: Path, before: FileIdentity) -> bool:
+def always_replaced(folder: Path) -> GalleryError:
+    """The error for a gallery that was replaced at each of `OPENINGS` attempts."""
+    return GalleryError(f"Another gallery took the place of {folder} each time that it was opened. Try again.")
+
+
+def is_still(path: Path, before: FileIdentity) -> bool:
+    """Whether the file and the folder at ``path`` are those that were there before."""
     with suppress(FileNotFoundError):
         return identity(path) == before
     return False

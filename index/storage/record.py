@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -110,13 +110,20 @@ class Catalogue:
     checksums: Checksums
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RowLookup:
-    """The row of each model id after ``generation`` changes, as a gallery has it in memory, and the highest row."""
+    """Where a gallery that is in memory after ``generation`` changes has its models.
+
+    Attributes:
+        row_of: the row of each model id. It may be ahead of ``generation``, for changes go on while it is used.
+        last_row: the highest row of ``generation``.
+        holds: whether a row is that of a model id in ``generation``.
+    """
 
     generation: int
     row_of: Mapping[str, int]
     last_row: int
+    holds: Callable[[int, str], bool]
 
 
 def utc_now() -> str:

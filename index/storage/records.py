@@ -19,7 +19,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from seisbind.index.storage.database import COLUMNS, check_id, connect, damaged, read_facts, translate_errors
+from seisbind.index.storage.database import (
+    COLUMNS,
+    GalleryReplaced,
+    check_id,
+    connect,
+    damaged,
+    is_still,
+    read_facts,
+    translate_errors,
+)
 from seisbind.index.storage.record import (
     CHECKSUM,
     LITTLE,
@@ -42,6 +51,8 @@ from seisbind.model.frame import Frame, stored_frame
 from seisbind.model.ground.descriptors import NAMES
 
 _MODEL = f"SELECT {COLUMNS}, (SELECT json_group_array(tag) FROM tags WHERE tags.row = models.row) FROM models"
+
+ENTRIES = 1000  # of the list of models read at once, 100 KB
 
 T = TypeVar("T")
 
@@ -77,6 +88,11 @@ class Records:
                 f"The gallery at {folder} was made with weights {self.fingerprint}; these are {fingerprint}. Use "
                 "those weights, or build the gallery again with these."
             )
+
+    def check_in_place(self) -> None:
+        """Raises GalleryReplaced if another gallery has taken the place of this one."""
+        if not is_still(self.path, self.identity):
+            raise GalleryReplaced(self.path.parent)
 
     def close(self) -> None:
         with self._lock:
@@ -158,6 +174,30 @@ class Records:
             found = connection.execute(f"{_MODEL} WHERE row > ? ORDER BY row LIMIT ?", (after, count)).fetchall()
             return [self._decoded(columns) for columns in found]
 
+    def check_rest(self, state: GalleryState, *, after: int, count: int, digest: bytes) -> None:
+        """Compare a list of models that was read in parts with ``state``, which was read before its first part.
+
+        Nothing is compared if there was a change since.
+
+        Args:
+            after: the last row of the list; the rest is read here, without its records.
+            count, digest: of the list.
+
+        Raises:
+            GalleryDamaged: list and rest are not what was written.
+        """
+        with self.reading() as connection:
+            if self.state().generation != state.generation:
+                return
+            found = connection.execute(
+                "SELECT row, model_id, checksum FROM models WHERE row > ? ORDER BY row", (after,)
+            )
+            while entries := found.fetchmany(ENTRIES):
+                count += len(entries)
+                digest = xor([digest, *(digest_entry(*entry) for entry in entries)])
+            if (count, digest) != (state.count, state.digest):
+                raise self._damaged("the list of models does not match its digest")
+
     def rows_until(self, last: int) -> Int64:
         """The stored rows up to ``last``."""
         with self.reading() as connection:
@@ -223,8 +263,9 @@ class Records:
     ) -> T:
         """What ``read`` reads of a model by its row.
 
-        A row that is missing although the gallery is still that of ``lookup`` is damage. If it has changed, here or in
-        another process, the model may have been removed or added, or have a new row.
+        A row is missing and that is damage only if ``lookup`` and this transaction are of one generation, and the row
+        is of that generation too. Otherwise there was a change, here or in another process: the model may have been
+        removed or added, or have a new row.
         """
         row = lookup.row_of.get(model_id)
         found = None if row is None else read(connection, row, model_id)
@@ -233,7 +274,8 @@ class Records:
         if self.state().generation == lookup.generation:
             if row is None:
                 raise self._unknown(model_id)
-            raise self._damaged(f"the record of {model_id!r} cannot be found")
+            if lookup.holds(row, model_id):
+                raise self._damaged(f"the record of {model_id!r} cannot be found")
         new = connection.execute("SELECT row FROM models WHERE model_id = ?", (model_id,)).fetchone()
         found = None if new is None else read(connection, new[0], model_id)
         if found is None:

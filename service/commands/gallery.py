@@ -144,6 +144,7 @@ def list_(
 
     mean = NAMES.index("mean_velocity")
     chosen = Filter(tuple(family or ()), tuple(tag or ()))
+    number = -1
     for number, record in enumerate(list_records(path, filter=chosen, limit=limit)):
         if not number and not as_json:
             print(LISTED.format("model", "family", "mean velocity", "added at", "tags"))
@@ -161,6 +162,8 @@ def list_(
             velocity = f"{mean_velocity:.0f} m/s"
             tags = ", ".join(record.tags)
             print(LISTED.format(record.model_id, record.family or "", velocity, record.added_at[:19], tags).rstrip())
+    if number < 0:
+        print(f"{path}: no velocity model" + (" of that family and those tags" if chosen else ""), file=sys.stderr)
 
 
 @app.command()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,6 +34,7 @@ from seisbind.service.engine.answers import (
 from seisbind.service.engine.query import Query, encode, rows_of, stacked
 
 Float32 = NDArray[np.float32]
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -156,16 +158,45 @@ class Engine:
             SeisBindError: one of the queries cannot be answered; ask them one by one to find which.
         """
         watch = Stopwatch() if watch is None else watch
-        with watch("encode"):
-            encoded = encode(self.embedder, queries)
-            if not np.isfinite(encoded.embedding).all():
-                raise InvalidGather("The samples are too large or too small for float32 arithmetic; scale the gathers.")
-            verdicts = self.embedder.judge_novelty(np.concatenate([query.measured for query in queries]), encoded)
+        encoded, verdicts = self._encode(queries, watch)
         try:
             found = self._search(encoded, queries, verdicts, watch)
         except UnknownModel:  # a model was removed between being found and being read
             with self.gallery.unchanging():
                 found = self._search(encoded, queries, verdicts, watch)
+        return self._answers(queries, encoded, verdicts, found, watch)
+
+    def retrieve_and_read(
+        self, query: Query, read: Callable[[list[tuple[Match, ...]]], T], *, watch: Stopwatch
+    ) -> tuple[list[Retrieval], T]:
+        """The answer to ``query``, and what ``read`` reads for the matches of its gathers from the gallery they are of.
+
+        Nothing is changed in between, so others that read or change the gallery wait: for the search and for ``read``,
+        not for the encoders.
+        """
+        encoded, verdicts = self._encode([query], watch)
+        with self.gallery.unchanging():
+            found = self._search(encoded, [query], verdicts, watch)
+            was_read = read(found.matches)
+        return self._answers([query], encoded, verdicts, found, watch)[0], was_read
+
+    def _encode(self, queries: Sequence[Query], watch: Stopwatch) -> tuple[EncodedGathers, list[Verdict] | None]:
+        """The gathers of ``queries`` one after another, encoded and judged. Raises InvalidGather."""
+        with watch("encode"):
+            encoded = encode(self.embedder, queries)
+            if not np.isfinite(encoded.embedding).all():
+                raise InvalidGather("The samples are too large or too small for float32 arithmetic; scale the gathers.")
+            return encoded, self.embedder.judge_novelty(np.concatenate([query.measured for query in queries]), encoded)
+
+    def _answers(
+        self,
+        queries: Sequence[Query],
+        encoded: EncodedGathers,
+        verdicts: Sequence[Verdict] | None,
+        found: Found,
+        watch: Stopwatch,
+    ) -> list[list[Retrieval]]:
+        """For each query, for each of its gathers, the answer that `_search` has ``found`` the models for."""
         with watch("infer"):
             neighbours = None if encoded.descriptors is not None else _neighbours(found.near)
             physics = quantities(self.embedder.infer_physics(encoded, neighbours))

@@ -149,7 +149,8 @@ async def add_models(request: Request) -> Response:
 @working.delete("/models/{model_id}", status_code=204, tags=["gallery"])
 async def remove_model(request: Request, model_id: str) -> Response:
     """Remove a velocity model from the gallery."""
-    await _writable(request).on_model(lambda engine: engine.remove([model_id]))
+    # no work for the model thread: it needs no encoder, and now and then it copies the whole gallery
+    await _writable(request).on_file(lambda engine: engine.remove([model_id]))
     request.state.changed = {"removed": [model_id]}
     return Response(status_code=204)
 

@@ -13,7 +13,7 @@ from python_multipart.multipart import parse_options_header
 from seisbind.model.errors import InvalidQuery, UnknownModel
 from seisbind.model.frame import Frame
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
-from seisbind.service.engine.answers import Retrieval
+from seisbind.service.engine.answers import Match, Retrieval
 from seisbind.service.engine.engine import Engine, Stopwatch
 from seisbind.service.engine.query import Query
 from seisbind.service.formats.npy import NPZ, npz
@@ -66,37 +66,41 @@ async def with_velocity(query: Query, serving: Serving, watch: Stopwatch) -> tup
     Where a model was removed or replaced in between, it looks again at what there is, as the engine does.
     """
 
-    def read(engine: Engine, retrievals: list[Retrieval]) -> Float32:
+    def read(engine: Engine, matches: Sequence[tuple[Match, ...]]) -> Float32:
         with watch("maps"):
-            return velocity_of(retrievals, query.top_k, engine)
+            return velocity_of(matches, query.top_k, engine)
 
     def answer_at_once(engine: Engine) -> tuple[Answered, Float32]:
-        with engine.gallery.unchanging():
-            [retrievals] = engine.retrieve_batch([query], watch=watch)
-            velocity = read(engine, retrievals)
-            return Answered(retrievals, engine.info(), len(query), watch.timings_ms), velocity
+        retrievals, (velocity, info) = engine.retrieve_and_read(
+            query, lambda matches: (read(engine, matches), engine.info()), watch=watch
+        )
+        return Answered(retrievals, info, len(query), watch.timings_ms), velocity
 
     with suppress(UnknownModel):
         answered = await serving.batches.answer(query)
-        return answered, await serving.on_file(lambda engine: read(engine, answered.retrievals))
+        matches = [retrieval.matches for retrieval in answered.retrievals]
+        return answered, await serving.on_file(lambda engine: read(engine, matches))
     return await serving.on_model(answer_at_once)
 
 
-def velocity_of(retrievals: Sequence[Retrieval], top_k: int, engine: Engine) -> Float32:
+def velocity_of(matches: Sequence[tuple[Match, ...]], top_k: int, engine: Engine) -> Float32:
     """``(gather, top_k, depth, x)`` m/s: the models of the matches, zero where there are fewer; each is read once.
+
+    Args:
+        matches: of each gather.
 
     Raises:
         UnknownModel: a model is no longer there, or another one has its id.
     """
-    matches = {match.model_id: match for retrieval in retrievals for match in retrieval.matches}
-    ids = list(matches)
+    match_of = {match.model_id: match for of_gather in matches for match in of_gather}
+    ids = list(match_of)
     models = dict(zip(ids, engine.gallery.velocities(ids), strict=True))
     for record in engine.gallery.records(ids):  # after the models: what is the same before and after was so in between
-        if record.descriptors.tolist() != list(matches[record.model_id].descriptors.values()):
+        if record.descriptors.tolist() != list(match_of[record.model_id].descriptors.values()):
             raise UnknownModel(f"The velocity model {record.model_id!r} was replaced while it was read; ask again.")
-    velocity = np.zeros((len(retrievals), top_k, *engine.frame.velocity_shape), np.float32)
-    for row, retrieval in zip(velocity, retrievals, strict=True):
-        for place, match in zip(row, retrieval.matches, strict=False):
+    velocity = np.zeros((len(matches), top_k, *engine.frame.velocity_shape), np.float32)
+    for row, of_gather in zip(velocity, matches, strict=True):
+        for place, match in zip(row, of_gather, strict=False):
             place[:] = models[match.model_id]
     return velocity
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CANARY_DEADLINE_S = 10.0  # behind what the model thread has to do first; a server later than this is not ready for more
-FILE_THREADS = 4  # records read and answers written: short, and mostly outside the interpreter's lock
+FILE_THREADS = 4  # records read, models removed and answers written: mostly outside the interpreter's lock
 MAX_READERS = 4
 
 
@@ -50,10 +50,10 @@ class Serving:
 
     Who owns what: one *model* thread runs the encoders and searches (torch spreads each call over the cores by itself),
     for gathers in the batches that ``batches`` forms; *reader* threads, one for each core that the encoders leave, read
-    and prepare gathers; `FILE_THREADS` *file* threads read records and write large answers; one *picture* thread draws,
-    so that pictures that wait for each other keep nobody else waiting. The event loop owns ``admitted``, ``uploads``,
-    ``streams``, ``stopping``, ``_reloading`` and ``_parsing``. The current engine is replaced as a whole under
-    ``_lock``; a job keeps the one it began with.
+    and prepare gathers; `FILE_THREADS` *file* threads read records, remove models and write large answers; one
+    *picture* thread draws, so that pictures that wait for each other keep nobody else waiting. The event loop owns
+    ``admitted``, ``uploads``, ``streams``, ``stopping``, ``_reloading`` and ``_parsing``. The current engine is
+    replaced as a whole under ``_lock``; a job keeps the one it began with.
 
     Raises:
         SeisBindError: no usable weights, device or gallery.

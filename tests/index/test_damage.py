@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from seisbind.index import Filter, Gallery
+from seisbind.index.storage.records import Records
 from seisbind.model.errors import GalleryDamaged, GalleryError, UnknownModel
 
 MakeBatch = Callable[..., Any]
@@ -243,3 +245,27 @@ def test_a_change_elsewhere_that_is_damaged_is_not_served(
         with pytest.raises(GalleryDamaged):
             reader.refresh()
         assert reader.model_ids() == [f"m{i}" for i in range(COUNT)]
+
+
+def test_a_model_replaced_while_others_are_read_is_no_damage(
+    tmp_path: Path, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transaction is of the generation before, the row of the one after."""
+    batch = make_batch(4)
+    with Gallery.create(tmp_path / "gallery", fingerprint="weights-1", dimension=16) as gallery:
+        batch.add_to(gallery)
+        read = Records._velocity
+        replaced: list[str] = []
+
+        def replace_after_the_first(self: Records, connection: sqlite3.Connection, row: int, model_id: str) -> Any:
+            found = read(self, connection, row, model_id)
+            if not replaced:
+                replaced.append(model_id)
+                changing = Thread(target=lambda: (gallery.remove(["m3"]), make_batch(1, first=3).add_to(gallery)))
+                changing.start()
+                changing.join()
+            return found
+
+        monkeypatch.setattr(Records, "_velocity", replace_after_the_first)
+        np.testing.assert_array_equal(np.stack(gallery.velocities(batch.model_ids)), batch.velocity)
+        assert replaced == ["m0"] and gallery.generation == 3

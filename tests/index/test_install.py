@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -129,3 +130,44 @@ def test_what_a_killed_build_left_goes_with_the_next_writer(filled: Path) -> Non
     (filled / BUILDING / "thesis.tex").unlink()
     Gallery.open(filled, fingerprint=None, writable=True).close()
     assert not (filled / BUILDING).exists()
+
+
+@pytest.mark.parametrize("step", [None, "install:cleared", "install:renamed"])
+def test_a_replacement_between_records_and_snapshots_is_no_alarm(
+    filled: Path, make_batch: MakeBatch, caplog: pytest.LogCaptureFixture, step: str | None
+) -> None:
+    """The snapshots are read by name: those of a gallery that came in between are not held against the old records.
+
+    With a ``step``, loading goes on when the replacement has got that far and no further.
+    """
+    caplog.set_level(logging.INFO, "seisbind")
+    threads: list[Thread] = []
+    reached, loaded = Event(), Event()
+
+    def building(name: str) -> None:
+        if name == step:
+            reached.set()
+            assert loaded.wait(20)
+
+    def replace() -> None:
+        with Gallery.building(filled, fingerprint="w", dimension=16, overwrite=True, at_step=building) as fresh:
+            for first in (100, 110, 120):  # three changes, where the old gallery had one
+                make_batch(10, first=first).add_to(fresh)
+            fresh.snapshot()
+        reached.set()
+
+    def at_step(name: str) -> None:
+        if name == "open:records" and not threads:
+            threads.append(Thread(target=replace))
+            threads[0].start()
+            assert reached.wait(20)
+
+    with Gallery.open(filled, fingerprint=None, at_step=at_step) as opened:
+        loaded.set()
+        threads[0].join()
+        old = step == "install:cleared"
+        assert opened.model_ids() == [f"m{i}" for i in (range(40) if old else range(100, 130))]
+        assert not [note for note in opened.info().notes if not note.endswith("it is missing.")]
+        assert step is not None or opened.info().notes == ()
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+    assert bool(step) == any("it is missing" in record.getMessage() for record in caplog.records)

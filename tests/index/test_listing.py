@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from seisbind.index import Filter, Gallery
 from seisbind.index.listing import PAGE, list_records
-from seisbind.model.errors import GalleryNotFound
+from seisbind.model.errors import GalleryDamaged, GalleryNotFound
 from seisbind.model.ground.descriptors import NAMES, describe
 
 
@@ -54,6 +56,20 @@ def test_none_and_no_gallery(tmp_path: Path) -> None:
     assert list(list_records(filled(tmp_path / "g", 3), filter=Filter(("c",)))) == []
     with pytest.raises(GalleryNotFound):
         list(list_records(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("limit", [None, 2, PAGE, 2 * PAGE])
+def test_models_that_are_gone_from_the_file_are_missed_at_the_end(tmp_path: Path, limit: int | None) -> None:
+    """Each record that is left is right; only the digest of all of them knows."""
+    path = filled(tmp_path / "g", PAGE + 20)
+    with closing(sqlite3.connect(path / "records.sqlite")) as connection:
+        connection.execute("DELETE FROM models WHERE row BETWEEN 5 AND 14")
+        connection.commit()
+    found = []
+    with pytest.raises(GalleryDamaged, match="digest"):
+        for record in list_records(path, filter=Filter(("a",)), limit=limit):
+            found.append(record.model_id)
+    assert len(found) == min(limit or PAGE, PAGE // 2 + 5)
 
 
 def test_what_is_removed_meanwhile_is_left_out(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import resource
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -186,8 +187,24 @@ def test_gallery_list(gallery_path: Path) -> None:
     assert json.loads(lines[1]) == {"model_id": ids[1], "added_at": record.added_at} | expected
     one = seisbind("gallery", "list", gallery_path, "--family", "FlatVel-A", "--family", "Style-B", "--json").stdout
     assert len(one.splitlines()) == families["FlatVel-A"] + families["Style-B"]
-    assert seisbind("gallery", "list", gallery_path, "--tag", "none").stdout == ""
+    for as_json in ((), ("--json",)):
+        none = seisbind("gallery", "list", gallery_path, "--family", "Nope", *as_json)
+        assert (none.returncode, none.stdout) == (0, "")
+        assert none.stderr == f"{gallery_path}: no velocity model of that family and those tags\n"
     one_line(seisbind("gallery", "list", gallery_path / "none"), "gallery_not_found")
+
+
+@pytest.mark.parametrize("options", [(), ("--json", "--limit", 2)], ids=["all", "two"])
+def test_gallery_list_of_a_damaged_gallery(gallery_path: Path, tmp_path: Path, options: tuple[Any, ...]) -> None:
+    """Models that are gone from the file are missed at the end, although each record that is there is right."""
+    path = tmp_path / "damaged"
+    shutil.copytree(gallery_path, path)
+    with contextlib.closing(sqlite3.connect(path / "records.sqlite")) as connection:
+        connection.execute("DELETE FROM models WHERE row BETWEEN 5 AND 14")
+        connection.commit()
+    listed = seisbind("gallery", "list", path, *options)
+    assert listed.returncode == 1 and len(listed.stdout.splitlines()) == (2 if options else 51)
+    assert listed.stderr.count("\n") == 1 and "damaged" in listed.stderr and "[gallery_damaged]" in listed.stderr
 
 
 def test_version() -> None:

@@ -191,7 +191,7 @@ def test_velocities_that_the_weights_do_not_know_are_said(serve: Any, make_galle
         assert client.add_models(own[::-1]).warnings == []
 
 
-def test_add_find_and_remove(serve: Any, make_gallery: Any) -> None:
+def test_add_find_and_remove(serve: Any, make_gallery: Any, busy: Any) -> None:
     server = serve(gallery=make_gallery(), writable=True)
     new = np.linspace(1500, 4000, 70 * 70, dtype=np.float32).reshape(70, 70)
     added = server.http.post("/v1/models", files={"file": npy(new)}, data={"family": "ramp", "tags": "own, smooth"})
@@ -204,7 +204,8 @@ def test_add_find_and_remove(serve: Any, make_gallery: Any) -> None:
     assert [match["model_id"] for match in found["results"][0]["matches"]] == [model_id]
     again = server.http.post("/v1/models", files={"file": npy(new)})
     assert (again.status_code, again.json()["code"]) == (422, "invalid_query")
-    assert server.http.delete(f"/v1/models/{model_id}").status_code == 204
+    with busy(server):  # the model thread, which removing does without
+        assert server.http.delete(f"/v1/models/{model_id}").status_code == 204
     assert server.http.delete(f"/v1/models/{model_id}").json()["code"] == "unknown_model"
     assert server.http.get("/v1/gallery").json()["gallery"]["models"] == 60
     assert server.http.post("/v1/gallery/reload").status_code == 200

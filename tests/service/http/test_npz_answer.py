@@ -19,6 +19,7 @@ from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.ground.descriptors import DESCRIPTORS
 from seisbind.service.engine.engine import Engine
+from seisbind.service.engine.query import encode
 from seisbind.service.formats.npy import NPZ
 from seisbind.service.http.npz_answer import model_bytes, preferred
 from seisbind.service.schemas import RetrieveAnswer
@@ -191,13 +192,32 @@ def test_the_header_is_heeded(served: Any, gathers: Float32, headers: list[tuple
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
 def test_a_model_that_changes_before_it_is_read(
-    serve: Any, make_gallery: Any, busy: Any, embedder: Embedder, gathers: Float32, replaced: bool
+    serve: Any,
+    make_gallery: Any,
+    busy: Any,
+    embedder: Embedder,
+    gathers: Float32,
+    replaced: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Found by the search, gone or another one when its map is read: the answer is about what is there then."""
+    """Found by the search, gone or another one when its map is read: the answer is about what is there then.
+
+    While the gathers are encoded, the second time as the first, others read the gallery.
+    """
     path = make_gallery()
     server = serve(gallery=path)
     before = arrays_of(ask(server, gathers[0], top_k=3))
-    best = str(before["model_id"][0, 0])
+    best, second = before["model_id"][0, :2].tolist()
+    waited: list[bool] = []
+
+    def encode_while_others_read(embedder: Embedder, queries: Any) -> Any:
+        reading = threading.Thread(target=server.serving.here, args=(lambda engine: engine.gallery.velocity(second),))
+        reading.start()
+        reading.join(5)
+        waited.append(reading.is_alive())
+        return encode(embedder, queries)
+
+    monkeypatch.setattr("seisbind.service.engine.engine.encode", encode_while_others_read)
     found: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: found.append(ask(server, gathers[0], top_k=3)))
     with busy(server):
@@ -217,6 +237,7 @@ def test_a_model_that_changes_before_it_is_read(
     finally:
         holding.__exit__(None, None, None)
     asking.join()
+    assert waited == [False, False]
     arrays = arrays_of(found[0])
     answer = check(server, arrays, 3)
     assert answer.gallery.models == (60 if replaced else 59)
