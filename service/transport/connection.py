@@ -66,7 +66,7 @@ class Connection(asyncio.Transport):
         self._read_or_pause()
 
     def hold(self, holding: bool) -> None:
-        """Whether bytes wait for their turn: nothing more is read meanwhile, whatever the application asks for."""
+        """Whether enough waits for its turn: nothing more is read meanwhile, whatever the application asks for."""
         self._holding = holding
         self._read_or_pause()
 
@@ -141,10 +141,13 @@ class Connection(asyncio.Transport):
         if self._ended or not self._receiving():
             self._transport.close()
             return
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        self._read_or_pause()
         self._linger = self._loop.call_later(LINGER_S, self._transport.close)
+        self._read_or_pause()
+        try:
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+        except OSError:  # the client closed before, and answered what was sent last with a reset
+            self._transport.close()
 
     def abort(self) -> None:
         """Close now; what is not sent is lost, here and in the kernel."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from typing import Any
+from collections import deque
+from typing import Any, ClassVar
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from seisbind.service.settings import MIB, Settings
+from seisbind.service.transport.chunks import Chunks
 from seisbind.service.transport.connection import Connection
 from seisbind.service.transport.problems import CODE, problem
 from seisbind.service.transport.request_log import SAFE_HEADERS
@@ -22,7 +25,8 @@ log = logging.getLogger(__name__)
 MAX_HEAD_BYTES = 65_536
 HEAD_DEADLINE_S = 30.0
 EMPTY_LINE = b"\r\n\r\n"  # ends a head, and the trailers of a chunked body
-FEEDS_A_TURN = 256  # of the parser, before the event loop sees to other connections: a millisecond
+MAX_HELD_BYTES = 65_536  # behind the request in work, and a read more
+PARTS_A_TURN = 4  # of at most `CHUNKS_AT_ONCE` chunks: a head, a body, its end, and the next head
 PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"  # an interim answer, which every client of HTTP/1.1 passes over
 PROBES = 2
 PROBE_EVERY_S = 0.05
@@ -32,18 +36,22 @@ class Protocol(HttpToolsProtocol):
     """uvicorn's, with a problem document in place of its line of text, and limits on what a connection may cost.
 
     One request of a connection is in work at a time. The parser is fed up to the end of that request and not beyond it;
-    what the client sent after it is held, at most a read of it, and goes to the parser once the answer is complete.
-    Where nothing is held, reading goes on during the work, so that a client that leaves is noticed.
+    what the client sent after it is held, and goes to the parser once the answer is complete. Reading goes on during
+    the work until `MAX_HELD_BYTES` are held, so that a client that leaves is noticed.
+
+    A connection with more to parse than `PARTS_A_TURN` is not read until that is done. Of all these connections, one
+    has its turn in each turn of the event loop.
     """
 
     deadline_s = 30.0
     max_unread_bytes = 32 * MIB
+    queue: ClassVar[deque[Protocol]] = deque()  # those that wait for their turn to parse, in one event loop
 
     @classmethod
     def of(cls, settings: Settings) -> type[Protocol]:
         """The protocol of a server with ``settings``."""
-        limits = {"deadline_s": settings.body_deadline_s, "max_unread_bytes": settings.max_body_bytes}
-        return type(cls.__name__, (cls,), limits)
+        own = {"deadline_s": settings.body_deadline_s, "max_unread_bytes": settings.max_body_bytes, "queue": deque()}
+        return type(cls.__name__, (cls,), own)
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -52,10 +60,14 @@ class Protocol(HttpToolsProtocol):
         self._held = b""  # what came and has not been parsed, from `_at` on
         self._at = 0
         self._tail = b""  # the last three bytes that were parsed
+        self._queued = False
+        self._ended = False  # the client sends no more
         self._in_message = False
         self._in_head = False
+        self._begun = False  # a message, in or before the part that is being parsed
         self._head_bytes = 0  # or of trailers
-        self._body_left: int | None = None  # bytes; None while it is not known
+        self._body_left = 0  # bytes, where the head has their number
+        self._chunks = Chunks()  # where it has not
         self._overdue: asyncio.TimerHandle | None = None
         self._probing: asyncio.TimerHandle | None = None
 
@@ -95,20 +107,38 @@ class Protocol(HttpToolsProtocol):
 
         So it is sent an interim answer, to which the machine of a client that has left replies with a reset.
         """
+        self._ended = True
         self._connection.end_reading()
-        waits = self._working() and not self._in_message and self.cycle.scope["http_version"] == "1.1"
-        if not waits or self._connection.is_closing():
+        if self._connection.is_closing() or (self._awaited() and not self._passes_over_interim_answers()):
             return None
-        self.cycle.keep_alive = False
-        self._probe(PROBES)
+        self._answer_the_last()
         return True
 
+    def _answer_the_last(self) -> None:
+        """Close once everything that came before the end is answered, or the client is found to have left."""
+        last = self._at == len(self._held)
+        if last and not self._awaited():
+            self._connection.close()
+            return
+        if last:
+            self.cycle.keep_alive = False
+        if self._awaited() and self._probing is None:
+            self._probe(PROBES)
+
+    def _awaited(self) -> bool:
+        """Whether the client waits for the answer to a whole request."""
+        return self._working() and not self._in_message
+
+    def _passes_over_interim_answers(self) -> bool:
+        return bool(self.cycle.scope["http_version"] == "1.1")
+
     def _probe(self, left: int) -> None:
-        if left and not self.cycle.response_started:
+        if left and not self.cycle.response_started and self._passes_over_interim_answers():
             self._connection.write(PROBE)
         self._probing = self.loop.call_later(PROBE_EVERY_S, self._check_probe, max(0, left - 1))
 
     def _check_probe(self, left: int) -> None:
+        self._probing = None
         if not self._working():
             return
         if self._connection.has_failed():
@@ -124,7 +154,9 @@ class Protocol(HttpToolsProtocol):
 
     def _parse(self) -> None:
         """Parse what is held, as far as it belongs to the request in work, or begins the next where none is."""
-        for _ in range(FEEDS_A_TURN):
+        if self._queued:
+            return
+        for _ in range(PARTS_A_TURN):
             if not self._in_message:
                 self._skip_empty_lines()
             if self._at == len(self._held) or self._connection.is_closing():
@@ -134,8 +166,26 @@ class Protocol(HttpToolsProtocol):
                 break
             self._feed()
         else:
-            self.loop.call_soon(self._parse)
-        self._connection.hold(self._at < len(self._held))
+            self._wait_for_turn()
+        self._connection.hold(self._queued or len(self._held) - self._at >= MAX_HELD_BYTES)
+        if self._ended:
+            self._answer_the_last()
+
+    def _wait_for_turn(self) -> None:
+        self._queued = True
+        self.queue.append(self)
+        if len(self.queue) == 1:
+            self.loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        """Of the first in the queue, which is this one."""
+        self._queued = False
+        try:
+            self._parse()
+        finally:
+            self.queue.popleft()
+            if self.queue:
+                self.loop.call_soon(self.queue[0]._take_turn)
 
     def _skip_empty_lines(self) -> None:
         """Between requests, where they mean nothing and begin none."""
@@ -148,53 +198,79 @@ class Protocol(HttpToolsProtocol):
             self._head_bytes, self._tail = 0, b""
         head = self._in_head or not self._in_message
         if not head and self._body_left:
-            size = min(self._body_left, len(self._held) - self._at)
+            end = min(self._at + self._body_left, len(self._held))
+        elif not head and not self._chunks.ended:
+            end = self._chunks.reach(self._held, self._at)
         else:
-            size = self._until_empty_line()
-            self._head_bytes += size
+            end = self._end_of_empty_line()
+        part = self._held[self._at : end]
+        self._head_bytes += len(part)
         if head and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(
                 f"The head of the request has more than {MAX_HEAD_BYTES} bytes. Send fewer or shorter headers."
             )
             return
-        part = self._held[self._at : self._at + size]
-        self._at += size
+        self._at = end
         self._tail = (self._tail + part[-3:])[-3:]
+        self._begun = self._in_message
         super().data_received(part)
         if not head and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(f"More than {MAX_HEAD_BYTES} bytes came after a chunk and before the next. Send no trailers.")
 
-    def _until_empty_line(self) -> int:
-        """Bytes up to the end of the next empty line, or all."""
+    def _end_of_empty_line(self) -> int:
+        """Where the next empty line ends in what is held, or all of that."""
         across = (self._tail + self._held[self._at : self._at + 3]).find(EMPTY_LINE)
         if across >= 0:
-            return across + len(EMPTY_LINE) - len(self._tail)
+            return self._at + across + len(EMPTY_LINE) - len(self._tail)
         found = self._held.find(EMPTY_LINE, self._at)
-        return (found + len(EMPTY_LINE) if found >= 0 else len(self._held)) - self._at
+        return found + len(EMPTY_LINE) if found >= 0 else len(self._held)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """The parser takes what follows an offer to upgrade for another protocol, and ended the request with its head.
+
+        Nothing is upgraded here (RFC 9110, section 7.8), so another parser gets the head without the offer.
+        """
+        if self.scope["method"] == "CONNECT":
+            self._refuse("This server is no proxy. Send CONNECT to one")
+            return
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        method, version = self.scope["method"].encode(), self.scope["http_version"].encode()
+        lines = [method + b" " + self.url + b" HTTP/" + version]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self._begun = False
+        super().data_received(b"\r\n".join([*lines, b"", b""]))
 
     def on_message_begin(self) -> None:
+        if self._begun:
+            raise RuntimeError("A second request began in a part that ends with the first.")
         super().on_message_begin()
         self._expect_within(HEAD_DEADLINE_S)
-        self._in_message = self._in_head = True
+        self._begun = self._in_message = self._in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # nobody here reads trailers
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            self.scope["method"] = self.parser.get_method().decode()
+            self.scope["http_version"] = self.parser.get_http_version()
+            return
         self._in_head = False
         self._cancel_overdue()
-        length = next((value for name, value in self.headers if name == b"content-length"), b"")
-        self._body_left = int(length) if length.isdigit() else None
+        length = next((value for name, value in self.headers if name == b"content-length"), b"0")
+        self._body_left, self._chunks = int(length), Chunks()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0
-        if self._body_left is not None:
-            self._body_left -= len(body)
+        self._body_left = max(0, self._body_left - len(body))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         self._in_message = False
         self._cancel_overdue()
         super().on_message_complete()

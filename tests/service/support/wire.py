@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from seisbind.model.errors import SeisBindError
 
+PATIENCE_S = 120.0  # far beyond what anything here takes on a busy machine
 RAW = {"Content-Type": "application/octet-stream"}
 
 
@@ -33,8 +34,15 @@ def npz(**arrays: ArrayLike) -> bytes:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does; the suite's own time limit ends it."""
+    """Wait for what another thread or process does.
+
+    Raises:
+        TimeoutError: it was not done within `PATIENCE_S`.
+    """
+    end = time.monotonic() + PATIENCE_S
     while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"What the test waits for did not happen within {PATIENCE_S:g} s.")
         time.sleep(0.005)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import logging
 import os
 import random
 import re
@@ -10,6 +12,7 @@ import signal
 import socket
 import time
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +20,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from seisbind.service.transport.chunks import CHUNKS_AT_ONCE, Chunks
+from seisbind.service.transport.connection import Connection
 from seisbind.service.transport.keys import Scope, make_key
+from seisbind.service.transport.protocol import PARTS_A_TURN, Protocol
 from wire import connect, npy, rest_of, until
 
 Float32 = NDArray[np.float32]
@@ -27,6 +33,10 @@ MIB = 1 << 20
 def post(path: str, body: bytes, *more: str) -> bytes:
     lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/octet-stream", *more]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+def chunked(pieces: list[bytes], trailers: bytes = b"") -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n" + trailers + b"\r\n"
 
 
 def was_reset(client: socket.socket) -> bool:
@@ -79,16 +89,140 @@ def test_pipelined_requests_are_answered_in_order(served: Any, models: tuple[Flo
     assert set(re.findall(rb"HTTP/1.1 (\d+) ", answer)) == {b"200", b"404"}
 
 
-def test_memory_is_bounded_whatever_is_pipelined(serve: Any, script: Any) -> None:
+OFFERS = [
+    "Connection: Upgrade\r\nUpgrade: websocket",
+    "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA",  # curl --http2
+    "upgrade:h2c\r\nConnection:keep-alive,Upgrade",
+]
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("framing", ["fixed", "chunked"])
+@pytest.mark.parametrize("reads", [1, 2])
+def test_a_body_behind_an_offer_to_upgrade(
+    served: Any, models: tuple[Float32, list[str]], offer: str, framing: str, reads: int
+) -> None:
+    """It is the body of that request, and never the next request."""
+    hidden = b"GET /hidden HTTP/1.1\r\nX-Request-ID: hidden\r\n\r\n"
+    sent = []
+    for path, body in (("/healthz", hidden), ("/v1/search", npy(models[0][0]))):
+        head = f"POST {path} HTTP/1.1\r\nContent-Type: application/octet-stream\r\n{offer}\r\nX-Request-ID: {path}\r\n"
+        length = f"Content-Length: {len(body)}" if framing == "fixed" else "Transfer-Encoding: chunked"
+        sent += [f"{head}{length}\r\n\r\n".encode(), body if framing == "fixed" else chunked([body[:7], body[7:]])]
+    with connect(served.url, timeout=60) as client:
+        for part in sent if reads == 2 else [b"".join(sent)]:
+            client.sendall(part)
+            time.sleep(0.05 if reads == 2 else 0)  # a read of its own
+        client.sendall(b"GET /healthz HTTP/1.1\r\nX-Request-ID: last\r\nConnection: close\r\n\r\n")
+        answer = rest_of(client)
+    assert re.findall(rb"HTTP/1.1 (\d+) ", answer) == [b"405", b"200", b"200"]
+    assert re.findall(rb"x-request-id: (\S+)\r\n", answer)[-1] == b"last"
+    assert b"hidden" not in answer
+
+
+def test_connect_is_refused_with_all_that_follows_it(served: Any) -> None:
+    """Its body is no part of it to the parser."""
+    with connect(served.url, timeout=60) as client:
+        client.sendall(b"CONNECT x:80 HTTP/1.1\r\nContent-Length: 40\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n")
+        answer = rest_of(client)
+    assert re.findall(rb"HTTP/1.1 (\d+) ", answer) == [b"400"]
+
+
+def test_chunks_end_where_the_parser_ends_them() -> None:
+    """However they are cut into reads: all chunks are found, and never a byte of what follows their last line."""
+    rng = random.Random(0)
+    for _ in range(300):
+        lines = []
+        for _ in range(rng.randrange(150)):
+            piece = rng.choice([b"\r\n\r\n", b"0\r\n\r\n", b"x"]) * rng.randrange(1, 20)
+            extension = rng.choice([b"", b";a=b", b';a="0;"'])
+            lines += [b"0" * rng.randrange(3) + b"%X" % len(piece) + extension, piece]
+        sent = b"\r\n".join([*lines, b"000;a", b""])
+        after = b"\r\nGET / HTTP/1.1\r\n\r\n"
+        chunks, held, at = Chunks(), b"", 0
+        while not chunks.ended:
+            if at == len(held):
+                held += (sent + after)[at : at + rng.choice([1, 2, 7, 1000])]
+            at = chunks.reach(held, at)
+        assert at == len(sent)
+
+
+def test_what_looks_like_an_end_inside_a_chunk_costs_nothing(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body of empty lines is parsed in as many parts as reads."""
+    parts, feed = [0], Protocol._feed
+
+    def counted(self: Protocol) -> None:
+        parts[0] += 1
+        feed(self)
+
+    monkeypatch.setattr(Protocol, "_feed", counted)
+    body = chunked([b"\r\n\r\n" * 16_384] * 4)
+    with connect(served.url, timeout=60) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+        client.sendall(b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n")
+        assert re.findall(rb"HTTP/1.1 (\d+) ", rest_of(client)) == [b"404", b"200"]
+    assert parts[0] < 500
+
+
+def test_a_turn_of_the_event_loop_parses_little(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever connections send: one that has more to parse waits for its turn, and one of them has it at a time."""
+    bodies, most, turns, most_turns = [0], [0], [0], [0]
+    parse, take_turn, on_body = Protocol._parse, Protocol._take_turn, Protocol.on_body
+
+    def counted_parse(self: Protocol) -> None:
+        bodies[0] = 0
+        parse(self)
+        most[0] = max(most[0], bodies[0])
+
+    def counted_turn(self: Protocol) -> None:
+        turns[0] += 1
+        most_turns[0] = max(most_turns[0], turns[0])
+        self.loop.call_soon(turns.__setitem__, 0, 0)  # before the next, which is called soon after
+        take_turn(self)
+
+    def counted_body(self: Protocol, body: bytes) -> None:
+        bodies[0] += 1
+        on_body(self, body)
+
+    monkeypatch.setattr(Protocol, "_parse", counted_parse)
+    monkeypatch.setattr(Protocol, "_take_turn", counted_turn)
+    monkeypatch.setattr(Protocol, "on_body", counted_body)
+    sent = b"POST /nowhere HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked([b"x"] * 20_000)
+    sent += b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n"
+    with ExitStack() as opened:
+        clients = [opened.enter_context(connect(served.url, timeout=60)) for _ in range(5)]
+        for client in clients:
+            client.sendall(sent)
+        for client in clients:
+            assert re.findall(rb"HTTP/1.1 (\d+) ", rest_of(client)) == [b"404", b"200"]
+    assert CHUNKS_AT_ONCE / 2 < most[0] <= PARTS_A_TURN * CHUNKS_AT_ONCE
+    assert most_turns[0] == 1
+
+
+def test_a_second_request_in_the_part_of_the_first_is_refused(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should parser and server ever differ about the end of a body."""
+    monkeypatch.setattr(Chunks, "reach", lambda self, held, at: len(held))
+    with connect(served.url, timeout=60) as client:
+        head = b"POST /nowhere HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client.sendall(head + chunked([b"x"]) + b"GET /healthz HTTP/1.1\r\n\r\n")
+        answer = rest_of(client)
+    assert re.findall(rb"HTTP/1.1 (\d+) ", answer) == [b"400"]
+
+
+@pytest.mark.parametrize(("kind", "count"), [("refused", 1), ("search", 1), ("unread", 8)])
+def test_memory_is_bounded_whatever_is_pipelined(
+    serve: Any, script: Any, models: tuple[Float32, list[str]], kind: str, count: int
+) -> None:
     """Promise 31 in a few seconds; `benchmarks/connections.py` has the minutes."""
-    server = serve(api_keys=make_key("one", Scope.READ)[1].line)
+    server = serve(**({"api_keys": make_key("one", Scope.READ)[1].line} if kind == "refused" else {}))
     connections, memory_bytes = script("connections"), script("served").memory_bytes
-    request = b"GET /v1/gallery HTTP/1.1\r\na:\r\n\r\n"
-    connections.pipeline(httpx.URL(server.url), request, seconds=0.5)
+    request = b"GET /v1/gallery HTTP/1.1\r\na:\r\n\r\n" if kind == "refused" else post("/v1/search", npy(models[0][0]))
+    url = httpx.URL(server.url)
+    connections.pipeline(url, request, seconds=0.5, count=count)
     before = memory_bytes(os.getpid())
-    answered = connections.pipeline(httpx.URL(server.url), request, seconds=4)
+    answered = connections.pipeline(url, request, seconds=3, count=count, read=kind != "unread")
     assert memory_bytes(os.getpid()) < before + 50e6
-    assert answered > 100_000
+    assert answered > 100_000 or kind == "unread"
 
 
 def test_a_head_has_64_kib_at_most(served: Any) -> None:
@@ -232,6 +366,91 @@ def test_a_client_that_leaves_is_told_from_one_that_waits(serve: Any, busy: Any,
             time.sleep(0.3)
             assert server.serving.batches.waiting == 1
         until(lambda: server.serving.batches.waiting == 0)
+
+
+@pytest.mark.parametrize("behind", [b"G", b"GET /healthz HTTP/1.1\r\n\r\n" * 100])
+def test_a_client_that_pipelines_and_leaves_frees_its_place(
+    serve: Any, busy: Any, gathers: Float32, behind: bytes
+) -> None:
+    """Promise 26, whatever it sent behind the request that is in work."""
+    server = serve()
+    with busy(server):
+        with connect(server.url, timeout=60) as client:
+            client.sendall(post("/v1/retrieve", npy(gathers[0])) + behind)
+            until(lambda: server.serving.batches.waiting == 1)
+        until(lambda: server.serving.batches.waiting == 0)
+
+
+def test_all_that_was_pipelined_before_the_end_is_answered(serve: Any, busy: Any, gathers: Float32) -> None:
+    """A client that closes its sending side gets every answer; half a request behind them has none."""
+    server = serve()
+    with connect(server.url, timeout=60) as client:
+        with busy(server):
+            client.sendall(post("/v1/retrieve", npy(gathers[0])) + b"GET /healthz HTTP/1.1\r\n\r\n" * 3 + b"GET /hea")
+            client.shutdown(socket.SHUT_WR)
+            until(lambda: server.serving.batches.waiting == 1)
+            time.sleep(0.3)  # several looks at whether it has left
+        answer = rest_of(client)
+    assert re.findall(rb"HTTP/1.1 (\d+) ", answer.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")) == [b"200"] * 4
+
+
+class Left(asyncio.Transport):
+    """A connection whose client answered the last write with a reset."""
+
+    closed = False
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    def resume_reading(self) -> None:
+        pass
+
+
+def test_closing_a_connection_whose_client_has_left() -> None:
+    async def main() -> bool:
+        transport = Left()
+        connection = Connection(transport, deadline_s=1, max_unread_bytes=1, receiving=lambda: True)
+        connection.close()
+        connection.lost()
+        return transport.closed
+
+    assert asyncio.run(main())
+
+
+@pytest.mark.parametrize("reads", [0, 1])
+@pytest.mark.parametrize("behind", [1, 30_000])
+def test_clients_that_close_early_leave_no_socket(
+    served: Any, caplog: pytest.LogCaptureFixture, reads: int, behind: int
+) -> None:
+    """Before their answer or on its first byte, with bytes behind their request that nobody reads."""
+
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    served.http.get("/healthz")
+    before = descriptors()
+    loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")]
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+    try:
+        for _ in range(300):
+            with connect(served.url, timeout=60) as client, suppress(ConnectionError):
+                client.sendall(b"GET /healthz\r\n\r\n" + b"garbage\r\n\r\n" * behind)
+                client.recv(reads)
+        until(lambda: descriptors() <= before)
+    finally:
+        for logger in loggers:
+            logger.removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_half_a_request_of_a_client_that_sends_no_more(served: Any) -> None:
