@@ -1,6 +1,6 @@
 """What one connection can cost a server: memory while it pipelines, and a socket while its client does not read.
 
-    python benchmarks/connections.py [--seconds 45] [--only pipelined,unread,refused,stuck,sigterm,reset]
+    python benchmarks/connections.py [--seconds 45] [--only pipelined,unread,refused,stuck,sigterm,reset,chunked]
 
 Each against a server of its own, over a gallery of 200 models:
 
@@ -10,9 +10,11 @@ Each against a server of its own, over a gallery of 200 models:
 - stuck: clients that read nothing of a large answer, with a deadline of 3 s: how many descriptors are left
 - sigterm: four of these, with the deadline of 30 s: how long the server takes to exit
 - reset: clients with `Connection: close` that are refused (429) before their body was read: how many get the answer
+- chunked: 20 clients that upload: CPU time of the server for 1 MiB with a length, in chunks of 64 KiB of zeros, and in
+  such of empty lines; for 64 KiB in chunks of a byte
 
 Promised (31, 33, 22): memory within 50 MB of what it was, during and after; no descriptor left; exit in under 5 s; an
-answer for everyone. It exits with 1 where that is missed.
+answer for everyone; chunks of 64 KiB in twice the CPU time of a length. It exits with 1 where that is missed.
 """
 
 from __future__ import annotations
@@ -47,6 +49,9 @@ STUCK = 24
 STUCK_DEADLINE_S = 3.0
 EXIT_S = 5.0
 RESETS = 300
+UPLOADS = 20  # clients at once
+UPLOAD_S = 4.0
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
 def post(path: str, body: bytes, *more: str) -> bytes:
@@ -213,6 +218,46 @@ def resets(gallery: Path, seconds: float) -> bool:
     return show(f"reset: {RESETS} refusals, Connection: close", text, found["429"] == RESETS)
 
 
+def in_chunks(piece: bytes, count: int) -> bytes:
+    """A request whose body nobody reads, of ``count`` chunks."""
+    head = b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + b"%x\r\n%b\r\n" % (len(piece), piece) * count + b"0\r\n\r\n"
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of a process so far, its own and the kernel's for it."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * TICK_S
+
+
+def upload_ms(gallery: Path, request: bytes) -> float:
+    """CPU time of the server for each of many such requests."""
+    with serving(gallery) as (url, pid):
+        answer = b""
+        with connect(url) as client:
+            client.sendall(request)
+            while not answer.endswith(b"}"):
+                answer += client.recv(65_536)
+        begin = cpu_s(pid)
+        answered = pipeline(url, request, seconds=UPLOAD_S, count=UPLOADS)
+        return (cpu_s(pid) - begin) * 1e3 / (answered / len(answer))
+
+
+def chunked(gallery: Path, seconds: float) -> bool:
+    length, *in_64_kib, in_bytes = (
+        upload_ms(gallery, request)
+        for request in (
+            post("/nowhere", bytes(1 << 20)),
+            in_chunks(bytes(65_536), 16),
+            in_chunks(b"\r\n" * 32_768, 16),
+            in_chunks(b"x", 65_536),
+        )
+    )
+    show("chunked: 64 KiB in chunks of a byte", f"{in_bytes:.1f} ms of CPU", True)
+    text = ", ".join(f"{each:.2f}" for each in (length, *in_64_kib)) + " ms of CPU"
+    return show("chunked: 1 MiB whole, zeros, empty lines", text, max(in_64_kib) < 2 * length)
+
+
 ALL: dict[str, Callable[[Path, float], bool]] = {
     "pipelined": pipelined,
     "unread": unread,
@@ -220,6 +265,7 @@ ALL: dict[str, Callable[[Path, float], bool]] = {
     "stuck": sockets_left,
     "sigterm": exit_time,
     "reset": resets,
+    "chunked": chunked,
 }
 
 
