@@ -1,6 +1,6 @@
 """Flip one bit of ``records.sqlite`` at a time and compare every answer of the gallery with the right one.
 
-    python benchmarks/flips.py                                          # 3,000 flips: 2 to 5 minutes
+    python benchmarks/flips.py                                          # 3,000 flips: 9 minutes beside other work
     PYTHONPATH=OTHER/.typing python benchmarks/flips.py --flips 500     # the same against another checkout
 
 A quarter of the flips is in pages of SQLite's indices (ids and tags), a quarter in family names, half anywhere. Each is
