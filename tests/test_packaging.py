@@ -88,6 +88,7 @@ def test_a_bare_import_is_refused(name: str) -> None:
 
 def test_the_wheel_has_everything_and_imports_from_elsewhere(wheel: Path, tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
+    assert {"seisbind/__init__.py", "seisbind/__main__.py", "seisbind/py.typed"} <= set(names)
     for package in PACKAGES:
         assert f"seisbind/{package}/py.typed" in names
         for module in (ROOT / package).rglob("*.py"):
