@@ -51,7 +51,7 @@ class Encoders(nn.Module):
         self.logit_scale.requires_grad_(False)
 
     def embed_gathers(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
-        """See `SeismicEncoder.forward`; inputs as in `survey.Prepared`."""
+        """See `SeismicEncoder.forward`; inputs as in `preparation.Prepared`."""
         out: GatherEmbedding = self.seismic(traces, live, shot_x_m)
         return out
 

@@ -35,7 +35,7 @@ class Runtime(Protocol):
     name: str
 
     def read_gathers(self, traces: Float32, live: Bool, shot_x_m: Float32) -> dict[str, Float32]:
-        """See `read_gathers`; inputs as in `survey.Prepared`, at least one gather."""
+        """See `read_gathers`; inputs as in `preparation.Prepared`, at least one gather."""
 
 
 def read_gathers(encoders: Encoders, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> dict[str, Tensor]:
