@@ -10,7 +10,7 @@ from seisbind.index.storage.record import Record
 from seisbind.model.errors import InvalidQuery
 from seisbind.model.ground.descriptors import NAMES
 
-MAX_VALUES = 500  # families or tags in one filter: below SQLite's limit on bound values, above any person's patience
+MAX_VALUES = 500  # families or tags in one filter: more than anyone types, few enough to compare at once
 
 
 @dataclass(frozen=True, slots=True)
