@@ -3,8 +3,8 @@
     python benchmarks/train_weights.py --only test    # the 1,000 pairs
     python benchmarks/robustness.py [--pairs runs/pairs/test] [--weights W] [--count 1000] [--json]
 
-Every disturbed gather goes the whole way of an uploaded one, `preparation.prepare` included, and is looked for among all
-velocity models. Kinds marked * are never part of training (`acquisition`, `augment`), so they show what
+Every disturbed gather goes the whole way of an uploaded one, `preparation.prepare` included, and is looked for among
+all velocity models. Kinds marked * are never part of training (`acquisition`, `augment`), so they show what
 generalises. Signal over noise compares the rms of the whole record with that of the noise. Then what is read of the
 ground: error of the mean velocity, and the share of truths in the 90 % intervals (all descriptors; the worst of them).
 The last two columns are of `in_distribution`: the area under the ROC curve of its score as a detector of the
