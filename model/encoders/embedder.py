@@ -67,6 +67,20 @@ class InferredPhysics:
     high: Float32
 
 
+@dataclass(frozen=True, slots=True)
+class ReadModel:
+    """Velocity models read from gathers, without a gallery, on all cells of the frame.
+
+    Attributes:
+        value: ``(batch, depth, x)``, m/s.
+        low, high: of the 90 % interval of each cell, same shape; None where the weights state no error for it.
+    """
+
+    value: Float32
+    low: Float32 | None = None
+    high: Float32 | None = None
+
+
 def choose_device(device: str = "auto") -> torch.device:
     """``auto`` is the first GPU where there is one, else the CPU.
 
@@ -211,6 +225,12 @@ class Embedder:
         half = factor * scale
         possible = [d.lower for d in DESCRIPTORS], [d.upper for d in DESCRIPTORS]
         return InferredPhysics(*(np.clip(a, *possible).astype(np.float32) for a in (value, value - half, value + half)))
+
+    def read_model(self, encoded: EncodedGathers) -> ReadModel | None:
+        """The velocity models read from gathers, at full size; None where the weights have no head for them."""
+        if encoded.velocity is None:
+            return None
+        return ReadModel(np.stack([full_size(each, frame=self.frame) for each in encoded.velocity]))
 
     def judge_novelty(self, measured: Float64, encoded: EncodedGathers) -> list[Verdict] | None:
         """Whether each gather is like those of training; None where the weights are not calibrated.
