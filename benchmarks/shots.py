@@ -2,11 +2,12 @@
 
     python benchmarks/shots.py [--models 150] [--seed 29] [--weights W] [--cache runs/shots] [--json]
 
-Eighteen shots every 40 m are simulated by deepwave over models of the ten families; records of fewer are some of these
-shots, spread evenly. Each record goes the whole way of an uploaded one, with the choice of five shots that
+Eighteen shots every 40 m are simulated by deepwave over models of the ten families; records of fewer are some of
+these shots, spread evenly. Each record goes the whole way of an uploaded one, with the choice of five shots that
 `preparation.prepare` makes (after), and without it (before). Columns: share of the true descriptors in the 90 %
-intervals (all thirteen; the worst of them), the error of the mean velocity, R@1 among the models and --others more, and the share
-called unlike training. Ends with 1 where records of more than five shots are covered .03 worse than those of five.
+intervals (all thirteen; the worst of them), the error of the mean velocity, R@1 among the models and --others more,
+and the share called unlike training. Ends with 1 where records of more than five shots are covered .03 worse than
+those of five.
 """
 
 from __future__ import annotations

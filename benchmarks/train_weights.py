@@ -28,28 +28,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seisbind.model.datasets.acquisition import EXACT, AcquisitionConfig, simulate_pairs
+from seisbind.model.datasets.acquisition import ANY_LINE, EXACT, AcquisitionConfig, simulate_pairs
 from seisbind.model.datasets.pairs import SHARD, PairSet, load_pairs, shard_path
 from seisbind.model.datasets.writer import CHUNK, only_writer
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.encoders.weights_file import load_weights
 from seisbind.model.errors import DatasetError
-from seisbind.model.ground.families import FAMILIES, mixed
+from seisbind.model.ground.families import BROAD_FAMILIES, FAMILIES, mixed
 from seisbind.model.training.calibration import OTHERS
 from seisbind.model.training.evaluation import evaluate
 from seisbind.model.training.recipe import load_config
 from seisbind.model.training.run import WEIGHTS, Stage, train_weights
 from seisbind.model.training.trainer import Progress
 
-# name: (pairs, seed, acquisitions); the last two are never trained on
+TURNS = (*FAMILIES, *BROAD_FAMILIES, *BROAD_FAMILIES)  # six of eleven pairs are of broad ground
+# name: (pairs, seed, acquisitions, families); the last four are never trained on
 SETS = {
-    "train": (32_000, 11, AcquisitionConfig()),
-    "more": (32_000, 16, AcquisitionConfig()),
-    "third": (24_000, 17, AcquisitionConfig()),
-    "fourth": (20_000, 18, AcquisitionConfig()),
-    "calibration": (8_000, 12, EXACT),
-    "test": (1_000, 13, EXACT),
-    "coverage": (3_000, 15, EXACT),
+    "train": (32_000, 11, AcquisitionConfig(), FAMILIES),
+    "more": (32_000, 16, AcquisitionConfig(), FAMILIES),
+    "third": (24_000, 17, AcquisitionConfig(), FAMILIES),
+    "fourth": (20_000, 18, AcquisitionConfig(), FAMILIES),
+    "broad": (60_000, 21, ANY_LINE, TURNS),
+    "calibration": (8_000, 12, EXACT, FAMILIES),
+    "held-out": (6_000, 22, ANY_LINE, TURNS),
+    "test": (1_000, 13, EXACT, FAMILIES),
+    "coverage": (3_000, 15, EXACT, FAMILIES),
 }
 # (until this share of the steps, pairs): training starts while the rest is being simulated in another process
 GROWTH = {
@@ -77,8 +80,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     def simulated(name: str) -> PairSet:
-        count, seed, acquisition = SETS[name]
-        simulate_pairs(args.pairs / name, count, seed, FAMILIES, config=acquisition, progress=counter(name))
+        count, seed, acquisition, families = SETS[name]
+        simulate_pairs(args.pairs / name, count, seed, families, config=acquisition, progress=counter(name))
         return load_pairs(args.pairs / name)
 
     if args.only:

@@ -85,8 +85,7 @@ def whole_batch(pairs: PairSet) -> Batch:
     """``pairs`` as a batch of complete records, without augmentation."""
     count, shots, _, receivers = pairs.traces.shape
     live = torch.ones((count, shots, receivers), dtype=torch.bool, device=pairs.traces.device)
-    shot_x_m = torch.tensor(pairs.frame.shot_x_m, device=pairs.traces.device).expand(count, -1)
-    return Batch(pairs.traces, live, shot_x_m, pairs.velocity, pairs.frame)
+    return Batch(pairs.traces, live, pairs.places(), pairs.velocity, pairs.frame)
 
 
 def as_trained(pairs: PairSet, config: AugmentConfig | None, *, count: int, seed: int = 0) -> Prepared:
