@@ -37,6 +37,7 @@ class EncodedGathers:
         descriptors: ``(batch, 13)`` predicted by the head, in the units of `descriptors.DESCRIPTORS`; None without one.
         descriptor_scale: ``(batch, 13)`` scale of the error that the head predicts, same units; None without one.
         velocity: ``(batch, 35, 35)`` coarse velocity model, m/s; None without a head.
+        velocity_scale: ``(batch, 35, 35)`` scale of each cell's error that the head predicts, m/s; None without.
         family: ``(batch, families)`` probability of each of the configuration's families; None without a head.
     """
 
@@ -45,6 +46,7 @@ class EncodedGathers:
     descriptor_scale: Float32 | None
     velocity: Float32 | None
     family: Float32 | None = None
+    velocity_scale: Float32 | None = None
 
     def select(self, rows: NDArray[np.intp]) -> EncodedGathers:
         """Some of the gathers, in the order of ``rows``."""
