@@ -49,10 +49,10 @@ SETS = {
     "more": (32_000, 16, AcquisitionConfig(), FAMILIES),
     "third": (24_000, 17, AcquisitionConfig(), FAMILIES),
     "fourth": (20_000, 18, AcquisitionConfig(), FAMILIES),
-    "broad": (34_000, 21, ANY_LINE, TURNS),
+    "broad": (24_000, 21, ANY_LINE, TURNS),
     "calibration": (8_000, 12, EXACT, FAMILIES),
-    "held-out": (5_000, 22, ANY_LINE, TURNS),
-    "exact": (5_000, 23, EXACT, TURNS),
+    "held-out": (4_000, 22, ANY_LINE, TURNS),
+    "exact": (3_000, 23, EXACT, TURNS),
     "test": (1_000, 13, EXACT, FAMILIES),
     "coverage": (3_000, 15, EXACT, FAMILIES),
 }
@@ -61,7 +61,7 @@ GROWTH = {
     "train": ((0.15, 10_000), (0.5, 20_000), (1.0, 32_000)),
     "third": ((0.2, 6_000), (0.45, 14_000), (0.7, 22_000), (1.0, 24_000)),
     "fourth": ((0.1, 2_000), (0.25, 10_000), (1.0, 20_000)),
-    "broad": ((0.04, 4_500), (0.12, 8_000), (0.25, 12_000), (0.45, 18_000), (0.7, 26_000), (1.0, 34_000)),
+    "broad": ((0.07, 5_000), (0.15, 8_000), (0.3, 12_000), (0.55, 18_000), (1.0, 24_000)),
     "more": ((0.3, 14_000), (0.55, 20_000), (0.8, 26_000), (1.0, 32_000)),
 }
 HELD_OUT = {FAMILIES: ("calibration",), TURNS: ("exact", "held-out")}  # what weights of a set are calibrated on

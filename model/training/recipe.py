@@ -88,7 +88,7 @@ BROAD = replace(
         noise=0.5, shift=0.4, phase=0.2, tilt=0.2, tilt_power=0.8, gap=0.25, far=0.2, one_sided=0.12, low_cut=0.25,
         ghost=0.1, shots=0.15, sparse=0.08,
     ),
-    steps=3000,
+    steps=2200,
     seed=3,
 )  # fmt: skip
 NAMED = {
