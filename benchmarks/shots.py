@@ -45,7 +45,6 @@ ALLOWED = 0.03
 
 def recorded(velocity: Array, cache: Path) -> Array:
     """``(model, 70, 250, 70)`` at 4 ms; each model is kept in ``cache``."""
-    survey = replace(OPENFWI, shot_x_m=SHOTS_M)
     cache.mkdir(parents=True, exist_ok=True)
     gathers = []
     with counting(f"Simulating gathers ({len(SHOTS_M)} shots)", len(velocity)) as progress:
@@ -54,7 +53,7 @@ def recorded(velocity: Array, cache: Path) -> Array:
             if not at.exists():
                 shots = [simulate(model, survey=replace(OPENFWI, shot_x_m=some), engine="deepwave")[0]
                          for some in (SHOTS_M[:35], SHOTS_M[35:])]  # fmt: skip
-                every_shot = [prepare(shot[None], replace(survey, shot_x_m=(x,))).traces[0] for shot, x in
+                every_shot = [prepare(shot[None], replace(OPENFWI, shot_x_m=(x,))).traces[0] for shot, x in
                               zip(np.concatenate(shots), SHOTS_M, strict=True)]  # fmt: skip
                 part = at.with_suffix(".part.npy")
                 np.save(part, np.concatenate(every_shot).astype(np.float16))
