@@ -7,6 +7,7 @@ timing and amplitude; where nothing has come back from a boundary they agree to 
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
@@ -138,6 +139,14 @@ def simulate(
     return _by_deepwave(
         maps, source, sources, receivers, boundary, samples, survey.dt_s, cell_m, peak_hz, fastest_m_s, device
     )
+
+
+def stable_step_s(frame: Frame, dt_s: float) -> float:
+    """The longest step, a whole part of ``dt_s``, at which ``openfwi`` is stable for the frame's fastest velocity."""
+    from seisbind.model.waves.openfwi_operator import MAX_COURANT
+
+    longest_s = MAX_COURANT * frame.cell_m / frame.velocity_m_s[1]
+    return dt_s / max(1, math.ceil(dt_s / longest_s - 1e-9))
 
 
 def _cells(
