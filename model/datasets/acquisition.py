@@ -30,7 +30,7 @@ from seisbind.model.datasets.pairs import (
     save_shard,
     scale_to_unit_rms,
     shard_path,
-    test_part,
+    share_held_out,
 )
 from seisbind.model.datasets.writer import Chunk, Gathers, claim, fill, only_writer, rows_of_chunks
 from seisbind.model.errors import DatasetError, InvalidConfig
@@ -38,7 +38,15 @@ from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
 from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import BROAD_FAMILIES, checksum, draw_wide, generate
 from seisbind.model.survey.preparation import prepare
-from seisbind.model.waves.wavefield import Boundary, Engine, GridDispersionWarning, simulate, stable_step_s
+from seisbind.model.survey.resampling import receiver_map
+from seisbind.model.waves.wavefield import (
+    Boundary,
+    Engine,
+    GridDispersionWarning,
+    simulate,
+    stable_boundary,
+    stable_step_s,
+)
 from seisbind.model.waves.wavelet import band_wavelet, ricker
 
 
@@ -186,6 +194,9 @@ def record(
             shot_x_m=tuple(x + left_m for x in survey.shot_x_m),
             receiver_x_m=tuple(x + left_m for x in survey.receiver_x_m),
         )
+    boundary = acquisition.boundary
+    if acquisition.engine == "openfwi":
+        boundary = stable_boundary(boundary, velocity, survey.dt_s, frame.cell_m)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GridDispersionWarning)  # dispersion, too, differs between simulators
         gathers = simulate(
@@ -193,7 +204,7 @@ def record(
             frame=frame,
             survey=survey,
             engine=acquisition.engine,
-            boundary=acquisition.boundary,
+            boundary=boundary,
             wavelet=acquisition.wavelet,
             samples=round(frame.record_samples * frame.record_dt_s / survey.dt_s),
             device=device,
@@ -255,7 +266,7 @@ def simulate_pairs(
     if per_shard != SHARD:
         recipe["per_shard"] = per_shard
     if hold_out:
-        recipe[TEST_SHARDS] = test_part(math.ceil(count / per_shard))
+        recipe[TEST_SHARDS] = share_held_out(math.ceil(count / per_shard))
     recipe["geology"] = checksum(tuple(dict.fromkeys(families)))
     _try(families[0], config, frame, own_survey, device)
     if (out / MANIFEST).exists():
@@ -266,9 +277,10 @@ def simulate_pairs(
     with only_writer(out):
         claim(out / RECIPE, recipe, holds_pairs=any(out.glob(SHARDS)))
         starts = [start for start in range(0, count, per_shard) if not shard_path(out, start // per_shard).exists()]
-        places = config.places > 0 or own_survey is not None
+        gaps = own_survey is not None
+        places = config.places > 0 or gaps
         shards = (
-            _Shard(shard_path(out, at // per_shard), at, min(per_shard, count - at), seed, config.beside, places)
+            _Shard(shard_path(out, at // per_shard), at, min(per_shard, count - at), seed, config.beside, places, gaps)
             for at in starts
         )
         fill(
@@ -307,6 +319,7 @@ class _Shard:
     seed: int
     beside: int  # cells of ground on each side
     places: bool  # whether shots may be elsewhere than the frame's
+    gaps: bool  # whether traces may be missing
 
 
 def _chunks(
@@ -336,6 +349,7 @@ def _chunks(
     acquisitions = [draw_one(rng) for _ in range(count)]
     shots = len(frame.shot_x_m)
     placed = [(*x, *x[-1:] * (shots - len(x))) for x in (each.survey.shot_x_m for each in acquisitions)]
+    live = np.stack([_covered(each.survey, frame) for each in acquisitions])
     traces = torch.empty((count, *frame.prepared_shape), dtype=torch.float16)
     left = count
 
@@ -353,12 +367,19 @@ def _chunks(
             families=families,
             frame=frame,
             shot_x_m=torch.tensor(placed) if shard.places else None,
+            live=torch.from_numpy(live) if shard.gaps else None,
         )
         save_shard(shard.path, pairs)
 
     for rows in rows_of_chunks(count):
         work = partial(made, recorded[rows], acquisitions[rows])
         yield Chunk(len(acquisitions[rows]), work, partial(store, rows))
+
+
+def _covered(survey: Survey, frame: Frame) -> NDArray[np.bool_]:
+    """``(shot, receiver)``: which traces of the frame a survey has; one in which nothing arrives is recorded, too."""
+    covered = (receiver_map(survey.receiver_x_m, frame=frame) != 0).any(axis=1)
+    return np.asarray(np.arange(len(frame.shot_x_m))[:, None] < len(survey.shot_x_m)) & covered
 
 
 def _record_all(

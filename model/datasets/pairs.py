@@ -32,7 +32,8 @@ SHARDS = "pairs-*.safetensors"
 CHUNK = 1000  # models described at once
 FIELDS = ("traces", "velocity", "descriptors", "family")
 PLACES = "shot_x_m"  # in shards whose shots are not all the frame's own
-DTYPES = {"traces": "F16", "velocity": "F32", "descriptors": "F32", "family": "I64", PLACES: "F32"}
+LIVE = "live"  # in shards of surveys that do not record every trace of the frame
+DTYPES = {"traces": "F16", "velocity": "F32", "descriptors": "F32", "family": "I64", PLACES: "F32", LIVE: "BOOL"}
 RECIPE = "recipe.json"  # of a folder of simulated shards, see `acquisition.simulate_pairs`
 TEST_SHARDS = "test_shards"  # in a recipe: how many of the last shards are the test part
 
@@ -50,6 +51,7 @@ class PairSet:
         families: names.
         frame: that they were made for; OpenFWI's has traces (5, 250, 70) and velocity (70, 70).
         shot_x_m: ``(n, shot)`` float32, metres from the first receiver; None where all are the frame's own.
+        live: ``(n, shot, receiver)`` bool, false where the survey has no trace; None where it has all.
     """
 
     traces: Tensor
@@ -59,6 +61,7 @@ class PairSet:
     families: tuple[str, ...]
     frame: Frame = OPENFWI_FRAME
     shot_x_m: Tensor | None = None
+    live: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.traces)
@@ -80,15 +83,26 @@ class PairSet:
         return self._with(lambda part: part[index])
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> PairSet:
-        names = FIELDS if self.shot_x_m is None else (*FIELDS, PLACES)
-        parts: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        parts: dict[str, Any] = {name: change(part) for name, part in self.parts().items()}
         return replace(self, **parts)
+
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors that there are, by name."""
+        parts = {name: getattr(self, name) for name in (*FIELDS, PLACES, LIVE)}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def places(self) -> Tensor:
         """``(n, shot)`` positions of the shots, the frame's own included."""
         if self.shot_x_m is not None:
             return self.shot_x_m
         return own_places(self.frame).to(self.traces.device).expand(len(self), -1)
+
+    def live_traces(self) -> Tensor:
+        """``(n, shot, receiver)`` bool: which traces were recorded."""
+        if self.live is not None:
+            return self.live
+        shape = len(self), self.traces.shape[1], self.traces.shape[3]
+        return torch.ones(shape, dtype=torch.bool, device=self.traces.device)
 
     def family_names(self) -> NDArray[np.str_]:
         names: NDArray[np.str_] = np.asarray(self.families)[self.family.cpu().numpy()]
@@ -117,9 +131,7 @@ def shard_path(directory: Path, number: int) -> Path:
 
 def save_shard(path: Path, pairs: PairSet) -> None:
     """Write one shard whole or not at all."""
-    tensors = {name: getattr(pairs, name).cpu().contiguous() for name in FIELDS}
-    if pairs.shot_x_m is not None:
-        tensors[PLACES] = pairs.shot_x_m.cpu().contiguous()
+    tensors = {name: part.cpu().contiguous() for name, part in pairs.parts().items()}
     metadata = {"families": "\n".join(pairs.families)}
     if pairs.frame != OPENFWI_FRAME:
         metadata["frame"] = json.dumps(pairs.frame.to_dict())
@@ -134,12 +146,12 @@ def save_pairs(directory: Path, pairs: PairSet) -> None:
         save_shard(shard_path(directory, number), pairs.select(range(start, min(start + SHARD, len(pairs)))))
 
 
-def test_part(shards: int) -> int:
+def share_held_out(shards: int) -> int:
     """How many of so many shards are the test part: the last fifth, at least one of two, none of one."""
     return max(1, shards // TEST_SHARE) if shards > 1 else 0
 
 
-def test_shards(directory: Path) -> int | None:
+def held_out_shards(directory: Path) -> int | None:
     """How many of the last shards of a folder its recipe sets apart; None: it sets none apart, or there is none.
 
     Raises:
@@ -179,7 +191,7 @@ def load_pairs(
     files = [path for _, shards in found for path in shards]
     counts, families, frames = [], set(), []
     joined: dict[str, Tensor] = {}
-    placed = False
+    there = set(FIELDS)
     try:
         for path in files:
             if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -197,13 +209,10 @@ def load_pairs(
                 counts.append(file.get_slice("family").get_shape()[0])
         for path, count, end in zip(files, counts, np.cumsum(counts), strict=True):
             with safe_open(path, framework="pt") as file:
-                own = PLACES in file.keys()  # noqa: SIM118 (not a mapping)
-                placed |= own
-                for name in (*FIELDS, PLACES):
-                    if name == PLACES and not own:
-                        part = own_places(frames[0]).expand(count, -1)
-                    else:
-                        part = file.get_tensor(name)
+                own = {PLACES, LIVE}.intersection(file.keys())
+                there |= own
+                for name in (*FIELDS, PLACES, LIVE):
+                    part = file.get_tensor(name) if name in own or name in FIELDS else _usual(name, count, frames[0])
                     _check_values(path, name, part, families)
                     if name not in joined:
                         joined[name] = torch.empty((sum(counts), *part.shape[1:]), dtype=part.dtype)
@@ -215,9 +224,16 @@ def load_pairs(
     if len(families) > 1:
         where = " and ".join(str(folder) for folder in (*before, directory))
         raise DatasetError(f"The shards in {where} list different families; they cannot be trained on together.")
-    if not placed:
-        del joined[PLACES]
+    joined = {name: part for name, part in joined.items() if name in there}
     return PairSet(**joined, families=tuple(families.pop().split("\n")), frame=frames[0])
+
+
+def _usual(name: str, count: int, frame: Frame) -> Tensor:
+    """What a shard without `PLACES` or `LIVE` means by it."""
+    if name == PLACES:
+        return own_places(frame).expand(count, -1)
+    shots, _, receivers = frame.prepared_shape
+    return torch.ones((1, shots, receivers), dtype=torch.bool).expand(count, -1, -1)
 
 
 def _recipe(directory: Path) -> dict[str, Any]:
@@ -262,10 +278,9 @@ def _check_header(path: Path, file: Any, frame: Frame) -> None:
         "descriptors": (len(NAMES),),
         "family": (),
         PLACES: (len(frame.shot_x_m),),
+        LIVE: (len(frame.shot_x_m), frame.receivers),
     }
-    for name in (*FIELDS, PLACES):
-        if name == PLACES and name not in file.keys():  # noqa: SIM118 (not a mapping)
-            continue
+    for name in (*FIELDS, *{PLACES, LIVE}.intersection(file.keys())):
         part = file.get_slice(name)
         found, wanted = (part.get_dtype(), part.get_shape()), (DTYPES[name], [*count, *shapes[name]])
         if found != wanted:

@@ -94,9 +94,8 @@ class Batch:
 
 
 def whole_batch(pairs: PairSet) -> Batch:
-    """``pairs`` as a batch, without augmentation. A trace that is zero throughout is dead: none was recorded."""
-    live = (pairs.traces != 0).any(dim=2)
-    return Batch(pairs.traces, live, pairs.places(), pairs.velocity, pairs.frame)
+    """``pairs`` as a batch, without augmentation."""
+    return Batch(pairs.traces, pairs.live_traces(), pairs.places(), pairs.velocity, pairs.frame)
 
 
 def as_trained(pairs: PairSet, config: AugmentConfig | None, *, count: int, seed: int = 0) -> Prepared:

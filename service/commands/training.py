@@ -84,7 +84,7 @@ def simulate(
     total = count * len(families)
     if varied or survey is not None:
         from seisbind.model.datasets.acquisition import simulate_pairs
-        from seisbind.model.datasets.pairs import SHARD, test_part
+        from seisbind.model.datasets.pairs import SHARD, share_held_out
 
         config, own_survey = _acquisition(varied, engine, device), _own_survey(survey, line)
         with counting("Simulating", total) as progress:
@@ -103,7 +103,7 @@ def simulate(
                 progress=lambda done, total: progress(done),
             )
         shards = -(-total // (per_file or SHARD))
-        print(f"{out}: {total} pairs in {shards} shards, the last {test_part(shards)} of them held out")
+        print(f"{out}: {total} pairs in {shards} shards, the last {share_held_out(shards)} of them held out")
         return
     if _are_shards(out):
         raise DatasetError(f"{out} holds shards; use a new directory for files of OpenFWI's layout.")
@@ -239,14 +239,15 @@ def _held_out(data: Path, held_out: Path | None, frame: Frame) -> PairSet:
         InvalidConfig: none were named, and ``data`` are shards without a test part; or too few, or of another frame.
     """
     from seisbind.model.datasets.openfwi import find_pairs
-    from seisbind.model.datasets.pairs import test_shards
+    from seisbind.model.datasets.pairs import held_out_shards
     from seisbind.model.errors import InvalidConfig
     from seisbind.model.training.calibration import MIN_PAIRS
 
-    if held_out is None and _are_shards(data) and test_shards(data) is None:
+    if held_out is None and _are_shards(data) and held_out_shards(data) is None:
         raise InvalidConfig(f"{data} holds shards, which have no test part: name others with --held-out.")
     source, part = (held_out, Part.ALL) if held_out else (data, Part.TEST)
-    there: object = find_pairs(source, split=part.value) if not _are_shards(source) else held_out or test_shards(data)
+    shards = _are_shards(source)
+    there: object = (held_out or held_out_shards(data)) if shards else find_pairs(source, split=part.value)
     split = _pairs(source, part.value) if there else None
     if split is not None and split.frame != frame:
         raise InvalidConfig(f"The held-out pairs are of another frame than --data: {split.frame}, not {frame}.")
@@ -271,11 +272,11 @@ def _are_shards(data: Path) -> bool:
 def _pairs(data: Path, part: Split) -> PairSet:
     """The pairs of a folder: prepared shards as they are, or a part of OpenFWI's files."""
     from seisbind.model.datasets.openfwi import Dataset, find_pairs
-    from seisbind.model.datasets.pairs import load_pairs, prepare_files, test_shards
+    from seisbind.model.datasets.pairs import held_out_shards, load_pairs, prepare_files
     from seisbind.service.commands.console import counting
 
     if _are_shards(data):
-        return load_pairs(data, split="all" if test_shards(data) is None else part)
+        return load_pairs(data, split="all" if held_out_shards(data) is None else part)
     dataset = Dataset(find_pairs(data, split=part))
     with counting("Preparing gathers", len(dataset)) as progress:
         return prepare_files(dataset, progress=lambda done, total: progress(done))
