@@ -43,8 +43,8 @@ def line() -> Frame:
         shot_x_m=(0.0, 120.0, 230.0),
         samples=100,
         dt_s=0.004,
-        record_samples=100,
-        record_dt_s=0.004,
+        record_samples=200,
+        record_dt_s=0.002,
         peak_hz=10.0,
         name="Land line",
     )
@@ -54,7 +54,7 @@ def line() -> Frame:
 def survey(line: Frame) -> Survey:
     """Its receivers but for a gap, and two shots."""
     x = np.delete(np.arange(24) * 10.0, GAP)
-    return Survey((10.0, 200.0), tuple(x.tolist()), 0.004, 12.0, 5.0, 5.0)
+    return Survey((10.0, 200.0), tuple(x.tolist()), 0.002, 12.0, 5.0, 5.0)
 
 
 def written(path: Path, **change: object) -> Path:
@@ -134,7 +134,7 @@ def test_a_record_is_that_of_the_line_where_there_are_receivers(line: Frame, sur
     (model,) = generate("CurveVel-A", 1, np.random.default_rng(1), frame=line)
     whole = draw(EXACT, np.random.default_rng(0), frame=line, own_survey=replace(line.survey, shot_x_m=(10.0, 200.0)))
     part = draw(EXACT, np.random.default_rng(0), frame=line, own_survey=replace(survey, peak_hz=None))
-    assert whole.survey.dt_s == part.survey.dt_s == 0.002
+    assert whole.survey.dt_s == part.survey.dt_s == 0.001
     full, gapped = (record(model, each, frame=line)[0].float().numpy() for each in (whole, part))
     assert full.shape == gapped.shape == line.prepared_shape
     live = gapped.any(axis=1)
@@ -145,7 +145,7 @@ def test_a_record_is_that_of_the_line_where_there_are_receivers(line: Frame, sur
     np.testing.assert_allclose(
         ours / np.square(ours).mean() ** 0.5, theirs / np.square(theirs).mean() ** 0.5, atol=0.01
     )
-    fine = replace(line, record_dt_s=0.002, record_samples=200)
+    fine = replace(line, record_dt_s=0.001, record_samples=400)
     np.testing.assert_array_equal(
         record(model, draw(EXACT, np.random.default_rng(0), frame=fine), frame=fine),
         record(model, draw(EXACT, np.random.default_rng(0), frame=line), frame=line),
