@@ -379,7 +379,7 @@ def _chunks(
 def _covered(survey: Survey, frame: Frame) -> NDArray[np.bool_]:
     """``(shot, receiver)``: which traces of the frame a survey has; one in which nothing arrives is recorded, too."""
     covered = (receiver_map(survey.receiver_x_m, frame=frame) != 0).any(axis=1)
-    return np.asarray(np.arange(len(frame.shot_x_m))[:, None] < len(survey.shot_x_m)) & covered
+    return np.asarray((np.arange(len(frame.shot_x_m)) < len(survey.shot_x_m))[:, None] & covered)
 
 
 def _record_all(
