@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -74,7 +73,7 @@ def main() -> None:
     np.save(out / "record.npy", simulate(models, frame=frame, survey=survey)[0])
     line = ("--shot-x-m", commas(survey.shot_x_m), "--receiver-x-m", commas(survey.receiver_x_m))
     asked = ("--dt-s", f"{survey.dt_s:g}", "--gallery", out / "gallery", "--json", *weights)
-    answer: dict[str, Any] = json.loads(seisbind("retrieve", out / "record.npy", *line, *asked))
+    (answer,) = json.loads(seisbind("retrieve", out / "record.npy", *line, *asked)).values()
     (result,) = answer["results"]
     print(
         json.dumps(

@@ -73,10 +73,10 @@ def test_end_to_end_by_the_commands(root: Path) -> None:
     (model,) = generate("Diapir", 1, np.random.default_rng(5), frame=frame)
     np.save(root / "record.npy", simulate(model, frame=frame, survey=survey)[0])
     positions = [",".join(map(str, x)) for x in (survey.shot_x_m, survey.receiver_x_m)]
-    answer = json.loads(
+    (answer,) = json.loads(
         seisbind("retrieve", root / "record.npy", "--gallery", root / "gallery", "--weights", weights, "--json",
                  "--shot-x-m", positions[0], "--receiver-x-m", positions[1], "--dt-s", "0.002")
-    )  # fmt: skip
+    ).values()  # fmt: skip
     (result,) = answer["results"]
     assert len(result["matches"]) == 5 and 500 < result["physics"]["mean_velocity"]["value"] < 1500
     assert "dead_traces" in {each["code"] for each in result["warnings"]}
