@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from seisbind.model.datasets.openfwi import Dataset
+from seisbind.model.datasets.openfwi import TEST_SHARE, Dataset, Split
 from seisbind.model.errors import DatasetError, InvalidConfig
 from seisbind.model.files import replacing
 from seisbind.model.frame import OPENFWI_FRAME, Frame, stored_frame
@@ -32,6 +32,10 @@ SHARDS = "pairs-*.safetensors"
 CHUNK = 1000  # models described at once
 FIELDS = ("traces", "velocity", "descriptors", "family")
 PLACES = "shot_x_m"  # in shards whose shots are not all the frame's own
+LIVE = "live"  # in shards of surveys that do not record every trace of the frame
+DTYPES = {"traces": "F16", "velocity": "F32", "descriptors": "F32", "family": "I64", PLACES: "F32", LIVE: "BOOL"}
+RECIPE = "recipe.json"  # of a folder of simulated shards, see `acquisition.simulate_pairs`
+TEST_SHARDS = "test_shards"  # in a recipe: how many of the last shards are the test part
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class PairSet:
         families: names.
         frame: that they were made for; OpenFWI's has traces (5, 250, 70) and velocity (70, 70).
         shot_x_m: ``(n, shot)`` float32, metres from the first receiver; None where all are the frame's own.
+        live: ``(n, shot, receiver)`` bool, false where the survey has no trace; None where it has all.
     """
 
     traces: Tensor
@@ -56,6 +61,7 @@ class PairSet:
     families: tuple[str, ...]
     frame: Frame = OPENFWI_FRAME
     shot_x_m: Tensor | None = None
+    live: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.traces)
@@ -77,15 +83,26 @@ class PairSet:
         return self._with(lambda part: part[index])
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> PairSet:
-        names = FIELDS if self.shot_x_m is None else (*FIELDS, PLACES)
-        parts: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        parts: dict[str, Any] = {name: change(part) for name, part in self.parts().items()}
         return replace(self, **parts)
+
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors that there are, by name."""
+        parts = {name: getattr(self, name) for name in (*FIELDS, PLACES, LIVE)}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def places(self) -> Tensor:
         """``(n, shot)`` positions of the shots, the frame's own included."""
         if self.shot_x_m is not None:
             return self.shot_x_m
         return own_places(self.frame).to(self.traces.device).expand(len(self), -1)
+
+    def live_traces(self) -> Tensor:
+        """``(n, shot, receiver)`` bool: which traces were recorded."""
+        if self.live is not None:
+            return self.live
+        shape = len(self), self.traces.shape[1], self.traces.shape[3]
+        return torch.ones(shape, dtype=torch.bool, device=self.traces.device)
 
     def family_names(self) -> NDArray[np.str_]:
         names: NDArray[np.str_] = np.asarray(self.families)[self.family.cpu().numpy()]
@@ -114,9 +131,7 @@ def shard_path(directory: Path, number: int) -> Path:
 
 def save_shard(path: Path, pairs: PairSet) -> None:
     """Write one shard whole or not at all."""
-    tensors = {name: getattr(pairs, name).cpu().contiguous() for name in FIELDS}
-    if pairs.shot_x_m is not None:
-        tensors[PLACES] = pairs.shot_x_m.cpu().contiguous()
+    tensors = {name: part.cpu().contiguous() for name, part in pairs.parts().items()}
     metadata = {"families": "\n".join(pairs.families)}
     if pairs.frame != OPENFWI_FRAME:
         metadata["frame"] = json.dumps(pairs.frame.to_dict())
@@ -131,15 +146,41 @@ def save_pairs(directory: Path, pairs: PairSet) -> None:
         save_shard(shard_path(directory, number), pairs.select(range(start, min(start + SHARD, len(pairs)))))
 
 
-def load_pairs(directory: Path, first: int | None = None, *, before: Sequence[Path] = ()) -> PairSet:
+def share_held_out(shards: int) -> int:
+    """How many of so many shards are the test part: the last fifth, at least one of two, none of one."""
+    return max(1, shards // TEST_SHARE) if shards > 1 else 0
+
+
+def held_out_shards(directory: Path) -> int | None:
+    """How many of the last shards of a folder its recipe sets apart; None: it sets none apart, or there is none.
+
+    Raises:
+        DatasetError: the recipe cannot be read.
+    """
+    shards = _recipe(directory).get(TEST_SHARDS)
+    return None if shards is None else int(shards)
+
+
+def load_pairs(
+    directory: Path, first: int | None = None, *, before: Sequence[Path] = (), split: Split = "all"
+) -> PairSet:
     """Read the shards of `save_pairs`; with ``first``, only those that hold the first so many pairs.
 
     All pairs of the folders ``before`` come before them.
 
+    Args:
+        directory: of the shards.
+        first: see above.
+        before: see above.
+        split: which part of ``directory``, where its recipe sets some shards apart.
+
     Raises:
-        DatasetError: no shards there, or one that is not what it should be.
+        DatasetError: no shards there, one that is not what it should be, or, of a part, no recipe that has parts or
+            shards that are missing.
     """
-    if first is None:
+    if split != "all":
+        files = _part_of(directory, split)
+    elif first is None:
         files = sorted(directory.glob(SHARDS))
     else:
         files = [shard_path(directory, number) for number in range(math.ceil(first / SHARD))]
@@ -150,9 +191,11 @@ def load_pairs(directory: Path, first: int | None = None, *, before: Sequence[Pa
     files = [path for _, shards in found for path in shards]
     counts, families, frames = [], set(), []
     joined: dict[str, Tensor] = {}
-    placed = False
+    there = set(FIELDS)
     try:
         for path in files:
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise DatasetError(f"{path} is a link or no regular file; put the shard itself there.")
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 families.add(metadata["families"])
@@ -162,27 +205,100 @@ def load_pairs(directory: Path, first: int | None = None, *, before: Sequence[Pa
                         f"{path} is of another frame than {files[0]}: {frames[-1]}, not {frames[0]}. They cannot be "
                         "trained on together."
                     )
+                _check_header(path, file, frames[0])
                 counts.append(file.get_slice("family").get_shape()[0])
         for path, count, end in zip(files, counts, np.cumsum(counts), strict=True):
             with safe_open(path, framework="pt") as file:
-                own = PLACES in file.keys()  # noqa: SIM118 (not a mapping)
-                placed |= own
-                for name in (*FIELDS, PLACES):
-                    if name == PLACES and not own:
-                        part = own_places(frames[0]).expand(count, -1)
-                    else:
-                        part = file.get_tensor(name)
+                own = {PLACES, LIVE}.intersection(file.keys())
+                there |= own
+                for name in (*FIELDS, PLACES, LIVE):
+                    part = file.get_tensor(name) if name in own or name in FIELDS else _usual(name, count, frames[0])
+                    _check_values(path, name, part, families)
                     if name not in joined:
                         joined[name] = torch.empty((sum(counts), *part.shape[1:]), dtype=part.dtype)
                     joined[name][end - count : end] = part
-    except (SafetensorError, KeyError, OSError, RuntimeError, json.JSONDecodeError, InvalidConfig) as error:
+    except (SafetensorError, KeyError, OSError, RuntimeError, ValueError, InvalidConfig) as error:
+        if isinstance(error, DatasetError):
+            raise
         raise DatasetError(f"{path} is not a shard of training pairs ({error}); simulate it again.") from error
     if len(families) > 1:
         where = " and ".join(str(folder) for folder in (*before, directory))
         raise DatasetError(f"The shards in {where} list different families; they cannot be trained on together.")
-    if not placed:
-        del joined[PLACES]
+    joined = {name: part for name, part in joined.items() if name in there}
     return PairSet(**joined, families=tuple(families.pop().split("\n")), frame=frames[0])
+
+
+def _usual(name: str, count: int, frame: Frame) -> Tensor:
+    """What a shard without `PLACES` or `LIVE` means by it."""
+    if name == PLACES:
+        return own_places(frame).expand(count, -1)
+    shots, _, receivers = frame.prepared_shape
+    return torch.ones((1, shots, receivers), dtype=torch.bool).expand(count, -1, -1)
+
+
+def _recipe(directory: Path) -> dict[str, Any]:
+    """The recipe of a folder of shards; empty where there is none."""
+    path = directory / RECIPE
+    if not path.is_file():
+        return {}
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+        shards = recipe.get(TEST_SHARDS)
+        if shards is not None and not (type(shards) is int and shards >= 0):
+            raise ValueError(f"{TEST_SHARDS} is {shards!r}")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DatasetError(f"{path} cannot be read ({error}); restore it, or take it away.") from error
+    return dict(recipe)
+
+
+def _part_of(directory: Path, split: Split) -> list[Path]:
+    """The shards of a part, of which none may be missing: they would be found in the other after the simulation."""
+    recipe = _recipe(directory)
+    test = recipe.get(TEST_SHARDS)
+    if test is None:
+        raise DatasetError(f"{directory} holds shards without a test part; read all of them, or name other pairs.")
+    count, per_shard = recipe.get("count"), recipe.get("per_shard", SHARD)
+    if type(count) is not int or type(per_shard) is not int or per_shard < 1:
+        raise DatasetError(f"{directory / RECIPE} says {count!r} pairs, {per_shard!r} a shard; restore it.")
+    whole = [shard_path(directory, number) for number in range(math.ceil(count / per_shard))]
+    missing = sum(not path.exists() for path in whole)
+    if missing:
+        raise DatasetError(
+            f"{missing} of the {len(whole)} shards of {directory} are missing; run its simulation again to go on."
+        )
+    return whole[len(whole) - test :] if split == "test" else whole[: len(whole) - test]
+
+
+def _check_header(path: Path, file: Any, frame: Frame) -> None:
+    """Raises DatasetError where a part of a shard has another dtype or shape than pairs of the frame have."""
+    count = file.get_slice("family").get_shape()[:1]
+    shapes: dict[str, tuple[int, ...]] = {
+        "traces": frame.prepared_shape,
+        "velocity": frame.velocity_shape,
+        "descriptors": (len(NAMES),),
+        "family": (),
+        PLACES: (len(frame.shot_x_m),),
+        LIVE: (len(frame.shot_x_m), frame.receivers),
+    }
+    for name in (*FIELDS, *{PLACES, LIVE}.intersection(file.keys())):
+        part = file.get_slice(name)
+        found, wanted = (part.get_dtype(), part.get_shape()), (DTYPES[name], [*count, *shapes[name]])
+        if found != wanted:
+            raise DatasetError(
+                f"{path} has {name} of {found[0]} {found[1]}; pairs of {frame.name} have {wanted[0]} {wanted[1]}. "
+                "Simulate it again."
+            )
+
+
+def _check_values(path: Path, name: str, part: Tensor, families: set[str]) -> None:
+    """Raises DatasetError for numbers that no pair has: not finite, or a family that is not listed."""
+    if name == "family":
+        listed = min(text.count("\n") + 1 for text in families)
+        if len(part) and not 0 <= int(part.min()) <= int(part.max()) < listed:
+            raise DatasetError(f"{path} has families {int(part.min())} to {int(part.max())}, and lists {listed}.")
+    elif not bool(torch.isfinite(part).all()):
+        count = int(part.numel() - torch.isfinite(part).sum())
+        raise DatasetError(f"{path} has {count} of {part.numel()} numbers of {name} that are NaN or infinite.")
 
 
 def prepare_files(dataset: Dataset, *, progress: Callable[[int, int], None] | None = None) -> PairSet:

@@ -19,7 +19,7 @@ from seisbind.model.datasets.openfwi import writing_pair, written_numbers
 from seisbind.model.datasets.writer import Chunk, Gathers, claim, fill, only_writer, rows_of_chunks
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.frame import OPENFWI_FRAME, Frame
-from seisbind.model.ground.families import EXTRA_FAMILIES, FAMILIES, checksum, generate
+from seisbind.model.ground.families import BROAD_FAMILIES, EXTRA_FAMILIES, FAMILIES, checksum, generate
 from seisbind.model.waves.wavefield import ABSORBING, Boundary, Engine, Float32, simulate
 
 
@@ -63,6 +63,7 @@ def simulate_dataset(
     frame: Frame = OPENFWI_FRAME,
     processes: int | None = None,
     per_file: int = 500,
+    device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> SimulatedDataset:
     """Simulate pairs of velocity models and gathers into OpenFWI's files.
@@ -73,7 +74,7 @@ def simulate_dataset(
 
     Args:
         out: root of the dataset; made if absent.
-        families: of `families.FAMILIES` and `families.EXTRA_FAMILIES`.
+        families: of `families.FAMILIES`, `families.EXTRA_FAMILIES` and `families.BROAD_FAMILIES`.
         count: pairs of each family.
         seed: of everything drawn, 0 or more.
         engine: see `wavefield.simulate`.
@@ -81,6 +82,7 @@ def simulate_dataset(
         frame: that the pairs are recorded in.
         processes: workers, each of one thread; None: one per core.
         per_file: pairs per file.
+        device: of ``deepwave``, see `wavefield.simulate`; a GPU rounds otherwise than a CPU.
         progress: called with (pairs done, pairs in all) as they are done.
 
     Raises:
@@ -94,7 +96,7 @@ def simulate_dataset(
         raise InvalidConfig(f"{processes} processes; at least 1 is needed.")
     # Tried here so that a wrong option is refused before anything is written
     tried = generate(families[0], 1, np.random.default_rng(0), frame=frame)
-    simulate(tried, frame=frame, engine=engine, boundary=boundary, samples=1)
+    simulate(tried, frame=frame, engine=engine, boundary=boundary, samples=1, device=device)
     manifest: dict[str, Any] = {
         "format": 1,
         "seisbind": version("seisbind"),
@@ -121,7 +123,7 @@ def simulate_dataset(
         left, total = sum(file.count for file in missing), count * len(families)
         if progress is not None:
             progress(total - left, total)
-        record = partial(simulate, frame=frame, engine=engine, boundary=boundary)
+        record = partial(simulate, frame=frame, engine=engine, boundary=boundary, device=device)
         fill(
             out,
             (chunk for file in missing for chunk in _chunks(out, file, seed, frame, record, opened)),
@@ -136,7 +138,7 @@ def simulate_dataset(
 
 
 def _check(families: Sequence[str], count: int, seed: int, per_file: int) -> None:
-    known = FAMILIES + EXTRA_FAMILIES
+    known = FAMILIES + EXTRA_FAMILIES + BROAD_FAMILIES
     unknown = [family for family in families if family not in known]
     if unknown or not families or len(set(families)) != len(families):
         raise InvalidConfig(

@@ -160,6 +160,12 @@ _MAKERS: dict[str, Callable[[np.random.Generator, int], Float]] = {
 FAMILIES: tuple[str, ...] = tuple(_MAKERS)[:10]
 EXTRA_FAMILIES: tuple[str, ...] = tuple(_MAKERS)[10:]
 BROAD_FAMILIES: tuple[str, ...] = tuple(geology.MAKERS)
+GROUPS = {"openfwi": FAMILIES, "extra": EXTRA_FAMILIES, "broad": BROAD_FAMILIES}
+
+
+def expanded(names: Sequence[str]) -> tuple[str, ...]:
+    """``names``, with the families of a group (`GROUPS`) in place of its name."""
+    return tuple(family for name in names for family in GROUPS.get(name, (name,)))
 
 
 def generate(family: str, count: int, rng: np.random.Generator, *, frame: Frame = OPENFWI_FRAME) -> NDArray[np.float32]:
@@ -254,6 +260,9 @@ def checksum(families: Sequence[str]) -> str:
 
 def _check(family: str, count: int) -> None:
     if family not in _MAKERS and family not in geology.MAKERS:
-        raise InvalidConfig(f"No family {family!r}; the families are {', '.join((*_MAKERS, *geology.MAKERS))}.")
+        raise InvalidConfig(
+            f"No family {family!r}; the families are {', '.join((*_MAKERS, *geology.MAKERS))}; "
+            f"groups of them are {', '.join(GROUPS)}."
+        )
     if count < 0:
         raise InvalidConfig(f"Cannot make {count} velocity models; ask for 0 or more.")

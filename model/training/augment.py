@@ -94,10 +94,8 @@ class Batch:
 
 
 def whole_batch(pairs: PairSet) -> Batch:
-    """``pairs`` as a batch of complete records, without augmentation."""
-    count, shots, _, receivers = pairs.traces.shape
-    live = torch.ones((count, shots, receivers), dtype=torch.bool, device=pairs.traces.device)
-    return Batch(pairs.traces, live, pairs.places(), pairs.velocity, pairs.frame)
+    """``pairs`` as a batch, without augmentation."""
+    return Batch(pairs.traces, pairs.live_traces(), pairs.places(), pairs.velocity, pairs.frame)
 
 
 def as_trained(pairs: PairSet, config: AugmentConfig | None, *, count: int, seed: int = 0) -> Prepared:
@@ -155,7 +153,7 @@ def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> 
     rms = traces.square().mean(dim=(1, 2, 3)).sqrt()  # of the whole record
     traces = _filter_and_noise(traces, rms, batch.frame, config, chosen, uniform, generator)
     live = _spread(batch.live, batch, config, chosen, uniform)
-    traces, live = _lose_traces(traces, live, batch.frame, config, chosen, uniform)
+    traces, live = _lose_traces(traces, live, batch, config, chosen, uniform)
     return Batch(traces * live[:, :, None, :], live, batch.shot_x_m, batch.velocity, batch.frame)
 
 
@@ -236,7 +234,7 @@ def _spread(live: Tensor, batch: Batch, config: AugmentConfig, chosen: Chosen, u
 
 
 def _lose_traces(
-    traces: Tensor, live: Tensor, frame: Frame, config: AugmentConfig, chosen: Chosen, uniform: Uniform
+    traces: Tensor, live: Tensor, batch: Batch, config: AugmentConfig, chosen: Chosen, uniform: Uniform
 ) -> tuple[Tensor, Tensor]:
     count, shots, samples, receivers = traces.shape
     at = chosen(config.trace_gain).nonzero()[:, 0]
@@ -254,7 +252,7 @@ def _lose_traces(
     sparse = chosen(config.sparse)
     if bool(sparse.any()):
         at = sparse.nonzero()[:, 0]
-        matrices, covered = (t.to(traces.device) for t in _sparse_lines(frame))
+        matrices, covered = (t.to(traces.device) for t in _sparse_lines(batch.frame))
         kind = (uniform(len(at)) * len(matrices)).long()
         thin = torch.einsum("bstr,bnr->bstn", traces[at] * live[at][:, :, None, :], matrices[kind])
         needs = (matrices[kind].abs() > 0.05).float()
@@ -264,8 +262,9 @@ def _lose_traces(
 
     for row in chosen(config.short).nonzero()[:, 0].tolist():
         traces[row, :, int(samples * (0.6 + 0.4 * float(uniform(1)))) :] = 0
-    empty = ~live.flatten(1).any(dim=1)  # keep one shot of a gather that lost everything
-    live[empty, 0] = True
+    empty = (~live.flatten(1).any(dim=1)).nonzero()[:, 0]  # keep one shot of a gather that lost everything
+    first = batch.live[empty].any(dim=2).int().argmax(dim=1)
+    live[empty, first] = batch.live[empty, first]
     return traces, live
 
 

@@ -63,6 +63,15 @@ class Sponge:
         """Cells above the map, and cells to its left (the same to its right and below)."""
         return (0 if self.free_surface else self.cells), self.cells
 
+    def stable_strength(self, *, vmin_m_s: float, edge_m_s: float, dt_s: float, cell_m: float) -> float:
+        """The strength, or the largest at which the scheme is stable in the frame, where velocities reach ``edge_m_s``.
+
+        There the shortest wave, of alternating signs, grows unless ``32/3 (v dt / dx)^2 + 2 K <= 4``.
+        """
+        courant = edge_m_s * dt_s / cell_m
+        per_strength = 3 * vmin_m_s * SPONGE_DECAY / (2 * (self.cells - 1) * cell_m) * dt_s  # of K, at the outer edge
+        return min(self.strength, max(0.0, 2 - 2 * (courant / MAX_COURANT) ** 2) / per_strength)
+
     def damping(self, shape: tuple[int, int], *, vmin_m_s: float, dt_s: float, cell_m: float) -> Float32:
         """``K = d dt`` of every cell of the padded map.
 

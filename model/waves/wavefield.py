@@ -7,8 +7,9 @@ timing and amplitude; where nothing has come back from a boundary they agree to 
 
 from __future__ import annotations
 
+import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Literal, get_args
 
@@ -138,6 +139,26 @@ def simulate(
     return _by_deepwave(
         maps, source, sources, receivers, boundary, samples, survey.dt_s, cell_m, peak_hz, fastest_m_s, device
     )
+
+
+def stable_step_s(frame: Frame, dt_s: float) -> float:
+    """The longest step, a whole part of ``dt_s``, at which ``openfwi`` is stable for the frame's fastest velocity.
+
+    OpenFWI's own Courant number is the limit: what is nearer to that of the scheme leaves no room for a sponge.
+    """
+    own = OPENFWI_FRAME
+    longest_s = frame.cell_m / frame.velocity_m_s[1] * (own.velocity_m_s[1] * own.record_dt_s / own.cell_m)
+    return dt_s / max(1, math.ceil(dt_s / longest_s - 1e-9))
+
+
+def stable_boundary(boundary: Boundary, velocity: Float32, dt_s: float, cell_m: float) -> Boundary:
+    """``boundary`` with no stronger a sponge than ``openfwi`` is stable with beside a map ``(depth, x)``."""
+    from seisbind.model.waves.openfwi_operator import Sponge
+
+    edge = max(float(each.max()) for each in (velocity[0], velocity[-1], velocity[:, 0], velocity[:, -1]))
+    sponge = Sponge(boundary.width_cells or SPONGE_CELLS, boundary.strength)
+    strength = sponge.stable_strength(vmin_m_s=float(velocity.min()), edge_m_s=edge, dt_s=dt_s, cell_m=cell_m)
+    return replace(boundary, strength=strength)
 
 
 def _cells(

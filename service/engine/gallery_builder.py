@@ -14,7 +14,7 @@ from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import DatasetError, SeisBindError
 from seisbind.model.frame import OPENFWI_FRAME, Frame
 from seisbind.model.ground.descriptors import Untrained, check_velocity
-from seisbind.model.ground.families import FAMILIES, mixed
+from seisbind.model.ground.families import FAMILIES, expanded, mixed
 from seisbind.service.engine.engine import Engine
 
 Float32 = NDArray[np.float32]
@@ -105,8 +105,11 @@ def _fill(
 def random_models(
     count: int, seed: int, families: Sequence[str] | None, *, frame: Frame = OPENFWI_FRAME
 ) -> Iterator[Batch]:
-    """``count`` models of `seisbind.model.ground.families`, shuffled; no families means OpenFWI's ten."""
-    velocity, family = mixed(count, seed, tuple(families) if families else FAMILIES, frame=frame)
+    """``count`` models of `seisbind.model.ground.families`, shuffled; no families means OpenFWI's ten.
+
+    ``families`` may name groups, see `seisbind.model.ground.families.GROUPS`.
+    """
+    velocity, family = mixed(count, seed, expanded(families) if families else FAMILIES, frame=frame)
     yield velocity, family.tolist()
 
 

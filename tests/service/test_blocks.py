@@ -69,6 +69,8 @@ PLAN = {
     ("docs/physics.md", "python benchmarks/geology_statistics.py"): RUN,
     ("docs/pipelines.md", ""): RUN,
     ("docs/training.md", "seisbind"): RUN,
+    ("docs/training.md", "seisbind simulate runs/line"): "minutes; tests/service/test_own_line.py runs its like",
+    ("docs/training.md", "python benchmarks/own_frame.py"): "minutes; it runs the same commands",
     ("docs/training.md", '{"name"'): RUN,
     ("docs/training.md", "export GLIBC_TUNABLES"): RUN,
     ("docs/training.md", "python benchmarks/train_weights.py"): "hours",
