@@ -5,8 +5,9 @@
 Eighteen shots every 40 m are simulated by deepwave over models of the ten families; records of fewer are some of these
 shots, spread evenly. Each record goes the whole way of an uploaded one, with the choice of five shots that
 `preparation.prepare` makes (after), and without it (before). Columns: share of the true descriptors in the 90 %
-intervals (all thirteen; the worst of them), the error of the mean velocity, R@1 among the models and --others more, and the share
-called unlike training. Ends with 1 where records of more than five shots are covered .03 worse than those of five.
+intervals (all thirteen; the worst of them), the error of the mean velocity, R@1 among the models and --others more, and
+the share called unlike training. Ends with 1 where records of more than five shots are covered .03 worse than those of
+five.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def main() -> None:
     gallery = embedder.embed_velocity(np.concatenate([velocity, mixed(args.others, OTHERS_SEED)[0]]))
     rows: list[dict[str, Any]] = []
     limit, chosen = len(embedder.frame.shot_x_m), choice.spread_shots
-    for when, choose in (("before", lambda x_m, *more, count: np.arange(len(x_m))), ("after", chosen)):
+    for when, choose in (("before", lambda x_m, *more, count, min_step_m: np.arange(len(x_m))), ("after", chosen)):
         choice.spread_shots = choose
         for shots, used in RECORDS.items():
             rows.append({"shots": shots, "when": when} | answered(embedder, gathers, used, gallery, truth))
