@@ -39,7 +39,8 @@ class Scale:
 
     def __str__(self) -> str:
         """As options and addresses state it: ``2`` or ``2,0.4``."""
-        return f"{self.s!r}".removesuffix(".0") + ("" if self.k == 1 else f",{self.k!r}".removesuffix(".0"))
+        s = repr(float(self.s)).removesuffix(".0")
+        return s if self.k == 1 else f"{s},{float(self.k)!r}".removesuffix(".0")
 
     @property
     def time(self) -> float:
@@ -152,6 +153,10 @@ class AutoScale:
     def __post_init__(self) -> None:
         Scale(k=self.k)
         check_depth(self.target_depth_m)
+
+    def __str__(self) -> str:
+        """As options and addresses state it: ``auto`` or ``auto,0.4``."""
+        return AUTO + ("" if self.k == 1 else f",{self.k!r}")
 
 
 AskedScale = Scale | AutoScale | float | str | Sequence[float] | None

@@ -18,7 +18,7 @@ from seisbind.model.survey.notes import Note
 from seisbind.model.survey.spectrum import USABLE_DB, Band, measure_band
 
 BELOW_PEAK = 0.75  # of the frame's peak frequency: the band reaches so low, where there is a choice
-MEASURED_TRACES = 400  # of a record, evenly taken, on which its band is measured
+MEASURED_TRACES, MEASURED_SAMPLES = 400, 1_000_000  # of a record at most, evenly taken, on which its band is measured
 FASTEST = 1.3  # times the frame's fastest velocity: nothing from the source arrives earlier
 ROUNDING = 1e-9
 
@@ -142,7 +142,7 @@ def scale_for(gathers: ArrayLike, survey: Survey, asked: AutoScale, *, frame: Fr
         )
     offset = np.abs(np.subtract.outer(np.asarray(survey.shot_x_m), np.asarray(survey.receiver_x_m)))
     gather, shot, receiver = (part.ravel() for part in np.indices((len(array), shots, receivers)))
-    some = np.unique(np.linspace(0, len(gather) - 1, min(len(gather), MEASURED_TRACES)).round().astype(int))
+    some = measured_traces(len(gather), array.shape[2])
     traces = array[gather[some], shot[some], :, receiver[some]]
     spacing = float(np.median(np.diff(survey.receiver_x_m))) if receivers > 1 else np.inf
     return chosen_for(
@@ -155,6 +155,12 @@ def scale_for(gathers: ArrayLike, survey: Survey, asked: AutoScale, *, frame: Fr
         dt_s=survey.dt_s,
         frame=frame,
     )
+
+
+def measured_traces(count: int, samples: int) -> NDArray[np.intp]:
+    """The numbers of the traces, of ``count``, on which a record's band is measured."""
+    some = max(1, min(count, MEASURED_TRACES, MEASURED_SAMPLES // max(1, samples)))
+    return np.unique(np.linspace(0, count - 1, some).round().astype(np.intp))
 
 
 def chosen_for(

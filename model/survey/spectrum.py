@@ -19,20 +19,20 @@ PADDED = 4  # times the record's length, so that the lowest bins hold a sample
 USABLE_DB = 30.0  # below the strongest frequency: what a bounded gain can bring up
 ABOVE_NOISE_DB = 6.0
 FLOOR_QUANTILE = 0.1  # of the bins' power: a record with signal in nine tenths of them has no floor that is seen
-QUIET_PERIODS = 3.0  # of a frequency in what was recorded before the first arrival, for its noise to be known
+QUIET_PERIODS = 2.0  # of a frequency in what was recorded before the first arrival, for its noise to be known
 NOTCH = 1  # bins inside the band that may lie below it, as those of a ghost
 FAINTEST_DB = -120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Power over frequency, in decibel of the strongest bin, and the part that has signal.
+    """Power over frequency, in decibel of the strongest bin that has signal, and the part that has it.
 
     Attributes:
         frequency_hz: ``(bin,)`` middle of each bin, increasing by a sixth of an octave.
         power_db: ``(bin,)`` median over traces of their power, each trace at the same total power.
         noise_db: ``(bin,)`` floor of noise.
-        peak_hz: the strongest bin.
+        peak_hz: the strongest bin that is above the noise.
         low_hz, high_hz: of the bins around it that are at most `USABLE_DB` weaker and `ABOVE_NOISE_DB` above the noise.
         centroid_hz: mean frequency of these, weighted by power above the noise.
     """
@@ -86,9 +86,10 @@ def measure_band(traces: ArrayLike, dt_s: float, *, quiet_s: ArrayLike | None = 
     if quiet_s is not None:
         noise = np.maximum(noise, _before_arrivals(x, np.asarray(quiet_s, dtype=np.float64)[alive], dt_s, edges))
     frequency = np.sqrt(edges[1:] * edges[:-1])
-    peak = int(power.argmax())
+    heard = power >= noise * 10 ** (ABOVE_NOISE_DB / 10)
+    peak = int(np.where(heard, power, 0).argmax() if heard.any() else power.argmax())
     strongest = power[peak]
-    usable = (power >= strongest * 10 ** (-USABLE_DB / 10)) & (power >= noise * 10 ** (ABOVE_NOISE_DB / 10))
+    usable = heard & (power >= strongest * 10 ** (-USABLE_DB / 10))
     first, last = _around(usable, peak)
     width, some = np.diff(edges)[first : last + 1], slice(first, last + 1)
     weight = np.maximum(power[some] - noise[some], 1e-12 * strongest) * width

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey, MalformedUpload, UploadTooLarge
-from seisbind.model.frame import OPENFWI_FRAME, Frame
+from seisbind.model.frame import ANY_DT_S, OPENFWI_FRAME, Frame
 from seisbind.model.survey.line import Line, TracePositions, lay_out
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.recorded import ROUNDING, short_line
 from seisbind.model.survey.resampling import SINC_HALF_WIDTH
+from seisbind.model.survey.scaling import measured_traces
 from seisbind.service.formats.segy import Headers, TraceFile
 from seisbind.service.formats.segy_samples import decode, sample_check
 
@@ -121,6 +122,65 @@ def read_field_record(
         notes.append(Note("marked_dead", f"{dead} traces are marked dead in their headers and count as such."))
     notes += check.verdict()
     return FieldRecord(gathers, line, step_s, len(file.headers), units, (*notes, *line.notes))
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The size of a field record, before it is known which part of it is a line of which frame.
+
+    Attributes:
+        traces: ``(trace, time)`` some of its seismic traces, from the shot on.
+        offset_m: ``(trace,)`` of these; 0 where it is not known.
+        aperture_m: from the first to the last receiver of a shot, median over shots.
+        spacing_m: of neighbouring receivers of a shot, median.
+        record_s: from the shot to the last sample.
+    """
+
+    traces: Float32
+    offset_m: Float64
+    aperture_m: float
+    spacing_m: float
+    record_s: float
+    dt_s: float
+
+
+def read_extent(file: TraceFile, *, dt_s: float | None = None, receiver_x_m: tuple[float, ...] | None = None) -> Extent:
+    """How large a record is, for a scale to be chosen; arguments as in `read_field_record`.
+
+    Raises:
+        MalformedUpload, InvalidSurvey, InvalidGather: as `read_field_record`.
+    """
+    unsaid: list[Note] = []  # `read_field_record` says it
+    seismic = _seismic(file.headers, unsaid)
+    headers = file.headers[seismic]
+    step_s = _dt_s(file, headers, dt_s, ANY_DT_S, unsaid)
+    delays = np.unique(headers["delay_ms"])
+    delay = round(int(delays[0]) / 1e3 / step_s) if len(delays) == 1 else 0
+    samples = file.words.shape[1]
+    some = measured_traces(len(seismic), samples)
+    if receiver_x_m is None:
+        at = _positions(headers, _units(file, headers, unsaid)[0], unsaid, False)
+        aperture, spacing = _spread(at)
+        offset = np.hypot(*(at.group_xy_m - at.source_xy_m)[some].T) if delay <= 0 else np.zeros(len(some))
+    else:
+        aperture = max(receiver_x_m) - min(receiver_x_m)
+        spacing = float(np.median(np.diff(receiver_x_m))) if len(receiver_x_m) > 1 else np.inf
+        offset = np.zeros(len(some))
+    words = file.words[seismic[some], min(samples, max(0, -delay)) :]
+    return Extent(decode(words, file.coding), offset, aperture, spacing, (samples + delay) * step_s, step_s)
+
+
+def _spread(at: TracePositions) -> tuple[float, float]:
+    """From the first to the last receiver of a shot, and between neighbours; medians."""
+    axis = int(np.ptp(at.group_xy_m[:, 1]) > np.ptp(at.group_xy_m[:, 0]))
+    _, shot = np.unique(at.source_xy_m, axis=0, return_inverse=True)
+    order = np.lexsort((at.group_xy_m[:, axis], shot.ravel()))
+    sorted_shot, group = shot.ravel()[order], at.group_xy_m[order]
+    step = np.hypot(*np.diff(group, axis=0).T)[np.diff(sorted_shot) == 0]
+    starts = np.flatnonzero(np.diff(sorted_shot, prepend=-1))
+    ends = np.append(starts[1:], len(group)) - 1
+    aperture = float(np.median(np.hypot(*(group[ends] - group[starts]).T)))
+    return aperture, float(np.median(step[step > 0])) if (step > 0).any() else np.inf
 
 
 def _seismic(headers: Headers, notes: list[Note]) -> NDArray[np.intp]:
