@@ -1,4 +1,4 @@
-"""Scales: as they are asked for, what they make of surveys and frames, and that gathers of any size are prepared alike."""
+"""Scales: as they are asked for, what they make of surveys and frames; gathers of any size are prepared alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The choice of a scale: the band of a record, what each condition allows, what is refused; and the shaping of bands."""
+"""The choice of a scale: the band of a record, what each condition allows and refuses; and the shaping of bands."""
 
 from __future__ import annotations
 
