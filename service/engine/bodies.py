@@ -93,9 +93,7 @@ def scale_body(chosen: ChosenScale, frame: Frame) -> ScaleBody:
     )
 
 
-def search_result_body(
-    result: SearchResult, include: Sequence[str], scale: Scale = UNSCALED
-) -> SearchResultBody:
+def search_result_body(result: SearchResult, include: Sequence[str], scale: Scale = UNSCALED) -> SearchResultBody:
     return SearchResultBody(matches=_matches(result.matches, include, scale), warnings=_warnings(result.warnings))
 
 
