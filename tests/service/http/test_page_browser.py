@@ -127,7 +127,7 @@ def test_a_line_of_another_size_is_shown_in_true_units(visit: Open, gathers: Flo
     send(page, "long.npy", npy(gathers[0]))
     answered(page)
     size = page.inner_text("#ingest")
-    assert "s = 3, k = 0.9 (chosen, decided by aperture): 2070 m of line, 2100 m deep" in size and "signal at" in size
+    assert "s = 3, k = 0.9 (chosen, decided by record): 2070 m of line, 2100 m deep" in size and "signal at" in size
     assert "Chosen s = 3, k = 0.9" in page.inner_text("#warnings")
     assert "of 3.333 seconds" in page.get_attribute("#traces", "aria-label")
     page.locator("#models canvas").nth(1).hover(position={"x": 100, "y": 100})
