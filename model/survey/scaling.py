@@ -15,7 +15,7 @@ from seisbind.model.errors import InvalidGather, InvalidSurvey
 from seisbind.model.frame import DT_LIMITS_S, OPENFWI_FRAME, Frame, Survey
 from seisbind.model.scale import LENGTHS, AutoScale, Scale
 from seisbind.model.survey.notes import Note
-from seisbind.model.survey.spectrum import USABLE_DB, Band, measure_band
+from seisbind.model.survey.spectrum import ABOVE_NOISE_DB, USABLE_DB, Band, measure_band
 
 BELOW_PEAK = 0.75  # of the frame's peak frequency: the band reaches so low, where there is a choice
 MEASURED_TRACES, MEASURED_SAMPLES = 400, 1_000_000  # of a record at most, evenly taken, on which its band is measured
@@ -121,7 +121,7 @@ def choose_scale(
         s = _two_digits(min(wanted.wanted, wanted.high), up=False, within=low.low)
         decided = wanted
         if s < low.low:
-            s, decided = low.low, low
+            s, decided = _two_digits(low.low, up=True, within=high.high), low
     return ChosenScale(Scale(float(s), k), True, decided.name, limits, band)
 
 
@@ -226,8 +226,9 @@ def _limits(
     if band is not None:
         peak = frame.peak_hz * k
         low, high = peak / band.high_hz, peak / band.low_hz
+        unclear = "" if band.clear else f"Nowhere is the record {ABOVE_NOISE_DB:g} dB above its noise. "
         text = (
-            f"There is signal (at most {USABLE_DB:g} dB below the strongest, {band.peak_hz:.3g} Hz) at "
+            f"{unclear}There is signal (at most {USABLE_DB:g} dB below the strongest, {band.peak_hz:.3g} Hz) at "
             f"{band.low_hz:.3g} to {band.high_hz:.3g} Hz, so the frame's peak of {peak:.3g}/s Hz asks for "
             f"s = {low:.3g} to {high:.3g}, best up to {BELOW_PEAK * high:.3g}."
         )

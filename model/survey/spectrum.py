@@ -45,6 +45,11 @@ class Band:
     high_hz: float
     centroid_hz: float
 
+    @property
+    def clear(self) -> bool:
+        """Whether any bin is above the noise."""
+        return bool((self.power_db >= self.noise_db + ABOVE_NOISE_DB).any())
+
     def at(self, frequency_hz: float) -> float:
         """Power at a frequency, dB; -inf outside all bins."""
         f = self.frequency_hz

@@ -74,6 +74,29 @@ def test_noise_before_the_first_arrivals_is_no_signal() -> None:
     assert heard.has(4) and not known.has(4) and known.has(20)
 
 
+def test_a_low_cut_record_has_no_signal_below_its_cut() -> None:
+    """Strongest at 20 to 40 Hz, 22 dB weaker at 6.5 and 52 dB weaker at 4: the frame's 7.5 Hz at s = 2 is in its band,
+    3.75 Hz at s = 4 is not."""
+    f = np.fft.rfftfreq(3000, 0.002)
+    level = np.interp(f, (0, 3, 4, 6.5, 20, 40, 90, 250), (-90, -60, -52, -22, 0, 0, -40, -80))
+    phase = np.random.default_rng(3).uniform(0, 2 * np.pi, (60, len(f)))
+    band = measure_band(np.fft.irfft(10 ** (level / 20) * np.exp(1j * phase), axis=1), 0.002)
+    assert band.clear and 18 < band.peak_hz < 45 and band.has(7.5) and not band.has(3.75)
+    line = {"aperture_m": 3000.0, "record_s": 6.0, "spacing_m": 12.5, "dt_s": 0.002, "band": band}
+    chosen = choose_scale(**line)
+    assert chosen.decided_by == "band" and 1.6 < chosen.scale.s < 2.6
+    with pytest.raises(InvalidSurvey, match=r"target_depth asks for s of 4\.0.* or more, band for"):
+        choose_scale(**line, target_depth_m=2810.0)
+
+
+def test_noise_has_no_band() -> None:
+    noise = np.random.default_rng(1).standard_normal((50, 1000))
+    band = measure_band(noise, 0.002)
+    assert not band.clear
+    with pytest.raises(InvalidSurvey, match="Nowhere is the record 6 dB above its noise"):
+        choose_scale(**LAND, band=band)
+
+
 @pytest.mark.parametrize(("array", "words"), [(np.zeros((3, 100)), "No trace"), (np.ones((3, 8)), "16 samples")])
 def test_what_has_no_band_is_refused(array: NDArray[Any], words: str) -> None:
     with pytest.raises(InvalidGather, match=words):
