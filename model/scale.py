@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from seisbind.model.errors import InvalidSurvey
+from seisbind.model.errors import InvalidQuery, InvalidSurvey
 from seisbind.model.frame import DT_LIMITS_S, FIELDS, Frame, Survey
 
 LENGTHS, VELOCITIES = (0.01, 100.0), (0.1, 3.0)  # of s, from ultrasonic models to crustal lines; of k, sand to mantle
@@ -185,6 +185,19 @@ def parse_scale(asked: AskedScale, target_depth_m: float | None = None) -> Scale
             f"got {'no scale' if found is None else found.text}."
         )
     return found
+
+
+def parse_model_scale(asked: AskedScale) -> Scale:
+    """The scale of velocity models or descriptors, from which none could be chosen; `UNSCALED` for none.
+
+    Raises:
+        InvalidSurvey: see `parse_scale`.
+        InvalidQuery: one that is to be chosen.
+    """
+    scale = parse_scale(asked)
+    if isinstance(scale, AutoScale):
+        raise InvalidQuery("A scale is chosen from a record, which is not sent here; give it as a number, s or s,k.")
+    return UNSCALED if scale is None else scale
 
 
 def _parsed(asked: float | str | Sequence[float], target_depth_m: float | None) -> Scale | AutoScale:

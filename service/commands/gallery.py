@@ -205,7 +205,7 @@ def _warn(sentence: str) -> None:
 def _scale(asked: str | None, data: Sequence[Path] | None) -> Scale:
     """The scale of models of a true size."""
     from seisbind.model.errors import InvalidConfig
-    from seisbind.service.http.parameters import parse_model_scale
+    from seisbind.model.scale import parse_model_scale
 
     if asked is not None and data is None:
         raise InvalidConfig("--scale is of models with a true size (--data); random ones are made in the frame's.")

@@ -20,7 +20,7 @@ from seisbind.model.encoders.embedder import Embedder, EncodedGathers
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES, check_descriptors, check_velocity, describe
-from seisbind.model.scale import UNSCALED, AskedScale, Scale
+from seisbind.model.scale import UNSCALED, AskedScale, parse_model_scale
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.preparation import OPENFWI
 from seisbind.model.survey.scaling import ChosenScale
@@ -252,20 +252,21 @@ class Engine:
         return Found(near, rankings, matches)
 
     def search_velocity(
-        self, velocity: ArrayLike, *, top_k: int = 5, filter: Filter | None = None, scale: Scale = UNSCALED
+        self, velocity: ArrayLike, *, top_k: int = 5, filter: Filter | None = None, scale: AskedScale = None
     ) -> list[SearchResult]:
         """The gallery's models most like each velocity model ``(batch, depth, x)``, m/s.
 
-        Models, ``filter`` and answer are in the true units of ``scale``: cells of ``scale.s`` times the frame's size.
+        Models, ``filter`` and answer are in the true units of ``scale``: cells of ``s`` times the frame's size.
 
         Raises:
             InvalidVelocityModel: see `seisbind.model.encoders.embedder.Embedder.embed_velocity`.
             InvalidQuery: ``top_k`` out of range.
         """
-        vectors = self.embedder.embed_velocity(velocity if scale.k == 1 else check_velocity(velocity, k=scale.k))
-        allowed = None if filter is None else filter.in_frame(scale)
+        true = parse_model_scale(scale)
+        vectors = self.embedder.embed_velocity(velocity if true.k == 1 else check_velocity(velocity, k=true.k))
+        allowed = None if filter is None else filter.in_frame(true)
         found = self.gallery.search_velocity(vectors, top_k, filter=allowed)
-        return [search_result(hits, top_k, filter, scale) for hits in found]
+        return [search_result(hits, top_k, filter, true) for hits in found]
 
     def search_descriptors(
         self,
@@ -273,7 +274,7 @@ class Engine:
         *,
         top_k: int = 5,
         filter: Filter | None = None,
-        scale: Scale = UNSCALED,
+        scale: AskedScale = None,
     ) -> SearchResult:
         """The gallery's models whose physics is most like ``descriptors`` (name → value in its unit).
 
@@ -285,17 +286,18 @@ class Engine:
         """
         if not descriptors:
             raise InvalidQuery(f"A search by descriptors needs at least one of {', '.join(NAMES)}.")
-        check_descriptors(descriptors, scale=scale)
-        if scale != UNSCALED:
-            descriptors = {d.name: descriptors[d.name] / scale.of(d.unit) for d in DESCRIPTORS if d.name in descriptors}
+        true = parse_model_scale(scale)
+        check_descriptors(descriptors, scale=true)
+        if true != UNSCALED:
+            descriptors = {d.name: descriptors[d.name] / true.of(d.unit) for d in DESCRIPTORS if d.name in descriptors}
         mean = self.embedder.weights.encoders.descriptor_mean.cpu().numpy()
         filled = np.array([descriptors.get(name, mean[i]) for i, name in enumerate(NAMES)], dtype=np.float64)
         missing = [name for name in NAMES if name not in descriptors]
         text = f"Filled with the mean of the training set: {', '.join(missing)}."
         warnings = (Note("descriptors_filled", text),) if missing else ()
-        vectors, allowed = self.embedder.embed_descriptors(filled[None]), filter and filter.in_frame(scale)
+        vectors, allowed = self.embedder.embed_descriptors(filled[None]), filter and filter.in_frame(true)
         (hits,) = self.gallery.search_physics(vectors, top_k, filter=allowed)
-        return search_result(hits, top_k, filter, scale, warnings)
+        return search_result(hits, top_k, filter, true, warnings)
 
     def add_models(
         self,
@@ -306,11 +308,11 @@ class Engine:
         model_ids: Sequence[str] | None = None,
         source: str | None = None,
         skip_existing: bool = False,
-        scale: Scale = UNSCALED,
+        scale: AskedScale = None,
     ) -> list[str]:
         """Describe, embed and store velocity models ``(batch, depth, x)``, m/s; all of them or none.
 
-        Models of a true size, in cells of ``scale.s`` times the frame's, are stored in the frame's units.
+        Models of a true size, in cells of ``s`` times the frame's, are stored in the frame's units.
 
         Returns:
             Their ids, given or made from their content.
@@ -318,10 +320,11 @@ class Engine:
         Raises:
             InvalidVelocityModel, InvalidQuery, GalleryWriteFailed: see `seisbind.index.Gallery.add`.
         """
-        models = check_velocity(velocity, k=scale.k)
+        true = parse_model_scale(scale)
+        models = check_velocity(velocity, k=true.k)
         if models.shape[1:] != self.frame.velocity_shape:
             raise InvalidVelocityModel(
-                f"The gallery takes velocity models of {scale.frame(self.frame).cells_text}; got "
+                f"The gallery takes velocity models of {true.frame(self.frame).cells_text}; got "
                 f"{models.shape[1]} x {models.shape[2]}."
             )
         descriptors = describe(models, cell_m=self.frame.cell_m)

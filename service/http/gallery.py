@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from seisbind.model.errors import NotWritable
 from seisbind.model.ground.descriptors import DESCRIPTORS, Untrained
-from seisbind.model.scale import Scale
+from seisbind.model.scale import Scale, parse_model_scale
 from seisbind.service.engine.bodies import frame_body, gallery_body, model_body, weights_body
 from seisbind.service.engine.engine import Engine
 from seisbind.service.formats.reader import read_velocity
 from seisbind.service.formats.segy import write_velocity
 from seisbind.service.http import openapi
 from seisbind.service.http.forms import limits_of, parse_fields, read_file
-from seisbind.service.http.parameters import parse_model_scale, split
+from seisbind.service.http.parameters import split
 from seisbind.service.http.routing import Admitted, serving_of, written
 from seisbind.service.runtime.images import velocity_png
 from seisbind.service.runtime.serving import Serving

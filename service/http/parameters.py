@@ -6,7 +6,6 @@ import json
 from collections import Counter
 
 from seisbind.model.errors import InvalidQuery, InvalidSurvey
-from seisbind.model.scale import UNSCALED, AutoScale, Scale, parse_scale
 from seisbind.service.formats.reader import Geometry
 from seisbind.service.schemas import RetrieveFields
 
@@ -57,19 +56,6 @@ def parse_geometry(fields: RetrieveFields) -> Geometry:
         fields.dt_s, _positions("shot_x_m", fields.shot_x_m), _positions("receiver_x_m", fields.receiver_x_m),
         fields.peak_hz,
     )  # fmt: skip
-
-
-def parse_model_scale(asked: str | float | None) -> Scale:
-    """The scale of velocity models or descriptors, which nothing could be chosen from.
-
-    Raises:
-        InvalidSurvey: see `seisbind.model.scale.parse_scale`.
-        InvalidQuery: ``auto``.
-    """
-    scale = parse_scale(asked)
-    if isinstance(scale, AutoScale):
-        raise InvalidQuery("A scale is chosen from a record, which is not sent here; give it as a number, s or s,k.")
-    return UNSCALED if scale is None else scale
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from seisbind.index import Filter
-from seisbind.model.scale import UNSCALED, Scale, parse_scale
+from seisbind.model.scale import UNSCALED, Scale, parse_model_scale, parse_scale
 from seisbind.model.survey.preparation import Prepared
 from seisbind.service.engine.answers import Retrieval, SearchResult
 from seisbind.service.engine.bodies import (
@@ -35,7 +35,7 @@ from seisbind.service.http.forms import (
     read_json,
     unless_left,
 )
-from seisbind.service.http.parameters import parse_geometry, parse_include, parse_model_scale
+from seisbind.service.http.parameters import parse_geometry, parse_include
 from seisbind.service.http.routing import JSON, Admitted, serving_of, written
 from seisbind.service.runtime.batcher import Answered
 from seisbind.service.runtime.serving import Serving
