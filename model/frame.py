@@ -26,7 +26,8 @@ MAX_SAMPLES = 10_000
 MAX_NAME = 80
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 TRAINED_PEAK = (8 / 15, 28 / 15)  # of the peak frequency: the range that training draws wavelets from
-DT_LIMITS_S = (1e-4, 0.008)
+DT_LIMITS_S = (1e-4, 0.008)  # of a line of the frame's own size
+ANY_DT_S = (1e-7, 1.0)  # of a line of any size: `seisbind.model.scale`
 MAX_POSITION_M = 1e8  # of any map projection: eastings with a zone number before them reach 6e7
 VELOCITY_LIMITS_M_S = (300.0, 9000.0)  # slower than any sediment, faster than any crustal rock
 
@@ -36,8 +37,8 @@ class Survey:
     """Positions and sampling of a 2-D line, in metres along x and seconds.
 
     Raises:
-        InvalidSurvey: positions not finite, too far off or not increasing (receivers); a sampling interval out of
-            range.
+        InvalidSurvey: positions not finite, too far off or not increasing (receivers); a sampling interval that no line
+            of any size has.
     """
 
     shot_x_m: tuple[float, ...]
@@ -67,10 +68,16 @@ class Survey:
                 f"Receiver positions must increase; receiver {at + 1} at {self.receiver_x_m[at + 1]:g} m follows "
                 f"{self.receiver_x_m[at]:g} m. Sort the traces by position."
             )
-        if not DT_LIMITS_S[0] <= self.dt_s <= DT_LIMITS_S[1]:
-            raise InvalidSurvey(
-                f"Sampling interval {self.dt_s:g} s is outside 0.0001-0.008 s; is it given in milliseconds?"
-            )
+        if not ANY_DT_S[0] <= self.dt_s < ANY_DT_S[1]:  # also true of NaN
+            check_dt(self.dt_s, DT_LIMITS_S)
+
+
+def check_dt(dt_s: float, limits_s: tuple[float, float]) -> None:
+    """Raises InvalidSurvey for a sampling interval outside ``limits_s``."""
+    if not limits_s[0] <= dt_s <= limits_s[1]:
+        raise InvalidSurvey(
+            f"Sampling interval {dt_s:g} s is outside {limits_s[0]:g}-{limits_s[1]:g} s; is it given in milliseconds?"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +172,16 @@ class Frame:
                 f"A frame's 'peak_hz' is {self.peak_hz:g}; with samples of {self.dt_s * 1e3:g} ms it is at most half "
                 f"the Nyquist frequency, {0.25 / self.dt_s:g} Hz."
             )
+
+    @property
+    def dt_limits_s(self) -> tuple[float, float]:
+        """Sampling intervals of records that are read."""
+        return DT_LIMITS_S
+
+    @property
+    def highest_peak_hz(self) -> float:
+        """No source's peak frequency is stated above this."""
+        return 1000.0
 
     @property
     def line_m(self) -> float:

@@ -1,4 +1,7 @@
-"""What crosses HTTP, checked in both directions: the server writes it, the client and the demo read it."""
+"""What crosses HTTP, checked in both directions: the server writes it, the client and the demo read it.
+
+One module because it is one contract, which clients load without anything else of the service.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,10 @@ from seisbind.model.frame import OPENFWI_FRAME
 PARTS = ("descriptors", "physics")  # of a retrieval, unless others are asked for
 LARGE_PARTS = ("velocity", "traces")  # of POST /v1/retrieve, for pictures
 SEARCH_PARTS = ("descriptors",)
+SCALE = (
+    "Size of the line compared with that of the weights: s of lengths, or s,k with k of velocities. What is sent and "
+    "answered is then in true units."
+)
 
 
 def _number(value: object) -> object:
@@ -40,6 +47,7 @@ class SearchFields(Strict):
     include: str = Field(
         "descriptors", max_length=100, description="Parts of the answer: descriptors; may be empty.", examples=[""]
     )
+    scale: str | None = Field(None, max_length=60, description=SCALE, examples=["2", "3,0.9"])
 
 
 class RetrieveFields(SearchFields):
@@ -69,6 +77,15 @@ class RetrieveFields(SearchFields):
         examples=[",".join(f"{x:g}" for x in OPENFWI_FRAME.survey.receiver_x_m)],
     )
     peak_hz: float | None = Field(None, description="Peak frequency of the source wavelet, hertz.", examples=[15])
+    scale: str | None = Field(
+        None,
+        max_length=60,
+        description=f"{SCALE} Or auto (auto,k): chosen from aperture, record length, band and target_depth_m.",
+        examples=["2", "auto"],
+    )
+    target_depth_m: float | None = Field(
+        None, description="With scale=auto: depth that the models have to reach, metres.", examples=[]
+    )
 
 
 class AddFields(Strict):
@@ -85,6 +102,9 @@ class AddFields(Strict):
         examples=["mine-2"],
     )
     source: str | None = Field(None, max_length=200, description="Where the models come from.", examples=["survey 7"])
+    scale: str | None = Field(
+        None, max_length=60, description="Of models in cells of s times those of the frame: s, or s,k.", examples=["2"]
+    )
 
 
 class DescriptorSearch(Strict):
@@ -98,6 +118,7 @@ class DescriptorSearch(Strict):
     include: Annotated[list[str], FailFast()] = Field(
         list(SEARCH_PARTS), description="Parts of the answer: descriptors; may be empty."
     )
+    scale: str | Annotated[float, BeforeValidator(_number)] | None = Field(None, description=SCALE)
 
 
 class WeightsBody(BaseModel):
@@ -164,6 +185,40 @@ class TracesBody(BaseModel):
     int16: str = Field(description="Base64 of little-endian int16 (shot, time, receiver).")
 
 
+class ScaleLimitBody(BaseModel):
+    """What one condition asks of s."""
+
+    name: str = Field(description="aperture, record, spacing, sampling, band, target_depth or range.")
+    low: float
+    high: float | None = Field(description="null: any.")
+    detail: str
+
+
+class BandBody(BaseModel):
+    """Where the record has signal, hertz."""
+
+    low_hz: float
+    high_hz: float
+    peak_hz: float
+
+
+class ScaleBody(BaseModel):
+    """The scale of a gather: true units are these factors times those of the weights' frame."""
+
+    s: float = Field(description="Of lengths; times s / k, frequencies k / s.")
+    k: float = Field(description="Of velocities.")
+    auto: bool = Field(description="Whether it was chosen here; else it was given.")
+    reason: str = Field(description="What the scale makes of the frame and, where it was chosen, why.")
+    line_m: float
+    depth_m: float
+    cell_m: float = Field(description="Of the models, metres.")
+    record_s: float
+    peak_hz: float = Field(description="Of the frame's wavelet.")
+    decided_by: str | None = Field(description="The name of the limit that decided.")
+    limits: list[ScaleLimitBody]
+    band: BandBody | None
+
+
 class RetrievalBody(BaseModel):
     matches: list[MatchBody]
     physics: dict[str, QuantityBody] | None = None
@@ -182,6 +237,11 @@ class RetrievalBody(BaseModel):
         "would be said not to be if the gather were like those of training."
     )
     warnings: list[WarningBody]
+    scale: ScaleBody | None = Field(
+        default=None,
+        exclude_if=lambda scale: scale is None,
+        description="In whose true units all of this is. Not there unless a scale was asked for.",
+    )
 
 
 class SearchResultBody(BaseModel):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from seisbind.index.storage.record import Record
 from seisbind.model.errors import InvalidQuery
-from seisbind.model.ground.descriptors import NAMES
+from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
+from seisbind.model.scale import UNSCALED, Scale
 
 MAX_VALUES = 500  # families or tags in one filter: more than anyone types, few enough to compare at once
 
@@ -39,6 +40,14 @@ class Filter:
 
     def __bool__(self) -> bool:
         return bool(self.families or self.tags or self.ranges)
+
+    def in_frame(self, scale: Scale) -> Filter:
+        """This filter, whose ranges are in true units, in those of a gallery's frame."""
+        if scale == UNSCALED or not self.ranges:
+            return self
+        factor = {name: scale.of(DESCRIPTORS[NAMES.index(name)].unit) for name, _ in self.ranges}
+        ranges = tuple((name, (low / factor[name], high / factor[name])) for name, (low, high) in self.ranges)
+        return replace(self, ranges=ranges)
 
     def matches(self, record: Record) -> bool:
         """Whether all conditions hold for a record. Numbers are compared in float64."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.fft import fft, rfft
 
 from seisbind.model.frame import OPENFWI_FRAME, Frame
+from seisbind.model.scale import UNSCALED, Scale
 from seisbind.model.survey.preparation import Prepared
 
 Float32 = NDArray[np.float32]
@@ -209,20 +210,28 @@ def _on_counted_side(above: Float64, below: Float64) -> Float64:
     return np.asarray(np.where(side > 0, above, np.where(side < 0, below, np.maximum(above, below))))
 
 
-def judge(values: Float64, ranges: TrainingRanges, *, frame: Frame = OPENFWI_FRAME) -> list[Verdict]:
-    """One verdict for each row of ``values`` (batch, len(MEASURES)), measured in a frame."""
-    return [_verdict(row, score, ranges, frame) for row, score in zip(values, scores(values, ranges), strict=True)]
+def judge(
+    values: Float64, ranges: TrainingRanges, *, frame: Frame = OPENFWI_FRAME, scales: Sequence[Scale] | None = None
+) -> list[Verdict]:
+    """One verdict for each row of ``values`` (batch, len(MEASURES)), measured in a frame.
+
+    ``scales``: of each gather, in whose true units its verdict is worded.
+    """
+    scales = [UNSCALED] * len(values) if scales is None else scales
+    rows = zip(values, scores(values, ranges), scales, strict=True)
+    return [_verdict(row, score, ranges, frame, scale) for row, score, scale in rows]
 
 
-def _verdict(values: Sequence[float], score: Float64, ranges: TrainingRanges, frame: Frame) -> Verdict:
+def _verdict(values: Sequence[float], score: Float64, ranges: TrainingRanges, frame: Frame, scale: Scale) -> Verdict:
     worst = int(score.argmax())
     if score[worst] <= ranges.limit:
         return Verdict(True, float(score[worst]), ranges.limit, None, None)
-    m, low, high = MEASURES[worst], ranges.low[worst], ranges.high[worst]
+    m = MEASURES[worst]
+    value, low, high = (each[worst] * scale.of(m.unit) for each in (values, ranges.low, ranges.high))
     unit = f" {m.unit}" if m.unit else ""
-    definition = m.definition.format(thresholds_of(frame))
+    definition = m.definition.format(thresholds_of(scale.frame(frame)))
     detail = (
-        f"{m.name.replace('_', ' ').capitalize()} ({definition}) is {values[worst]:.4g}{unit}; in training it lay "
+        f"{m.name.replace('_', ' ').capitalize()} ({definition}) is {value:.4g}{unit}; in training it lay "
         f"between {low:.4g} and {high:.4g}{unit}."
     )
     return Verdict(False, float(score[worst]), ranges.limit, m.reason, detail)

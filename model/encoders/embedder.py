@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from seisbind.model.encoders.weights_file import Weights, load_weights
 from seisbind.model.errors import InvalidConfig, InvalidGather, InvalidQuery, InvalidVelocityModel
 from seisbind.model.frame import OPENFWI_FRAME, VELOCITY_LIMITS_M_S, Frame
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES, check_velocity
+from seisbind.model.scale import Scale
 from seisbind.model.survey.preparation import Prepared
 
 Float32 = NDArray[np.float32]
@@ -243,18 +245,21 @@ class Embedder:
     def _full_size(self, coarse: Float32) -> Float32:
         return np.stack([full_size(each, frame=self.frame) for each in coarse])
 
-    def judge_novelty(self, measured: Float64, encoded: EncodedGathers) -> list[Verdict] | None:
+    def judge_novelty(
+        self, measured: Float64, encoded: EncodedGathers, *, scales: Sequence[Scale] | None = None
+    ) -> list[Verdict] | None:
         """Whether each gather is like those of training; None where the weights are not calibrated.
 
         Args:
             measured: from `novelty.measure`, of the gathers that were ``encoded``.
             encoded: from `embed_gathers`.
+            scales: of each gather, in whose true units its verdict is worded.
         """
         calibration = self.weights.description.calibration
         if calibration is None:
             return None
         values = with_uncertainty(measured, encoded.uncertainty(self.descriptor_spread))
-        return judge(values, calibration.novelty, frame=self.frame)
+        return judge(values, calibration.novelty, frame=self.frame, scales=scales)
 
 
 def _shares(encoded: EncodedGathers) -> Float32:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from seisbind.model.errors import InvalidQuery, InvalidVelocityModel
 from seisbind.model.frame import OPENFWI_FRAME, VELOCITY_LIMITS_M_S, Frame
+from seisbind.model.scale import UNSCALED, Scale
 
 MAX_VALUE = 1e9  # in any unit; no descriptor of a velocity model is as large
 INTERFACE_STEP_M_S = 50.0  # a change of velocity between adjacent cells above this is an interface
@@ -158,8 +159,8 @@ def check_names(names: Iterable[str]) -> None:
             raise InvalidQuery(f"No descriptor is called {name!r:.100}; known: {', '.join(NAMES)}.")
 
 
-def check_descriptors(described: Mapping[str, float]) -> None:
-    """Check that a velocity model could have these values (name → value in its unit).
+def check_descriptors(described: Mapping[str, float], *, scale: Scale = UNSCALED) -> None:
+    """Check that a velocity model could have these values (name → value in its unit, at a scale).
 
     Raises:
         InvalidQuery: an unknown name, a value that is not finite, or one outside the descriptor's limits.
@@ -171,7 +172,7 @@ def check_descriptors(described: Mapping[str, float]) -> None:
                 f"Descriptors are finite numbers in the units that GET /v1/gallery lists; {name} is {value!r:.40}."
             )
     for descriptor in DESCRIPTORS:
-        low, high = descriptor.limits
+        low, high = (end * scale.of(descriptor.unit) for end in descriptor.limits)
         value = described.get(descriptor.name, low)
         if not low <= value <= high:
             unit = f" {descriptor.unit}".rstrip()
@@ -219,10 +220,11 @@ class Untrained:
         )
 
 
-def check_velocity(velocity: ArrayLike) -> Float32:
+def check_velocity(velocity: ArrayLike, *, k: float = 1.0) -> Float32:
     """Velocity models as float32 ``(batch, depth, x)``, m/s, checked.
 
-    Accepts ``(depth, x)``, ``(batch, depth, x)`` and OpenFWI's ``(batch, 1, depth, x)``.
+    Accepts ``(depth, x)``, ``(batch, depth, x)`` and OpenFWI's ``(batch, 1, depth, x)``. With the factor ``k`` of a
+    scale they are taken for true ones, and returned in the frame's units.
 
     Raises:
         InvalidVelocityModel: wrong number of axes, fewer than 4 cells along one, not finite, or outside
@@ -243,13 +245,13 @@ def check_velocity(velocity: ArrayLike) -> Float32:
     if not np.isfinite(array).all():
         bad = int(np.size(array) - np.isfinite(array).sum())
         raise InvalidVelocityModel(f"{bad} of {array.size} velocities are NaN or infinite; fill or mask them first.")
-    low, high = VELOCITY_LIMITS_M_S
+    low, high = VELOCITY_LIMITS_M_S[0] * k, VELOCITY_LIMITS_M_S[1] * k
     if array.size and (array.min() < low or array.max() > high):
         raise InvalidVelocityModel(
             f"Velocities run from {array.min():g} to {array.max():g}; expected m/s between {low:g} and {high:g}. "
             "Multiply by 1000 if they are in km/s."
         )
-    return np.ascontiguousarray(array, dtype=np.float32)
+    return np.ascontiguousarray(array if k == 1 else array / k, dtype=np.float32)
 
 
 def describe(velocity: ArrayLike, *, cell_m: float = OPENFWI_FRAME.cell_m) -> Float32:

@@ -1,6 +1,6 @@
 """Recorded gathers: traces with positions are sorted into a line, and a line's gathers mapped to the grid of a frame.
 
-`preparation.prepare` does the whole; `line.lay_out` comes before it for files with trace headers.
+`preparation.prepare` does the whole; `line` comes before it for traces with headers, `scaling` for other sizes of line.
 """
 
-__all__ = ["line", "notes", "preparation", "recorded", "resampling"]
+__all__ = ["line", "notes", "preparation", "recorded", "resampling", "scaling"]

@@ -16,9 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from seisbind.model.errors import InvalidGather
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
+from seisbind.model.scale import UNSCALED, Scale
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.recorded import check_gathers, limit_range
 from seisbind.model.survey.resampling import map_receivers, receiver_map, resample_time
+from seisbind.model.survey.shaping import shape_band
 from seisbind.model.survey.shots import choose_shots, select_shots
 
 Float32 = NDArray[np.float32]
@@ -52,21 +54,33 @@ class Prepared:
         return len(self.traces)
 
 
-def prepare(gathers: ArrayLike, survey: Survey | None = None, *, frame: Frame = OPENFWI_FRAME) -> Prepared:
+def prepare(
+    gathers: ArrayLike,
+    survey: Survey | None = None,
+    *,
+    frame: Frame = OPENFWI_FRAME,
+    scale: Scale = UNSCALED,
+    shape: bool = False,
+) -> Prepared:
     """Map gathers to the grid of a frame: anti-aliased in time, by position in space, in OpenFWI's polarity.
+
+    With a scale, all checks and notes are in true units; what is returned is in those of the frame.
 
     Args:
         gathers: ``(batch, shot, time, receiver)`` or one ``(shot, time, receiver)``, pressure in any linear unit.
         survey: where and how they were recorded; its first receiver becomes x = 0. None for the frame's own line.
         frame: of the weights that will see them.
+        scale: of the survey to the frame.
+        shape: whether a band that weights do not know is shaped (`shaping.shape_band`).
 
     Returns:
         The prepared gathers, each with notes on what was done.
 
     Raises:
         InvalidGather: see `check_gathers`.
-        InvalidSurvey: a line too short, or no shot on it.
+        InvalidSurvey: a line too short, or no shot on it; a sampling interval outside those of the frame.
     """
+    of_weights, frame = frame, scale.frame(frame)
     survey = frame.survey if survey is None else survey
     recorded = limit_range(check_gathers(gathers, survey, frame))
     shots = choose_shots(recorded, survey, frame)
@@ -88,6 +102,9 @@ def prepare(gathers: ArrayLike, survey: Survey | None = None, *, frame: Frame = 
         dead = int(gather_live.size - gather_live.sum())
         if dead:
             own.append(Note("dead_traces", f"{dead} of {gather_live.size} canonical traces are dead or uncovered."))
+        if shape:
+            gather[:], more = shape_band(gather, gather_live, frame)
+            own += more
         if _polarity(gather, gather_live, shot_x_m, nodes) < 0:
             np.negative(gather, out=gather)
             own.append(Note("polarity_flipped", "The direct wave starts negative; the gather was multiplied by -1."))
@@ -95,9 +112,9 @@ def prepare(gathers: ArrayLike, survey: Survey | None = None, *, frame: Frame = 
     return Prepared(
         traces=np.ascontiguousarray(traces, dtype=np.float32),
         live=live,
-        shot_x_m=shots.x_m.astype(np.float32),
+        shot_x_m=(shots.x_m / scale.s).astype(np.float32),
         notes=tuple(each),
-        frame=frame,
+        frame=of_weights,
     )
 
 

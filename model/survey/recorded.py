@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seisbind.model.errors import InvalidGather
-from seisbind.model.frame import Frame, Survey
+from seisbind.model.frame import Frame, Survey, check_dt
 
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
+ROUNDING = 1 - 1e-9  # a line of just the least length, in units that another scale made of them, is long enough
 RANGE_BITS = 30  # peaks within 1e-9 to 1e9 are summed and squared in float32 as they are
 
 
@@ -33,7 +34,7 @@ class Recorded:
 def short_line(receiver_x_m: tuple[float, ...], frame: Frame) -> str | None:
     """A sentence if a line of receivers is too short for a frame, else None."""
     length_m = receiver_x_m[-1] - receiver_x_m[0]
-    if length_m >= frame.min_line_m:
+    if length_m >= frame.min_line_m * ROUNDING:
         return None
     return (
         f"The receiver line is {length_m:g} m long; at least {frame.min_line_m:g} m of the canonical "
@@ -47,7 +48,9 @@ def check_gathers(gathers: ArrayLike, survey: Survey, frame: Frame) -> Recorded:
     Raises:
         InvalidGather: wrong axes or lengths, not real numbers, NaN or infinite samples, a record too short, or a
             gather that is zero or constant throughout.
+        InvalidSurvey: a sampling interval outside those of the frame.
     """
+    check_dt(survey.dt_s, frame.dt_limits_s)
     array = np.asarray(gathers)
     if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
         raise InvalidGather(f"Gathers hold real samples (float or integer); this array has dtype {array.dtype}.")
@@ -62,7 +65,7 @@ def check_gathers(gathers: ArrayLike, survey: Survey, frame: Frame) -> Recorded:
     if not len(array):
         raise InvalidGather("The stack holds no gather (its first axis has length 0).")
     record_s = array.shape[2] * survey.dt_s
-    if record_s < frame.min_record_s:
+    if record_s < frame.min_record_s * ROUNDING:
         raise InvalidGather(
             f"The record lasts {record_s:.3f} s ({array.shape[2]} samples of {survey.dt_s * 1e3:g} ms); at least "
             f"{frame.min_record_s:g} s are needed. If the sampling interval is another, pass dt_s."

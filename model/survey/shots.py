@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from seisbind.model.errors import InvalidSurvey
 from seisbind.model.frame import Frame, Survey, in_words
 from seisbind.model.survey.notes import Note
-from seisbind.model.survey.recorded import Recorded, short_line
+from seisbind.model.survey.recorded import ROUNDING, Recorded, short_line
 
 MIN_LIVE = 1e-3  # share of live traces that a dead shot is taken to have, so that it is chosen last
 COST_STEP = 1e-9  # to which costs of shots are rounded
-MIN_STEP_M = 1.0  # between places, where all shots are at one: a metre off it costs a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ def select_shots(array: NDArray[Any], number: NDArray[np.intp]) -> NDArray[Any]:
 
 def choose_shots(recorded: Recorded, survey: Survey, frame: Frame) -> ChosenShots:
     """The shots of each gather that lie on the line; of more than the frame has, those that `spread_shots` chooses."""
-    first, line_m, margin_m = survey.receiver_x_m[0], frame.line_m, frame.shot_margin_m
+    first, line_m, margin_m = survey.receiver_x_m[0], frame.line_m, frame.shot_margin_m / ROUNDING
     if (fault := short_line(survey.receiver_x_m, frame)) is not None:
         raise InvalidSurvey(fault)
     x = np.asarray(survey.shot_x_m, dtype=np.float64) - first
@@ -59,7 +58,12 @@ def choose_shots(recorded: Recorded, survey: Survey, frame: Frame) -> ChosenShot
     on_line = np.asarray(survey.receiver_x_m) - first <= line_m + frame.on_node_m
     live = recorded.alive[:, keep][..., on_line].mean(axis=2)
     strength = (recorded.high - recorded.low)[:, keep][..., on_line].sum(axis=2, dtype=np.float64)
-    number = np.stack([keep[spread_shots(x[keep], *each, count=count)] for each in zip(live, strength, strict=True)])
+    number = np.stack(
+        [
+            keep[spread_shots(x[keep], *each, count=count, min_step_m=frame.on_node_m)]
+            for each in zip(live, strength, strict=True)
+        ]
+    )
     notes_of_each = []
     for chosen in x[number]:
         where = ", ".join(f"{position:g}" for position in chosen)
@@ -82,7 +86,12 @@ def _positions_note(x_m: NDArray[np.float64], frame: Frame) -> tuple[Note, ...]:
 
 
 def spread_shots(
-    x_m: NDArray[np.float64], live: NDArray[np.floating], strength: NDArray[np.floating], *, count: int
+    x_m: NDArray[np.float64],
+    live: NDArray[np.floating],
+    strength: NDArray[np.floating],
+    *,
+    count: int,
+    min_step_m: float = 1.0,
 ) -> NDArray[np.intp]:
     """``(count,)`` numbers, by position, of the shots that cover a line most evenly.
 
@@ -97,11 +106,12 @@ def spread_shots(
         live: ``(shot,)`` share of the traces that are live.
         strength: ``(shot,)`` of the recorded amplitudes, in any unit.
         count: shots wanted, two or more.
+        min_step_m: between places, where all shots are at one: as much off it costs a step.
     """
     order = np.lexsort((strength, live, x_m))
     x, live, strength = x_m[order], live[order], strength[order]
     seen = x[live > 0] if (live > 0).any() else x
-    step = max(float(np.ptp(seen)) / (count - 1), MIN_STEP_M)
+    step = max(float(np.ptp(seen)) / (count - 1), min_step_m)
     places = np.linspace(seen.min(), seen.max(), count)
     dead = (1 - live) / np.maximum(live, MIN_LIVE)
     cost = np.square((x - places[:, None]) / step) + np.square(dead)  # (place, shot)

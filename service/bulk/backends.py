@@ -11,6 +11,8 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from seisbind.model.errors import SeisBindError
+from seisbind.model.scale import AutoScale, Scale
+from seisbind.service.client.calls import scale_fields
 from seisbind.service.client.client import Client
 from seisbind.service.client.parts import Stack
 from seisbind.service.engine.bodies import gallery_body, ingest_body, retrieval_body, weights_body
@@ -46,16 +48,18 @@ class RetrieveOptions:
     filter: Mapping[str, object] | None = None
     include: Sequence[str] = PARTS
     geometry: Geometry = field(default_factory=Geometry)
+    scale: Scale | AutoScale | None = None
 
     def to_json(self) -> dict[str, object]:
         """What answers depend on; of the geometry what is given."""
         given = {name: value for name, value in asdict(self.geometry).items() if value is not None}
         conditions = {} if self.filter is None else {"filter": dict(self.filter)}
-        return {"top_k": self.top_k, "include": list(self.include)} | conditions | given
+        scale = {} if self.scale is None else scale_fields(self.scale)
+        return {"top_k": self.top_k, "include": list(self.include)} | conditions | given | scale
 
     def keywords(self) -> dict[str, Any]:
         """Those of the calls of a client."""
-        return {"top_k": self.top_k, "filter": self.filter, "include": self.include}
+        return {"top_k": self.top_k, "filter": self.filter, "include": self.include, "scale": self.scale}
 
 
 class Failure(BaseModel):
@@ -149,16 +153,22 @@ class GalleryBackend:
 
     def file(self, content: bytes) -> RetrieveAnswer:
         """See `Backend.file`; ``request_id`` is empty."""
-        upload = read_gathers(content, geometry=self._options.geometry, limits=LIMITS, frame=self._engine.frame)
+        options, frame = self._options, self._engine.frame
+        upload = read_gathers(content, geometry=options.geometry, limits=LIMITS, frame=frame, scale=options.scale)
         found = self._engine.retrieve(
-            upload.gathers, upload.survey, top_k=self._options.top_k, filter=self._filter, notes=upload.notes
+            upload.gathers,
+            upload.survey,
+            top_k=options.top_k,
+            filter=self._filter,
+            notes=upload.notes,
+            scale=upload.chosen,
         )
         return RetrieveAnswer(
             request_id="",
             weights=self.weights,
             gallery=self.gallery,
             ingest=ingest_body(upload.ingest),
-            results=[retrieval_body(each, self._options.include) for each in found],
+            results=[retrieval_body(each, options.include, frame) for each in found],
             timings_ms=found[0].timings_ms,
         )
 
@@ -173,7 +183,9 @@ class GalleryBackend:
             for index in range(start, min(start + BATCH, stack.shape[0])):
                 try:
                     gather = np.ascontiguousarray(stack[index : index + 1])
-                    upload = read_gathers(gather, geometry=geometry, limits=LIMITS, frame=frame)
+                    upload = read_gathers(
+                        gather, geometry=geometry, limits=LIMITS, frame=frame, scale=self._options.scale
+                    )
                     queries[index] = Query.prepare(
                         upload.gathers,
                         upload.survey,
@@ -181,6 +193,7 @@ class GalleryBackend:
                         top_k=self._options.top_k,
                         filter=self._filter,
                         notes=upload.notes,
+                        scale=upload.chosen,
                     )
                 except SeisBindError as error:
                     found[index] = failure(error, index)
@@ -201,7 +214,7 @@ class GalleryBackend:
                 index=index,
                 weights=self.weights,
                 gallery=self.gallery,
-                result=retrieval_body(found, self._options.include),
+                result=retrieval_body(found, self._options.include, self._engine.frame),
             )
             for index, (found,) in zip(queries, retrieved, strict=True)
         }

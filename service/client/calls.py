@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from seisbind.model.errors import DatasetError
 from seisbind.model.frame import Survey
+from seisbind.model.scale import AskedScale, Scale, parse_scale
 from seisbind.model.survey.preparation import OPENFWI
 from seisbind.service.client.answers import check, json_body, npz_arrays
 from seisbind.service.client.parts import Parts, Stack, form
@@ -78,6 +79,7 @@ def retrieve(
     top_k: int = 5,
     filter: Conditions = None,
     include: Sequence[str] = PARTS,
+    scale: AskedScale = None,
 ) -> Call[RetrieveAnswer]:
     """POST /v1/retrieve for arrays: see `engine.Engine.retrieve`.
 
@@ -85,8 +87,10 @@ def retrieve(
         gathers: ``(batch, shot, time, receiver)`` or one ``(shot, time, receiver)``, pressure, any linear unit.
         survey: how they were recorded; what a `reader.Geometry` leaves open, the server assumes or refuses.
         include: parts of the answer.
+        scale: of a line of another size than the weights' frame: a number ``s``, ``(s, k)``, ``"auto"``, or what
+            `seisbind.model.scale` has; ``filter`` and the answer are then in true units.
     """
-    sent = form(npy(gathers), _retrieve_fields(survey, top_k, filter, include))
+    sent = form(npy(gathers), _retrieve_fields(survey, top_k, filter, include, scale))
     return Call("POST", "/v1/retrieve", json_body(RetrieveAnswer), sent)
 
 
@@ -97,13 +101,14 @@ def retrieve_arrays(
     top_k: int = 5,
     filter: Conditions = None,
     include: Sequence[str] = PARTS,
+    scale: AskedScale = None,
 ) -> Call[dict[str, NDArray[Any]]]:
     """`retrieve`, answered in arrays, with the matched velocity models in ``velocity``: docs/http.md lists them.
 
     ``RetrieveAnswer.model_validate_json(arrays["answer"].tobytes())`` is what `retrieve` returns, of which
     ``include`` chooses the parts.
     """
-    sent = form(npy(gathers), _retrieve_fields(survey, top_k, filter, include))
+    sent = form(npy(gathers), _retrieve_fields(survey, top_k, filter, include, scale))
     return Call("POST", "/v1/retrieve", npz_arrays, sent | {"headers": {"Accept": NPZ}})
 
 
@@ -114,9 +119,10 @@ def retrieve_file(
     top_k: int = 5,
     filter: Conditions = None,
     include: Sequence[str] = PARTS,
+    scale: AskedScale = None,
 ) -> Call[RetrieveAnswer]:
     """POST /v1/retrieve for an npy, npz, SEG-Y or SU file, or its bytes; ``geometry`` overrides what it says."""
-    sent = form(file_bytes(file), _retrieve_fields(geometry, top_k, filter, include))
+    sent = form(file_bytes(file), _retrieve_fields(geometry, top_k, filter, include, scale))
     return Call("POST", "/v1/retrieve", json_body(RetrieveAnswer), sent)
 
 
@@ -127,6 +133,7 @@ def retrieve_stream(
     top_k: int = 5,
     filter: Conditions = None,
     include: Sequence[str] = PARTS,
+    scale: AskedScale = None,
     first: int = 0,
 ) -> Parts:
     """POST /v1/retrieve/stream: an answer or an error for each gather, in order, however many there are.
@@ -139,14 +146,19 @@ def retrieve_stream(
         survey: as in `retrieve`, of all of them.
         first: gathers before this one are not asked about.
     """
-    return Parts(gathers, first, _retrieve_fields(survey, top_k, filter, include))
+    return Parts(gathers, first, _retrieve_fields(survey, top_k, filter, include, scale))
 
 
 def search_velocity(
-    velocity: ArrayLike, *, top_k: int = 5, filter: Conditions = None, include: Sequence[str] = SEARCH_PARTS
+    velocity: ArrayLike,
+    *,
+    top_k: int = 5,
+    filter: Conditions = None,
+    include: Sequence[str] = SEARCH_PARTS,
+    scale: AskedScale = None,
 ) -> Call[SearchAnswer]:
     """POST /v1/search: the gallery's models most like each velocity model ``(batch, depth, x)``, m/s."""
-    sent = form(npy(velocity), _search_fields(top_k, filter, include))
+    sent = form(npy(velocity), _search_fields(top_k, filter, include) | scale_fields(scale))
     return Call("POST", "/v1/search", json_body(SearchAnswer), sent)
 
 
@@ -156,9 +168,10 @@ def search_descriptors(
     top_k: int = 5,
     filter: Conditions = None,
     include: Sequence[str] = SEARCH_PARTS,
+    scale: AskedScale = None,
 ) -> Call[SearchAnswer]:
     """POST /v1/search: the gallery's models whose physics is most like ``descriptors`` (name → value)."""
-    asked = {"descriptors": dict(descriptors), "top_k": top_k, "include": list(include)}
+    asked = {"descriptors": dict(descriptors), "top_k": top_k, "include": list(include)} | scale_fields(scale)
     if filter is not None:
         asked["filter"] = _json(filter)
     # not httpx's json=, which refuses NaN with a ValueError of its own; the server has a sentence for it
@@ -171,9 +184,9 @@ def info() -> Call[GalleryAnswer]:
     return Call("GET", "/v1/gallery", json_body(GalleryAnswer))
 
 
-def distribution() -> Call[DistributionAnswer]:
+def distribution(*, scale: AskedScale = None) -> Call[DistributionAnswer]:
     """GET /v1/gallery/distribution: how the gallery's descriptors are distributed."""
-    return Call("GET", "/v1/gallery/distribution", json_body(DistributionAnswer))
+    return Call("GET", "/v1/gallery/distribution", json_body(DistributionAnswer), _query(scale))
 
 
 def reload() -> Call[ReloadAnswer]:
@@ -181,23 +194,23 @@ def reload() -> Call[ReloadAnswer]:
     return Call("POST", "/v1/gallery/reload", json_body(ReloadAnswer))
 
 
-def record(model_id: str) -> Call[ModelBody]:
-    """GET /v1/models/{id}: where one velocity model comes from, and its physics."""
-    return Call("GET", _model(model_id), json_body(ModelBody))
+def record(model_id: str, *, scale: AskedScale = None) -> Call[ModelBody]:
+    """GET /v1/models/{id}: where one velocity model comes from, and its physics; at the scale of a query."""
+    return Call("GET", _model(model_id), json_body(ModelBody), _query(scale))
 
 
-def velocity(model_id: str) -> Call[NDArray[np.float32]]:
-    """GET /v1/models/{id}/velocity.npy: ``(depth, x)`` m/s."""
+def velocity(model_id: str, *, scale: AskedScale = None) -> Call[NDArray[np.float32]]:
+    """GET /v1/models/{id}/velocity.npy: ``(depth, x)`` m/s; at the scale of a query."""
 
     def read(response: httpx.Response) -> NDArray[np.float32]:
         return np.array(read_npy(response.content, limits=MODEL_LIMITS), dtype=np.float32)
 
-    return Call("GET", f"{_model(model_id)}/velocity.npy", read)
+    return Call("GET", f"{_model(model_id)}/velocity.npy", read, _query(scale))
 
 
-def image(model_id: str) -> Call[bytes]:
-    """GET /v1/models/{id}/image.png."""
-    return Call("GET", f"{_model(model_id)}/image.png", lambda response: response.content)
+def image(model_id: str, *, scale: AskedScale = None) -> Call[bytes]:
+    """GET /v1/models/{id}/image.png; at the scale of a query."""
+    return Call("GET", f"{_model(model_id)}/image.png", lambda response: response.content, _query(scale))
 
 
 def add_models(
@@ -207,15 +220,20 @@ def add_models(
     tags: Sequence[str] = (),
     model_ids: Sequence[str] | None = None,
     source: str | None = None,
+    scale: AskedScale = None,
 ) -> Call[AddAnswer]:
-    """POST /v1/models: add velocity models ``(batch, depth, x)``, m/s, all with one family and the same tags."""
+    """POST /v1/models: add velocity models ``(batch, depth, x)``, m/s, all with one family and the same tags.
+
+    ``scale``: of models in cells of ``s`` times the frame's, which are stored in the frame's units.
+    """
     given = {
         "family": family,
         "tags": ",".join(tags) or None,
         "model_id": None if model_ids is None else ",".join(model_ids),
         "source": source,
     }
-    sent = form(npy(velocity), {name: text for name, text in given.items() if text is not None})
+    fields = {name: text for name, text in given.items() if text is not None} | scale_fields(scale)
+    sent = form(npy(velocity), fields)
     return Call("POST", "/v1/models", json_body(AddAnswer), sent, repeatable=False)
 
 
@@ -245,11 +263,27 @@ def _search_fields(top_k: int, filter: Conditions, include: Sequence[str]) -> di
     return fields if filter is None else fields | {"filter": json.dumps(_json(filter))}
 
 
+def scale_fields(scale: AskedScale) -> dict[str, str]:
+    """Form fields of a scale; none without one. Raises InvalidSurvey."""
+    asked = parse_scale(scale)
+    if asked is None:
+        return {}
+    if isinstance(asked, Scale):
+        return {"scale": str(asked)}
+    depth = {} if asked.target_depth_m is None else {"target_depth_m": repr(float(asked.target_depth_m))}
+    return {"scale": str(asked)} | depth
+
+
+def _query(scale: AskedScale) -> dict[str, Any]:
+    fields = scale_fields(scale)
+    return {"params": fields} if fields else {}
+
+
 def _retrieve_fields(
-    survey: Survey | Geometry, top_k: int, filter: Conditions, include: Sequence[str]
+    survey: Survey | Geometry, top_k: int, filter: Conditions, include: Sequence[str], scale: AskedScale
 ) -> dict[str, str]:
     """Form fields as in `schemas.RetrieveFields`; what the geometry leaves open is left to the server."""
-    fields = _search_fields(top_k, filter, include)
+    fields = _search_fields(top_k, filter, include) | scale_fields(scale)
     for name in SURVEY_KEYS:
         value = getattr(survey, name)
         if value is not None:

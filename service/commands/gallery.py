@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from seisbind.model.frame import Frame
+    from seisbind.model.scale import Scale
 
 app = typer.Typer(help="Build, add to, remove from, look at, list and check a gallery.", no_args_is_help=True)
 
@@ -27,6 +28,9 @@ DataOption = Annotated[
     list[Path] | None, typer.Option(help="An OpenFWI folder, or an npy of velocity models; repeat for several.")
 ]
 TagOption = Annotated[list[str] | None, typer.Option("--tag", help="Tag for each model; repeat for several.")]
+ScaleOption = Annotated[
+    str | None, typer.Option(metavar="S[,K]", help="Of models (--data) in cells of S times those of the weights.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 LISTED = "{:<20} {:<18} {:>13}  {:<19}  {}"  # line by line: a gallery may be larger than memory
@@ -41,6 +45,7 @@ def build(
     data: DataOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    scale: ScaleOption = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a gallery that is there.")] = False,
 ) -> None:
     """Make a gallery of random velocity models (--count) or of your own (--data)."""
@@ -48,10 +53,13 @@ def build(
     from seisbind.service.commands.console import counting
     from seisbind.service.engine.gallery_builder import build_gallery
 
+    true = _scale(scale, data)
     embedder = Embedder.load(weights, device=device)
     models, total, source = _models(count, seed, family, data, embedder.frame)
     with counting("Describing and embedding", total) as progress:
-        held = build_gallery(path, embedder, models, source=source, overwrite=overwrite, progress=progress, warn=_warn)
+        held = build_gallery(
+            path, embedder, models, source=source, overwrite=overwrite, scale=true, progress=progress, warn=_warn
+        )
     print(f"{path}: {held} velocity models, weights {embedder.fingerprint}")
 
 
@@ -65,6 +73,7 @@ def add(
     tag: TagOption = None,
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
+    scale: ScaleOption = None,
 ) -> None:
     """Add velocity models to a gallery; those that it already holds are left out."""
     from seisbind.index import Gallery
@@ -73,12 +82,15 @@ def add(
     from seisbind.service.engine.engine import Engine
     from seisbind.service.engine.gallery_builder import add_to_gallery
 
+    true = _scale(scale, data)
     embedder = Embedder.load(weights, device=device)
     models, total, source = _models(count, seed, family, data, embedder.frame)
     with Gallery.open(path, fingerprint=embedder.fingerprint, frame=embedder.frame, writable=True) as gallery:
         engine = Engine(embedder, gallery)
         with counting("Describing and embedding", total) as progress:
-            added = add_to_gallery(engine, models, source=source, tags=tag or (), progress=progress, warn=_warn)
+            added = add_to_gallery(
+                engine, models, source=source, tags=tag or (), scale=true, progress=progress, warn=_warn
+            )
         print(f"{path}: {added} velocity models added, {len(gallery)} in all")
 
 
@@ -188,6 +200,16 @@ def verify(path: PathArgument, as_json: JsonOption = False) -> None:
 
 def _warn(sentence: str) -> None:
     print(f"note: {sentence}", file=sys.stderr)
+
+
+def _scale(asked: str | None, data: Sequence[Path] | None) -> Scale:
+    """The scale of models of a true size."""
+    from seisbind.model.errors import InvalidConfig
+    from seisbind.model.scale import parse_model_scale
+
+    if asked is not None and data is None:
+        raise InvalidConfig("--scale is of models with a true size (--data); random ones are made in the frame's.")
+    return parse_model_scale(asked)
 
 
 def _models(

@@ -41,6 +41,13 @@ def retrieve(
         str | None, typer.Option("--receiver-x-m", help="Receiver positions, metres, separated by commas.")
     ] = None,
     peak_hz: Annotated[float | None, typer.Option("--peak-hz", help="Peak frequency of the source, hertz.")] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(metavar="auto|S[,K]", help="Of a line of another size than the weights'; see answers.md."),
+    ] = None,
+    target_depth: Annotated[
+        float | None, typer.Option("--target-depth", help="Metres that a scale of 'auto' has to reach.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Write a JSON line a gather here (or a table: .parquet); the same command continues it."),
@@ -63,6 +70,7 @@ def retrieve(
         fields = RetrieveFields.model_construct(
             top_k=top_k, filter=filter, include=include,
             dt_s=dt_s, shot_x_m=shot_x_m, receiver_x_m=receiver_x_m, peak_hz=peak_hz,
+            scale=scale, target_depth_m=target_depth,
         )  # fmt: skip
         options = _options(fields)
         if (url is None) == (gallery is None):
@@ -93,12 +101,15 @@ def retrieve(
 
 def _options(fields: RetrieveFields) -> RetrieveOptions:
     """The options, read as the fields of a request are."""
+    from seisbind.model.scale import parse_scale
     from seisbind.service.bulk.backends import RetrieveOptions
     from seisbind.service.http.parameters import parse_geometry, parse_include, parse_json
     from seisbind.service.schemas import PARTS
 
     conditions = None if fields.filter is None else parse_json(fields.filter, "The filter")
-    return RetrieveOptions(fields.top_k, conditions, parse_include(fields.include, PARTS), parse_geometry(fields))
+    scale = parse_scale(fields.scale, fields.target_depth_m)
+    parts, geometry = parse_include(fields.include, PARTS), parse_geometry(fields)
+    return RetrieveOptions(fields.top_k, conditions, parts, geometry, scale)
 
 
 def _write_answers(
@@ -157,6 +168,8 @@ def _print_tables(path: Path, answer: RetrieveAnswer) -> None:
         table = Table("rank", "model", "family", "similarity", title=title, title_justify="left")
         for match in result.matches:
             table.add_row(str(match.rank), match.model_id, match.family or "", f"{match.similarity:.3f}")
+        if result.scale is not None:
+            out.print(f"Scale {result.scale.reason}", markup=False)
         out.print(table)
         physics = Table("quantity", "inferred", "90 % interval")
         for d in DESCRIPTORS:
@@ -172,4 +185,6 @@ def _print_tables(path: Path, answer: RetrieveAnswer) -> None:
         if result.in_distribution.likely is False:
             out.print(f"Unlike the gathers of training: {result.in_distribution.detail}", markup=False)
         for warning in result.warnings:
+            if warning.code == "scale_chosen":  # printed above
+                continue
             out.print(f"{warning.code}: {warning.detail}", markup=False)

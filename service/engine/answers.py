@@ -11,9 +11,14 @@ from numpy.typing import NDArray
 
 from seisbind.index import Filter, Hit
 from seisbind.model.confidence.novelty import Verdict
-from seisbind.model.encoders.embedder import InferredPhysics
+from seisbind.model.confidence.ranking import Ranking
+from seisbind.model.encoders.embedder import NEIGHBOURS, InferredPhysics
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
+from seisbind.model.scale import UNSCALED, Scale
 from seisbind.model.survey.notes import Note
+from seisbind.model.survey.scaling import ChosenScale
+
+Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ class InDistribution:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """The answer for one gather.
+    """The answer for one gather, in the true units of its scale.
 
     Attributes:
         in_gallery: probability that the gallery's best match, whatever the filter, is the true model, for prior odds of
@@ -72,8 +77,9 @@ class Retrieval:
             limit: then the most similar models are ordered by their difference to the coarse model that the encoder
             read from the gather.
         timings_ms: stage → time for the whole batch.
-        velocity: ``(35, 35)`` m/s, cells of 20 m: the coarse model that the encoder read, without the gallery; None
-            where the weights have no head for it.
+        velocity: ``(35, 35)`` m/s, cells of 20 m (times the scale): the coarse model that the encoder read, without
+            the gallery; None where the weights have no head for it.
+        chosen: the scale, and why; None where none was asked for.
     """
 
     matches: tuple[Match, ...]
@@ -83,7 +89,13 @@ class Retrieval:
     ranked_by: Literal["similarity", "structure"]
     warnings: tuple[Note, ...]
     timings_ms: dict[str, float]
-    velocity: NDArray[np.float32] | None = field(default=None, compare=False)
+    velocity: Float32 | None = field(default=None, compare=False)
+    chosen: ChosenScale | None = field(default=None, compare=False)
+
+    @property
+    def scale(self) -> Scale:
+        """Of true units to those of the weights' frame."""
+        return UNSCALED if self.chosen is None else self.chosen.scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +106,39 @@ class SearchResult:
     warnings: tuple[Note, ...]
 
 
-def ranked(hits: Sequence[Hit]) -> tuple[Match, ...]:
-    """Hits as matches, by rank."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the gallery holds for gathers, in their order.
+
+    Attributes:
+        near: the most similar models of the whole gallery, whatever the filter.
+        rankings: how the models within the filter are ordered.
+        matches: these, ranked.
+    """
+
+    near: list[list[Hit]]
+    rankings: list[Ranking]
+    matches: list[tuple[Match, ...]]
+
+
+def true_descriptors(descriptors: Float32, scale: Scale = UNSCALED) -> list[float]:
+    """Descriptors ``(13,)`` of a model of the gallery, in true units."""
+    values: list[float] = descriptors.tolist()
+    if scale == UNSCALED:
+        return values
+    return [value * scale.of(d.unit) for value, d in zip(values, DESCRIPTORS, strict=True)]
+
+
+def ranked(hits: Sequence[Hit], scale: Scale = UNSCALED) -> tuple[Match, ...]:
+    """Hits as matches, by rank, their descriptors in true units."""
     return tuple(
-        Match(rank, hit.model_id, hit.family, hit.similarity, dict(zip(NAMES, hit.descriptors.tolist(), strict=True)))
+        Match(
+            rank,
+            hit.model_id,
+            hit.family,
+            hit.similarity,
+            dict(zip(NAMES, true_descriptors(hit.descriptors, scale), strict=True)),
+        )
         for rank, hit in enumerate(hits, start=1)
     )
 
@@ -108,6 +149,15 @@ def quantities(inferred: InferredPhysics) -> list[dict[str, Quantity]]:
         {d.name: Quantity(float(value[i]), d.unit, float(low[i]), float(high[i])) for i, d in enumerate(DESCRIPTORS)}
         for value, low, high in zip(inferred.value, inferred.low, inferred.high, strict=True)
     ]
+
+
+def scaled(physics: dict[str, Quantity], scale: Scale) -> dict[str, Quantity]:
+    """Inferred descriptors in true units."""
+    if scale == UNSCALED:
+        return physics
+    return {
+        name: Quantity(q.value * (f := scale.of(q.unit)), q.unit, q.low * f, q.high * f) for name, q in physics.items()
+    }
 
 
 def in_distribution(verdict: Verdict | None, near: Sequence[Hit]) -> InDistribution:
@@ -124,3 +174,29 @@ def fewer_matches(matches: Sequence[Match], top_k: int, filter: Filter | None) -
         return ()
     what = "models pass the filter" if filter else "models are in the gallery"
     return (Note("fewer_matches", f"{top_k} matches were asked for; {len(matches)} {what}."),)
+
+
+def withheld(ranking: Ranking, verdict: Verdict | None) -> tuple[Note, ...]:
+    """A note where the probability that the gallery holds the ground is not given, with the reason."""
+    if not ranking.withheld or verdict is None:
+        return ()
+    text = (
+        "Whether the gallery holds this ground is unknown, for the record is unlike those of training: "
+        f"{verdict.detail} Take the matches for a guess."
+    )
+    return (Note("in_gallery_unknown", text),)
+
+
+def search_result(
+    hits: Sequence[Hit], top_k: int, filter: Filter | None, scale: Scale, warnings: tuple[Note, ...] = ()
+) -> SearchResult:
+    """The answer to a search, in the true units of ``scale``."""
+    matches = ranked(hits, scale)
+    return SearchResult(matches, warnings + fewer_matches(matches, top_k, filter))
+
+
+def neighbours_of(near: Sequence[Sequence[Hit]]) -> Float32:
+    """``(batch, k, 13)`` descriptors of the `NEIGHBOURS` nearest models of each gather."""
+    count = min(min(map(len, near)), NEIGHBOURS)
+    described = [[hit.descriptors for hit in hits[:count]] for hits in near]
+    return np.array(described, dtype=np.float32).reshape(len(near), count, len(NAMES))

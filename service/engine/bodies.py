@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from seisbind.model.frame import OPENFWI_FRAME, Frame
 from seisbind.model.ground.descriptors import DESCRIPTORS
+from seisbind.model.scale import UNSCALED, Scale
 from seisbind.service.schemas import (
+    BandBody,
     FrameBody,
     GalleryBody,
     InDistributionBody,
@@ -17,6 +21,8 @@ from seisbind.service.schemas import (
     QuantityBody,
     QuantityValue,
     RetrievalBody,
+    ScaleBody,
+    ScaleLimitBody,
     SearchResultBody,
     WarningBody,
     WeightsBody,
@@ -25,8 +31,8 @@ from seisbind.service.schemas import (
 if TYPE_CHECKING:  # torch and FAISS, which a client of a server does without
     from seisbind.index import GalleryInfo, Record
     from seisbind.model.encoders.weights_file import Weights
-    from seisbind.model.frame import Frame
     from seisbind.model.survey.notes import Note
+    from seisbind.model.survey.scaling import ChosenScale
     from seisbind.service.engine.answers import Match, Retrieval, SearchResult
     from seisbind.service.formats.reader import Ingest
 
@@ -43,8 +49,11 @@ def frame_body(frame: Frame) -> FrameBody:
     return FrameBody.model_validate(frame.to_dict())
 
 
-def retrieval_body(retrieval: Retrieval, include: Sequence[str]) -> RetrievalBody:
-    """One gather's answer, with the parts in ``include`` except the large ones (`http.views`)."""
+def retrieval_body(retrieval: Retrieval, include: Sequence[str], frame: Frame = OPENFWI_FRAME) -> RetrievalBody:
+    """One gather's answer, with the parts in ``include`` except the large ones (`http.views`).
+
+    ``frame``: of the weights.
+    """
     physics = None
     if "physics" in include:
         physics = {
@@ -52,25 +61,48 @@ def retrieval_body(retrieval: Retrieval, include: Sequence[str]) -> RetrievalBod
             for name, q in retrieval.physics.items()
         }
     return RetrievalBody(
-        matches=_matches(retrieval.matches, include),
+        matches=_matches(retrieval.matches, include, retrieval.scale),
         physics=physics,
         in_distribution=InDistributionBody.model_validate(asdict(retrieval.in_distribution)),
         in_gallery=retrieval.in_gallery,
         ranked_by=retrieval.ranked_by,
         warnings=_warnings(retrieval.warnings),
+        scale=None if retrieval.chosen is None else scale_body(retrieval.chosen, frame),
     )
 
 
-def search_result_body(result: SearchResult, include: Sequence[str]) -> SearchResultBody:
-    return SearchResultBody(matches=_matches(result.matches, include), warnings=_warnings(result.warnings))
+def scale_body(chosen: ChosenScale, frame: Frame) -> ScaleBody:
+    """A scale and what it makes of the weights' ``frame``."""
+    own, band = chosen.scale.frame(frame), chosen.band
+    return ScaleBody(
+        s=chosen.scale.s,
+        k=chosen.scale.k,
+        auto=chosen.auto,
+        reason=chosen.reason(frame),
+        line_m=own.line_m,
+        depth_m=own.depth_cells * own.cell_m,
+        cell_m=own.cell_m,
+        record_s=own.duration_s,
+        peak_hz=own.peak_hz,
+        decided_by=chosen.decided_by,
+        limits=[
+            ScaleLimitBody(name=each.name, low=each.low, high=_finite(each.high), detail=each.sentence)
+            for each in chosen.limits
+        ],
+        band=None if band is None else BandBody(low_hz=band.low_hz, high_hz=band.high_hz, peak_hz=band.peak_hz),
+    )
+
+
+def search_result_body(result: SearchResult, include: Sequence[str], scale: Scale = UNSCALED) -> SearchResultBody:
+    return SearchResultBody(matches=_matches(result.matches, include, scale), warnings=_warnings(result.warnings))
 
 
 def ingest_body(ingest: Ingest) -> IngestBody:
     return IngestBody.model_validate(asdict(ingest) | {"assumptions": _warnings(ingest.assumptions)})
 
 
-def model_body(record: Record, cell_m: float) -> ModelBody:
-    at = _address(record.model_id)
+def model_body(record: Record, cell_m: float, scale: Scale = UNSCALED) -> ModelBody:
+    """One velocity model in the true units of a scale; ``cell_m``: of the frame."""
     return ModelBody(
         model_id=record.model_id,
         family=record.family,
@@ -79,19 +111,23 @@ def model_body(record: Record, cell_m: float) -> ModelBody:
         added_at=record.added_at,
         depth_cells=record.shape[0],
         x_cells=record.shape[1],
-        cell_m=cell_m,
+        cell_m=cell_m * scale.s,
         descriptors={
-            d.name: QuantityValue(value=value, unit=d.unit)
+            d.name: QuantityValue(value=value * scale.of(d.unit), unit=d.unit)
             for d, value in zip(DESCRIPTORS, record.descriptors.tolist(), strict=True)
         },
         checksum=record.checksum,
-        velocity_url=f"{at}/velocity.npy",
-        segy_url=f"{at}/velocity.segy",
-        image_url=f"{at}/image.png",
+        velocity_url=_address(record.model_id, "velocity.npy", scale),
+        segy_url=_address(record.model_id, "velocity.segy", scale),
+        image_url=_address(record.model_id, "image.png", scale),
     )
 
 
-def _matches(matches: Sequence[Match], include: Sequence[str]) -> list[MatchBody]:
+def _finite(value: float) -> float | None:
+    return None if math.isinf(value) else value
+
+
+def _matches(matches: Sequence[Match], include: Sequence[str], scale: Scale) -> list[MatchBody]:
     return [
         MatchBody(
             rank=match.rank,
@@ -99,8 +135,8 @@ def _matches(matches: Sequence[Match], include: Sequence[str]) -> list[MatchBody
             family=match.family,
             similarity=match.similarity,
             descriptors=match.descriptors if "descriptors" in include else None,
-            velocity_url=f"{_address(match.model_id)}/velocity.npy",
-            image_url=f"{_address(match.model_id)}/image.png",
+            velocity_url=_address(match.model_id, "velocity.npy", scale),
+            image_url=_address(match.model_id, "image.png", scale),
         )
         for match in matches
     ]
@@ -110,5 +146,5 @@ def _warnings(notes: Sequence[Note]) -> list[WarningBody]:
     return [WarningBody(code=note.code, detail=note.sentence) for note in notes]
 
 
-def _address(model_id: str) -> str:
-    return f"/v1/models/{model_id}"
+def _address(model_id: str, file: str, scale: Scale) -> str:
+    return f"/v1/models/{model_id}/{file}" + ("" if scale == UNSCALED else f"?scale={scale}")

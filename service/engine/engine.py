@@ -16,22 +16,29 @@ from seisbind.index import Distribution, Filter, Gallery, GalleryInfo, Hit
 from seisbind.model.confidence.novelty import Verdict
 from seisbind.model.confidence.presence import coarse
 from seisbind.model.confidence.ranking import CANDIDATES, Ranking, rank
-from seisbind.model.encoders.embedder import NEIGHBOURS, Embedder, EncodedGathers
+from seisbind.model.encoders.embedder import Embedder, EncodedGathers
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
-from seisbind.model.ground.descriptors import NAMES, check_descriptors, check_velocity, describe
+from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES, check_descriptors, check_velocity, describe
+from seisbind.model.scale import UNSCALED, AskedScale, parse_model_scale
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.preparation import OPENFWI
+from seisbind.model.survey.scaling import ChosenScale
 from seisbind.service.engine.answers import (
+    Found,
     Match,
     Retrieval,
     SearchResult,
     fewer_matches,
     in_distribution,
+    neighbours_of,
     quantities,
     ranked,
+    scaled,
+    search_result,
+    withheld,
 )
-from seisbind.service.engine.query import Query, encode, rows_of, stacked
+from seisbind.service.engine.query import Query, encode, rows_of, scales_of, stacked
 
 Float32 = NDArray[np.float32]
 T = TypeVar("T")
@@ -49,21 +56,6 @@ class Stopwatch:
         yield
         spent = (time.perf_counter() - start) * 1e3
         self.timings_ms[stage] = round(self.timings_ms.get(stage, 0.0) + spent, 3)
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What the gallery holds for gathers, in their order.
-
-    Attributes:
-        near: the most similar models of the whole gallery, whatever the filter.
-        rankings: how the models within the filter are ordered.
-        matches: these, ranked.
-    """
-
-    near: list[list[Hit]]
-    rankings: list[Ranking]
-    matches: list[tuple[Match, ...]]
 
 
 class Engine:
@@ -126,6 +118,7 @@ class Engine:
         top_k: int = 5,
         filter: Filter | None = None,
         notes: tuple[Note, ...] = (),
+        scale: ChosenScale | AskedScale = None,
     ) -> list[Retrieval]:
         """The velocity models that match each gather, and the inferred physics of the subsurface.
 
@@ -136,14 +129,18 @@ class Engine:
             survey: how they were recorded; with weights for another line, that line's is ``engine.frame.survey``.
             top_k: matches for each gather.
             notes: what reading the gathers had to assume; the first of each answer's warnings.
+            scale: of a line of another size than the weights' frame, as `Query.prepare` takes it; ``filter`` and the
+                answer are in its true units.
 
         Raises:
-            InvalidGather, InvalidSurvey: see `seisbind.model.survey.preparation.prepare`.
+            InvalidGather, InvalidSurvey: see `Query.prepare`.
             InvalidQuery: ``top_k`` out of range.
         """
         watch = Stopwatch()
         with watch("prepare"):
-            query = Query.prepare(gathers, survey, frame=self.frame, top_k=top_k, filter=filter, notes=notes)
+            query = Query.prepare(
+                gathers, survey, frame=self.frame, top_k=top_k, filter=filter, notes=notes, scale=scale
+            )
         return self.retrieve_batch([query], watch=watch)[0]
 
     def retrieve_batch(self, queries: Sequence[Query], *, watch: Stopwatch | None = None) -> list[list[Retrieval]]:
@@ -186,7 +183,8 @@ class Engine:
             encoded = encode(self.embedder, queries)
             if not np.isfinite(encoded.embedding).all():
                 raise InvalidGather("The samples are too large or too small for float32 arithmetic; scale the gathers.")
-            return encoded, self.embedder.judge_novelty(np.concatenate([query.measured for query in queries]), encoded)
+            measured, scales = np.concatenate([query.measured for query in queries]), scales_of(queries)
+            return encoded, self.embedder.judge_novelty(measured, encoded, scales=scales)
 
     def _answers(
         self,
@@ -198,22 +196,24 @@ class Engine:
     ) -> list[list[Retrieval]]:
         """For each query, for each of its gathers, the answer that `_search` has ``found`` the models for."""
         with watch("infer"):
-            neighbours = None if encoded.descriptors is not None else _neighbours(found.near)
+            neighbours = None if encoded.descriptors is not None else neighbours_of(found.near)
             physics = quantities(self.embedder.infer_physics(encoded, neighbours))
 
         def answer(query: Query, number: int, row: int) -> Retrieval:
             """Of gather ``number`` of a query, which is ``row`` of the batch."""
             verdict, matches, ranking = verdicts[row] if verdicts else None, found.matches[row], found.rankings[row]
+            read = None if encoded.velocity is None else encoded.velocity[row]
             fewer = fewer_matches(matches, query.top_k, query.filter)
             return Retrieval(
                 matches=matches,
-                physics=physics[row],
+                physics=scaled(physics[row], query.scale),
                 in_distribution=in_distribution(verdict, found.near[row]),
                 in_gallery=ranking.in_gallery,
                 ranked_by="structure" if ranking.by_structure else "similarity",
-                warnings=(*query.notes, *query.prepared.notes[number], *_withheld(ranking, verdict), *fewer),
+                warnings=(*query.notes, *query.prepared.notes[number], *withheld(ranking, verdict), *fewer),
                 timings_ms=dict(watch.timings_ms),
-                velocity=None if encoded.velocity is None else encoded.velocity[row],
+                velocity=read if read is None or query.scale.k == 1 else read * np.float32(query.scale.k),
+                chosen=query.chosen,
             )
 
         return [
@@ -238,49 +238,66 @@ class Engine:
             for query, rows in zip(queries, own, strict=True):
                 if query.filter:
                     k = max(query.top_k, CANDIDATES)
-                    allowed = self.gallery.search_velocity(encoded.embedding[rows], k, filter=query.filter)
+                    allowed = self.gallery.search_velocity(
+                        encoded.embedding[rows], k, filter=query.filter.in_frame(query.scale)
+                    )
                     found[rows[0] : rows[-1] + 1] = allowed
         with watch("rank"):
             rankings = self._rank(found, near, encoded, verdicts)
         with watch("search"):
             matches = [
-                ranked([hits[at] for at in ranking.order[:k]])
-                for hits, ranking, k in zip(found, rankings, top_k.tolist(), strict=True)
+                ranked([hits[at] for at in ranking.order[:k]], scale)
+                for hits, ranking, k, scale in zip(found, rankings, top_k.tolist(), scales_of(queries), strict=True)
             ]
         return Found(near, rankings, matches)
 
     def search_velocity(
-        self, velocity: ArrayLike, *, top_k: int = 5, filter: Filter | None = None
+        self, velocity: ArrayLike, *, top_k: int = 5, filter: Filter | None = None, scale: AskedScale = None
     ) -> list[SearchResult]:
         """The gallery's models most like each velocity model ``(batch, depth, x)``, m/s.
+
+        Models, ``filter`` and answer are in the true units of ``scale``: cells of ``s`` times the frame's size.
 
         Raises:
             InvalidVelocityModel: see `seisbind.model.encoders.embedder.Embedder.embed_velocity`.
             InvalidQuery: ``top_k`` out of range.
         """
-        vectors = self.embedder.embed_velocity(velocity)
-        return [_result(hits, top_k, filter) for hits in self.gallery.search_velocity(vectors, top_k, filter=filter)]
+        true = parse_model_scale(scale)
+        vectors = self.embedder.embed_velocity(velocity if true.k == 1 else check_velocity(velocity, k=true.k))
+        allowed = None if filter is None else filter.in_frame(true)
+        found = self.gallery.search_velocity(vectors, top_k, filter=allowed)
+        return [search_result(hits, top_k, filter, true) for hits in found]
 
     def search_descriptors(
-        self, descriptors: Mapping[str, float], *, top_k: int = 5, filter: Filter | None = None
+        self,
+        descriptors: Mapping[str, float],
+        *,
+        top_k: int = 5,
+        filter: Filter | None = None,
+        scale: AskedScale = None,
     ) -> SearchResult:
         """The gallery's models whose physics is most like ``descriptors`` (name → value in its unit).
 
-        Missing descriptors are filled with the mean of the training set, and a warning lists them.
+        Missing descriptors are filled with the mean of the training set, and a warning lists them. Descriptors,
+        ``filter`` and answer are in the true units of ``scale``.
 
         Raises:
             InvalidQuery: an unknown name, a value that no velocity model has, no descriptor at all.
         """
         if not descriptors:
             raise InvalidQuery(f"A search by descriptors needs at least one of {', '.join(NAMES)}.")
-        check_descriptors(descriptors)
+        true = parse_model_scale(scale)
+        check_descriptors(descriptors, scale=true)
+        if true != UNSCALED:
+            descriptors = {d.name: descriptors[d.name] / true.of(d.unit) for d in DESCRIPTORS if d.name in descriptors}
         mean = self.embedder.weights.encoders.descriptor_mean.cpu().numpy()
         filled = np.array([descriptors.get(name, mean[i]) for i, name in enumerate(NAMES)], dtype=np.float64)
         missing = [name for name in NAMES if name not in descriptors]
         text = f"Filled with the mean of the training set: {', '.join(missing)}."
         warnings = (Note("descriptors_filled", text),) if missing else ()
-        (hits,) = self.gallery.search_physics(self.embedder.embed_descriptors(filled[None]), top_k, filter=filter)
-        return _result(hits, top_k, filter, warnings)
+        vectors, allowed = self.embedder.embed_descriptors(filled[None]), filter and filter.in_frame(true)
+        (hits,) = self.gallery.search_physics(vectors, top_k, filter=allowed)
+        return search_result(hits, top_k, filter, true, warnings)
 
     def add_models(
         self,
@@ -291,8 +308,11 @@ class Engine:
         model_ids: Sequence[str] | None = None,
         source: str | None = None,
         skip_existing: bool = False,
+        scale: AskedScale = None,
     ) -> list[str]:
         """Describe, embed and store velocity models ``(batch, depth, x)``, m/s; all of them or none.
+
+        Models of a true size, in cells of ``s`` times the frame's, are stored in the frame's units.
 
         Returns:
             Their ids, given or made from their content.
@@ -300,10 +320,11 @@ class Engine:
         Raises:
             InvalidVelocityModel, InvalidQuery, GalleryWriteFailed: see `seisbind.index.Gallery.add`.
         """
-        models = check_velocity(velocity)
+        true = parse_model_scale(scale)
+        models = check_velocity(velocity, k=true.k)
         if models.shape[1:] != self.frame.velocity_shape:
             raise InvalidVelocityModel(
-                f"The gallery takes velocity models of {self.frame.cells_text}; got "
+                f"The gallery takes velocity models of {true.frame(self.frame).cells_text}; got "
                 f"{models.shape[1]} x {models.shape[2]}."
             )
         descriptors = describe(models, cell_m=self.frame.cell_m)
@@ -362,28 +383,6 @@ class Engine:
         row_of = {model_id: row for row, model_id in enumerate(dict.fromkeys(model_ids))}
         models = coarse(stacked([each[None] for each in self.gallery.velocities(list(row_of))]), cells)
         return np.asarray(models[[row_of[model_id] for model_id in model_ids]])
-
-
-def _withheld(ranking: Ranking, verdict: Verdict | None) -> tuple[Note, ...]:
-    if not ranking.withheld or verdict is None:
-        return ()
-    text = (
-        "Whether the gallery holds this ground is unknown, for the record is unlike those of training: "
-        f"{verdict.detail} Take the matches for a guess."
-    )
-    return (Note("in_gallery_unknown", text),)
-
-
-def _result(hits: Sequence[Hit], top_k: int, filter: Filter | None, warnings: tuple[Note, ...] = ()) -> SearchResult:
-    matches = ranked(hits)
-    return SearchResult(matches, warnings + fewer_matches(matches, top_k, filter))
-
-
-def _neighbours(near: Sequence[Sequence[Hit]]) -> Float32:
-    """``(batch, k, 13)`` descriptors of the `NEIGHBOURS` nearest models of each gather."""
-    count = min(min(map(len, near)), NEIGHBOURS)
-    described = [[hit.descriptors for hit in hits[:count]] for hits in near]
-    return np.array(described, dtype=np.float32).reshape(len(near), count, len(NAMES))
 
 
 def canary_gather(frame: Frame = OPENFWI_FRAME) -> Float32:

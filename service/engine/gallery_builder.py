@@ -15,6 +15,7 @@ from seisbind.model.errors import DatasetError, SeisBindError
 from seisbind.model.frame import OPENFWI_FRAME, Frame
 from seisbind.model.ground.descriptors import Untrained, check_velocity
 from seisbind.model.ground.families import FAMILIES, expanded, mixed
+from seisbind.model.scale import UNSCALED, Scale
 from seisbind.service.engine.engine import Engine
 
 Float32 = NDArray[np.float32]
@@ -30,6 +31,7 @@ def build_gallery(
     *,
     source: str | None = None,
     overwrite: bool = False,
+    scale: Scale = UNSCALED,
     progress: Callable[[int], None] = lambda done: None,
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> int:
@@ -41,6 +43,7 @@ def build_gallery(
         models: batches of velocity models with their families.
         source: where they came from.
         overwrite: replace a gallery that is there, when all is done.
+        scale: in whose true units the models are; they are stored in the frame's.
         progress: called with the number of models done so far.
         warn: called at the end with a sentence, if models are not such as the encoders were trained for.
 
@@ -48,7 +51,7 @@ def build_gallery(
         GalleryError, GalleryWriteFailed, InvalidVelocityModel: see `seisbind.index.Gallery`.
     """
     with Gallery.building(path, fingerprint=embedder.fingerprint, frame=embedder.frame, overwrite=overwrite) as gallery:
-        _fill(Engine(embedder, gallery), models, source, (), progress, warn)
+        _fill(Engine(embedder, gallery), models, source, (), scale, progress, warn)
         return len(gallery)
 
 
@@ -58,6 +61,7 @@ def add_to_gallery(
     *,
     source: str | None = None,
     tags: Sequence[str] = (),
+    scale: Scale = UNSCALED,
     progress: Callable[[int], None] = lambda done: None,
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> int:
@@ -68,7 +72,7 @@ def add_to_gallery(
     """
     before = len(engine.gallery)
     try:
-        _fill(engine, models, source, tags, progress, warn)
+        _fill(engine, models, source, tags, scale, progress, warn)
     except SeisBindError as error:
         added = len(engine.gallery) - before
         if not added:
@@ -86,17 +90,21 @@ def _fill(
     models: Iterable[Batch],
     source: str | None,
     tags: Sequence[str],
+    scale: Scale,
     progress: Callable[[int], None],
     warn: Callable[[str], None],
 ) -> None:
     """One transaction for each batch; models that the gallery already holds are left out."""
-    done, untrained = 0, Untrained(engine.frame.velocity_m_s)
+    own = scale.frame(engine.frame)
+    done, untrained = 0, Untrained(own.velocity_m_s)
     for velocity, families in models:
         for start in range(0, len(velocity), BATCH):
-            part, own = velocity[start : start + BATCH], families[start : start + BATCH]
-            engine.add_models(part, families=own, tags=[tags] * len(part), source=source, skip_existing=True)
+            part, names = velocity[start : start + BATCH], families[start : start + BATCH]
+            engine.add_models(
+                part, families=names, tags=[tags] * len(part), source=source, skip_existing=True, scale=scale
+            )
             done += len(part)
-            untrained += Untrained.of(part, engine.frame)
+            untrained += Untrained.of(part, own)
             progress(done)
     if untrained:
         warn(untrained.sentence)
@@ -144,5 +152,5 @@ def _batches(opened: Sequence[Dataset | Float32]) -> Iterator[Batch]:
                 index = np.arange(start, min(start + BATCH, len(one)))
                 yield one.velocity(index), one.families[index].tolist()
             else:
-                velocity = check_velocity(one[start : start + BATCH])
+                velocity = np.array(one[start : start + BATCH])  # checked where it is added, at its scale
                 yield velocity, [None] * len(velocity)

@@ -16,8 +16,10 @@ from seisbind.model.confidence.novelty import measure
 from seisbind.model.encoders.embedder import Embedder, EncodedGathers
 from seisbind.model.errors import InvalidQuery
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
+from seisbind.model.scale import UNSCALED, AskedScale, AutoScale, Scale, parse_scale
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.preparation import Prepared, prepare
+from seisbind.model.survey.scaling import ChosenScale, scale_for
 
 HEADS = tuple(head.name for head in fields(EncodedGathers))
 
@@ -32,6 +34,8 @@ class Query:
         top_k: matches for each gather.
         filter: which models may match.
         notes: what reading the gathers had to assume; the first of each answer's warnings.
+        chosen: the scale of the gathers, in whose true units ``filter`` and the answer are; None where none was asked
+            for.
 
     Raises:
         InvalidQuery: ``top_k`` out of range.
@@ -42,6 +46,7 @@ class Query:
     top_k: int = 5
     filter: Filter | None = None
     notes: tuple[Note, ...] = ()
+    chosen: ChosenScale | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= MAX_K:
@@ -51,6 +56,11 @@ class Query:
 
     def __len__(self) -> int:
         return len(self.prepared)
+
+    @property
+    def scale(self) -> Scale:
+        """Of true units to those of the frame."""
+        return UNSCALED if self.chosen is None else self.chosen.scale
 
     @classmethod
     def prepare(
@@ -62,15 +72,42 @@ class Query:
         top_k: int = 5,
         filter: Filter | None = None,
         notes: tuple[Note, ...] = (),
+        scale: ChosenScale | AskedScale = None,
     ) -> Query:
         """A query for gathers as recorded; all work that needs no encoder is done here.
 
+        Args:
+            scale: of the survey's true units to the frame's: a number ``s``, ``(s, k)``, `Scale`, ``"auto"`` or
+                `AutoScale`, or what was chosen before; None for a line of the frame's own size.
+
         Raises:
-            InvalidGather, InvalidSurvey: see `seisbind.model.survey.preparation.prepare`.
+            InvalidGather, InvalidSurvey: see `seisbind.model.survey.preparation.prepare` and
+                `seisbind.model.survey.scaling.choose_scale`.
             InvalidQuery: ``top_k`` out of range.
         """
-        prepared = prepare(gathers, survey, frame=frame)
-        return cls(prepared, measure(prepared), top_k, filter, notes)
+        chosen = choose(gathers, survey, scale, frame)
+        if chosen is None:
+            prepared = prepare(gathers, survey, frame=frame)
+        else:
+            prepared = prepare(gathers, survey, frame=frame, scale=chosen.scale, shape=True)
+            notes = (*notes, *chosen.notes(frame))
+        return cls(prepared, measure(prepared), top_k, filter, notes, chosen)
+
+
+def choose(
+    gathers: ArrayLike, survey: Survey | None, asked: ChosenScale | AskedScale, frame: Frame
+) -> ChosenScale | None:
+    """The scale that is asked for, chosen for these gathers where it is to be chosen.
+
+    Raises:
+        InvalidGather, InvalidSurvey: see `seisbind.model.survey.scaling.scale_for`.
+    """
+    if isinstance(asked, ChosenScale):
+        return asked
+    scale = parse_scale(asked)
+    if isinstance(scale, AutoScale):
+        return scale_for(gathers, frame.survey if survey is None else survey, scale, frame=frame)
+    return None if scale is None else ChosenScale(scale)
 
 
 def encode(embedder: Embedder, queries: Sequence[Query]) -> EncodedGathers:
@@ -100,6 +137,11 @@ def rows_of(queries: Sequence[Query]) -> list[NDArray[np.intp]]:
     """For each query, the rows of its gathers among those of all queries."""
     ends = np.cumsum([len(query) for query in queries])
     return np.split(np.arange(ends[-1]), ends[:-1])
+
+
+def scales_of(queries: Sequence[Query]) -> list[Scale]:
+    """For each gather of all queries, its scale."""
+    return [query.scale for query in queries for _ in range(len(query))]
 
 
 def _joined(prepared: Sequence[Prepared]) -> Prepared:

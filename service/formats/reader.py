@@ -12,10 +12,12 @@ import numpy as np
 
 from seisbind.model.errors import InvalidSurvey, MalformedUpload, UnsupportedFormat, UploadTooLarge
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
+from seisbind.model.scale import AutoScale, Scale
 from seisbind.model.survey.notes import Note
+from seisbind.model.survey.scaling import ChosenScale, chosen_for, scale_for
 from seisbind.service.formats.npy import NPY_MAGIC, ZIP_MAGIC, Array, Limits, check_array_size, read_arrays
 from seisbind.service.formats.segy import TraceFile, looks_like_segy, looks_like_su, read_segy, read_su
-from seisbind.service.formats.segy_gather import read_field_record
+from seisbind.service.formats.segy_gather import read_extent, read_field_record
 
 MAX_RECEIVERS = 1024  # traces in a shot; mapping them to the frame's receivers costs in proportion
 SURVEY_KEYS = ("dt_s", "shot_x_m", "receiver_x_m", "peak_hz")
@@ -79,11 +81,15 @@ class Ingest:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """``gathers``: ``(batch, shot, time, receiver)`` or one without the batch axis; not yet checked."""
+    """``gathers``: ``(batch, shot, time, receiver)`` or one without the batch axis; not yet checked.
+
+    ``chosen``: their scale; None where none was asked for.
+    """
 
     gathers: Array
     survey: Survey
     ingest: Ingest
+    chosen: ChosenScale | None = None
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -97,13 +103,15 @@ def read_gathers(
     geometry: Geometry | None = None,
     limits: Limits | None = None,
     frame: Frame = OPENFWI_FRAME,
+    scale: Scale | AutoScale | None = None,
 ) -> Upload:
     """Gathers and their survey from the bytes of an npy, npz, SEG-Y or SU file, or from an array as from its npy.
 
     An npz holds ``gathers`` (or ``data``, or one array of any name) and may hold ``dt_s``, ``shot_x_m``,
     ``receiver_x_m`` and ``peak_hz``; ``geometry`` overrides what the file says. Without positions, as many shots and
     receivers as the weights' ``frame`` has (OpenFWI's: 5 and 70) are taken for its line. A SEG-Y or SU file is one
-    gather of its shots on one line.
+    gather of its shots on one line. With a ``scale`` all of this is of the frame at that size; one that is to be
+    chosen is chosen here.
 
     Raises:
         UploadRefused: of no such format, self-contradictory, too large, or not of real numbers.
@@ -112,15 +120,18 @@ def read_gathers(
     """
     limits = Limits() if limits is None else limits
     if isinstance(file, bytes) and (trace_format := _trace_format(file)) is not None:
-        return _read_traces(trace_format.read(file), geometry or Geometry(), limits, frame)
+        return _read_traces(trace_format.read(file), geometry or Geometry(), limits, frame, scale)
     gathers, geometry = read_stack(file, geometry=geometry, limits=limits)
+    chosen, geometry, assumed = _chosen(gathers, geometry, scale, frame)
     return _upload(
         gathers,
         geometry,
         frame,
+        chosen,
         format="npz" if isinstance(file, bytes) and file.startswith(ZIP_MAGIC) else "npy",
         sample_format=gathers.dtype.name,
         byte_order="big" if gathers.dtype.str.startswith(">") else "little",
+        notes=assumed,
     )
 
 
@@ -180,19 +191,48 @@ def _trace_format(body: bytes) -> TraceFormat | None:
     return next((each for each in TRACE_FORMATS if each.looks_like(body)), None)
 
 
-def _read_traces(traces: TraceFile, geometry: Geometry, limits: Limits, frame: Frame) -> Upload:
+def _chosen(
+    gathers: Array, geometry: Geometry, asked: Scale | AutoScale | None, frame: Frame
+) -> tuple[ChosenScale | None, Geometry, tuple[Note, ...]]:
+    """The scale of arrays, with the geometry that it was chosen from, and what was assumed of that."""
+    if not isinstance(asked, AutoScale):
+        return None if asked is None else ChosenScale(asked), geometry, ()
+    shots, samples, receivers = gathers.shape[-3:]
+    survey, notes = _survey(geometry, shots=shots, samples=samples, receivers=receivers, frame=frame)
+    chosen = scale_for(gathers, survey, asked, frame=frame)
+    assumed = tuple(note for note in notes if note.code == "assumed_dt")
+    return chosen, geometry.over(Geometry(survey.dt_s, survey.shot_x_m, survey.receiver_x_m)), assumed
+
+
+def _read_traces(
+    traces: TraceFile, geometry: Geometry, limits: Limits, frame: Frame, scale: Scale | AutoScale | None
+) -> Upload:
+    chosen = None if scale is None or isinstance(scale, AutoScale) else ChosenScale(scale)
+    if isinstance(scale, AutoScale):
+        extent = read_extent(traces, dt_s=geometry.dt_s, receiver_x_m=geometry.receiver_x_m)
+        chosen = chosen_for(
+            scale,
+            traces=extent.traces,
+            offset_m=extent.offset_m,
+            aperture_m=extent.aperture_m,
+            record_s=extent.record_s,
+            spacing_m=extent.spacing_m,
+            dt_s=extent.dt_s,
+            frame=frame,
+        )
     record = read_field_record(
         traces,
         max_bytes=limits.unpacked_bytes,
         dt_s=geometry.dt_s,
         shot_x_m=geometry.shot_x_m,
         receiver_x_m=geometry.receiver_x_m,
-        frame=frame,
+        frame=frame if chosen is None else chosen.scale.frame(frame),
     )
     return _upload(
         record.gathers,
         geometry.over(Geometry(record.dt_s, record.line.shot_x_m, record.line.receiver_x_m)),
         frame,
+        chosen,
         format=traces.format,
         sample_format=traces.coding.name,
         byte_order=traces.order,
@@ -206,6 +246,7 @@ def _upload(
     gathers: Array,
     geometry: Geometry,
     frame: Frame,
+    chosen: ChosenScale | None,
     *,
     format: str,
     sample_format: str,
@@ -215,6 +256,14 @@ def _upload(
     notes: tuple[Note, ...] = (),
 ) -> Upload:
     shots, samples, receivers = gathers.shape[-3:]
+    if chosen is not None:
+        frame = chosen.scale.frame(frame)
+        if geometry.shot_x_m is None or geometry.receiver_x_m is None:
+            text = (
+                f"No positions were given; {frame.name}'s line at {chosen.scale.text} was assumed: {frame.receivers} "
+                f"receivers every {frame.receiver_spacing_m:g} m."
+            )
+            notes = (*notes, Note("assumed_line", text))
     survey, assumed = _survey(geometry, shots=shots, samples=samples, receivers=receivers, frame=frame)
     ingest = Ingest(
         format=format,
@@ -231,7 +280,7 @@ def _upload(
         units=units,
         assumptions=(*notes, *assumed),
     )
-    return Upload(gathers, survey, ingest)
+    return Upload(gathers, survey, ingest, chosen)
 
 
 def _range(positions: tuple[float, ...]) -> tuple[float, float]:
@@ -280,8 +329,9 @@ def _survey(
     if geometry.dt_s is None and samples != frame.record_samples:
         notes.append(Note("assumed_dt", f"No dt_s was given; {frame.record_dt_s * 1e3:g} ms a sample was assumed."))
     peak_hz = geometry.peak_hz
-    if peak_hz is not None and not 0 < peak_hz < 1000:
-        raise InvalidSurvey(f"peak_hz is {peak_hz:g}; a source's peak frequency lies between 0 and 1000 Hz.")
+    if peak_hz is not None and not 0 < peak_hz < frame.highest_peak_hz:
+        ends = f"between 0 and {frame.highest_peak_hz:g} Hz"
+        raise InvalidSurvey(f"peak_hz is {peak_hz:g}; a source's peak frequency lies {ends}.")
     low, high = frame.trained_peak_hz
     if peak_hz is not None and not low <= peak_hz <= high:
         text = f"The source's peak frequency is {peak_hz:g} Hz; the encoders were trained on {low:g} to {high:g} Hz."

@@ -49,6 +49,7 @@ FIELDS = {
 }
 
 # the same, of the velocity models that are written
+STEPS = ((1000, "MILLIMETRES"), (100, "CENTIMETRES"), (1, "METRES"))  # of cells of a velocity model, in 16 bits
 VELOCITY_FIELDS = {
     "line_trace": (1, "i4"),
     "file_trace": (5, "i4"),
@@ -152,25 +153,29 @@ def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str) 
     """A velocity model as a SEG-Y file of revision 1 in the depth domain, big-endian, IEEE floats.
 
     The sampling interval (bytes 3217-3218 and 117-118) is in millimetres, as most readers of depth sections expect:
-    what they call microseconds and milliseconds are then millimetres and metres.
+    what they call microseconds and milliseconds are then millimetres and metres. Cells of more than 65 m, which such a
+    number does not hold, are in centimetres, and of more than 655 m in metres; the textual header says which.
 
     Args:
         velocity: ``(depth, x)``, m/s; a trace each column.
-        cell_m: cell size along both axes, m; whole centimetres.
+        cell_m: cell size along both axes, m.
         title: of the model, in the textual header.
     """
     depth_cells, columns = velocity.shape
-    step_mm = round(cell_m * 1000)
+    per_metre, unit = next(each for each in STEPS if round(cell_m * each[0]) < 1 << 16)
+    step = round(cell_m * per_metre)
+    whole = all(abs(round(cell_m * each) - cell_m * each) < 1e-6 for each in (per_metre, 100))
     cards = [
         "C 1 SEISBIND VELOCITY MODEL",
         f"C 2 {title}",
         f"C 3 DEPTH DOMAIN, {columns} TRACES OF {depth_cells} SAMPLES, FIRST SAMPLE AT DEPTH 0",
         "C 4 SAMPLES: VELOCITY IN M/S, IEEE FLOAT, BIG-ENDIAN",
-        f"C 5 BYTES 3217-3218 AND 117-118: SAMPLE INTERVAL IN MILLIMETRES ({step_mm})",
+        f"C 5 BYTES 3217-3218 AND 117-118: SAMPLE INTERVAL IN {unit} ({step})",
         "C 6 BYTES 1-4 AND 21-24: TRACE NUMBER, CDP NUMBER, FROM 1",
         "C 7 BYTES 73-76, 81-84 AND 181-184: X IN CENTIMETRES (SCALAR -100 IN BYTES 71-72)",
         "C 8 BYTES 29-30: -1, OTHER THAN TIME DOMAIN. BYTES 203-204: 6, METRES PER SECOND",
-        *(f"C{number:2d}" for number in range(9, 39)),
+        "C 9" if whole else f"C 9 CELLS ARE {cell_m:.9g} M: POSITIONS AND INTERVAL ARE ROUNDED",
+        *(f"C{number:2d}" for number in range(10, 39)),
         "C39 SEG Y REV1",
         "C40 END TEXTUAL HEADER",
     ]
@@ -178,7 +183,7 @@ def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str) 
     binary = bytearray(FILE_HEADER_BYTES - TEXT_BYTES)
     for byte, value in (
         (3213, columns),  # traces in each ensemble
-        (3217, step_mm),
+        (3217, step),
         (3221, depth_cells),
         (3225, 5),  # IEEE float32
         (3229, 4),  # sorted as a stacked line
@@ -190,7 +195,7 @@ def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str) 
     headers = np.zeros(columns, header_dtype(VELOCITY_FIELDS, "big"))
     number = np.arange(columns)
     x_cm = np.round(number * cell_m * 100).astype(np.int64)
-    constant = {"kind": -1, "scalco": -100, "coordinate_units": 1, "samples": depth_cells, "dt": step_mm, "unit": 6}
+    constant = {"kind": -1, "scalco": -100, "coordinate_units": 1, "samples": depth_cells, "dt": step, "unit": 6}
     for name, value in constant.items():
         headers[name] = value
     for name in ("line_trace", "file_trace", "cdp"):

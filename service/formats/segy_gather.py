@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey, MalformedUpload, UploadTooLarge
-from seisbind.model.frame import DT_LIMITS_S, OPENFWI_FRAME, Frame
+from seisbind.model.frame import ANY_DT_S, OPENFWI_FRAME, Frame
 from seisbind.model.survey.line import Line, TracePositions, lay_out
 from seisbind.model.survey.notes import Note
-from seisbind.model.survey.recorded import short_line
+from seisbind.model.survey.recorded import ROUNDING, short_line
 from seisbind.model.survey.resampling import SINC_HALF_WIDTH
+from seisbind.model.survey.scaling import measured_traces
 from seisbind.service.formats.segy import Headers, TraceFile
 from seisbind.service.formats.segy_samples import decode, sample_check
 
@@ -25,7 +26,6 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 FOOT_M = 0.3048
-MAX_DT_S = DT_LIMITS_S[1]  # as `Survey`
 BLOCK_SAMPLES = 1 << 16  # decoded at once
 DEAD, DUMMY = 2, 3
 SEISMIC = (-1, 0, 1, 11)  # other, unknown, time domain, pressure
@@ -75,9 +75,9 @@ def read_field_record(
     notes = list(file.notes)
     seismic = _seismic(file.headers, notes)
     headers = file.headers[seismic]
-    step_s = _dt_s(file, headers, dt_s, notes)
+    step_s = _dt_s(file, headers, dt_s, frame.dt_limits_s, notes)
     delay, samples = _delay(headers, step_s, frame, notes), file.words.shape[1]
-    short = (samples + delay) * step_s < frame.min_record_s
+    short = (samples + delay) * step_s < frame.min_record_s * ROUNDING
     try:
         factor, units = (1.0, "m") if shot_x_m and receiver_x_m else _units(file, headers, notes)
         line = lay_out(_positions(headers, factor, notes, bool(shot_x_m and receiver_x_m)),
@@ -93,7 +93,7 @@ def read_field_record(
             f"{step_s * 1e3:g} ms); at least {frame.min_record_s:g} s are needed."
         )
         raise InvalidGather(f"{sentence} {of_line}" if of_line else sentence)
-    keep_s = frame.duration_s + 2 * SINC_HALF_WIDTH * MAX_DT_S  # all that the resampling looks at
+    keep_s = frame.duration_s + 2 * SINC_HALF_WIDTH * frame.dt_limits_s[1]  # all that the resampling looks at
     kept = max(0, min(samples + delay, math.ceil(keep_s / step_s)))
     size = line.trace.size * kept * 4
     if size > max_bytes:
@@ -124,6 +124,65 @@ def read_field_record(
     return FieldRecord(gathers, line, step_s, len(file.headers), units, (*notes, *line.notes))
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The size of a field record, before it is known which part of it is a line of which frame.
+
+    Attributes:
+        traces: ``(trace, time)`` some of its seismic traces, from the shot on.
+        offset_m: ``(trace,)`` of these; 0 where it is not known.
+        aperture_m: from the first to the last receiver of a shot, median over shots.
+        spacing_m: of neighbouring receivers of a shot, median.
+        record_s: from the shot to the last sample.
+    """
+
+    traces: Float32
+    offset_m: Float64
+    aperture_m: float
+    spacing_m: float
+    record_s: float
+    dt_s: float
+
+
+def read_extent(file: TraceFile, *, dt_s: float | None = None, receiver_x_m: tuple[float, ...] | None = None) -> Extent:
+    """How large a record is, for a scale to be chosen; arguments as in `read_field_record`.
+
+    Raises:
+        MalformedUpload, InvalidSurvey, InvalidGather: as `read_field_record`.
+    """
+    unsaid: list[Note] = []  # `read_field_record` says it
+    seismic = _seismic(file.headers, unsaid)
+    headers = file.headers[seismic]
+    step_s = _dt_s(file, headers, dt_s, ANY_DT_S, unsaid)
+    delays = np.unique(headers["delay_ms"])
+    delay = round(int(delays[0]) / 1e3 / step_s) if len(delays) == 1 else 0
+    samples = file.words.shape[1]
+    some = measured_traces(len(seismic), samples)
+    if receiver_x_m is None:
+        at = _positions(headers, _units(file, headers, unsaid)[0], unsaid, False)
+        aperture, spacing = _spread(at)
+        offset = np.hypot(*(at.group_xy_m - at.source_xy_m)[some].T) if delay <= 0 else np.zeros(len(some))
+    else:
+        aperture = max(receiver_x_m) - min(receiver_x_m)
+        spacing = float(np.median(np.diff(receiver_x_m))) if len(receiver_x_m) > 1 else np.inf
+        offset = np.zeros(len(some))
+    words = file.words[seismic[some], min(samples, max(0, -delay)) :]
+    return Extent(decode(words, file.coding), offset, aperture, spacing, (samples + delay) * step_s, step_s)
+
+
+def _spread(at: TracePositions) -> tuple[float, float]:
+    """From the first to the last receiver of a shot, and between neighbours; medians."""
+    axis = int(np.ptp(at.group_xy_m[:, 1]) > np.ptp(at.group_xy_m[:, 0]))
+    _, shot = np.unique(at.source_xy_m, axis=0, return_inverse=True)
+    order = np.lexsort((at.group_xy_m[:, axis], shot.ravel()))
+    sorted_shot, group = shot.ravel()[order], at.group_xy_m[order]
+    step = np.hypot(*np.diff(group, axis=0).T)[np.diff(sorted_shot) == 0]
+    starts = np.flatnonzero(np.diff(sorted_shot, prepend=-1))
+    ends = np.append(starts[1:], len(group)) - 1
+    aperture = float(np.median(np.hypot(*(group[ends] - group[starts]).T)))
+    return aperture, float(np.median(step[step > 0])) if (step > 0).any() else np.inf
+
+
 def _seismic(headers: Headers, notes: list[Note]) -> NDArray[np.intp]:
     """The numbers of the traces that hold seismic samples (bytes 29-30)."""
     kind = headers["kind"]
@@ -146,7 +205,9 @@ def _seismic(headers: Headers, notes: list[Note]) -> NDArray[np.intp]:
     return seismic
 
 
-def _dt_s(file: TraceFile, headers: Headers, given: float | None, notes: list[Note]) -> float:
+def _dt_s(
+    file: TraceFile, headers: Headers, given: float | None, limits_s: tuple[float, float], notes: list[Note]
+) -> float:
     """The sampling interval: what was passed, or what binary header and traces agree on."""
     stated = [int(us) for us in np.unique(headers["dt_us"]) if us]
     in_file = file.dt_us
@@ -154,7 +215,7 @@ def _dt_s(file: TraceFile, headers: Headers, given: float | None, notes: list[No
     if given is not None:
         if {us for us in (in_file, *stated) if us} - {round(given * 1e6) if 0 < given < 1 else -1}:
             notes.append(Note("dt_overridden", f"dt_s = {given:g} was passed and used; the file says: {said}."))
-        return _in_range(given)
+        return _in_range(given, limits_s)
     if len(stated) > 1:
         raise InvalidSurvey(f"The traces state different sampling intervals: {said}. Send traces of one, or pass dt_s.")
     if in_file and stated and in_file != stated[0]:
@@ -163,12 +224,13 @@ def _dt_s(file: TraceFile, headers: Headers, given: float | None, notes: list[No
         raise InvalidSurvey("The file states no sampling interval (0 us in all headers). Pass dt_s.")
     if (headers["dt_us"] == 0).any() or (file.format == "segy" and not in_file):
         notes.append(Note("dt_partly_stated", f"Some headers state no sampling interval: {said}."))
-    return _in_range((in_file or stated[0]) * 1e-6)
+    return _in_range((in_file or stated[0]) * 1e-6, limits_s)
 
 
-def _in_range(dt_s: float) -> float:
-    if not 1e-4 <= dt_s <= MAX_DT_S:
-        raise InvalidSurvey(f"Sampling interval {dt_s:g} s is outside 0.0001-{MAX_DT_S:g} s; pass dt_s in seconds.")
+def _in_range(dt_s: float, limits_s: tuple[float, float]) -> float:
+    if not limits_s[0] <= dt_s <= limits_s[1]:
+        ends = f"{limits_s[0]:g}-{limits_s[1]:g}"
+        raise InvalidSurvey(f"Sampling interval {dt_s:g} s is outside {ends} s; pass dt_s in seconds.")
     return dt_s
 
 

@@ -7,12 +7,15 @@ are `quick`.
 from __future__ import annotations
 
 import io
+from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
+from numpy.typing import NDArray
 
 from seisbind.model.errors import NotWritable
 from seisbind.model.ground.descriptors import DESCRIPTORS, Untrained
+from seisbind.model.scale import Scale, parse_model_scale
 from seisbind.service.engine.bodies import frame_body, gallery_body, model_body, weights_body
 from seisbind.service.engine.engine import Engine
 from seisbind.service.formats.reader import read_velocity
@@ -41,28 +44,35 @@ SEGY = "application/vnd.seg-y"
 # A velocity model changes only if it is removed and another is added under its id.
 CACHED = Policy(cache_control=b"private, max-age=300")
 
+AtScale = Annotated[
+    str | None, Query(max_length=60, description="Of the line that it is compared with: s, or s,k; true units then.")
+]
+Float32 = NDArray[np.float32]
+
 quick = APIRouter(prefix="/v1", responses=openapi.PROBLEMS)
 working = APIRouter(prefix="/v1", responses=openapi.PROBLEMS, route_class=Admitted)
 
 
 @quick.get("/models/{model_id}", tags=["gallery"])
-async def model(request: Request, model_id: str) -> ModelBody:
+async def model(request: Request, model_id: str, scale: AtScale = None) -> ModelBody:
     """One velocity model of the gallery: where it comes from and its physics."""
+    true = parse_model_scale(scale)
 
     def look(engine: Engine) -> ModelBody:
-        return model_body(engine.gallery.record(model_id), engine.frame.cell_m)
+        return model_body(engine.gallery.record(model_id), engine.frame.cell_m, true)
 
     return await serving_of(request).on_file(look)
 
 
 @quick.get("/models/{model_id}/velocity.npy", tags=["gallery"], response_class=Response, responses=openapi.binary(NPY))
 @CACHED
-async def model_velocity(request: Request, model_id: str) -> Response:
+async def model_velocity(request: Request, model_id: str, scale: AtScale = None) -> Response:
     """The velocity model as npy: `(depth, x)` float32, m/s; `cell_m` of GET /v1/gallery is the size of a cell."""
+    true = parse_model_scale(scale)
 
     def read(engine: Engine) -> bytes:
         buffer = io.BytesIO()
-        np.save(buffer, engine.gallery.velocity(model_id), allow_pickle=False)
+        np.save(buffer, _true(engine.gallery.velocity(model_id), true), allow_pickle=False)
         return buffer.getvalue()
 
     return Response(await serving_of(request).on_file(read), media_type=NPY)
@@ -72,13 +82,15 @@ async def model_velocity(request: Request, model_id: str) -> Response:
     "/models/{model_id}/velocity.segy", tags=["gallery"], response_class=Response, responses=openapi.binary(SEGY)
 )
 @CACHED
-async def model_segy(request: Request, model_id: str) -> Response:
+async def model_segy(request: Request, model_id: str, scale: AtScale = None) -> Response:
     """The velocity model as SEG-Y revision 1 in the depth domain: a trace a column of cells, m/s, IEEE floats."""
+    true = parse_model_scale(scale)
 
     def read(engine: Engine) -> bytes:
         record = engine.gallery.record(model_id)
         title = f"{model_id}  {record.family or ''}".strip()
-        return write_velocity(engine.gallery.velocity(model_id), cell_m=engine.frame.cell_m, title=title)
+        velocity = _true(engine.gallery.velocity(model_id), true)
+        return write_velocity(velocity, cell_m=true.frame(engine.frame).cell_m, title=title)
 
     return Response(await serving_of(request).on_file(read), media_type=SEGY)
 
@@ -87,13 +99,13 @@ async def model_segy(request: Request, model_id: str) -> Response:
     "/models/{model_id}/image.png", tags=["gallery"], response_class=Response, responses=openapi.binary("image/png")
 )
 @CACHED
-async def model_image(request: Request, model_id: str) -> Response:
+async def model_image(request: Request, model_id: str, scale: AtScale = None) -> Response:
     """The velocity model as a picture, axes in metres, colours in m/s."""
-    serving = serving_of(request)
+    serving, true = serving_of(request), parse_model_scale(scale)
 
     def look(engine: Engine) -> tuple[tuple[str, str], bytes | None]:
         record = engine.gallery.record(model_id)
-        key = (record.checksum, f"{record.model_id}  {record.family or ''}")
+        key = (f"{record.checksum} {true}", f"{record.model_id}  {record.family or ''}")
         return key, serving.pictures.get(key)
 
     key, picture = await serving.on_file(look)
@@ -102,7 +114,8 @@ async def model_image(request: Request, model_id: str) -> Response:
         drawn = serving.pictures.get(key)  # by the request before this one
         if drawn is None:
             with serving.metrics.stage("render"):
-                drawn = velocity_png(engine.gallery.velocity(model_id), title=key[1], cell_m=engine.frame.cell_m)
+                velocity = _true(engine.gallery.velocity(model_id), true)
+                drawn = velocity_png(velocity, title=key[1], cell_m=true.frame(engine.frame).cell_m)
             serving.pictures.put(key, drawn)
         return drawn
 
@@ -125,6 +138,7 @@ async def add_models(request: Request) -> Response:
     sent = await read_file(request)
     fields = parse_fields(AddFields, sent.fields)
     ids, tags, limits = split(fields.model_id or ""), split(fields.tags), limits_of(serving)
+    scale = parse_model_scale(fields.scale)
 
     def add(engine: Engine) -> AddAnswer:
         velocity = read_velocity(sent.content, limits=limits)
@@ -135,9 +149,10 @@ async def add_models(request: Request) -> Response:
             tags=[tags] * count,
             model_ids=ids or None,
             source=fields.source,
+            scale=scale,
         )
         answer = AddAnswer(model_ids=added, gallery=gallery_body(engine.info()))
-        if untrained := Untrained.of(velocity, engine.frame):
+        if untrained := Untrained.of(velocity, scale.frame(engine.frame)):
             answer.warnings = [WarningBody(code="velocity_untrained", detail=untrained.sentence)]
         return answer
 
@@ -188,8 +203,9 @@ async def gallery(request: Request) -> GalleryAnswer:
 
 
 @working.get("/gallery/distribution", tags=["gallery"])
-async def distribution(request: Request) -> DistributionAnswer:
+async def distribution(request: Request, scale: AtScale = None) -> DistributionAnswer:
     """How the descriptors of the gallery's models are distributed: a histogram each."""
+    true = parse_model_scale(scale)
 
     def look(engine: Engine) -> DistributionAnswer:
         found = engine.distribution()
@@ -197,7 +213,12 @@ async def distribution(request: Request) -> DistributionAnswer:
             generation=found.generation,
             descriptors=[
                 HistogramBody(
-                    name=d.name, unit=d.unit, definition=d.definition, low=h.low, high=h.high, counts=list(h.counts)
+                    name=d.name,
+                    unit=d.unit,
+                    definition=d.definition,
+                    low=h.low * true.of(d.unit),
+                    high=h.high * true.of(d.unit),
+                    counts=list(h.counts),
                 )
                 for d in DESCRIPTORS
                 if (h := found.histograms.get(d.name)) is not None
@@ -213,6 +234,11 @@ async def reload(request: Request) -> ReloadAnswer:
     before, after = await serving_of(request).reload()
     request.state.changed = {"generation": after.generation}
     return ReloadAnswer(before=gallery_body(before), after=gallery_body(after))
+
+
+def _true(velocity: Float32, scale: Scale) -> Float32:
+    """A velocity model of the gallery, in true m/s."""
+    return velocity if scale.k == 1 else velocity * np.float32(scale.k)
 
 
 def _writable(request: Request) -> Serving:

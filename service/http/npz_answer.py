@@ -13,7 +13,8 @@ from python_multipart.multipart import parse_options_header
 from seisbind.model.errors import InvalidQuery, UnknownModel
 from seisbind.model.frame import Frame
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
-from seisbind.service.engine.answers import Match, Retrieval
+from seisbind.model.scale import UNSCALED, Scale
+from seisbind.service.engine.answers import Match, Retrieval, true_descriptors
 from seisbind.service.engine.engine import Engine, Stopwatch
 from seisbind.service.engine.query import Query
 from seisbind.service.formats.npy import NPZ, npz
@@ -68,7 +69,7 @@ async def with_velocity(query: Query, serving: Serving, watch: Stopwatch) -> tup
 
     def read(engine: Engine, matches: Sequence[tuple[Match, ...]]) -> Float32:
         with watch("maps"):
-            return velocity_of(matches, query.top_k, engine)
+            return velocity_of(matches, query.top_k, engine, query.scale)
 
     def answer_at_once(engine: Engine) -> tuple[Answered, Float32]:
         retrievals, (velocity, info) = engine.retrieve_and_read(
@@ -83,11 +84,11 @@ async def with_velocity(query: Query, serving: Serving, watch: Stopwatch) -> tup
     return await serving.on_model(answer_at_once)
 
 
-def velocity_of(matches: Sequence[tuple[Match, ...]], top_k: int, engine: Engine) -> Float32:
+def velocity_of(matches: Sequence[tuple[Match, ...]], top_k: int, engine: Engine, scale: Scale = UNSCALED) -> Float32:
     """``(gather, top_k, depth, x)`` m/s: the models of the matches, zero where there are fewer; each is read once.
 
     Args:
-        matches: of each gather.
+        matches: of each gather, in the true units of ``scale``, as are the models.
 
     Raises:
         UnknownModel: a model is no longer there, or another one has its id.
@@ -96,13 +97,13 @@ def velocity_of(matches: Sequence[tuple[Match, ...]], top_k: int, engine: Engine
     ids = list(match_of)
     models = dict(zip(ids, engine.gallery.velocities(ids), strict=True))
     for record in engine.gallery.records(ids):  # after the models: what is the same before and after was so in between
-        if record.descriptors.tolist() != list(match_of[record.model_id].descriptors.values()):
+        if true_descriptors(record.descriptors, scale) != list(match_of[record.model_id].descriptors.values()):
             raise UnknownModel(f"The velocity model {record.model_id!r} was replaced while it was read; ask again.")
     velocity = np.zeros((len(matches), top_k, *engine.frame.velocity_shape), np.float32)
     for row, of_gather in zip(velocity, matches, strict=True):
         for place, match in zip(row, of_gather, strict=False):
             place[:] = models[match.model_id]
-    return velocity
+    return velocity if scale.k == 1 else velocity * np.float32(scale.k)
 
 
 def packed(answer: str, retrievals: Sequence[Retrieval], velocity: Float32) -> bytes:
@@ -134,4 +135,6 @@ def packed(answer: str, retrievals: Sequence[Retrieval], velocity: Float32) -> b
     read = [each.velocity for each in retrievals if each.velocity is not None]
     if read:  # all of them or none: the weights have a head for it, or not
         arrays["read_velocity"] = np.stack(read)
+    if retrievals and retrievals[0].chosen is not None:  # of all of them
+        arrays["scale"] = np.array([retrievals[0].scale.s, retrievals[0].scale.k])
     return npz(arrays)

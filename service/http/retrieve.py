@@ -9,6 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from seisbind.index import Filter
+from seisbind.model.scale import UNSCALED, Scale, parse_model_scale, parse_scale
 from seisbind.model.survey.preparation import Prepared
 from seisbind.service.engine.answers import Retrieval, SearchResult
 from seisbind.service.engine.bodies import (
@@ -83,17 +84,20 @@ async def retrieve(request: Request) -> Response:
     fields = parse_fields(RetrieveFields, sent.fields)
     top_k, filter = allowed_top_k(fields.top_k, serving), parse_filter(fields.filter)
     include, geometry = parse_include(fields.include, PARTS + LARGE_PARTS), parse_geometry(fields)
+    scale = parse_scale(fields.scale, fields.target_depth_m)
 
     def read(engine: Engine) -> tuple[Query, Ingest]:
         with watch("read"):
-            upload = read_gathers(sent.content, geometry=geometry, limits=limits_of(serving), frame=engine.frame)
+            limits, frame = limits_of(serving), engine.frame
+            upload = read_gathers(sent.content, geometry=geometry, limits=limits, frame=frame, scale=scale)
         if as_npz:
             limit_bytes = serving.settings.max_body_bytes
             npz_answer.check_size(upload.ingest.gathers, top_k, limit_bytes, frame=engine.frame)
         with watch("prepare"):
             query = Query.prepare(
-                upload.gathers, upload.survey, frame=engine.frame, top_k=top_k, filter=filter, notes=upload.notes
-            )
+                upload.gathers, upload.survey, frame=frame, top_k=top_k, filter=filter, notes=upload.notes,
+                scale=upload.chosen,
+            )  # fmt: skip
             return query, upload.ingest
 
     async def work() -> tuple[Query, Ingest, Answered, Pack]:
@@ -113,7 +117,7 @@ async def retrieve(request: Request) -> Response:
             weights=weights_body(engine.embedder.weights),
             gallery=gallery_body(answered.gallery),
             ingest=ingest_body(ingest),
-            results=bodies(answered.retrievals, query.prepared, include),
+            results=bodies(answered.retrievals, query, include),
             timings_ms=timings_ms,
         )
 
@@ -130,34 +134,35 @@ async def _as_npz(query: Query, serving: Serving, watch: Stopwatch) -> tuple[Ans
     return answered, lambda json: npz_answer.packed(json, answered.retrievals, velocity)
 
 
-def bodies(retrievals: Sequence[Retrieval], prepared: Prepared, include: Sequence[str]) -> list[RetrievalBody]:
+def bodies(retrievals: Sequence[Retrieval], query: Query, include: Sequence[str]) -> list[RetrievalBody]:
     """The answers for the gathers of one request, with the parts in ``include``.
 
     Traces are those of the first gathers, as many as have `PICTURED_SHOTS` shots between them.
     """
-    found = [retrieval_body(retrieval, include) for retrieval in retrievals]
+    prepared, own = query.prepared, query.scale.frame(query.prepared.frame)
+    found = [retrieval_body(retrieval, include, prepared.frame) for retrieval in retrievals]
     if "velocity" in include:
         for body, retrieval in zip(found, retrievals, strict=True):
             if retrieval.velocity is not None:  # over the ground of a gallery's model, in fewer cells
-                cell_m = prepared.frame.depth_cells * prepared.frame.cell_m / len(retrieval.velocity)
+                cell_m = own.depth_cells * own.cell_m / len(retrieval.velocity)
                 body.velocity = CoarseVelocityBody(cell_m=cell_m, m_s=retrieval.velocity.round().astype(int).tolist())
     if "traces" in include:
         for number, body in enumerate(found[: PICTURED_SHOTS // prepared.traces.shape[1]]):
-            body.traces = traces(prepared, number)
+            body.traces = traces(prepared, number, query.scale)
     return found
 
 
-def traces(prepared: Prepared, number: int) -> TracesBody:
-    """One of the prepared gathers."""
-    gather = prepared.traces[number]
+def traces(prepared: Prepared, number: int, true: Scale = UNSCALED) -> TracesBody:
+    """One of the prepared gathers, its positions and times in true units."""
+    gather, own = prepared.traces[number], true.frame(prepared.frame)
     scale = float(np.abs(gather).max()) / INT16
     return TracesBody(
         shots=gather.shape[0],
         samples=gather.shape[1],
         receivers=gather.shape[2],
-        dt_s=prepared.frame.dt_s,
-        shot_x_m=prepared.shot_x_m[number].tolist(),
-        receiver_step_m=prepared.frame.receiver_spacing_m,
+        dt_s=own.dt_s,
+        shot_x_m=(prepared.shot_x_m[number] if true == UNSCALED else prepared.shot_x_m[number] * true.s).tolist(),
+        receiver_step_m=own.receiver_spacing_m,
         scale=scale,
         int16=b64encode((gather / scale).round().astype("<i2").tobytes()).decode(),
     )
@@ -169,14 +174,14 @@ async def search(request: Request) -> Response:
     """Gallery models most like a velocity model (npy), or like descriptors (JSON)."""
     serving, request_id, watch = serving_of(request), request.state.request_id, Stopwatch()
     by = _by_descriptors if content_type(request) == JSON else _by_velocity
-    include, find = await by(request, serving, watch)
+    include, scale, find = await by(request, serving, watch)
 
     def answer(engine: Engine) -> SearchAnswer:
         return SearchAnswer(
             request_id=request_id,
             weights=weights_body(engine.embedder.weights),
             gallery=gallery_body(engine.info()),
-            results=[search_result_body(each, include) for each in find(engine)],
+            results=[search_result_body(each, include, scale) for each in find(engine)],
             timings_ms={},
         )
 
@@ -187,32 +192,33 @@ async def search(request: Request) -> Response:
     return await written(lambda engine: answered, serving)
 
 
-Find = tuple[tuple[str, ...], Callable[[Engine], list[SearchResult]]]  # parts of the answer, and the search
+# parts of the answer, its scale, and the search
+Find = tuple[tuple[str, ...], Scale, Callable[[Engine], list[SearchResult]]]
 
 
 async def _by_descriptors(request: Request, serving: Serving, watch: Stopwatch) -> Find:
     body = await read_json(request)
     asked = await serving.on_parser(lambda engine: parse_search(body))
     top_k, include = allowed_top_k(asked.top_k, serving), parse_include(asked.include, SEARCH_PARTS)
-    filter = None if asked.filter is None else Filter.parse(asked.filter)
+    filter, scale = None if asked.filter is None else Filter.parse(asked.filter), parse_model_scale(asked.scale)
 
     def find(engine: Engine) -> list[SearchResult]:
         with watch("search"):
-            return [engine.search_descriptors(asked.descriptors, top_k=top_k, filter=filter)]
+            return [engine.search_descriptors(asked.descriptors, top_k=top_k, filter=filter, scale=scale)]
 
-    return include, find
+    return include, scale, find
 
 
 async def _by_velocity(request: Request, serving: Serving, watch: Stopwatch) -> Find:
     sent = await read_file(request)
     fields = parse_fields(SearchFields, sent.fields)
     top_k, include = allowed_top_k(fields.top_k, serving), parse_include(fields.include, SEARCH_PARTS)
-    filter = parse_filter(fields.filter)
+    filter, scale = parse_filter(fields.filter), parse_model_scale(fields.scale)
 
     def find(engine: Engine) -> list[SearchResult]:
         with watch("read"):
             velocity = read_velocity(sent.content, limits=limits_of(serving))
         with watch("search"):
-            return engine.search_velocity(velocity, top_k=top_k, filter=filter)
+            return engine.search_velocity(velocity, top_k=top_k, filter=filter, scale=scale)
 
-    return include, find
+    return include, scale, find

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from seisbind.index import Filter
 from seisbind.model.errors import InvalidSurvey, NotReady, SeisBindError, UnsupportedFormat
+from seisbind.model.scale import AutoScale, Scale, parse_scale
 from seisbind.service.engine.bodies import gallery_body, retrieval_body, weights_body
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.query import Query
@@ -67,6 +68,7 @@ class RetrieveOptions:
     top_k: int
     filter: Filter | None
     include: Sequence[str]
+    scale: Scale | AutoScale | None
 
 
 @router.post(
@@ -92,6 +94,7 @@ async def retrieve_stream(request: Request) -> Response:
         allowed_top_k(asked.top_k, serving),
         parse_filter(asked.filter),
         parse_include(asked.include, PARTS),
+        parse_scale(asked.scale, asked.target_depth_m),
     )
     deadline_s = serving.settings.body_deadline_s
     stack = await Stack.begin(chunks, limits=gather_limits(serving), deadline_s=deadline_s, declared=declared)
@@ -266,7 +269,7 @@ class StreamedAnswer(Response):
                     index=index,
                     weights=weights_body(engine.embedder.weights),
                     gallery=gallery_body(answered.gallery),
-                    result=retrieval_body(answered.retrievals[0], self._options.include),
+                    result=retrieval_body(answered.retrievals[0], self._options.include, engine.frame),
                 )
                 return line.model_dump_json().encode() + b"\n"
 
@@ -281,7 +284,9 @@ class StreamedAnswer(Response):
         options = self._options
 
         def read(engine: Engine) -> Query:
-            upload = read_gathers(body, geometry=options.geometry, limits=self._limits, frame=engine.frame)
+            upload = read_gathers(
+                body, geometry=options.geometry, limits=self._limits, frame=engine.frame, scale=options.scale
+            )
             return Query.prepare(
                 upload.gathers,
                 upload.survey,
@@ -289,6 +294,7 @@ class StreamedAnswer(Response):
                 top_k=options.top_k,
                 filter=options.filter,
                 notes=upload.notes,
+                scale=upload.chosen,
             )
 
         with self._serving.batches.coming():

@@ -6,7 +6,7 @@ import { readNpy, readTraces } from "./npy.js";
 import { advice, number, plainName, presence, verdict } from "./words.js";
 
 const INCLUDE = "descriptors,physics,velocity,traces";
-const GEOMETRY = ["dt_s", "peak_hz", "shot_x_m", "receiver_x_m"];
+const GEOMETRY = ["dt_s", "peak_hz", "scale", "target_depth_m", "shot_x_m", "receiver_x_m"];
 const FRAME = document.querySelector("main").dataset; // the line that the weights are for, as the server wrote it
 const CELL_M = Number(FRAME.cellM); // of the gallery's models
 const VELOCITIES = { low: Number(FRAME.slowestMS), high: Number(FRAME.fastestMS) };
@@ -15,7 +15,7 @@ const by = (id) => document.getElementById(id);
 
 let asked = null; // {file, name, sample}: what "ask again" sends
 let running = null; // AbortController of the request on its way
-let distribution = null;
+let distribution = null; // with the ``query`` that it was asked with
 let shown = null; // {answer, sample, index, traces, panels, models}
 
 function element(tag, { text = "", ...properties } = {}, ...children) {
@@ -127,17 +127,21 @@ async function ask(question) {
     body.append("file", file, question.name);
     const answer = await (await call("v1/retrieve", { method: "POST", body, signal })).json();
     const ms = performance.now() - began;
-    const wanted = distribution?.generation === answer.gallery.generation ? distribution : null;
-    distribution = wanted ?? (await beside(async () => (await call("v1/gallery/distribution", { signal })).json()));
+    const { scale } = answer.results[0];
+    const query = scaleQuery(scale);
+    const same = distribution?.generation === answer.gallery.generation && distribution.query === query;
+    const counted = async () => ({ ...(await (await call(`v1/gallery/distribution${query}`, { signal })).json()), query });
+    distribution = same ? distribution : await beside(counted);
+    const known = question.sample && query === ""; // of its own size only
     let ground = null;
-    if (question.sample) {
+    if (known) {
       const file = `web/samples/${question.sample.ground}`;
       ground = await beside(async () => readNpy(await (await call(file, { signal })).arrayBuffer()));
     }
     if (running !== mine) {
       return;
     }
-    shown = { answer, question, given, ground, physics: question.sample?.physics ?? null, models: new Map() };
+    shown = { answer, question, given, ground, physics: known ? question.sample.physics ?? null : null, query, models: new Map() };
     show(ms);
   } catch (error) {
     if (running === mine) {
@@ -153,6 +157,14 @@ async function ask(question) {
       busy(false);
     }
   }
+}
+
+// Of addresses of models, so that they are in true units.
+function scaleQuery(scale) {
+  if (!scale || (scale.s === 1 && scale.k === 1)) {
+    return "";
+  }
+  return `?scale=${scale.s}${scale.k === 1 ? "" : `,${scale.k}`}`;
 }
 
 // --- the answer
@@ -235,12 +247,21 @@ function showReading() {
     ["receivers", `${ingest.receivers}, at ${range(ingest.receiver_x_m)}`],
     ["samples", `${ingest.samples} of ${Number((ingest.dt_s * 1e3).toPrecision(6))} ms`],
     ...(ingest.traces === null ? [] : [["traces", String(ingest.traces)]]),
+    ...(results[0].scale ? [["size", sizeOf(results[0].scale)]] : []),
     ["positions in", ingest.units === "ft" ? "feet, converted" : "metres"],
     ["took", timings(shown.answer.timings_ms)],
   ];
   by("ingest").replaceChildren(
     ...pairs.flatMap(([name, text]) => [element("dt", { text: name }), element("dd", { text })]),
   );
+}
+
+function sizeOf({ s, k, auto, line_m: line, depth_m: depth, peak_hz: peak, decided_by: decided, band }) {
+  const round = (value) => Number(value.toPrecision(3));
+  const heard = band ? `; signal at ${round(band.low_hz)} to ${round(band.high_hz)} Hz` : "";
+  const why = auto ? `chosen, decided by ${decided.replaceAll("_", " ")}` : "given";
+  const factors = `s = ${round(s)}${k === 1 ? "" : `, k = ${round(k)}`}`;
+  return `${factors} (${why}): ${round(line)} m of line, ${round(depth)} m deep, ${round(peak)} Hz${heard}`;
 }
 
 function timings(stages) {
@@ -272,7 +293,7 @@ function paintTraces() {
   by("previous").disabled = shot === 0;
   by("next").disabled = shot === traces.shots - 1;
   const where = `Shot ${shot + 1} of ${traces.shots} at ${Math.round(traces.shotXM[shot])} metres`;
-  const seconds = traces.samples * traces.dtS;
+  const seconds = Number((traces.samples * traces.dtS).toPrecision(4));
   canvas.setAttribute("aria-label", `${where}: ${traces.receivers} traces of ${seconds} seconds, ${dead} of them dead.`);
 }
 
@@ -294,6 +315,7 @@ function flat(rows) {
 async function showModels(result) {
   const at = shown;
   const panels = [];
+  const cellM = result.scale?.cell_m ?? CELL_M;
   if (at.ground) {
     panels.push({ title: "True ground", note: at.question.sample.about, map: at.ground, cellM: CELL_M, aside: true });
   }
@@ -302,7 +324,7 @@ async function showModels(result) {
     panels.push({ title: "Read directly", note, map: flat(result.velocity.m_s), cellM: result.velocity.cell_m, aside: true });
   }
   for (const match of result.matches) {
-    panels.push({ title: `${match.rank}. ${match.family ?? "no family"}`, match, map: at.models.get(match.model_id) ?? null, cellM: CELL_M });
+    panels.push({ title: `${match.rank}. ${match.family ?? "no family"}`, match, map: at.models.get(match.model_id) ?? null, cellM });
   }
   at.panels = panels;
   by("models").replaceChildren(...panels.map(panelItem));
@@ -310,7 +332,7 @@ async function showModels(result) {
   paintModels();
   const fetched = panels.filter(({ match, map }) => match && !map).map(async (panel) => {
     const id = encodeURIComponent(panel.match.model_id);
-    const [map, about] = await Promise.all([call(panel.match.velocity_url), call(`v1/models/${id}`)]);
+    const [map, about] = await Promise.all([call(panel.match.velocity_url), call(`v1/models/${id}${at.query}`)]);
     panel.map = readNpy(await map.arrayBuffer());
     panel.about = await about.json();
     at.models.set(panel.match.model_id, panel.map);
@@ -347,7 +369,7 @@ function panelItem(panel) {
 
 function downloads(match) {
   const line = element("p", {});
-  for (const [kind, path] of [["npy", match.velocity_url], ["SEG-Y", match.velocity_url.replace(/npy$/, "segy")]]) {
+  for (const [kind, path] of [["npy", match.velocity_url], ["SEG-Y", match.velocity_url.replace(/npy(?=\?|$)/, "segy")]]) {
     const name = `${match.model_id.replaceAll(":", "_")}.${kind === "npy" ? "npy" : "segy"}`;
     const link = element("a", { href: address(path).href, download: name, text: kind });
     link.setAttribute("aria-label", `${kind} of match ${match.rank}`);

@@ -23,6 +23,7 @@ from seisbind.service.commands.demo import npy
 from seisbind.service.engine.engine import Engine
 from seisbind.service.formats.segy import write_velocity
 from seisbind.service.http.page import INDEX, MEDIA_TYPES, POLICY, WEB, web_files
+from seisbind.service.schemas import RetrieveFields
 from seisbind.service.transport.keys import Scope, make_key
 
 Float32 = NDArray[np.float32]
@@ -80,6 +81,14 @@ def test_what_the_page_loads_is_there() -> None:
     for module in WEB.glob("*.js"):
         loaded += re.findall(r'from "\./([^"]+)"', module.read_text(encoding="utf-8"))
     assert set(loaded) <= set(web_files()) and {"page.js", "page.css", "draw.js"} <= set(loaded)
+
+
+def test_the_page_sends_the_fields_of_the_call() -> None:
+    index, script = (WEB / INDEX).read_text(encoding="utf-8"), (WEB / "page.js").read_text(encoding="utf-8")
+    (sent,) = re.findall(r"const GEOMETRY = \[(.+)\];", script)
+    names = set(re.findall(r'"(\w+)"', sent))
+    assert {"scale", "target_depth_m"} < names < set(RetrieveFields.model_fields)
+    assert all(f'name="{name}"' in index for name in names)
 
 
 def test_the_scripts_ids_are_the_pages() -> None:

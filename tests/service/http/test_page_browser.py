@@ -117,6 +117,30 @@ def test_a_sample_is_asked_about_with_the_keyboard(visit: Open) -> None:
     assert label.startswith("Shot 4 of 5 at 520 metres: 70 traces of 1 seconds, 0 of them dead.")
 
 
+def test_a_line_of_another_size_is_shown_in_true_units(visit: Open, gathers: Float32) -> None:
+    page = visit()
+    page.locator("#options summary").click()
+    for name, value in (("scale", "auto,0.9"), ("dt_s", "0.003333333333")):
+        page.fill(f"[name={name}]", value)
+    page.fill("[name=shot_x_m]", ",".join(str(3 * x) for x in (0, 170, 340, 520, 690)))
+    page.fill("[name=receiver_x_m]", ",".join(str(30 * i) for i in range(70)))
+    send(page, "long.npy", npy(gathers[0]))
+    answered(page)
+    size = page.inner_text("#ingest")
+    assert "s = 3, k = 0.9 (chosen, decided by record): 2070 m of line, 2100 m deep" in size and "signal at" in size
+    assert "Chosen s = 3, k = 0.9" in page.inner_text("#warnings")
+    assert "of 3.333 seconds" in page.get_attribute("#traces", "aria-label")
+    page.locator("#models canvas").nth(1).hover(position={"x": 100, "y": 100})
+    assert "depth" in page.inner_text("#readout")
+    links = [link.get_attribute("href") for link in page.locator("#models a[download]").all()]
+    assert links and all(link.endswith(("velocity.npy?scale=3,0.9", "velocity.segy?scale=3,0.9")) for link in links)
+    assert "scale=auto,0.9" in page.inner_text("#curl")
+    page.fill("[name=target_depth_m]", "9000")
+    page.get_by_role("button", name="Ask again").click()
+    page.wait_for_selector("#state.refused")
+    assert "target_depth asks for s of 12.9 or more" in page.inner_text("#state-text")
+
+
 PRESENCE = """async ([probability, rankedBy]) => {
 const { presence } = await import('/web/words.js');
 const warnings = probability === null ? [{ code: "in_gallery_unknown", detail: "…" }] : [];
