@@ -109,8 +109,8 @@ class CellError(nn.Conv2d):
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
-        assert self.bias is not None
-        nn.init.constant_(self.bias, math.log(FIRST_ERROR))
+        if self.bias is not None:
+            nn.init.constant_(self.bias, math.log(FIRST_ERROR))
 
 
 class Mixer(nn.Module):

@@ -13,7 +13,7 @@ from seisbind.model.datasets.openfwi import Dataset, find_pairs
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import DatasetError, SeisBindError
 from seisbind.model.frame import OPENFWI_FRAME, Frame
-from seisbind.model.ground.descriptors import Untrained, check_velocity
+from seisbind.model.ground.descriptors import Untrained
 from seisbind.model.ground.families import FAMILIES, expanded, mixed
 from seisbind.model.scale import UNSCALED, Scale
 from seisbind.service.engine.engine import Engine
