@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from seisbind.index import Filter, Hit
 from seisbind.model.confidence.novelty import Verdict
-from seisbind.model.encoders.embedder import InferredPhysics
+from seisbind.model.encoders.embedder import InferredPhysics, ReadModel
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
 from seisbind.model.survey.notes import Note
+from seisbind.service.formats.velocity_model import VelocityModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ class Retrieval:
         timings_ms: stage → time for the whole batch.
         velocity: ``(35, 35)`` m/s, cells of 20 m: the coarse model that the encoder read, without the gallery; None
             where the weights have no head for it.
+        model: the same on all cells of the frame, in its place on the survey's line and with its 90 % interval where
+            the weights state one: the starting model to take (docs/answers.md); None with ``velocity``.
     """
 
     matches: tuple[Match, ...]
@@ -84,6 +87,7 @@ class Retrieval:
     warnings: tuple[Note, ...]
     timings_ms: dict[str, float]
     velocity: NDArray[np.float32] | None = field(default=None, compare=False)
+    model: VelocityModel | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,12 @@ def quantities(inferred: InferredPhysics) -> list[dict[str, Quantity]]:
         {d.name: Quantity(float(value[i]), d.unit, float(low[i]), float(high[i])) for i, d in enumerate(DESCRIPTORS)}
         for value, low, high in zip(inferred.value, inferred.low, inferred.high, strict=True)
     ]
+
+
+def placed(read: ReadModel, row: int, *, cell_m: float, x0_m: float) -> VelocityModel:
+    """The model that was read from gather ``row``, its first column at ``x0_m``."""
+    low, high = (None if part is None else part[row] for part in (read.low, read.high))
+    return VelocityModel(read.value[row], low, high, cell_m, x0_m)
 
 
 def in_distribution(verdict: Verdict | None, near: Sequence[Hit]) -> InDistribution:

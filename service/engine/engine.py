@@ -28,6 +28,7 @@ from seisbind.service.engine.answers import (
     SearchResult,
     fewer_matches,
     in_distribution,
+    placed,
     quantities,
     ranked,
 )
@@ -200,6 +201,7 @@ class Engine:
         with watch("infer"):
             neighbours = None if encoded.descriptors is not None else _neighbours(found.near)
             physics = quantities(self.embedder.infer_physics(encoded, neighbours))
+            read = self.embedder.read_model(encoded)
 
         def answer(query: Query, number: int, row: int) -> Retrieval:
             """Of gather ``number`` of a query, which is ``row`` of the batch."""
@@ -214,6 +216,7 @@ class Engine:
                 warnings=(*query.notes, *query.prepared.notes[number], *_withheld(ranking, verdict), *fewer),
                 timings_ms=dict(watch.timings_ms),
                 velocity=None if encoded.velocity is None else encoded.velocity[row],
+                model=None if read is None else placed(read, row, cell_m=self.frame.cell_m, x0_m=query.x0_m),
             )
 
         return [

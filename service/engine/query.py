@@ -32,6 +32,7 @@ class Query:
         top_k: matches for each gather.
         filter: which models may match.
         notes: what reading the gathers had to assume; the first of each answer's warnings.
+        x0_m: of the line's first receiver, where the survey has it.
 
     Raises:
         InvalidQuery: ``top_k`` out of range.
@@ -42,6 +43,7 @@ class Query:
     top_k: int = 5
     filter: Filter | None = None
     notes: tuple[Note, ...] = ()
+    x0_m: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= MAX_K:
@@ -70,7 +72,8 @@ class Query:
             InvalidQuery: ``top_k`` out of range.
         """
         prepared = prepare(gathers, survey, frame=frame)
-        return cls(prepared, measure(prepared), top_k, filter, notes)
+        x0_m = 0.0 if survey is None else survey.receiver_x_m[0]
+        return cls(prepared, measure(prepared), top_k, filter, notes, x0_m)
 
 
 def encode(embedder: Embedder, queries: Sequence[Query]) -> EncodedGathers:
