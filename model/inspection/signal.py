@@ -23,6 +23,7 @@ MOST_DB = 120.0  # signal over noise that is stated: float32 holds no more
 LOUD = 0.2  # of the largest sample of a trace
 QUIET = 4.0  # times the median power before the arrivals: more is no noise, but a wave that was not seen
 NEAR_SHARE = 1 / 3  # of the traces with a clear first arrival: the nearest ones show the phase
+MIN_SAMPLES = 16  # of a record whose spectrum is taken
 MIN_NOISE_SAMPLES, MIN_NOISE_TRACES = 16, 4  # before the first arrivals
 DEAD_SHARE = 1e-6  # of the median rms
 CLIPPED_RUN = 3  # samples in a row at the extreme of a trace
@@ -40,7 +41,7 @@ class Band:
     Attributes:
         dominant_hz: of the peak; mean_hz: weighted by power.
         within_10_db, within_20_db: around the peak, lowest and highest.
-        usable_hz: within `USABLE_DB` of it and `ABOVE_NOISE_DB` over the noise.
+        usable_hz: within `USABLE_DB` of it, `ABOVE_NOISE_DB` over the noise, and with a whole cycle in the record.
     """
 
     dominant_hz: float
@@ -107,13 +108,13 @@ class Signal:
 
 
 def measure_signal(traces: FieldTraces) -> Signal | None:
-    """What the samples hold; None if all traces are dead."""
+    """What the samples hold; None if all traces are dead, or hold fewer than `MIN_SAMPLES`."""
     finite = np.isfinite(traces.samples)
     samples = np.where(finite, traces.samples, np.float32(0)).astype(np.float64)
     largest = np.abs(samples).max(axis=1)
     rms = np.sqrt(np.square(samples / np.maximum(largest, 1e-300)[:, None]).mean(axis=1)) * largest
     moving = np.ptp(samples, axis=1) > 0
-    if not moving.any():
+    if not moving.any() or samples.shape[1] < MIN_SAMPLES:
         return None
     alive = moving & (rms > DEAD_SHARE * np.median(rms[moving]))
     live = samples[alive] / rms[alive, None]
@@ -139,7 +140,7 @@ def measure_signal(traces: FieldTraces) -> Signal | None:
         frequency_hz=frequency,
         signal_db=signal_db,
         noise_db=noise_db,
-        band=_band(frequency, power, signal_db, noise_db),
+        band=_band(frequency, power, signal_db, noise_db, resolved=frequency * count * dt_s >= 1),
         noise=Noise(quiet, _coherence(positive)),
         wavelet=_wavelet(cleaned, live[near], onset[near], dt_s, nfft, dominant),
         dead=traces.sampled[~alive],
@@ -187,7 +188,9 @@ def _before(live: Float64, onset: Index, *, guard: int, nfft: int) -> tuple[floa
     return -float(_decibel(np.array(noise))), spectra[quiet].mean(axis=0)
 
 
-def _band(frequency: Float64, power: Float64, signal_db: Float64, noise_db: Float64 | None) -> Band:
+def _band(
+    frequency: Float64, power: Float64, signal_db: Float64, noise_db: Float64 | None, *, resolved: NDArray[np.bool_]
+) -> Band:
     peak = int(power.argmax())
     floor = np.full(len(power), USABLE_DB)
     if noise_db is not None:
@@ -203,7 +206,11 @@ def _band(frequency: Float64, power: Float64, signal_db: Float64, noise_db: Floa
 
     mean = float((frequency * power).sum() / power.sum())
     return Band(
-        float(frequency[peak]), mean, around(signal_db >= -10), around(signal_db >= -20), around(signal_db >= floor)
+        float(frequency[peak]),
+        mean,
+        around(signal_db >= -10),
+        around(signal_db >= -20),
+        around(resolved & (signal_db >= floor)),
     )
 
 

@@ -115,6 +115,9 @@ def _kind(shot_x: Float64, first: Float64, last: Float64, traces: int, stations:
 
 
 def _distinct(x: Float64, tolerance: float) -> Float64:
-    """Positions that are further apart than ``tolerance``, ascending."""
-    ordered = np.unique(x)
-    return np.asarray(ordered[np.diff(ordered, prepend=-np.inf) > tolerance])
+    """The first of all positions that lie within a tolerance of it, and so on, ascending."""
+    kept: list[float] = []
+    for each in np.unique(x).tolist():
+        if not kept or each - kept[-1] > tolerance:
+            kept.append(each)
+    return np.array(kept)

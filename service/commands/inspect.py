@@ -182,7 +182,7 @@ def _geometry_rows(found: Inspection) -> list[tuple[str, str]]:
 
 def _signal_rows(signal: Signal | None) -> list[tuple[str, str]]:
     if signal is None:
-        return [("signal", "none: every trace is dead")]
+        return [("signal", "none: every trace is dead, or has hardly a sample")]
     band, noise, wavelet = signal.band, signal.noise, signal.wavelet
     told = [
         f"{value:.0f} dB {how}"

@@ -32,7 +32,7 @@ class Inspection:
     Attributes:
         format, gathers: of the file; gather: which of them.
         traces: themselves.
-        signal: None if every trace is dead.
+        signal: None if every trace is dead, or has hardly a sample.
         scales: at which it could be read; None without a signal.
         notes: what was assumed of the traces, and what a retrieval would assume and do.
         refusal: None if ``seisbind retrieve`` takes the file as it is.
