@@ -105,13 +105,19 @@ def _kind(shot_x: Float64, first: Float64, last: Float64, traces: int, stations:
     near, far = first - shot_x, last - shot_x  # signed offsets of the ends
     slack = spacing / 2
     right, left = bool((near > slack).all()), bool((far < -slack).all())
-    if traces >= STATIONARY * len(shot_x) * stations:
+    moves = bool(_scatter(near) < _scatter(first))  # with the shots, rather than staying: few shots show that, too
+    if not moves and traces >= STATIONARY * len(shot_x) * stations:
         return "end-on" if right or left else "fixed"
     usual = np.maximum(np.abs(near - np.median(near)), np.abs(far - np.median(far))) <= 2 * spacing
     if usual.mean() < STEADY:
         return "irregular"
     beside = (near >= -slack) if np.median(near) >= -slack else (far <= slack)
     return "towed" if beside.mean() >= STEADY else "rolling"
+
+
+def _scatter(x: Float64) -> float:
+    """How far positions lie from their median, on the mean."""
+    return float(np.abs(x - np.median(x)).mean())
 
 
 def _distinct(x: Float64, tolerance: float) -> Float64:

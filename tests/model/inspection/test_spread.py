@@ -61,6 +61,13 @@ def test_the_numbers_of_a_streamer() -> None:
     assert spread.fold_of.sum() == 960
 
 
+def test_few_shots_of_a_streamer_are_no_spread_that_stays() -> None:
+    """Of four shots 93 % of all pairs of a shot and a station have a trace."""
+    shots = SHOTS[:4]
+    assert measure_spread(record(shots, shots[:, None] - 100.0 - np.arange(96) * 12.5)).kind == "towed"
+    assert measure_spread(record(shots, shots[:, None] - 300.0 + LINE)).kind == "rolling"
+
+
 def test_a_gap_and_a_lone_shot() -> None:
     line = np.delete(LINE, np.arange(10, 14))
     spread = measure_spread(record(np.array([100.0]), line[None]))
