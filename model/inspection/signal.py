@@ -296,7 +296,11 @@ def _wavelet(power: Float64, live: Float64, onset: Index, dt_s: float, nfft: int
 
 
 def _phase(zero: Float64, minimum: Float64, live: Float64, onset: Index, half: int) -> tuple[str, float | None]:
-    """What the first arrivals of traces, the nearest first, look like, and by how many degrees the zero-phase wavelet has to be turned for it."""
+    """What the first arrivals look like, and by how many degrees the zero-phase wavelet has to be turned for it.
+
+    Args:
+        live, onset: traces and their first arrivals, the nearest ones first.
+    """
     inside = np.flatnonzero((onset >= half) & (onset < live.shape[1] - 4 * half))
     if len(inside) < MIN_NOISE_TRACES:
         return "unknown", None
