@@ -13,7 +13,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 from seisbind.model.frame import OPENFWI_FRAME
 
 PARTS = ("descriptors", "physics")  # of a retrieval, unless others are asked for
-LARGE_PARTS = ("velocity", "traces")  # of POST /v1/retrieve, for pictures
+MODEL_PART = "model"  # large, and of everything that retrieves
+BULK_PARTS = (*PARTS, MODEL_PART)  # of streams, commands and their output
+LARGE_PARTS = ("velocity", "traces", MODEL_PART)  # of POST /v1/retrieve
 SEARCH_PARTS = ("descriptors",)
 SCALE = (
     "Size of the line compared with that of the weights: s of lengths, or s,k with k of velocities. What is sent and "
@@ -56,8 +58,9 @@ class RetrieveFields(SearchFields):
     include: str = Field(
         "descriptors,physics",
         max_length=100,
-        description="Parts of the answer, separated by commas: descriptors, physics; may be empty. POST /v1/retrieve "
-        "also knows velocity (the ground as the encoder reads it without the gallery) and traces (the gathers as the "
+        description="Parts of the answer, separated by commas: descriptors, physics, model (the ground as the encoder "
+        "reads it without the gallery, on all cells: the starting model to take); may be empty. POST /v1/retrieve "
+        "also knows velocity (the same in coarse cells) and traces (the gathers as the "
         "encoder sees them, of the first 64 shots).",
         examples=["physics"],
     )
@@ -85,6 +88,14 @@ class RetrieveFields(SearchFields):
     )
     target_depth_m: float | None = Field(
         None, description="With scale=auto: depth that the models have to reach, metres.", examples=[]
+    )
+
+
+class ReadFields(RetrieveFields):
+    """Query parameters or form fields of a model that is read."""
+
+    format: str = Field(
+        "npz", max_length=60, description="Of the file: npz, npy, segy or nc (netCDF).", examples=["segy", "npz"]
     )
 
 
@@ -172,6 +183,20 @@ class CoarseVelocityBody(BaseModel):
     m_s: list[list[int]] = Field(description="Rows from the surface down, each along x; m/s.")
 
 
+class ReadModelBody(BaseModel):
+    """The ground as the encoder itself reads it from the gather, whatever the gallery holds, on all cells."""
+
+    cell_m: float = Field(description="Between two samples along depth and x, metres.")
+    x0_m: float = Field(description="Of the first column: the line's first receiver, in the survey's own metres.")
+    depth0_m: float = Field(description="Of the first row, metres.")
+    unit: str = Field(description="Of value, low and high.", examples=["m/s"])
+    value: list[list[float]] = Field(description="Rows from the surface down, each along x.")
+    low: list[list[float]] | None = Field(
+        description="Lower ends of the 90 % intervals; null where the weights state none."
+    )
+    high: list[list[float]] | None = Field(description="Upper ends of the 90 % intervals.")
+
+
 class TracesBody(BaseModel):
     """A gather as the encoder sees it: on the canonical grid, filtered, before any gain; dead traces are zero."""
 
@@ -226,6 +251,11 @@ class RetrievalBody(BaseModel):
         default=None, description="Where asked for, and the weights have a head for it."
     )
     traces: TracesBody | None = Field(default=None, description="Where asked for, of the first 64 shots of a request.")
+    model: ReadModelBody | None = Field(
+        default=None,
+        exclude_if=lambda model: model is None,
+        description="Not there unless asked for, and the weights have a head for it.",
+    )
     in_distribution: InDistributionBody
     in_gallery: float | None = Field(
         description="Probability that the gallery's best match is the very ground of the gather, at even odds before. "

@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": set(),
     "model/ground": {"model"},
     "model/survey": {"model"},
+    "model/inspection": {"model"},
     "model/waves": MODEL,
     "model/datasets": MODEL | {"model/waves"},
     "model/confidence": MODEL,
@@ -26,11 +27,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "index/search": MODEL | {"index/storage"},
     "index": MODEL | {"index/storage", "index/search"},
     "service": {"model"},
-    "service/formats": MODEL,
+    "service/formats": MODEL | {"model/inspection"},
     "service/client": MODEL | {"index", "service", "service/formats"},
     "service/engine": MODEL
-    | {"model/confidence", "model/encoders", "model/datasets", "index", "service", "service/formats"},
-    "service/runtime": MODEL | {"model/encoders", "index", "service", "service/engine"},
+    | {"model/confidence", "model/encoders", "model/datasets", "index", "service", "service/formats"}
+    | {"model/inspection"},
+    "service/runtime": MODEL | {"model/encoders", "model/inspection", "index", "service", "service/engine"},
     "service/transport": {"model", "service", "service/runtime"},
     "service/http": MODEL
     | {"model/encoders", "index", "service", "service/formats", "service/engine", "service/runtime"}

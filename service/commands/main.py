@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from seisbind.model.errors import SeisBindError
-from seisbind.service.commands import gallery, keys, retrieve, training
+from seisbind.service.commands import gallery, inspect, keys, retrieve, training
 from seisbind.service.commands.errors import print_error
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(keys.app, name="key")
 app.command()(training.simulate)
 app.command()(training.train)
 app.command()(training.evaluate)
+app.command()(inspect.inspect)
 app.command()(retrieve.retrieve)
 
 

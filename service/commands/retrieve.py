@@ -52,6 +52,10 @@ def retrieve(
         Path | None,
         typer.Option(help="Write a JSON line a gather here (or a table: .parquet); the same command continues it."),
     ] = None,
+    model_out: Annotated[
+        Path | None,
+        typer.Option(help="Write the velocity model that is read from the one gather: .npz, .npy, .sgy, .nc (netCDF)."),
+    ] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="With --out: stop at the first error.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one answer a file.")] = False,
 ) -> None:
@@ -64,7 +68,8 @@ def retrieve(
     from seisbind.service.bulk.backends import GalleryBackend, ServerBackend
     from seisbind.service.bulk.run import exit_code
     from seisbind.service.commands.errors import print_error
-    from seisbind.service.schemas import RetrieveFields
+    from seisbind.service.http.parameters import split
+    from seisbind.service.schemas import MODEL_PART, RetrieveFields
 
     try:
         fields = RetrieveFields.model_construct(
@@ -72,11 +77,13 @@ def retrieve(
             dt_s=dt_s, shot_x_m=shot_x_m, receiver_x_m=receiver_x_m, peak_hz=peak_hz,
             scale=scale, target_depth_m=target_depth,
         )  # fmt: skip
-        options = _options(fields)
+        options = _options(fields, with_model=model_out is not None)
         if (url is None) == (gallery is None):
             raise InvalidConfig("Give --url http://… (a server) or --gallery PATH (on this machine), one of the two.")
         if out is not None and as_json:
             raise InvalidConfig("--json prints the answers and --out writes them; give one of the two.")
+        if out is not None and model_out is not None:
+            raise InvalidConfig("--model-out is of one gather, --out of any number; --include model has their models.")
         if out is None and fail_fast:
             raise InvalidConfig("--fail-fast goes with --out; without it, the first error ends the command anyway.")
         with (
@@ -85,7 +92,7 @@ def retrieve(
             else GalleryBackend(gallery or Path(), weights, device, options)
         ) as backend:
             if out is None:
-                _print_answers(file, backend, as_json)
+                _print_answers(file, backend, as_json, model_out, MODEL_PART in split(include))
                 return
             failed = _write_answers(file, backend, options, out, fail_fast)
         sys.exit(int(failed))
@@ -99,17 +106,19 @@ def retrieve(
         sys.exit(exit_code(error))
 
 
-def _options(fields: RetrieveFields) -> RetrieveOptions:
-    """The options, read as the fields of a request are."""
+def _options(fields: RetrieveFields, *, with_model: bool) -> RetrieveOptions:
+    """The options, read as the fields of a request are; with the model that is read, if it will be written."""
     from seisbind.model.scale import parse_scale
     from seisbind.service.bulk.backends import RetrieveOptions
     from seisbind.service.http.parameters import parse_geometry, parse_include, parse_json
-    from seisbind.service.schemas import PARTS
+    from seisbind.service.schemas import BULK_PARTS, MODEL_PART
 
     conditions = None if fields.filter is None else parse_json(fields.filter, "The filter")
     scale = parse_scale(fields.scale, fields.target_depth_m)
-    parts, geometry = parse_include(fields.include, PARTS), parse_geometry(fields)
-    return RetrieveOptions(fields.top_k, conditions, parts, geometry, scale)
+    include = parse_include(fields.include, BULK_PARTS)
+    if with_model and MODEL_PART not in include:
+        include = (*include, MODEL_PART)
+    return RetrieveOptions(fields.top_k, conditions, include, parse_geometry(fields), scale)
 
 
 def _write_answers(
@@ -133,20 +142,65 @@ def _write_answers(
     return tally.failed > 0
 
 
-def _print_answers(named: Sequence[Path], backend: GalleryBackend | ServerBackend, as_json: bool) -> None:
-    """Print answers as tables, or as one JSON object."""
+def _print_answers(
+    named: Sequence[Path],
+    backend: GalleryBackend | ServerBackend,
+    as_json: bool,
+    model_out: Path | None,
+    print_model: bool,
+) -> None:
+    """Print answers as tables, or as one JSON object, and write the model of one gather to ``model_out``."""
     import json
 
+    from seisbind.model.errors import InvalidConfig
     from seisbind.service.bulk.inputs import gather_files
     from seisbind.service.client.calls import file_bytes
+    from seisbind.service.formats.velocity_model import format_of
 
     found: dict[str, RetrieveAnswer] = {}
-    for path in gather_files(named):
+    paths = gather_files(named)
+    if model_out is not None:
+        format_of(model_out)  # before anything is asked
+        if len(paths) > 1:
+            raise InvalidConfig(f"--model-out is of one gather; {len(paths)} files were named.")
+    for path in paths:
         found[str(path)] = answer = backend.file(file_bytes(path))
+        if model_out is not None:
+            _write_model(path, answer, model_out)
+        if not print_model:
+            for result in answer.results:
+                result.model = None
         if not as_json:
             _print_tables(path, answer)
     if as_json:
         print(json.dumps({name: answer.model_dump() for name, answer in found.items()}, indent=1))
+
+
+def _write_model(path: Path, answer: RetrieveAnswer, out: Path) -> None:
+    """Write the model of the one gather of an answer, whole or not at all, and say what was written."""
+    from seisbind.model.errors import InvalidConfig
+    from seisbind.model.files import replacing
+    from seisbind.service.engine.bodies import velocity_model
+    from seisbind.service.formats.velocity_model import format_of, write
+
+    if len(answer.results) > 1:
+        raise InvalidConfig(f"--model-out is of one gather; {path} holds {len(answer.results)}. Write them one by one.")
+    (result,) = answer.results
+    if result.model is None:
+        raise InvalidConfig("These weights read no velocity model from a gather: they have no head for it.")
+    model = velocity_model(result.model)
+    with replacing(out) as partial:
+        partial.write_bytes(write(model, format_of(out), title=f"READ FROM {path.name} BY SEISBIND"))
+    depth, columns = model.value.shape
+    interval = "no interval: these weights state none"
+    if model.interval is not None:
+        low, high = model.interval
+        interval = f"90 % interval {float((high - low).mean()):.0f} m/s wide on average"
+    print(
+        f"{out}: {depth} x {columns} samples of {model.cell_m:g} m, x from {model.x0_m:g} m, "
+        f"{model.value.min():.0f} to {model.value.max():.0f} m/s, {interval}",
+        file=sys.stderr,
+    )
 
 
 def _print_tables(path: Path, answer: RetrieveAnswer) -> None:

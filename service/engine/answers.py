@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from seisbind.index import Filter, Hit
 from seisbind.model.confidence.novelty import Verdict
 from seisbind.model.confidence.ranking import Ranking
-from seisbind.model.encoders.embedder import NEIGHBOURS, InferredPhysics
+from seisbind.model.encoders.embedder import NEIGHBOURS, InferredPhysics, ReadModel
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
 from seisbind.model.scale import UNSCALED, Scale
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.scaling import ChosenScale
+from seisbind.service.formats.velocity_model import VelocityModel
 
 Float32 = NDArray[np.float32]
 
@@ -79,6 +80,8 @@ class Retrieval:
         timings_ms: stage → time for the whole batch.
         velocity: ``(35, 35)`` m/s, cells of 20 m (times the scale): the coarse model that the encoder read, without
             the gallery; None where the weights have no head for it.
+        model: the same on all cells of the frame, in its place on the survey's line and with its 90 % interval where
+            the weights state one: the starting model to take (docs/answers.md); None with ``velocity``.
         chosen: the scale, and why; None where none was asked for.
     """
 
@@ -90,6 +93,7 @@ class Retrieval:
     warnings: tuple[Note, ...]
     timings_ms: dict[str, float]
     velocity: Float32 | None = field(default=None, compare=False)
+    model: VelocityModel | None = field(default=None, compare=False)
     chosen: ChosenScale | None = field(default=None, compare=False)
 
     @property
@@ -158,6 +162,19 @@ def scaled(physics: dict[str, Quantity], scale: Scale) -> dict[str, Quantity]:
     return {
         name: Quantity(q.value * (f := scale.of(q.unit)), q.unit, q.low * f, q.high * f) for name, q in physics.items()
     }
+
+
+def placed(read: ReadModel, row: int, *, cell_m: float, x0_m: float, scale: Scale = UNSCALED) -> VelocityModel:
+    """The model that was read from gather ``row``, its first column at ``x0_m``, in true units.
+
+    ``cell_m``: of the frame; ``x0_m``: true.
+    """
+
+    def true(part: Float32) -> Float32:
+        return np.asarray(part[row] if scale.k == 1 else part[row] * np.float32(scale.k))
+
+    low, high = (None if part is None else true(part) for part in (read.low, read.high))
+    return VelocityModel(true(read.value), low, high, cell_m * scale.s, x0_m)
 
 
 def in_distribution(verdict: Verdict | None, near: Sequence[Hit]) -> InDistribution:

@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from seisbind.model.frame import OPENFWI_FRAME, Frame
 from seisbind.model.ground.descriptors import DESCRIPTORS
 from seisbind.model.scale import UNSCALED, Scale
+from seisbind.service.formats.velocity_model import UNITS, VelocityModel
 from seisbind.service.schemas import (
+    MODEL_PART,
     BandBody,
     FrameBody,
     GalleryBody,
@@ -20,6 +25,7 @@ from seisbind.service.schemas import (
     ModelBody,
     QuantityBody,
     QuantityValue,
+    ReadModelBody,
     RetrievalBody,
     ScaleBody,
     ScaleLimitBody,
@@ -35,6 +41,8 @@ if TYPE_CHECKING:  # torch and FAISS, which a client of a server does without
     from seisbind.model.survey.scaling import ChosenScale
     from seisbind.service.engine.answers import Match, Retrieval, SearchResult
     from seisbind.service.formats.reader import Ingest
+
+DECIMALS = 1  # of velocities in JSON, m/s: a hundredth of what a model is off by
 
 
 def weights_body(weights: Weights) -> WeightsBody:
@@ -63,6 +71,7 @@ def retrieval_body(retrieval: Retrieval, include: Sequence[str], frame: Frame = 
     return RetrievalBody(
         matches=_matches(retrieval.matches, include, retrieval.scale),
         physics=physics,
+        model=None if MODEL_PART not in include or retrieval.model is None else read_model_body(retrieval.model),
         in_distribution=InDistributionBody.model_validate(asdict(retrieval.in_distribution)),
         in_gallery=retrieval.in_gallery,
         ranked_by=retrieval.ranked_by,
@@ -95,6 +104,31 @@ def scale_body(chosen: ChosenScale, frame: Frame) -> ScaleBody:
 
 def search_result_body(result: SearchResult, include: Sequence[str], scale: Scale = UNSCALED) -> SearchResultBody:
     return SearchResultBody(matches=_matches(result.matches, include, scale), warnings=_warnings(result.warnings))
+
+
+def read_model_body(model: VelocityModel) -> ReadModelBody:
+    """A model with what is known of it, to a tenth of a metre a second."""
+    return ReadModelBody(
+        cell_m=model.cell_m,
+        x0_m=model.x0_m,
+        depth0_m=model.depth0_m,
+        unit=UNITS,
+        value=_rows(model.value),
+        low=None if model.low is None else _rows(model.low),
+        high=None if model.high is None else _rows(model.high),
+    )
+
+
+def velocity_model(body: ReadModelBody) -> VelocityModel:
+    """The model of an answer, as `formats.velocity_model.write` takes it."""
+    return VelocityModel(
+        value=np.array(body.value, np.float32),
+        low=None if body.low is None else np.array(body.low, np.float32),
+        high=None if body.high is None else np.array(body.high, np.float32),
+        cell_m=body.cell_m,
+        x0_m=body.x0_m,
+        depth0_m=body.depth0_m,
+    )
 
 
 def ingest_body(ingest: Ingest) -> IngestBody:
@@ -140,6 +174,11 @@ def _matches(matches: Sequence[Match], include: Sequence[str], scale: Scale) -> 
         )
         for match in matches
     ]
+
+
+def _rows(velocity: NDArray[np.float32]) -> list[list[float]]:
+    rows: list[list[float]] = velocity.astype(np.float64).round(DECIMALS).tolist()
+    return rows
 
 
 def _warnings(notes: Sequence[Note]) -> list[WarningBody]:

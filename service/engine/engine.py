@@ -1,4 +1,7 @@
-"""Encoders and a gallery that answer together: what the server, the command line and bulk retrieval all use."""
+"""Encoders and a gallery that answer together: what the server, the command line and bulk retrieval all use.
+
+One module because every call needs both, and none is long.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ from seisbind.service.engine.answers import (
     fewer_matches,
     in_distribution,
     neighbours_of,
+    placed,
     quantities,
     ranked,
     scaled,
@@ -198,21 +202,25 @@ class Engine:
         with watch("infer"):
             neighbours = None if encoded.descriptors is not None else neighbours_of(found.near)
             physics = quantities(self.embedder.infer_physics(encoded, neighbours))
+            read = self.embedder.read_model(encoded)
 
         def answer(query: Query, number: int, row: int) -> Retrieval:
             """Of gather ``number`` of a query, which is ``row`` of the batch."""
             verdict, matches, ranking = verdicts[row] if verdicts else None, found.matches[row], found.rankings[row]
-            read = None if encoded.velocity is None else encoded.velocity[row]
+            coarse_read, scale = None if encoded.velocity is None else encoded.velocity[row], query.scale
             fewer = fewer_matches(matches, query.top_k, query.filter)
             return Retrieval(
                 matches=matches,
-                physics=scaled(physics[row], query.scale),
+                physics=scaled(physics[row], scale),
                 in_distribution=in_distribution(verdict, found.near[row]),
                 in_gallery=ranking.in_gallery,
                 ranked_by="structure" if ranking.by_structure else "similarity",
                 warnings=(*query.notes, *query.prepared.notes[number], *withheld(ranking, verdict), *fewer),
                 timings_ms=dict(watch.timings_ms),
-                velocity=read if read is None or query.scale.k == 1 else read * np.float32(query.scale.k),
+                velocity=coarse_read if coarse_read is None or scale.k == 1 else coarse_read * np.float32(scale.k),
+                model=None
+                if read is None
+                else placed(read, row, cell_m=self.frame.cell_m, x0_m=query.x0_m, scale=scale),
                 chosen=query.chosen,
             )
 

@@ -36,6 +36,7 @@ class Query:
         notes: what reading the gathers had to assume; the first of each answer's warnings.
         chosen: the scale of the gathers, in whose true units ``filter`` and the answer are; None where none was asked
             for.
+        x0_m: of the line's first receiver, where the survey has it.
 
     Raises:
         InvalidQuery: ``top_k`` out of range.
@@ -47,6 +48,7 @@ class Query:
     filter: Filter | None = None
     notes: tuple[Note, ...] = ()
     chosen: ChosenScale | None = None
+    x0_m: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= MAX_K:
@@ -91,7 +93,8 @@ class Query:
         else:
             prepared = prepare(gathers, survey, frame=frame, scale=chosen.scale, shape=True)
             notes = (*notes, *chosen.notes(frame))
-        return cls(prepared, measure(prepared), top_k, filter, notes, chosen)
+        x0_m = 0.0 if survey is None else survey.receiver_x_m[0]
+        return cls(prepared, measure(prepared), top_k, filter, notes, chosen, x0_m)
 
 
 def choose(

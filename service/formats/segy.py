@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from seisbind.model.errors import MalformedUpload, UnsupportedFormat
+from seisbind.model.errors import InvalidVelocityModel, MalformedUpload, UnsupportedFormat
 from seisbind.model.survey.notes import Note
 from seisbind.service.formats.segy_samples import CODINGS, UNREAD, Coding, Words, coding_of
 
@@ -28,6 +28,7 @@ CARD = 80  # the textual header is 40 cards that begin with C
 EBCDIC_CARD = (b"\xc3\x40", b"\xc3\xf0", b"\xc3\xf1")  # "C ", "C0", "C1"
 ASCII_C = 0x43
 MAX_EXTENDED_HEADERS = 64
+MAX_CM_M = 2e7  # positions that 32-bit centimetres hold
 SIGN: dict[Order, str] = {"big": ">", "little": "<"}
 
 # name: (first byte, type); SEG-Y revision 1, section 6
@@ -149,7 +150,7 @@ def read_su(body: bytes) -> TraceFile:
     return TraceFile("su", order, coding, 0, 0, headers, words, ())
 
 
-def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str) -> bytes:
+def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str, x0_m: float = 0.0) -> bytes:
     """A velocity model as a SEG-Y file of revision 1 in the depth domain, big-endian, IEEE floats.
 
     The sampling interval (bytes 3217-3218 and 117-118) is in millimetres, as most readers of depth sections expect:
@@ -160,19 +161,33 @@ def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str) 
         velocity: ``(depth, x)``, m/s; a trace each column.
         cell_m: cell size along both axes, m.
         title: of the model, in the textual header.
+        x0_m: position of the first column, m; positions are rounded to centimetres, and to metres beyond 20,000 km.
+
+    Raises:
+        InvalidVelocityModel: cells smaller or larger than the header holds, 1 mm to 65.535 km.
     """
     depth_cells, columns = velocity.shape
-    per_metre, unit = next(each for each in STEPS if round(cell_m * each[0]) < 1 << 16)
+    fitting = [each for each in STEPS if 1 <= round(cell_m * each[0]) < 1 << 16]
+    if not fitting:
+        raise InvalidVelocityModel(
+            f"SEG-Y holds steps in depth of 0.001 to 65535 m; the model's are {cell_m:g} m. Write npz or netCDF, or "
+            "resample the model."
+        )
+    per_metre, step_unit = fitting[0]
     step = round(cell_m * per_metre)
-    whole = all(abs(round(cell_m * each) - cell_m * each) < 1e-6 for each in (per_metre, 100))
+    position_m = x0_m + np.arange(columns) * cell_m
+    unit, each, scalar = ("CENTIMETRES", 100, -100) if np.abs(position_m).max() < MAX_CM_M else ("METRES", 1, 1)
+    whole = (
+        abs(step - cell_m * per_metre) < 1e-6 and np.abs(np.round(position_m * each) - position_m * each).max() < 1e-6
+    )
     cards = [
         "C 1 SEISBIND VELOCITY MODEL",
         f"C 2 {title}",
         f"C 3 DEPTH DOMAIN, {columns} TRACES OF {depth_cells} SAMPLES, FIRST SAMPLE AT DEPTH 0",
         "C 4 SAMPLES: VELOCITY IN M/S, IEEE FLOAT, BIG-ENDIAN",
-        f"C 5 BYTES 3217-3218 AND 117-118: SAMPLE INTERVAL IN {unit} ({step})",
+        f"C 5 BYTES 3217-3218 AND 117-118: SAMPLE INTERVAL IN {step_unit} ({step})",
         "C 6 BYTES 1-4 AND 21-24: TRACE NUMBER, CDP NUMBER, FROM 1",
-        "C 7 BYTES 73-76, 81-84 AND 181-184: X IN CENTIMETRES (SCALAR -100 IN BYTES 71-72)",
+        f"C 7 BYTES 73-76, 81-84 AND 181-184: X IN {unit} (SCALAR {scalar} IN BYTES 71-72)",
         "C 8 BYTES 29-30: -1, OTHER THAN TIME DOMAIN. BYTES 203-204: 6, METRES PER SECOND",
         "C 9" if whole else f"C 9 CELLS ARE {cell_m:.9g} M: POSITIONS AND INTERVAL ARE ROUNDED",
         *(f"C{number:2d}" for number in range(10, 39)),
@@ -193,15 +208,13 @@ def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str) 
     ):
         binary[byte - 1 - TEXT_BYTES : byte + 1 - TEXT_BYTES] = value.to_bytes(2, "big")
     headers = np.zeros(columns, header_dtype(VELOCITY_FIELDS, "big"))
-    number = np.arange(columns)
-    x_cm = np.round(number * cell_m * 100).astype(np.int64)
-    constant = {"kind": -1, "scalco": -100, "coordinate_units": 1, "samples": depth_cells, "dt": step, "unit": 6}
+    constant = {"kind": -1, "scalco": scalar, "coordinate_units": 1, "samples": depth_cells, "dt": step, "unit": 6}
     for name, value in constant.items():
         headers[name] = value
     for name in ("line_trace", "file_trace", "cdp"):
-        headers[name] = number + 1
+        headers[name] = np.arange(columns) + 1
     for name in ("source_x", "group_x", "cdp_x"):
-        headers[name] = x_cm
+        headers[name] = np.round(position_m * each).astype(np.int64)
     samples = np.ascontiguousarray(velocity.T, dtype=">f4")
     traces = b"".join(h.tobytes() + s.tobytes() for h, s in zip(headers, samples, strict=True))
     return text + bytes(binary) + traces

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,13 @@ from seisbind.service.engine.answers import Match, Retrieval, true_descriptors
 from seisbind.service.engine.engine import Engine, Stopwatch
 from seisbind.service.engine.query import Query
 from seisbind.service.formats.npy import NPZ, npz
+from seisbind.service.formats.velocity_model import VelocityModel
 from seisbind.service.runtime.batcher import Answered
 from seisbind.service.runtime.serving import Serving
 
 Float32 = NDArray[np.float32]
 
+READ_PARTS = 3  # arrays of a model that was read: itself and both ends of its interval
 JSON_RANGES = ("application/json", "application/*", "*/*")  # what covers JSON, the most specific first
 MAX_ACCEPT = 4096  # characters that are read of an Accept header; a browser's has 200
 QUALITY = re.compile(rb"0(\.\d{0,3})?|1(\.0{0,3})?")  # RFC 9110, 12.4.2
@@ -49,13 +52,13 @@ def model_bytes(frame: Frame) -> int:
     return 4 * frame.depth_cells * frame.x_cells
 
 
-def check_size(gathers: int, top_k: int, limit_bytes: int, *, frame: Frame) -> None:
-    """Whether the velocity models of an answer are allowed. Raises InvalidQuery."""
+def check_size(gathers: int, models: int, limit_bytes: int, *, frame: Frame) -> None:
+    """Whether the velocity models of an answer, ``models`` for each gather, are allowed. Raises InvalidQuery."""
     one = model_bytes(frame)
-    size = gathers * top_k * one
+    size = gathers * models * one
     if size > limit_bytes:
         raise InvalidQuery(
-            f"The npz would hold {gathers} x {top_k} velocity models of {one} bytes, {size} bytes; the limit is "
+            f"The npz would hold {gathers} x {models} velocity models of {one} bytes, {size} bytes; the limit is "
             f"{limit_bytes} (SEISBIND_MAX_BODY_BYTES), or {limit_bytes // one} models. Send fewer gathers at "
             "once, or ask for fewer matches or for JSON."
         )
@@ -106,12 +109,13 @@ def velocity_of(matches: Sequence[tuple[Match, ...]], top_k: int, engine: Engine
     return velocity if scale.k == 1 else velocity * np.float32(scale.k)
 
 
-def packed(answer: str, retrievals: Sequence[Retrieval], velocity: Float32) -> bytes:
+def packed(answer: str, retrievals: Sequence[Retrieval], velocity: Float32, *, with_models: bool = False) -> bytes:
     """The npz that docs/http.md describes.
 
     Args:
         answer: the same as JSON.
         velocity: as `velocity_of` has it.
+        with_models: whether the models that were read are in it, on all cells.
     """
     shape = velocity.shape[:2]
     longest = max((len(match.model_id) for each in retrievals for match in each.matches), default=1)
@@ -137,4 +141,19 @@ def packed(answer: str, retrievals: Sequence[Retrieval], velocity: Float32) -> b
         arrays["read_velocity"] = np.stack(read)
     if retrievals and retrievals[0].chosen is not None:  # of all of them
         arrays["scale"] = np.array([retrievals[0].scale.s, retrievals[0].scale.k])
+    if with_models:
+        arrays |= _models([each.model for each in retrievals if each.model is not None])
     return npz(arrays)
+
+
+def _models(read: Sequence[VelocityModel]) -> dict[str, NDArray[Any]]:
+    """Models that were read, one for each gather or none at all."""
+    if not read:
+        return {}
+    arrays: dict[str, NDArray[Any]] = {"model_value": np.stack([each.value for each in read])}
+    intervals = [each.interval for each in read if each.interval is not None]
+    if intervals:
+        arrays["model_low"], arrays["model_high"] = (np.stack(part) for part in zip(*intervals, strict=True))
+    for name in ("cell_m", "x0_m", "depth0_m"):
+        arrays[f"model_{name}"] = np.array([getattr(each, name) for each in read], np.float64)
+    return arrays

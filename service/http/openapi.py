@@ -18,6 +18,12 @@ PROBLEMS: dict[int | str, JsonObject] = {
     "5XX": {"description": "The server's fault.", "content": _PROBLEM},
 }
 
+MODEL_TYPES = {
+    "npy": "application/x-npy",
+    "npz": NPZ,
+    "segy": "application/vnd.seg-y",
+    "nc": "application/x-netcdf",
+}  # of the formats of velocity models
 NO_KEY: JsonObject = {"security": []}  # of calls for balancers, which have none
 NDJSON = "application/x-ndjson"
 BINARY = {"type": "string", "format": "binary"}
@@ -52,6 +58,12 @@ RETRIEVE_EXAMPLES: JsonObject = {
             "include": "physics",
             "filter": '{"family": ["FlatVel-A", "CurveVel-A"], "max_velocity": [null, 4200]}',
         },
+    },
+}
+READ_EXAMPLES: JsonObject = {
+    "as SEG-Y": {
+        "summary": "The model as SEG-Y in the depth domain",
+        "value": {"file": FILE_EXAMPLE, "format": "segy"},
     },
 }
 SEARCH_EXAMPLES: JsonObject = {
@@ -103,6 +115,12 @@ def search() -> JsonObject:
 def binary(media_type: str) -> dict[int | str, JsonObject]:
     """The answer of a call that returns a file."""
     return {200: {"description": "The file.", "content": {media_type: {"schema": BINARY}}}}
+
+
+def models() -> dict[int | str, JsonObject]:
+    """The answer of POST /v1/read: a file in one of the formats of velocity models."""
+    content = {media_type: {"schema": BINARY} for media_type in MODEL_TYPES.values()}
+    return {200: {"description": "The file, in the format that was asked for.", "content": content}}
 
 
 def arrays() -> dict[int | str, JsonObject]:

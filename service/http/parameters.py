@@ -7,6 +7,7 @@ from collections import Counter
 
 from seisbind.model.errors import InvalidQuery, InvalidSurvey
 from seisbind.service.formats.reader import Geometry
+from seisbind.service.formats.velocity_model import FORMATS
 from seisbind.service.schemas import RetrieveFields
 
 
@@ -48,6 +49,13 @@ def parse_include(parts: str | list[str], known: tuple[str, ...]) -> tuple[str, 
     if unknown:
         raise InvalidQuery(f"There is no part {unknown[0][:60]!r} to include; known: {', '.join(known)}.")
     return names
+
+
+def parse_format(name: str) -> str:
+    """A format of velocity models. Raises InvalidQuery."""
+    if name not in FORMATS:
+        raise InvalidQuery(f"There is no format {name[:60]!r} of velocity models; there are {', '.join(FORMATS)}.")
+    return name
 
 
 def parse_geometry(fields: RetrieveFields) -> Geometry:

@@ -1,4 +1,5 @@
-"""The calls that find velocity models: POST /v1/retrieve by gathers, POST /v1/search by a model or by descriptors."""
+"""The calls that find velocity models: POST /v1/retrieve and /v1/read by gathers, POST /v1/search by a model or by
+descriptors."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from seisbind.index import Filter
+from seisbind.model.errors import InvalidQuery
 from seisbind.model.scale import UNSCALED, Scale, parse_model_scale, parse_scale
 from seisbind.model.survey.preparation import Prepared
 from seisbind.service.engine.answers import Retrieval, SearchResult
@@ -23,6 +25,7 @@ from seisbind.service.engine.engine import Engine, Stopwatch
 from seisbind.service.engine.query import Query
 from seisbind.service.formats.npy import NPZ
 from seisbind.service.formats.reader import Ingest, read_gathers, read_velocity
+from seisbind.service.formats.velocity_model import write
 from seisbind.service.http import npz_answer, openapi
 from seisbind.service.http.forms import (
     allowed_top_k,
@@ -35,15 +38,17 @@ from seisbind.service.http.forms import (
     read_json,
     unless_left,
 )
-from seisbind.service.http.parameters import parse_geometry, parse_include
-from seisbind.service.http.routing import JSON, Admitted, serving_of, written
+from seisbind.service.http.parameters import parse_format, parse_geometry, parse_include
+from seisbind.service.http.routing import JSON, Admitted, InPieces, serving_of, written
 from seisbind.service.runtime.batcher import Answered
 from seisbind.service.runtime.serving import Serving
 from seisbind.service.schemas import (
     LARGE_PARTS,
+    MODEL_PART,
     PARTS,
     SEARCH_PARTS,
     CoarseVelocityBody,
+    ReadFields,
     RetrievalBody,
     RetrieveAnswer,
     RetrieveFields,
@@ -86,13 +91,14 @@ async def retrieve(request: Request) -> Response:
     include, geometry = parse_include(fields.include, PARTS + LARGE_PARTS), parse_geometry(fields)
     scale = parse_scale(fields.scale, fields.target_depth_m)
 
-    def read(engine: Engine) -> tuple[Query, Ingest]:
+    def prepare(engine: Engine) -> tuple[Query, Ingest]:
         with watch("read"):
             limits, frame = limits_of(serving), engine.frame
             upload = read_gathers(sent.content, geometry=geometry, limits=limits, frame=frame, scale=scale)
         if as_npz:
             limit_bytes = serving.settings.max_body_bytes
-            npz_answer.check_size(upload.ingest.gathers, top_k, limit_bytes, frame=engine.frame)
+            models = top_k + npz_answer.READ_PARTS * (MODEL_PART in include)
+            npz_answer.check_size(upload.ingest.gathers, models, limit_bytes, frame=engine.frame)
         with watch("prepare"):
             query = Query.prepare(
                 upload.gathers, upload.survey, frame=frame, top_k=top_k, filter=filter, notes=upload.notes,
@@ -102,9 +108,10 @@ async def retrieve(request: Request) -> Response:
 
     async def work() -> tuple[Query, Ingest, Answered, Pack]:
         with serving.batches.coming():
-            query, ingest = await serving.on_reader(read)
+            query, ingest = await serving.on_reader(prepare)
         request.state.gathers = len(query)
-        return query, ingest, *await (_as_npz if as_npz else _as_json)(query, serving, watch)
+        answered, pack = await (_as_npz(query, serving, watch, include) if as_npz else _as_json(query, serving))
+        return query, ingest, answered, pack
 
     with watch("total"):
         query, ingest, answered, pack = await unless_left(request, work())
@@ -125,13 +132,14 @@ async def retrieve(request: Request) -> Response:
     return await written(answer, serving, media_type=NPZ if as_npz else JSON, pack=pack, small=small)
 
 
-async def _as_json(query: Query, serving: Serving, watch: Stopwatch) -> tuple[Answered, Pack]:
+async def _as_json(query: Query, serving: Serving) -> tuple[Answered, Pack]:
     return await serving.batches.answer(query), str.encode
 
 
-async def _as_npz(query: Query, serving: Serving, watch: Stopwatch) -> tuple[Answered, Pack]:
+async def _as_npz(query: Query, serving: Serving, watch: Stopwatch, include: Sequence[str]) -> tuple[Answered, Pack]:
     answered, velocity = await npz_answer.with_velocity(query, serving, watch)
-    return answered, lambda json: npz_answer.packed(json, answered.retrievals, velocity)
+    with_models = MODEL_PART in include
+    return answered, lambda json: npz_answer.packed(json, answered.retrievals, velocity, with_models=with_models)
 
 
 def bodies(retrievals: Sequence[Retrieval], query: Query, include: Sequence[str]) -> list[RetrievalBody]:
@@ -166,6 +174,62 @@ def traces(prepared: Prepared, number: int, true: Scale = UNSCALED) -> TracesBod
         scale=scale,
         int16=b64encode((gather / scale).round().astype("<i2").tobytes()).decode(),
     )
+
+
+@router.post(
+    "/read",
+    tags=["search"],
+    response_class=Response,
+    responses=openapi.models(),
+    openapi_extra=openapi.upload(ReadFields, openapi.READ_EXAMPLES),
+)
+@Policy(need=Need.READ)
+async def read(request: Request) -> Response:
+    """The ground as the encoder reads it from one gather, without the gallery, as a file: the starting model to take.
+
+    Send a gather as in POST /v1/retrieve; `format` is npz (with the 90 % interval where the weights state one), npy,
+    segy (of which the unit of depth is the metre) or nc (netCDF, with the interval). Other fields are those of that
+    call; `top_k`, `filter` and `include` change nothing here.
+    """
+    serving, watch = serving_of(request), Stopwatch()
+    serving.batches.check()
+    sent = await read_file(request)
+    fields = parse_fields(ReadFields, sent.fields)
+    file_format, geometry = parse_format(fields.format), parse_geometry(fields)
+    scale = parse_scale(fields.scale, fields.target_depth_m)
+
+    def prepare(engine: Engine) -> Query:
+        with watch("read"):
+            limits, frame = limits_of(serving), engine.frame
+            upload = read_gathers(sent.content, geometry=geometry, limits=limits, frame=frame, scale=scale)
+        if upload.ingest.gathers != 1:
+            raise InvalidQuery(
+                f"A model is read from one gather; the file holds {upload.ingest.gathers}. Send them one by one, or "
+                "ask POST /v1/retrieve for the part 'model' of each."
+            )
+        with watch("prepare"):
+            return Query.prepare(
+                upload.gathers, upload.survey, frame=frame, top_k=1, notes=upload.notes, scale=upload.chosen
+            )
+
+    async def work() -> Answered:
+        with serving.batches.coming():
+            query = await serving.on_reader(prepare)
+        request.state.gathers = 1
+        return await serving.batches.answer(query)
+
+    def content(engine: Engine) -> bytes:
+        model = answered.retrievals[0].model
+        if model is None:
+            raise InvalidQuery("The weights that are served read no velocity model from a gather: they have no head.")
+        title = f"READ FROM A GATHER BY SEISBIND, WEIGHTS {engine.embedder.fingerprint}"
+        with serving.metrics.stage("render"):
+            return write(model, file_format, title=title)
+
+    with watch("total"):
+        answered = await unless_left(request, work())
+    serving.metrics.observe_stages(watch.timings_ms | answered.timings_ms)
+    return InPieces(await serving.on_file(content), media_type=openapi.MODEL_TYPES[file_format])
 
 
 @router.post("/search", response_model=SearchAnswer, tags=["search"], openapi_extra=openapi.search())

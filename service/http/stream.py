@@ -39,7 +39,7 @@ from seisbind.service.http.npy_stream import FormStream, Stack
 from seisbind.service.http.parameters import parse_geometry, parse_include
 from seisbind.service.http.routing import serving_of
 from seisbind.service.runtime.serving import Serving
-from seisbind.service.schemas import PARTS, RetrieveFields, StreamAnswer
+from seisbind.service.schemas import BULK_PARTS, RetrieveFields, StreamAnswer
 from seisbind.service.transport.access import Need, Policy
 from seisbind.service.transport.problems import broken, refused
 
@@ -93,7 +93,7 @@ async def retrieve_stream(request: Request) -> Response:
         parse_geometry(asked),
         allowed_top_k(asked.top_k, serving),
         parse_filter(asked.filter),
-        parse_include(asked.include, PARTS),
+        parse_include(asked.include, BULK_PARTS),
         parse_scale(asked.scale, asked.target_depth_m),
     )
     deadline_s = serving.settings.body_deadline_s

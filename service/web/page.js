@@ -5,7 +5,7 @@ import { drawBar, drawModel, drawTraces, physicsPlot, placeInModel } from "./dra
 import { readNpy, readTraces } from "./npy.js";
 import { advice, number, plainName, presence, verdict } from "./words.js";
 
-const INCLUDE = "descriptors,physics,velocity,traces";
+const INCLUDE = "descriptors,physics,model,traces";
 const GEOMETRY = ["dt_s", "peak_hz", "scale", "target_depth_m", "shot_x_m", "receiver_x_m"];
 const FRAME = document.querySelector("main").dataset; // the line that the weights are for, as the server wrote it
 const CELL_M = Number(FRAME.cellM); // of the gallery's models
@@ -102,6 +102,17 @@ async function beside(fetched) {
   }
 }
 
+// What is sent: the fields, and the file of a question.
+async function form(question, given, signal = undefined) {
+  const file = question.file ?? (await (await call(`web/samples/${question.sample.file}`, { signal })).blob());
+  const body = new FormData();
+  for (const [name, value] of Object.entries(given)) {
+    body.append(name, value);
+  }
+  body.append("file", file, question.name);
+  return body;
+}
+
 async function ask(question) {
   running?.abort();
   const mine = new AbortController();
@@ -119,12 +130,7 @@ async function ask(question) {
   const given = fields();
   try {
     const { signal } = mine;
-    const file = question.file ?? (await (await call(`web/samples/${question.sample.file}`, { signal })).blob());
-    const body = new FormData();
-    for (const [name, value] of Object.entries(given)) {
-      body.append(name, value);
-    }
-    body.append("file", file, question.name);
+    const body = await form(question, given, signal);
     const answer = await (await call("v1/retrieve", { method: "POST", body, signal })).json();
     const ms = performance.now() - began;
     const { scale } = answer.results[0];
@@ -312,6 +318,23 @@ function flat(rows) {
   return { rows: rows.length, columns: rows[0].length, values: Float32Array.from(rows.flat()) };
 }
 
+// The model that the encoder reads, and how wide its 90 % interval is in each cell, where the weights state one.
+function readPanels(model) {
+  const cellM = model.cell_m;
+  const stated = model.low !== null && model.high !== null;
+  const without = stated ? "" : "; these weights state no interval for its cells";
+  const note = `by the encoder alone, without the gallery: the starting model to take${without}`;
+  const read = { title: "Read directly", note, map: flat(model.value), cellM, aside: true, files: true };
+  if (!stated) {
+    return [read];
+  }
+  const width = flat(model.high.map((row, i) => row.map((high, j) => high - model.low[i][j])));
+  const scale = { low: 0, high: Math.ceil(Math.max(...width.values) / 100) * 100 };
+  const range = `${Math.round(Math.min(...width.values))} to ${Math.round(Math.max(...width.values))} m/s`;
+  const said = `how wide it is in each cell, ${range}: dark where the record says more`;
+  return [read, { title: "Its 90 % interval", note: said, map: width, cellM, scale, aside: true, width: true }];
+}
+
 async function showModels(result) {
   const at = shown;
   const panels = [];
@@ -319,10 +342,7 @@ async function showModels(result) {
   if (at.ground) {
     panels.push({ title: "True ground", note: at.question.sample.about, map: at.ground, cellM: CELL_M, aside: true });
   }
-  if (result.velocity) {
-    const note = `by the encoder alone, without the gallery, in cells of ${result.velocity.cell_m} m`;
-    panels.push({ title: "Read directly", note, map: flat(result.velocity.m_s), cellM: result.velocity.cell_m, aside: true });
-  }
+  panels.push(...(result.model ? readPanels(result.model) : []));
   for (const match of result.matches) {
     panels.push({ title: `${match.rank}. ${match.family ?? "no family"}`, match, map: at.models.get(match.model_id) ?? null, cellM });
   }
@@ -360,7 +380,7 @@ function panelItem(panel) {
     panel.tags = element("p", { className: "tags" });
     item.append(element("p", {}, element("code", { text: match.model_id })), panel.off, downloads(match), panel.tags);
   } else {
-    item.append(element("p", { className: "muted", text: panel.note }), panel.off);
+    item.append(element("p", { className: "muted", text: panel.note }), panel.off, ...(panel.files ? [readDownloads()] : []));
   }
   canvas.addEventListener("pointermove", (event) => point(placeInModel(canvas, event)));
   canvas.addEventListener("pointerleave", () => point(null));
@@ -380,6 +400,34 @@ function downloads(match) {
       }
     });
     line.append(line.childNodes.length ? " · " : "", link);
+  }
+  return line;
+}
+
+const READ_FORMATS = [["npz", "npz", "npz"], ["npy", "npy", "npy"], ["SEG-Y", "segy", "sgy"], ["netCDF", "nc", "nc"]];
+
+// The model that is read, as files: the server reads the gather again and writes them.
+function readDownloads() {
+  if (shown.answer.results.length > 1) {
+    return element("p", { className: "muted", text: "As a file of gathers sent one by one; the answer (JSON) below has it for each." });
+  }
+  const line = element("p", {});
+  const { question, given } = shown;
+  for (const [text, format, ending] of READ_FORMATS) {
+    const button = element("button", { type: "button", className: "link", text });
+    button.setAttribute("aria-label", `${text} of the model read directly`);
+    button.addEventListener("click", async () => {
+      button.disabled = true;
+      try {
+        const body = await form(question, { ...given, format });
+        save(await (await call("v1/read", { method: "POST", body })).blob(), `${question.name}-read.${ending}`);
+      } catch (error) {
+        fail(error);
+      } finally {
+        button.disabled = false;
+      }
+    });
+    line.append(line.childNodes.length ? " · " : "", button);
   }
   return line;
 }
@@ -422,7 +470,7 @@ function paintModels(mark = null) {
     return;
   }
   const there = shown.panels.filter(({ map }) => map);
-  const scale = scaleOf(there.map(({ map }) => map));
+  const scale = scaleOf(there.filter(({ width }) => !width).map(({ map }) => map));
   const first = shown.panels.find(({ match, map }) => match && map)?.map ?? null;
   const differing = by("difference").checked && first !== null;
   by("difference-bar-figure").hidden = !differing;
@@ -443,7 +491,7 @@ function paintModels(mark = null) {
   }
   for (const panel of there) {
     const minus = differing && others.includes(panel) ? first : null;
-    drawModel(panel.canvas, { map: panel.map, cellM: panel.cellM, scale: minus ? apart : scale, minus, mark });
+    drawModel(panel.canvas, { map: panel.map, cellM: panel.cellM, scale: minus ? apart : panel.scale ?? scale, minus, mark });
     describe(panel, first);
   }
 }
@@ -452,7 +500,7 @@ function describe(panel, first) {
   const { map, match } = panel;
   const { low, high } = { low: Math.round(Math.min(...map.values)), high: Math.round(Math.max(...map.values)) };
   const apart = [];
-  if (match && shown.ground && map.values.length === shown.ground.values.length) {
+  if ((match || panel.files) && shown.ground && map.values.length === shown.ground.values.length) {
     apart.push(`${Math.round(meanDifference(map, shown.ground))} m/s off the true ground`);
   }
   if (match && first && map !== first && map.values.length === first.values.length) {
@@ -460,7 +508,8 @@ function describe(panel, first) {
   }
   panel.off.textContent = apart.join(", ") || " ";
   const name = match ? `Match ${match.rank}, ${match.family ?? "without a family"}, similarity ${match.similarity.toFixed(3)}` : panel.title;
-  panel.canvas.setAttribute("aria-label", `${name}: ${low} to ${high} metres a second, mean ${Math.round(mean(map))}. ${apart.join(", ")}`);
+  const label = panel.width ? `${name}, width of: ${low} to ${high} metres a second.` : `${name}: ${low} to ${high} metres a second, mean ${Math.round(mean(map))}. ${apart.join(", ")}`;
+  panel.canvas.setAttribute("aria-label", label);
 }
 
 function point(place) {
@@ -523,6 +572,8 @@ function showCurl() {
   }
   const parts = Object.entries(given).filter(([name]) => name !== "include").map(([name, value]) => ` -F ${quoted(`${name}=${value}`)}`);
   lines.push(`curl --fail-with-body${key} -F ${quoted(`file=@${question.name}`)}${parts.join("")} ${address("v1/retrieve").href}`);
+  const geometry = Object.entries(given).filter(([name]) => GEOMETRY.includes(name)).map(([name, value]) => ` -F ${quoted(`${name}=${value}`)}`);
+  lines.push(`curl --fail-with-body${key} -o read.npz -F ${quoted(`file=@${question.name}`)}${geometry.join("")} ${address("v1/read").href}`);
   by("curl").textContent = lines.join("\n");
 }
 

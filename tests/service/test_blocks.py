@@ -7,6 +7,7 @@ program, and what it names exists, but for those behind ``NAME=value``. Commands
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -60,8 +61,11 @@ PLAN = {
     ("docs/deploy.md", "git pull"): "needs a container engine",
     ("docs/deploy.md", "apt install"): "needs root and minutes; docker/build_with_buildah.py itself",
     ("docs/formats.md", "{"): RUN,
+    ("docs/fwi.md", ""): RUN,
     ("docs/http.md", "$ python benchmarks/page_samples.py"): "writes into the source",
     ("docs/http.md", ""): RUN,
+    ("docs/inspect.md", ""): RUN,
+    ("docs/inspect.md", "┏"): "what `seisbind inspect` prints; compared below",
     ("docs/operations.md", "seisbind key new"): RUN,
     ("docs/operations.md", "scrape_configs"): RUN,
     ("docs/operations.md", "server {"): RUN,
@@ -204,6 +208,7 @@ def test_each_block_is_planned_and_each_plan_has_a_block() -> None:
         *(("docs/pipelines.md", language) for language in ("python", "bash")),
         *(("docs/operations.md", language) for language in ("bash", "yaml", "nginx", "python")),
         ("docs/formats.md", "json"),
+        *((f"docs/{page}.md", language) for page in ("fwi", "inspect") for language in ("python", "bash")),
         ("docs/physics.md", "bash"),
         *(("docs/training.md", language) for language in ("bash", "json")),
     }, "a test below has to run the blocks of this language"
@@ -305,6 +310,45 @@ def test_what_formats_md_shows_is_what_is_said(tmp_path: Path) -> None:
     ingest = json.loads(json.dumps(asdict(read_gathers((tmp_path / "one.sgy").read_bytes()).ingest)))
     assert [each["code"] for each in ingest["assumptions"]] == [each["code"] for each in shown["assumptions"]]
     assert {**ingest, "assumptions": None} == {**shown, "assumptions": None}
+
+
+@pytest.fixture(scope="module")
+def read_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a gather and the model that fwi.md reads from it, by the weights that ship."""
+    folder = tmp_path_factory.mktemp("fwi")
+    np.save(folder / "gather.npy", simulate(mixed(1, seed=7)[0])[0])
+    run("seisbind gallery build gallery --count 20 --seed 1", folder)
+    (block,) = those("docs/fwi.md", "bash")
+    run(block.text, folder)
+    return folder
+
+
+def misfits(said: str) -> list[float]:
+    return [float(each) for each in said.removeprefix("misfit ").split()]
+
+
+def test_an_inversion_by_deepwave_begins(read_model: Path) -> None:
+    pytest.importorskip("deepwave", reason="deepwave, which the recipe of fwi.md is for, is not installed")
+    (block,) = those("docs/fwi.md", "python", start="import deepwave")
+    found = misfits(run(block.text, read_model, language="python"))
+    assert len(found) == 5 and found[-1] < 0.8 * found[0] < 0.8 * 0.05
+
+
+def test_an_inversion_by_devito_begins(read_model: Path) -> None:
+    if importlib.util.find_spec("devito") is None:
+        pytest.skip("devito is not installed: its recipe in fwi.md was not run")
+    (block,) = those("docs/fwi.md", "python", start="import numpy")
+    found = misfits(run(block.text, read_model, language="python", DEVITO_LOGGING="ERROR"))
+    assert len(found) == 4 and found[-1] < 0.9 * found[0] < 0.9 * 0.05
+
+
+def test_what_inspect_md_shows_is_what_is_said(tmp_path: Path) -> None:
+    (record,), (command,) = those("docs/inspect.md", "python"), those("docs/inspect.md", "bash")
+    run(record.text, tmp_path, language="python")
+    (shown,) = [block for block in BLOCKS if block.page == "docs/inspect.md" and block.text.startswith("┏")]
+    said = run(command.text, tmp_path)
+    assert re.sub(r"\d", "0", said) == re.sub(r"\d", "0", shown.text)  # machines round differently
+    assert (tmp_path / "inspect.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.timeout(900)

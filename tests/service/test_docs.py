@@ -50,7 +50,7 @@ def test_the_docs_name_the_weights_that_ship() -> None:
     assert named >= 4
 
 
-FILES = {"/v1/retrieve": "gather", "/v1/search": "velocity", "/v1/models": "velocity"}
+FILES = {"/v1/retrieve": "gather", "/v1/read": "gather", "/v1/search": "velocity", "/v1/models": "velocity"}
 
 
 def test_every_form_and_parameter_of_the_description_runs(

@@ -57,7 +57,7 @@ def one_line(done: subprocess.CompletedProcess[str], code: str) -> None:
 def test_help_lists_the_commands_without_importing_torch() -> None:
     done = seisbind("--help")
     assert done.returncode == 0
-    for command in ("demo", "simulate", "train", "evaluate", "gallery", "serve", "retrieve", "key"):
+    for command in ("demo", "simulate", "train", "evaluate", "gallery", "serve", "inspect", "retrieve", "key"):
         assert command in done.stdout
     heavy = "{'torch', 'faiss', 'fastapi', 'numpy'}"
     probe = f"import seisbind.service.commands.main, sys; print(sorted({heavy} & set(sys.modules)))"

@@ -10,6 +10,7 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from seisbind.model.encoders.embedder import Embedder
 from seisbind.service.commands.demo import npy
 from seisbind.service.transport.keys import Scope, make_key
 
@@ -198,6 +200,48 @@ def test_a_field_file_and_its_downloads(visit: Open, gathers: Float32, served: A
         page.click("#json")
     assert download.value.suggested_filename == "my line.npy.json"
     assert "-F 'file=@my line.npy' -F top_k=5" in page.inner_text("#curl")
+
+
+def test_the_model_read_directly_is_taken_as_a_file(visit: Open, gathers: Float32, served: Any, tmp_path: Path) -> None:
+    page = visit()
+    send(page, "line.npy", npy(gathers[0]))
+    page.locator("#models canvas[aria-label]").nth(5).wait_for()
+    read = page.locator("#models li").first
+    assert "state no interval" in read.inner_text() and page.locator("#models li").count() == 6
+    for kind, format, ending in (("npz", "npz", "npz"), ("npy", "npy", "npy"), ("SEG-Y", "segy", "sgy"),
+                                 ("netCDF", "nc", "nc")):  # fmt: skip
+        with page.expect_download() as download:
+            read.get_by_text(kind, exact=True).click()
+        assert download.value.suggested_filename == f"line.npy-read.{ending}"
+        download.value.save_as(tmp_path / ending)
+        same = served.http.post("/v1/read", files={"file": npy(gathers[0])}, data={"format": format}).content
+        assert len((tmp_path / ending).read_bytes()) == len(same)
+    written = np.load(tmp_path / "npy", allow_pickle=False)
+    shown = served.http.post("/v1/retrieve", files={"file": npy(gathers[0])}, data={"include": "model"}).json()
+    np.testing.assert_allclose(written, shown["results"][0]["model"]["value"], atol=0.06)
+    assert "-o read.npz -F file=@line.npy" in page.inner_text("#curl") and "v1/read" in page.inner_text("#curl")
+
+
+def test_the_interval_of_the_model_read_directly_is_drawn(
+    visit: Open, gathers: Float32, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Embedder.read_model
+
+    def stated(self: Embedder, encoded: Any) -> Any:
+        found = read(self, encoded)
+        assert found is not None
+        half = np.linspace(50, 200, 70, dtype=np.float32)[:, None]  # wider with depth
+        return replace(found, low=found.value - half, high=found.value + half)
+
+    monkeypatch.setattr(Embedder, "read_model", stated)
+    page = visit()
+    send(page, "line.npy", npy(gathers[0]))
+    page.locator("#models canvas[aria-label]").nth(6).wait_for()
+    panel = page.locator("#models li").nth(1)
+    assert "Its 90 % interval" in panel.inner_text() and "100 to 400 m/s" in panel.inner_text()
+    assert panel.locator("canvas").evaluate(INKED) > 10
+    assert "width of: 100 to 400" in str(panel.locator("canvas").get_attribute("aria-label"))
+    assert "state no interval" not in page.locator("#models li").first.inner_text()
 
 
 def test_what_is_refused_is_said_and_can_be_mended(visit: Open, gathers: Float32) -> None:
