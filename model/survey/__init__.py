@@ -1,6 +1,6 @@
 """Recorded gathers: traces with positions are sorted into a line, and a line's gathers mapped to the grid of a frame.
 
-`preparation.prepare` does the whole; `line.lay_out` comes before it for files with trace headers.
+`preparation.prepare` does the whole, after `line.lay_out` for files with trace headers; `windows` reads long lines.
 """
 
-__all__ = ["line", "notes", "preparation", "recorded", "resampling"]
+__all__ = ["line", "notes", "preparation", "recorded", "resampling", "spreads", "windows"]

@@ -191,7 +191,7 @@ def _read_traces(traces: TraceFile, geometry: Geometry, limits: Limits, frame: F
     )
     return _upload(
         record.gathers,
-        geometry.over(Geometry(record.dt_s, record.line.shot_x_m, record.line.receiver_x_m)),
+        geometry.over(Geometry(record.dt_s, record.shot_x_m, record.receiver_x_m)),
         frame,
         format=traces.format,
         sample_format=traces.coding.name,
