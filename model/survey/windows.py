@@ -101,12 +101,14 @@ def choose_window(spread: Spread, start_m: float) -> Window:
     margin, count = frame.shot_margin_m * (1 + ROUNDING), len(frame.shot_x_m)
     low, high = np.searchsorted(spread.place_m, (start_m - margin, start_m + frame.line_m + margin))
     place = np.arange(low, high)
-    first, last = spread.between(place, start_m - frame.on_node_m, start_m + frame.line_m + frame.on_node_m)
+    end_m, beyond_m = start_m + frame.line_m, frame.max_gap_m  # from beyond, its ends are interpolated
+    first, last = spread.between(place, start_m - frame.on_node_m, end_m + frame.on_node_m)
     some = last > first
     place, first, last = place[some], first[some], last[some]
     share = (spread.covered_m[last - 1] - spread.covered_m[first]) / frame.line_m
     enough = share >= MIN_COVER
-    place, first, last, share = place[enough], first[enough], last[enough], np.minimum(share[enough], 1.0)
+    place, share = place[enough], np.minimum(share[enough], 1.0)
+    first, last = spread.between(place, start_m - beyond_m, end_m + beyond_m)
     x = spread.place_m[place] - start_m
     chosen = np.arange(len(place)) if len(place) <= count else _spread_evenly(x, share, count, frame.line_m)
     return Window(

@@ -421,7 +421,7 @@ def test_a_towed_cable_is_answered_by_pseudo_shots() -> None:
     live = upload.gathers.any(axis=1)
     assert not live[np.abs(offset) < 55].any()
     before_last = np.asarray(upload.survey.receiver_x_m) <= 1970
-    assert live[(offset > 60) & (offset < 410)].all()
+    assert live[(offset > 85) & (offset < 385)].all()
     assert live[(offset < -85) & (offset > -385) & before_last].all()
     for shot, receiver in np.argwhere(live & (np.abs(offset % 10) < 1e-6)):
         if offset[shot, receiver] > 0:
