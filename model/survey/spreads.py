@@ -138,7 +138,7 @@ def find_spread(
     count = high - low
     entry = np.repeat(np.arange(len(end)), count)
     at = np.arange(len(entry)) - np.repeat(np.cumsum(count) - count, count) + low[entry]
-    beside = np.abs(end[entry] - place[at])
+    beside = end[entry] - place[at]
     key = at * stride_m(frame) + away[entry]
     order = np.argsort(key, kind="stable")
     key, at, beside, entry = key[order], at[order], beside[order], entry[order]
@@ -174,10 +174,14 @@ def _means(x: Float64, group: Index) -> Float64:
 
 
 def _best(entry: Index, key: Float64, at: Index, beside: Float64, width: float) -> tuple[Index, Float64, Index]:
-    """Of entries of a place with the same offset, the one nearest to it; shot there before recorded there."""
+    """Of entries of a place with the same offset, the one nearest to it; shot there before recorded there.
+
+    The order of the traces matters only among those with the same ends.
+    """
     group = _groups(key, width)
     if group[-1] + 1 == len(group):
         return entry, key, at
-    order = np.lexsort((entry, np.round(beside / (width * ROUNDING)), group))
+    steps = np.round(beside / (width * ROUNDING))
+    order = np.lexsort((entry, steps, np.abs(steps), group))
     first = order[np.flatnonzero(np.diff(group[order], prepend=-1))]
     return entry[first], key[first], at[first]
