@@ -241,8 +241,8 @@ def map_windows(
     numbers, row = np.unique(entry, return_inverse=True)
     raw = read(numbers)
     with np.errstate(invalid="ignore", over="ignore"):
-        alive = np.asarray(raw.max(axis=1) > raw.min(axis=1))
-        alive &= np.isfinite(raw.sum(axis=1, dtype=np.float64))
+        high, low = raw.max(axis=1), raw.min(axis=1)  # both are NaN where a sample is
+        alive = (high > low) & np.isfinite(high) & np.isfinite(low)
     if not alive.all():
         raw[~alive] = 0
     usable = alive[row]

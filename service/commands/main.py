@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from seisbind.model.errors import SeisBindError
-from seisbind.service.commands import gallery, keys, retrieve, training
+from seisbind.service.commands import gallery, keys, retrieve, section, training
 from seisbind.service.commands.errors import print_error
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(training.simulate)
 app.command()(training.train)
 app.command()(training.evaluate)
 app.command()(retrieve.retrieve)
+app.command()(section.section)
 
 
 def _say_version(asked: bool) -> None:

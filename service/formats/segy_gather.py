@@ -239,6 +239,21 @@ def _in_range(dt_s: float) -> float:
 
 def _delay(headers: Headers, dt_s: float, frame: Frame, notes: list[Note]) -> int:
     """Samples between the shot and the first sample (bytes 109-110); negative if recording began before the shot."""
+    delay = start_samples(headers, dt_s)
+    if not delay:
+        return 0
+    start_ms = int(headers["delay_ms"][0])
+    if delay * dt_s > frame.duration_s - frame.min_record_s:
+        raise InvalidSurvey(
+            f"Recording starts {start_ms} ms after the shot; at least {frame.min_record_s:g} s of the first "
+            f"{frame.duration_text} are needed."
+        )
+    notes.append(Note("delay_applied", f"Recording starts {start_ms} ms after the shot; the traces were shifted."))
+    return delay
+
+
+def start_samples(headers: Headers, dt_s: float) -> int:
+    """Samples between the shot and the first sample (bytes 109-110), the same for all traces. Raises InvalidSurvey."""
     delays = np.unique(headers["delay_ms"])
     if not delays.any():
         return 0
@@ -251,12 +266,6 @@ def _delay(headers: Headers, dt_s: float, frame: Frame, notes: list[Note]) -> in
     delay = int(delays[0]) / 1e3 / dt_s
     if abs(delay - round(delay)) > 0.01:
         raise InvalidSurvey(f"A delay of {delays[0]} ms is no whole number of samples of {dt_s * 1e3:g} ms.")
-    if delay * dt_s > frame.duration_s - frame.min_record_s:
-        raise InvalidSurvey(
-            f"Recording starts {delays[0]} ms after the shot; at least {frame.min_record_s:g} s of the first "
-            f"{frame.duration_text} are needed."
-        )
-    notes.append(Note("delay_applied", f"Recording starts {delays[0]} ms after the shot; the traces were shifted."))
     return round(delay)
 
 
