@@ -69,7 +69,7 @@ def _write(
     from seisbind.service.formats.line_file import open_line
 
     check_suffix(out)
-    asked = parse_scale(scale)
+    asked = _scale(scale)
     embedder = Embedder.load(weights, device=device)
     with Gallery.open(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame) as opened:
         engine, line = Engine(embedder, opened), open_line(files)
@@ -90,16 +90,15 @@ def _write(
         _show(found, out)
 
 
-def parse_scale(text: str) -> Scale:
-    """``2`` or ``0.5,0.3`` as a scale. Raises InvalidConfig, or InvalidSurvey for a factor out of range."""
-    from seisbind.model.errors import InvalidConfig
-    from seisbind.model.scale import Scale
+def _scale(text: str) -> Scale:
+    """The scale that is asked for. Raises InvalidConfig."""
+    from seisbind.model.errors import InvalidConfig, InvalidSurvey
+    from seisbind.service.http.parameters import parse_scale
 
     try:
-        s, k = [*map(float, text.split(",")), 1.0][:2]
-    except ValueError as error:
-        raise InvalidConfig(f"--scale is s, or s,k, two numbers separated by a comma; got {text[:40]!r}.") from error
-    return Scale(s, k)
+        return parse_scale(text)
+    except InvalidSurvey as error:
+        raise InvalidConfig(f"--scale: {error}") from error
 
 
 def _show(found: Section, out: Path) -> None:

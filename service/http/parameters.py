@@ -6,6 +6,7 @@ import json
 from collections import Counter
 
 from seisbind.model.errors import InvalidQuery, InvalidSurvey
+from seisbind.model.scale import Scale
 from seisbind.service.formats.reader import Geometry
 from seisbind.service.schemas import RetrieveFields
 
@@ -56,6 +57,15 @@ def parse_geometry(fields: RetrieveFields) -> Geometry:
         fields.dt_s, _positions("shot_x_m", fields.shot_x_m), _positions("receiver_x_m", fields.receiver_x_m),
         fields.peak_hz,
     )  # fmt: skip
+
+
+def parse_scale(text: str) -> Scale:
+    """``2``, or ``0.5,0.3`` with the factor of velocities. Raises InvalidSurvey."""
+    try:
+        s, k = [*map(float, split(text)), 1.0][:2]
+    except ValueError as error:
+        raise InvalidSurvey(f"A scale is a number s, or s and k with a comma between; got {text[:60]!r}.") from error
+    return Scale(s, k)
 
 
 def split(text: str) -> tuple[str, ...]:
