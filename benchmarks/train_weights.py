@@ -8,6 +8,7 @@ r"""Make the shipped weights again, from seeds to safetensors: simulate, train, 
         --start runs/2/weights.safetensors --out runs/3
     python benchmarks/train_weights.py --config reading --set fourth --before more third \
         --start runs/3/weights.safetensors --out runs/4
+    python benchmarks/train_weights.py --config broad --set broad --start runs/4/weights.safetensors --out runs/5
     python benchmarks/train_weights.py --config paper --out runs/paper   # the baseline, on the pairs of the first
 
 The shipped weights are made by the runs in the middle: each goes on from the one before, with pairs of its own.
@@ -28,36 +29,42 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from seisbind.model.datasets.acquisition import EXACT, AcquisitionConfig, simulate_pairs
+from seisbind.model.datasets.acquisition import ANY_LINE, EXACT, AcquisitionConfig, simulate_pairs
 from seisbind.model.datasets.pairs import SHARD, PairSet, load_pairs, shard_path
 from seisbind.model.datasets.writer import CHUNK, only_writer
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.encoders.weights_file import load_weights
 from seisbind.model.errors import DatasetError
-from seisbind.model.ground.families import FAMILIES, mixed
+from seisbind.model.ground.families import BROAD_FAMILIES, FAMILIES, mixed
 from seisbind.model.training.calibration import OTHERS
 from seisbind.model.training.evaluation import evaluate
 from seisbind.model.training.recipe import load_config
 from seisbind.model.training.run import WEIGHTS, Stage, train_weights
 from seisbind.model.training.trainer import Progress
 
-# name: (pairs, seed, acquisitions); the last two are never trained on
+TURNS = (*FAMILIES, *BROAD_FAMILIES, *BROAD_FAMILIES)  # six of eleven pairs are of broad ground
+# name: (pairs, seed, acquisitions, families); the last five are never trained on
 SETS = {
-    "train": (32_000, 11, AcquisitionConfig()),
-    "more": (32_000, 16, AcquisitionConfig()),
-    "third": (24_000, 17, AcquisitionConfig()),
-    "fourth": (20_000, 18, AcquisitionConfig()),
-    "calibration": (8_000, 12, EXACT),
-    "test": (1_000, 13, EXACT),
-    "coverage": (3_000, 15, EXACT),
+    "train": (32_000, 11, AcquisitionConfig(), FAMILIES),
+    "more": (32_000, 16, AcquisitionConfig(), FAMILIES),
+    "third": (24_000, 17, AcquisitionConfig(), FAMILIES),
+    "fourth": (20_000, 18, AcquisitionConfig(), FAMILIES),
+    "broad": (24_000, 21, ANY_LINE, TURNS),
+    "calibration": (8_000, 12, EXACT, FAMILIES),
+    "held-out": (4_000, 22, ANY_LINE, TURNS),
+    "exact": (3_000, 23, EXACT, TURNS),
+    "test": (1_000, 13, EXACT, FAMILIES),
+    "coverage": (3_000, 15, EXACT, FAMILIES),
 }
 # (until this share of the steps, pairs): training starts while the rest is being simulated in another process
 GROWTH = {
     "train": ((0.15, 10_000), (0.5, 20_000), (1.0, 32_000)),
     "third": ((0.2, 6_000), (0.45, 14_000), (0.7, 22_000), (1.0, 24_000)),
     "fourth": ((0.1, 2_000), (0.25, 10_000), (1.0, 20_000)),
+    "broad": ((0.07, 5_000), (0.15, 8_000), (0.3, 12_000), (0.55, 18_000), (1.0, 24_000)),
     "more": ((0.3, 14_000), (0.55, 20_000), (0.8, 26_000), (1.0, 32_000)),
 }
+HELD_OUT = {FAMILIES: ("calibration",), TURNS: ("exact", "held-out")}  # what weights of a set are calibrated on
 PATIENCE_S = 10
 OTHERS_SEED, PART = 1400, 2_000  # the first seed of further models for the calibration, and how many a seed
 
@@ -66,7 +73,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/default"))
     parser.add_argument("--pairs", type=Path, default=Path("runs/pairs"), help="folder of the simulated pairs")
-    parser.add_argument("--config", default="default", help="default, further, larger, reading, paper or a JSON file")
+    parser.add_argument(
+        "--config", default="default", help="default, further, larger, reading, broad, paper or a JSON file"
+    )
     parser.add_argument("--start", type=Path, help="weights to go on from; default: random ones")
     parser.add_argument("--set", choices=list(GROWTH), default="train", help="pairs to train on")
     parser.add_argument("--before", choices=list(GROWTH), nargs="*", default=[], help="sets to train on beside it")
@@ -76,10 +85,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    def simulated(name: str) -> PairSet:
-        count, seed, acquisition = SETS[name]
-        simulate_pairs(args.pairs / name, count, seed, FAMILIES, config=acquisition, progress=counter(name))
-        return load_pairs(args.pairs / name)
+    def simulated(*names: str) -> PairSet:
+        for name in names:
+            count, seed, acquisition, families = SETS[name]
+            simulate_pairs(args.pairs / name, count, seed, families, config=acquisition, progress=counter(name))
+        *before, last = (args.pairs / name for name in names)
+        return load_pairs(last, before=before)
 
     if args.only:
         simulated(args.only)
@@ -99,13 +110,14 @@ def main() -> None:
         return pairs
 
     start = load_weights(args.start) if args.start else None
+    families = SETS[args.set][3]
     training = {
         "start": start and start.description.training | {"fingerprint": start.fingerprint},
-        "families": list(FAMILIES),
-        "sets": {name: SETS[name][:2] for name in (*args.before, args.set, "calibration")},  # pairs and seed
+        "families": list(dict.fromkeys(families)),
+        "sets": {name: SETS[name][:2] for name in (*args.before, args.set, *HELD_OUT[families])},  # pairs and seed
         "others": (OTHERS, OTHERS_SEED),
         "samples": config.steps * config.batch,
-        "acquisition": asdict(AcquisitionConfig()),
+        "acquisition": asdict(SETS[args.set][2]),
     }
     train_weights(
         [Stage(partial(first_pairs, count), until) for until, count in GROWTH[args.set]],
@@ -114,7 +126,7 @@ def main() -> None:
         name=args.name,
         training=training,
         start=start and start.encoders,
-        held_out=lambda: simulated("calibration"),
+        held_out=lambda: simulated(*HELD_OUT[families]),
         others=lambda: np.concatenate([mixed(PART, OTHERS_SEED + i)[0] for i in range(OTHERS // PART)]),
         resume=True,
         progress=say,

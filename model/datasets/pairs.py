@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ SHARD = 250  # pairs per file: 49 MB of OpenFWI's, about half a minute of simula
 SHARDS = "pairs-*.safetensors"
 CHUNK = 1000  # models described at once
 FIELDS = ("traces", "velocity", "descriptors", "family")
+PLACES = "shot_x_m"  # in shards whose shots are not all the frame's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class PairSet:
         family: ``(n,)`` int64 index into ``families``.
         families: names.
         frame: that they were made for; OpenFWI's has traces (5, 250, 70) and velocity (70, 70).
+        shot_x_m: ``(n, shot)`` float32, metres from the first receiver; None where all are the frame's own.
     """
 
     traces: Tensor
@@ -52,6 +55,7 @@ class PairSet:
     family: Tensor
     families: tuple[str, ...]
     frame: Frame = OPENFWI_FRAME
+    shot_x_m: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = len(self.traces)
@@ -66,15 +70,31 @@ class PairSet:
         return len(self.traces)
 
     def to(self, device: torch.device | str) -> PairSet:
-        return replace(self, **{name: getattr(self, name).to(device) for name in FIELDS})
+        return self._with(lambda part: part.to(device))
 
     def select(self, indices: Tensor | Sequence[int]) -> PairSet:
         index = torch.as_tensor(indices, device=self.traces.device)
-        return replace(self, **{name: getattr(self, name)[index] for name in FIELDS})
+        return self._with(lambda part: part[index])
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> PairSet:
+        names = FIELDS if self.shot_x_m is None else (*FIELDS, PLACES)
+        parts: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, **parts)
+
+    def places(self) -> Tensor:
+        """``(n, shot)`` positions of the shots, the frame's own included."""
+        if self.shot_x_m is not None:
+            return self.shot_x_m
+        return own_places(self.frame).to(self.traces.device).expand(len(self), -1)
 
     def family_names(self) -> NDArray[np.str_]:
         names: NDArray[np.str_] = np.asarray(self.families)[self.family.cpu().numpy()]
         return names
+
+
+def own_places(frame: Frame) -> Tensor:
+    """``(1, shot)`` positions of a frame's own shots, float32."""
+    return torch.tensor([frame.shot_x_m])
 
 
 def scale_to_unit_rms(traces: Tensor) -> Tensor:
@@ -95,6 +115,8 @@ def shard_path(directory: Path, number: int) -> Path:
 def save_shard(path: Path, pairs: PairSet) -> None:
     """Write one shard whole or not at all."""
     tensors = {name: getattr(pairs, name).cpu().contiguous() for name in FIELDS}
+    if pairs.shot_x_m is not None:
+        tensors[PLACES] = pairs.shot_x_m.cpu().contiguous()
     metadata = {"families": "\n".join(pairs.families)}
     if pairs.frame != OPENFWI_FRAME:
         metadata["frame"] = json.dumps(pairs.frame.to_dict())
@@ -128,6 +150,7 @@ def load_pairs(directory: Path, first: int | None = None, *, before: Sequence[Pa
     files = [path for _, shards in found for path in shards]
     counts, families, frames = [], set(), []
     joined: dict[str, Tensor] = {}
+    placed = False
     try:
         for path in files:
             with safe_open(path, framework="pt") as file:
@@ -142,8 +165,13 @@ def load_pairs(directory: Path, first: int | None = None, *, before: Sequence[Pa
                 counts.append(file.get_slice("family").get_shape()[0])
         for path, count, end in zip(files, counts, np.cumsum(counts), strict=True):
             with safe_open(path, framework="pt") as file:
-                for name in FIELDS:
-                    part = file.get_tensor(name)
+                own = PLACES in file.keys()  # noqa: SIM118 (not a mapping)
+                placed |= own
+                for name in (*FIELDS, PLACES):
+                    if name == PLACES and not own:
+                        part = own_places(frames[0]).expand(count, -1)
+                    else:
+                        part = file.get_tensor(name)
                     if name not in joined:
                         joined[name] = torch.empty((sum(counts), *part.shape[1:]), dtype=part.dtype)
                     joined[name][end - count : end] = part
@@ -152,6 +180,8 @@ def load_pairs(directory: Path, first: int | None = None, *, before: Sequence[Pa
     if len(families) > 1:
         where = " and ".join(str(folder) for folder in (*before, directory))
         raise DatasetError(f"The shards in {where} list different families; they cannot be trained on together.")
+    if not placed:
+        del joined[PLACES]
     return PairSet(**joined, families=tuple(families.pop().split("\n")), frame=frames[0])
 
 

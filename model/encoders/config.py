@@ -24,6 +24,7 @@ class EncoderConfig:
         blocks: residual blocks of each stage over the gathers, at least two.
         mixers: residual layers over the gather as a whole.
         finish: residual blocks at each of the map head's two resolutions.
+        map_error: 1 where the map head states the error of each cell, else 0.
         families: names of the family head's classes; without any, there is no such head. Training takes them from
             its pairs.
     """
@@ -37,6 +38,7 @@ class EncoderConfig:
     blocks: tuple[int, int, int] = MIN_BLOCKS
     mixers: int = 0
     finish: int = 0
+    map_error: int = 0
     families: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -46,5 +48,7 @@ class EncoderConfig:
                 f"Encoders need 'ahead', 'mixers' and 'finish' of 0 or more (got {counts}) and three 'blocks' of "
                 f"{MIN_BLOCKS[0]} or more (got {self.blocks})."
             )
-        if self.kind == "paper" and (any(counts) or self.blocks != MIN_BLOCKS):
+        if self.map_error not in (0, 1):
+            raise InvalidConfig(f"Encoders' 'map_error' is 0 or 1; got {self.map_error!r}.")
+        if self.kind == "paper" and (any(counts) or self.map_error or self.blocks != MIN_BLOCKS):
             raise InvalidConfig("The paper's encoders have a fixed number of layers.")

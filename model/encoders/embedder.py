@@ -15,7 +15,7 @@ from seisbind.model.confidence.novelty import Verdict, judge, with_uncertainty
 from seisbind.model.encoders.runtimes import as_tensor, choose_runtime
 from seisbind.model.encoders.weights_file import Weights, load_weights
 from seisbind.model.errors import InvalidConfig, InvalidGather, InvalidQuery, InvalidVelocityModel
-from seisbind.model.frame import OPENFWI_FRAME, Frame
+from seisbind.model.frame import OPENFWI_FRAME, VELOCITY_LIMITS_M_S, Frame
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES, check_velocity
 from seisbind.model.survey.preparation import Prepared
 
@@ -37,6 +37,7 @@ class EncodedGathers:
         descriptors: ``(batch, 13)`` predicted by the head, in the units of `descriptors.DESCRIPTORS`; None without one.
         descriptor_scale: ``(batch, 13)`` scale of the error that the head predicts, same units; None without one.
         velocity: ``(batch, 35, 35)`` coarse velocity model, m/s; None without a head.
+        velocity_scale: ``(batch, 35, 35)`` scale of each cell's error that the head predicts, m/s; None without.
         family: ``(batch, families)`` probability of each of the configuration's families; None without a head.
     """
 
@@ -45,6 +46,7 @@ class EncodedGathers:
     descriptor_scale: Float32 | None
     velocity: Float32 | None
     family: Float32 | None = None
+    velocity_scale: Float32 | None = None
 
     def select(self, rows: NDArray[np.intp]) -> EncodedGathers:
         """Some of the gathers, in the order of ``rows``."""
@@ -215,8 +217,7 @@ class Embedder:
             if calibration is None:
                 factor: float | Float32 = LAPLACE_90
             else:
-                share = np.ones((len(value), 1), np.float32) if encoded.family is None else encoded.family
-                factor = np.exp(share @ np.asarray(calibration.log_factor, np.float32))
+                factor = np.exp(_shares(encoded) @ np.asarray(calibration.log_factor, np.float32))
         elif neighbours is not None and neighbours.shape[1] > 0:
             near = neighbours[:, :NEIGHBOURS]
             value, scale, factor = near.mean(axis=1), near.std(axis=1), NORMAL_90
@@ -230,7 +231,17 @@ class Embedder:
         """The velocity models read from gathers, at full size; None where the weights have no head for them."""
         if encoded.velocity is None:
             return None
-        return ReadModel(np.stack([full_size(each, frame=self.frame) for each in encoded.velocity]))
+        value = self._full_size(encoded.velocity)
+        calibration = self.weights.description.calibration
+        if encoded.velocity_scale is None or calibration is None or not calibration.log_cell_factor:
+            return ReadModel(value)
+        factor = np.exp(_shares(encoded) @ np.asarray(calibration.log_cell_factor, np.float32))
+        half = factor[:, None, None] * self._full_size(encoded.velocity_scale)
+        low, high = (np.clip(each, *VELOCITY_LIMITS_M_S).astype(np.float32) for each in (value - half, value + half))
+        return ReadModel(value, low, high)
+
+    def _full_size(self, coarse: Float32) -> Float32:
+        return np.stack([full_size(each, frame=self.frame) for each in coarse])
 
     def judge_novelty(self, measured: Float64, encoded: EncodedGathers) -> list[Verdict] | None:
         """Whether each gather is like those of training; None where the weights are not calibrated.
@@ -244,6 +255,11 @@ class Embedder:
             return None
         values = with_uncertainty(measured, encoded.uncertainty(self.descriptor_spread))
         return judge(values, calibration.novelty, frame=self.frame)
+
+
+def _shares(encoded: EncodedGathers) -> Float32:
+    """``(batch, families)``, or one column of ones without a family head."""
+    return np.ones((len(encoded.embedding), 1), np.float32) if encoded.family is None else encoded.family
 
 
 def full_size(coarse: Float32, *, frame: Frame = OPENFWI_FRAME) -> Float32:

@@ -11,9 +11,11 @@ from dataclasses import asdict, replace
 from seisbind.model.encoders.config import EncoderConfig
 from seisbind.model.encoders.networks import Encoders
 
-ADDED = ("ahead", "blocks", "mixers", "finish")  # counts of layers that may grow
-COUNT_OF = {"ahead": "ahead", "mixers": "mixers", "map_head.middle": "finish", "map_head.fine": "finish"}
-NUMBERED = re.compile(r"seismic\.(trunk|ahead|mixers|map_head\.middle|map_head\.fine)\.(\d+)\.")
+ADDED = ("ahead", "blocks", "mixers", "finish", "map_error")  # counts of layers that may grow
+COUNT_OF = {"ahead": "ahead", "mixers": "mixers", "map_head.middle": "finish", "map_head.fine": "finish"} | {
+    "map_head.error": "map_error"
+}
+NUMBERED = re.compile(r"seismic\.(trunk|ahead|mixers|map_head\.middle|map_head\.fine|map_head\.error)\.(\d+)\.")
 FAMILY_HEAD = "family_head"  # in the names of its parameters
 
 
@@ -33,6 +35,7 @@ def grown(start: EncoderConfig, here: EncoderConfig) -> EncoderConfig:
         blocks=(first, second, third),
         mixers=max(start.mixers, here.mixers),
         finish=max(start.finish, here.finish),
+        map_error=max(start.map_error, here.map_error),
     )
 
 

@@ -47,6 +47,8 @@ def read_gathers(encoders: Encoders, traces: Tensor, live: Tensor, shot_x_m: Ten
         read["descriptors"] = out.descriptors * std + mean
         read["descriptor_scale"] = out.descriptor_scale * std
         read["velocity"] = out.velocity * frame.spread_m_s + frame.middle_m_s
+    if out.velocity_scale is not None:
+        read["velocity_scale"] = out.velocity_scale * frame.spread_m_s
     if out.family is not None:
         read["family"] = out.family.softmax(dim=1)
     return read

@@ -5,6 +5,7 @@ Sizes in comments are those of OpenFWI's frame.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,7 @@ from seisbind.model.frame import PATCH_RECEIVERS, PATCH_SAMPLES, Frame
 from seisbind.model.ground.descriptors import NAMES
 
 STEM = 16  # channels that each shot brings to the merge
+FIRST_ERROR = 0.15  # that the map head states before it is trained, in units of `Frame.spread_m_s`
 MIDDLE_LAYER, FINE_LAYER = 3, 6  # of the map head: the last at 18 x 18, and the last with channels at 36 x 36
 
 
@@ -38,6 +40,7 @@ class GatherEmbedding:
         descriptor_scale: ``(batch, 13)`` the scale of a Laplace law about them, same unit, or None.
         velocity: ``(batch, 35, 35)`` coarse velocity model in units of `Frame.spread_m_s` about `Frame.middle_m_s`, or
             None.
+        velocity_scale: ``(batch, 35, 35)`` the scale of a Laplace law about it, same unit, or None.
         family: ``(batch, families)`` logits, or None.
     """
 
@@ -45,6 +48,7 @@ class GatherEmbedding:
     descriptors: Tensor | None = None
     descriptor_scale: Tensor | None = None
     velocity: Tensor | None = None
+    velocity_scale: Tensor | None = None
     family: Tensor | None = None
 
 
@@ -100,6 +104,15 @@ class Refine(nn.Module):
         return x + self.second(F.gelu(self.first(x)))  # type: ignore[no-any-return]
 
 
+class CellError(nn.Conv2d):
+    """The logarithm of each cell's scale of error; `FIRST_ERROR` everywhere until it is trained."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        assert self.bias is not None
+        nn.init.constant_(self.bias, math.log(FIRST_ERROR))
+
+
 class Mixer(nn.Module):
     """Two linear layers around a shortcut, over the features of a whole gather; they begin by adding nothing."""
 
@@ -123,7 +136,7 @@ def _quarter(cells: int) -> int:
 class MapHead(nn.Module):
     """A coarse velocity model from one vector: a 9 x 9 seed, doubled twice between convolutions."""
 
-    def __init__(self, inputs: int, finish: int, frame: Frame) -> None:
+    def __init__(self, inputs: int, finish: int, error: int, frame: Frame) -> None:
         super().__init__()
         self.cells = frame.map_shape
         self.seed_cells = _quarter(self.cells[0]), _quarter(self.cells[1])
@@ -140,17 +153,23 @@ class MapHead(nn.Module):
         )
         self.middle = nn.Sequential(*(Refine(32) for _ in range(finish)))
         self.fine = nn.Sequential(*(Refine(16) for _ in range(finish)))
+        self.error = nn.Sequential(*(CellError(16, 1, 3, 1, 1) for _ in range(error)))
 
-    def forward(self, h: Tensor) -> Tensor:
-        """``(batch, inputs)`` -> ``(batch, 35, 35)``; the 36th row and column are cut off."""
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``(batch, inputs)`` -> ``(batch, 35, 35)`` of the model and its scale of error; row and column 36 are cut."""
         x = self.seed(h).reshape(-1, 48, *self.seed_cells)
+        log_scale = None
         for number, layer in enumerate(self.layers):
+            if number == len(self.layers) - 1 and len(self.error):
+                log_scale = self._cut(self.error(x)).clamp(-6, 2)
             x = layer(x)
             if number == MIDDLE_LAYER:
                 x = self.middle(x)
             elif number == FINE_LAYER:
                 x = self.fine(x)
-        upsampled: Tensor = x
+        return self._cut(x), None if log_scale is None else log_scale.exp()
+
+    def _cut(self, upsampled: Tensor) -> Tensor:
         return upsampled[:, 0, : self.cells[0], : self.cells[1]].float()
 
 
@@ -182,7 +201,7 @@ class SeismicEncoder(nn.Module):
         )
         self.mixers = nn.Sequential(*(Mixer(config.hidden) for _ in range(config.mixers)))
         self.project = nn.Linear(config.hidden, EMBEDDING)
-        self.map_head = MapHead(config.hidden, config.finish, frame)
+        self.map_head = MapHead(config.hidden, config.finish, config.map_error, frame)
         # its input is the features with the mean and standard deviation of the predicted model at each depth
         self.descriptor_head = nn.Sequential(
             nn.Linear(config.hidden + 2 * frame.map_shape[0], config.hidden // 2),
@@ -196,7 +215,7 @@ class SeismicEncoder(nn.Module):
         x = self._merged(condition(traces, live), live, shot_x_m / self.line_m)
         x = self.squeeze(self.trunk(self.ahead(x)))
         h = self.mixers(self.features(x.flatten(1)))
-        velocity = self.map_head(h)
+        velocity, velocity_scale = self.map_head(h)
         profile = torch.cat([velocity.mean(dim=2), velocity.std(dim=2)], dim=1).to(h.dtype)
         value, log_scale = self.descriptor_head(torch.cat([h, profile], dim=1)).float().chunk(2, dim=1)
         return GatherEmbedding(
@@ -204,6 +223,7 @@ class SeismicEncoder(nn.Module):
             descriptors=value,
             descriptor_scale=log_scale.clamp(-6, 2).exp(),
             velocity=velocity,
+            velocity_scale=velocity_scale,
             family=None if self.family_head is None else self.family_head(h).float(),
         )
 

@@ -63,12 +63,15 @@ class Calibration:
         presence: law of the probability that the best match is the true model; see `confidence.presence`.
         novelty: what gathers looked like in training; see `confidence.novelty`.
         pairs: how many pairs it was measured on.
+        log_cell_factor: ``(families,)``, the same as ``log_factor`` for the cells of the read model; empty where the
+            weights state no error of cells.
     """
 
     log_factor: tuple[tuple[float, ...], ...]
     presence: Presence
     novelty: TrainingRanges
     pairs: int
+    log_cell_factor: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,8 @@ class Description:
             del stored["frame"]
         if calibration := stored["calibration"]:
             calibration["familiar"] = calibration.pop("novelty")
+            if not calibration["log_cell_factor"]:
+                del calibration["log_cell_factor"]
             presence = calibration["presence"]
             calibration["presence"] = {PRESENCE_KEYS.get(name, name): value for name, value in presence.items()}
         return stored
@@ -195,6 +200,7 @@ def _parse_calibration(stored: dict[str, Any]) -> Calibration:
             limit=ranges["limit"],
         ),
         pairs=int(stored["pairs"]),
+        log_cell_factor=tuple(map(float, stored.get("log_cell_factor", ()))),
     )
 
 

@@ -1,4 +1,4 @@
-"""Random velocity models: OpenFWI's ten families, and five that OpenFWI does not have.
+"""Random velocity models: OpenFWI's ten families, five that OpenFWI does not have, and broad ground (`geology`).
 
 The layered families follow the laws measured on published maps (`seisbind.model.ground.layers`). The B and Style
 families, of which few or no maps could be measured, follow the published descriptions.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.frame import OPENFWI_FRAME, Frame
-from seisbind.model.ground import faults, layers, textures
+from seisbind.model.ground import faults, geology, layers, textures
 from seisbind.model.ground.layers import GRID, HIGH_M_S, LOW_M_S, Float
 
 CHUNK = 64  # maps drawn at a time: the temporaries of a faulted map are 0.3 MB
@@ -159,13 +159,14 @@ _MAKERS: dict[str, Callable[[np.random.Generator, int], Float]] = {
 }
 FAMILIES: tuple[str, ...] = tuple(_MAKERS)[:10]
 EXTRA_FAMILIES: tuple[str, ...] = tuple(_MAKERS)[10:]
+BROAD_FAMILIES: tuple[str, ...] = tuple(geology.MAKERS)
 
 
 def generate(family: str, count: int, rng: np.random.Generator, *, frame: Frame = OPENFWI_FRAME) -> NDArray[np.float32]:
     """Random velocity models of one family.
 
     Args:
-        family: one of `FAMILIES` or `EXTRA_FAMILIES`.
+        family: one of `FAMILIES`, `EXTRA_FAMILIES` or `BROAD_FAMILIES`.
         count: how many, 0 or more.
         rng: the only source of randomness; the same state gives the same maps.
         frame: of the maps. They are drawn in OpenFWI's cells and velocities, of which each cell of another frame takes
@@ -179,12 +180,27 @@ def generate(family: str, count: int, rng: np.random.Generator, *, frame: Frame 
         InvalidConfig: the family is unknown or the count negative.
     """
     _check(family, count)
+    if family in geology.MAKERS:
+        return draw_wide(family, count, rng, frame=frame)
     own = frame.velocity_shape == (GRID, GRID) and frame.velocity_m_s == (LOW_M_S, HIGH_M_S)
     velocity = np.empty((count, *frame.velocity_shape), dtype=np.float32)
     for start in range(0, count, CHUNK):
         part = velocity[start : start + CHUNK]
         drawn = np.clip(_MAKERS[family](rng, len(part)), LOW_M_S, HIGH_M_S)
         part[:] = drawn if own else _to_frame(drawn, frame)
+    return velocity
+
+
+def draw_wide(
+    family: str, count: int, rng: np.random.Generator, *, beside: int = 0, frame: Frame = OPENFWI_FRAME
+) -> NDArray[np.float32]:
+    """`generate` for one of `BROAD_FAMILIES`, with ``beside`` more cells on each side: (count, depth, x + 2 beside)."""
+    wide = frame.x_cells + 2 * beside
+    low, high = frame.velocity_m_s
+    velocity = np.empty((count, frame.depth_cells, wide), dtype=np.float32)
+    for each in velocity:
+        drawn = geology.draw_section(rng, family, wide, depth_cells=frame.depth_cells)
+        each[:] = low + (drawn - LOW_M_S) / (HIGH_M_S - LOW_M_S) * (high - low)
     return velocity
 
 
@@ -204,7 +220,7 @@ def mixed(
     Args:
         count: how many in all; what does not divide evenly goes to the first families.
         seed: the same seed, count and families give the same maps in the same order on every machine.
-        families: which, see `generate`.
+        families: different ones, see `generate`.
         frame: see `generate`.
 
     Returns:
@@ -237,7 +253,7 @@ def checksum(families: Sequence[str]) -> str:
 
 
 def _check(family: str, count: int) -> None:
-    if family not in _MAKERS:
-        raise InvalidConfig(f"No family {family!r}; the families are {', '.join(_MAKERS)}.")
+    if family not in _MAKERS and family not in geology.MAKERS:
+        raise InvalidConfig(f"No family {family!r}; the families are {', '.join((*_MAKERS, *geology.MAKERS))}.")
     if count < 0:
         raise InvalidConfig(f"Cannot make {count} velocity models; ask for 0 or more.")

@@ -43,6 +43,11 @@ class AugmentConfig:
         shots: probability of losing shots (one to all but one of them).
         sparse: probability of recording every 15, 20 or 30 m instead of every 10 m (in OpenFWI's frame).
         short: probability of a record that ends after 0.6 to 1 of its time.
+        gap: probability that offsets below one of up to ``gap_share`` of the line are missing.
+        far: probability that offsets above one of 0.35 to 1 of the line are missing.
+        one_sided: probability that each shot has receivers on one side only, the same of all.
+        low_cut: probability of a low-cut between 0.1 and 0.7 of the peak frequency, half of them minimum phase.
+        ghost: probability of a reflection at the sea's surface, up to ``ghost_s`` later.
     """
 
     mirror: float = 0.5
@@ -61,6 +66,13 @@ class AugmentConfig:
     shots: float = 0.1
     sparse: float = 0.05
     short: float = 0.02
+    gap: float = 0.0
+    gap_share: float = 0.3
+    far: float = 0.0
+    one_sided: float = 0.0
+    low_cut: float = 0.0
+    ghost: float = 0.0
+    ghost_s: float = 0.025
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +97,7 @@ def whole_batch(pairs: PairSet) -> Batch:
     """``pairs`` as a batch of complete records, without augmentation."""
     count, shots, _, receivers = pairs.traces.shape
     live = torch.ones((count, shots, receivers), dtype=torch.bool, device=pairs.traces.device)
-    shot_x_m = torch.tensor(pairs.frame.shot_x_m, device=pairs.traces.device).expand(count, -1)
-    return Batch(pairs.traces, live, shot_x_m, pairs.velocity, pairs.frame)
+    return Batch(pairs.traces, live, pairs.places(), pairs.velocity, pairs.frame)
 
 
 def as_trained(pairs: PairSet, config: AugmentConfig | None, *, count: int, seed: int = 0) -> Prepared:
@@ -143,7 +154,8 @@ def augment(batch: Batch, config: AugmentConfig, generator: torch.Generator) -> 
     traces = batch.traces.float()
     rms = traces.square().mean(dim=(1, 2, 3)).sqrt()  # of the whole record
     traces = _filter_and_noise(traces, rms, batch.frame, config, chosen, uniform, generator)
-    traces, live = _lose_traces(traces, batch.live, batch.frame, config, chosen, uniform)
+    live = _spread(batch.live, batch, config, chosen, uniform)
+    traces, live = _lose_traces(traces, live, batch.frame, config, chosen, uniform)
     return Batch(traces * live[:, :, None, :], live, batch.shot_x_m, batch.velocity, batch.frame)
 
 
@@ -163,7 +175,9 @@ def _filter_and_noise(
     rotation = chosen(config.phase) * (2 * uniform(count) - 1) * config.phase_rad
     power = chosen(config.tilt) * (2 * uniform(count) - 1) * config.tilt_power
     angle = rotation[:, None] - 2 * torch.pi * f * delay[:, None]
-    response = torch.polar((f.clamp(peak_hz / 5, 4 * peak_hz) / peak_hz) ** power[:, None], angle)
+    response = _source_filters(f, peak_hz, config, chosen, uniform) * torch.polar(
+        (f.clamp(peak_hz / 5, 4 * peak_hz) / peak_hz) ** power[:, None], angle
+    )
     spectrum = torch.fft.rfft(traces, n=samples, dim=2) * response[:, None, :, None]
 
     low, high = config.noise_db
@@ -179,6 +193,46 @@ def _filter_and_noise(
     spectrum[at] += torch.view_as_complex(real) * (inside * level[:, None])[:, None, :, None]
     filtered: Tensor = torch.fft.irfft(spectrum, n=samples, dim=2)
     return filtered[:, :, : frame.samples]
+
+
+def _source_filters(
+    f: Tensor, peak_hz: float, config: AugmentConfig, chosen: Chosen, uniform: Uniform
+) -> Tensor | float:
+    """``(batch, frequency)`` responses of low-cuts and ghosts; 1 where the configuration has none."""
+    response: Tensor | float = 1.0
+    if config.low_cut:
+        which = chosen(config.low_cut)
+        count = len(which)
+        corner = peak_hz * 0.1 * 7 ** uniform(count)
+        order = 1 + (4 * uniform(count)).long()
+        ratio = f / corner[:, None]
+        section = torch.complex(torch.zeros_like(ratio), ratio) / torch.complex(torch.ones_like(ratio), ratio)
+        cut = section ** order[:, None]
+        cut = torch.where((uniform(count) < 0.5)[:, None], cut, cut.abs().to(cut.dtype))
+        response = torch.where(which[:, None], cut, torch.ones_like(cut))
+    if config.ghost:
+        which = chosen(config.ghost)
+        strength = torch.where(which, 0.4 + 0.6 * uniform(len(which)), 0.0)
+        delay = config.ghost_s * (0.1 + 0.9 * uniform(len(which)))
+        angle = -2 * torch.pi * f * delay[:, None]
+        response = response * (1 - torch.polar(strength[:, None].expand_as(angle).contiguous(), angle))
+    return response
+
+
+def _spread(live: Tensor, batch: Batch, config: AugmentConfig, chosen: Chosen, uniform: Uniform) -> Tensor:
+    """``live`` without the offsets that a towed or one-sided spread does not have."""
+    if not (config.gap or config.far or config.one_sided):
+        return live
+    line_m, count = batch.frame.line_m, len(live)
+    nodes = torch.arange(batch.frame.receivers, device=live.device) * batch.frame.receiver_spacing_m
+    offset = nodes - batch.shot_x_m[..., None]  # (batch, shot, receiver)
+    nearest = torch.where(chosen(config.gap), config.gap_share * line_m * uniform(count), -1.0)
+    farthest = torch.where(chosen(config.far), line_m * (0.35 + 0.65 * uniform(count)), 2 * line_m)
+    kept = (offset.abs() >= nearest[:, None, None]) & (offset.abs() <= farthest[:, None, None])
+    side = torch.where(chosen(config.one_sided), torch.where(uniform(count) < 0.5, 1.0, -1.0), 0.0)
+    kept &= offset * side[:, None, None] >= 0
+    enough = (live & kept).flatten(1).float().mean(dim=1) > 0.1
+    return live & (kept | ~enough[:, None, None])
 
 
 def _lose_traces(

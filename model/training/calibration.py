@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 from seisbind.model.confidence.novelty import learn, measure, with_uncertainty
 from seisbind.model.confidence.presence import SIZES, Presence, coarse, fit_presence
 from seisbind.model.datasets.pairs import PairSet
-from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.encoders.embedder import Embedder, EncodedGathers, full_size
 from seisbind.model.encoders.weights_file import Calibration
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.survey.preparation import Prepared
@@ -38,7 +38,8 @@ def calibrate(
 ) -> Calibration:
     """Calibrate ``embedder`` on pairs that training never saw.
 
-    The interval of a descriptor is the head's scale times a factor, so chosen that 90 % of the split are covered, and
+    Measured on the pairs as they are and, with ``augment``, as training saw them. The interval of a descriptor, or of a
+    cell of the read model, is the head's scale times a factor, so chosen that 90 % of the split are covered, and
     90 % within each family as far as the family head recognises it: the logarithm of the factor is linear in the
     families' probabilities, and the line is the 90 % regression quantile (Koenker and Bassett 1978) of the logarithm
     of error over scale. One family, or no family head, makes it split conformal prediction (Papadopoulos et al. 2002).
@@ -54,33 +55,63 @@ def calibrate(
         InvalidConfig: weights without heads on the gathers, or too few pairs.
     """
     embedded = embed(embedder, pairs)
-    heads = embedded.gathers
-    if heads.descriptors is None or heads.descriptor_scale is None or heads.velocity is None:
-        raise InvalidConfig("These weights have no heads to calibrate.")
-    n = len(embedded)
-    if n < MIN_PAIRS:
-        raise InvalidConfig(f"{n} pairs are too few for {COVERAGE:.0%} intervals; at least {MIN_PAIRS} are needed.")
-    score = np.abs(heads.descriptors - embedded.descriptors) / heads.descriptor_scale
-    share = np.ones((n, 1)) if heads.family is None else heads.family.astype(np.float64)
-    level = np.ceil((n + 1) * COVERAGE) / n
-    factors = np.column_stack([regression_quantile(np.log(column + 1e-9), share, level) for column in score.T])
-    uncertainty = embedder.embed_gathers(seen).uncertainty(embedder.descriptor_spread)
-    return Calibration(
-        log_factor=tuple(tuple(row) for row in factors.tolist()),
-        presence=_presence(embedder, embedded, pairs, augment, others),
-        novelty=learn(with_uncertainty(measure(seen), uncertainty)),
-        pairs=n,
-    )
-
-
-def _presence(
-    embedder: Embedder, embedded: Embedded, pairs: PairSet, augment: AugmentConfig | None, others: Float32 | None
-) -> Presence:
-    """The law of `confidence.presence` for these encoders, fitted on gathers with and without augmentation."""
-    gathers, gallery, models = [embedded.gathers], [embedded.velocity], [embedded.models]
+    gathers = [embedded.gathers]
     if augment is not None:
         rough = augmented(pairs, replace(augment, mirror=0.0), seed=1)  # a mirrored gather is not of its own model
         gathers.append(embedder.embed_gathers(rough))
+    n = len(embedded)
+    if n < MIN_PAIRS:
+        raise InvalidConfig(f"{n} pairs are too few for {COVERAGE:.0%} intervals; at least {MIN_PAIRS} are needed.")
+    level = np.ceil((n + 1) * COVERAGE) / n
+    share = np.concatenate([_family_shares(each) for each in gathers])
+    score = np.concatenate([_scores(each, embedded.descriptors) for each in gathers])
+    factors = np.column_stack([regression_quantile(np.log(column + 1e-9), share, level) for column in score.T])
+    cells = [each for each in (_cell_scores(embedder, each, pairs) for each in gathers) if each is not None]
+    cell_factor = regression_quantile(np.log(np.concatenate(cells) + 1e-9), share, level) if cells else ()
+    uncertainty = embedder.embed_gathers(seen).uncertainty(embedder.descriptor_spread)
+    return Calibration(
+        log_factor=tuple(tuple(row) for row in factors.tolist()),
+        presence=_presence(embedder, embedded, gathers, others),
+        novelty=learn(with_uncertainty(measure(seen), uncertainty)),
+        pairs=n,
+        log_cell_factor=tuple(np.asarray(cell_factor).tolist()),
+    )
+
+
+def _family_shares(gathers: EncodedGathers) -> Float64:
+    """``(n, families)``, or one column of ones without a family head."""
+    if gathers.family is None:
+        return np.ones((len(gathers.embedding), 1))
+    return gathers.family.astype(np.float64)
+
+
+def _scores(gathers: EncodedGathers, truth: Float32) -> Float32:
+    """``(n, 13)`` errors of the descriptors over their stated scales. Raises InvalidConfig without a head."""
+    if gathers.descriptors is None or gathers.descriptor_scale is None or gathers.velocity is None:
+        raise InvalidConfig("These weights have no heads to calibrate.")
+    return np.asarray(np.abs(gathers.descriptors - truth) / gathers.descriptor_scale)
+
+
+def _cell_scores(embedder: Embedder, gathers: EncodedGathers, pairs: PairSet) -> Float64 | None:
+    """``(n,)`` errors of the read model over their stated scales, of one cell of each pair drawn at random."""
+    if gathers.velocity is None or gathers.velocity_scale is None:
+        return None
+    rng = np.random.default_rng(0)
+    depth, x = (rng.integers(0, cells, len(pairs)) for cells in embedder.frame.velocity_shape)
+    out = np.empty(len(pairs))
+    for row, (i, j) in enumerate(zip(depth, x, strict=True)):
+        value, scale = (
+            full_size(each[row], frame=embedder.frame)[i, j] for each in (gathers.velocity, gathers.velocity_scale)
+        )
+        out[row] = abs(value - float(pairs.velocity[row, i, j])) / scale
+    return out
+
+
+def _presence(
+    embedder: Embedder, embedded: Embedded, gathers: list[EncodedGathers], others: Float32 | None
+) -> Presence:
+    """The law of `confidence.presence` for these encoders, fitted on gathers with and without augmentation."""
+    gallery, models = [embedded.velocity], [embedded.models]
     if others is not None:
         gallery.append(embedder.embed_velocity(others))
         models.append(others)

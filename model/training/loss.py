@@ -26,6 +26,7 @@ class LossConfig:
         soft_share: share of the target that follows the distance between velocity models; the rest is one-hot.
         softness_m_s: mean absolute difference at which a model's share falls by e.
         descriptor_head, map_head: weights of the regressions on the gathers.
+        map_error: weight of the likelihood of the errors that the map head states, given the model that it draws.
         family_head: weight of the family classification (cross-entropy).
         descriptor_beta: power of the stated scale that each descriptor's term is multiplied by (Seitzer et al. 2022,
             beta-NLL): 0 is the likelihood, which pulls by 1 / scale; at 1 all errors pull alike.
@@ -38,6 +39,7 @@ class LossConfig:
     softness_m_s: float = 40.0
     descriptor_head: float = 0.2
     map_head: float = 2.0
+    map_error: float = 0.0
     family_head: float = 0.05
     descriptor_beta: float = 0.0
 
@@ -129,6 +131,10 @@ def total_loss(
         coarse = F.avg_pool2d((velocity.float()[:, None] - frame.middle_m_s) / frame.spread_m_s, MAP_STEP)
         parts["map"] = F.l1_loss(gathers.velocity, coarse[:, 0])
         weights["map"] = config.map_head
+        if config.map_error and gathers.velocity_scale is not None:
+            off = (gathers.velocity.detach() - coarse[:, 0]).abs()
+            parts["map_error"] = (off / gathers.velocity_scale + gathers.velocity_scale.log()).mean()
+            weights["map_error"] = config.map_error
     if config.family_head and gathers.family is not None:
         parts["family"] = F.cross_entropy(gathers.family, family)
         weights["family"] = config.family_head

@@ -79,7 +79,26 @@ READING = replace(
     hard_negatives=0.4,
     seed=2,  # as above
 )
-NAMED = {"default": TrainConfig(), "further": FURTHER, "larger": LARGER, "reading": READING, "paper": PAPER}
+# continues from those over broad ground and any line's spreads, sources and shots, and learns how wrong each cell is
+BROAD = replace(
+    READING,
+    encoders=replace(LARGER.encoders, map_error=1),
+    loss=replace(READING.loss, map_error=0.2),
+    augment=AugmentConfig(
+        noise=0.5, shift=0.4, phase=0.2, tilt=0.2, tilt_power=0.8, gap=0.25, far=0.2, one_sided=0.12, low_cut=0.25,
+        ghost=0.1, shots=0.15, sparse=0.08,
+    ),
+    steps=2200,
+    seed=3,
+)  # fmt: skip
+NAMED = {
+    "default": TrainConfig(),
+    "further": FURTHER,
+    "larger": LARGER,
+    "reading": READING,
+    "broad": BROAD,
+    "paper": PAPER,
+}
 
 
 def load_config(name: str) -> TrainConfig:

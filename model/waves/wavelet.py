@@ -44,3 +44,32 @@ def check_wavelet(wavelet: ArrayLike, dtype: DTypeLike) -> NDArray[Any]:
     if w.ndim != 1 or not w.size or not np.isfinite(w).all():
         raise InvalidSurvey(f"A wavelet is a non-empty line of finite samples; got shape {w.shape}.")
     return w
+
+
+def band_wavelet(
+    low_hz: float, high_hz: float, dt_s: float, *, slopes: tuple[int, int], impulsive: bool, delay_s: float
+) -> NDArray[np.float32]:
+    """A source's wavelet with a band of its own, ``(n,)`` float32 of largest amplitude 1.
+
+    Args:
+        low_hz, high_hz: corners, where the amplitude is 3 dB down.
+        dt_s: sampling interval.
+        slopes: orders of the Butterworth flanks below and above the band: 6 dB an octave each.
+        impulsive: minimum phase from ``delay_s`` on, as an explosion or an air gun; else zero phase about it, as a
+            correlated sweep.
+        delay_s: from the first sample.
+    """
+    points = 1 << int(np.ceil(np.log2(8 / (low_hz * dt_s))))
+    f = np.maximum(np.fft.rfftfreq(points, dt_s), 1e-3 * low_hz)
+    amplitude = 1 / np.sqrt((1 + (low_hz / f) ** (2 * slopes[0])) * (1 + (f / high_hz) ** (2 * slopes[1])))
+    if impulsive:  # the logarithm of the amplitude, folded to positive times (Oppenheim and Schafer 1975)
+        cepstrum = np.fft.irfft(np.log(amplitude), points)
+        cepstrum[1 : points // 2] *= 2
+        cepstrum[points // 2 + 1 :] = 0
+        spectrum = np.exp(np.fft.rfft(cepstrum))
+    else:
+        spectrum = amplitude.astype(np.complex128)
+    wavelet = np.fft.irfft(spectrum * np.exp(-2j * np.pi * np.fft.rfftfreq(points, dt_s) * delay_s), points)
+    wavelet = wavelet[: round((delay_s + 2 / low_hz) / dt_s) + 1][: points // 2]
+    wavelet *= np.minimum(1, np.arange(len(wavelet), 0, -1) / (0.2 * len(wavelet)))  # no step at its end
+    return np.asarray(wavelet / np.abs(wavelet).max(), dtype=np.float32)

@@ -21,7 +21,7 @@ class TextLines(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+    def formatMessage(self, record: logging.LogRecord) -> str:
         fields = {name: value for name, value in getattr(record, FIELDS, {}).items() if name != "request_id"}
         said = [super().formatMessage(record), *(f"{name}={value}" for name, value in fields.items())]
         if request_id := REQUEST_ID.get():

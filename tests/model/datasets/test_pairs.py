@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from seisbind.model.datasets.acquisition import EXACT, AcquisitionConfig, draw, record, simulate_pairs
+from seisbind.model.datasets.acquisition import ANY_LINE, EXACT, AcquisitionConfig, draw, record, simulate_pairs
 from seisbind.model.datasets.openfwi import Dataset, find_pairs, write_pairs
 from seisbind.model.datasets.pairs import FIELDS, PairSet, load_pairs, prepare_files, save_pairs
 from seisbind.model.datasets.writer import only_writer
 from seisbind.model.errors import DatasetError
+from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.survey.preparation import prepare
 from seisbind.model.waves.wavefield import simulate
 
@@ -96,3 +97,38 @@ def test_drawn_acquisitions_follow_their_shares() -> None:
     assert abs(share - 0.15) < 0.06
     assert 5 < sum(a.boundary.free_surface for a in drawn) < 45
     assert len({len(a.wavelet) for a in drawn}) > 50  # wavelets of many frequencies
+
+
+def test_any_lines_acquisitions_differ_in_source_places_and_depths() -> None:
+    rng = np.random.default_rng(2)
+    drawn = [draw(ANY_LINE, rng) for _ in range(300)]
+    own = [a.survey.shot_x_m == OPENFWI_FRAME.shot_x_m for a in drawn]
+    assert 0.5 < np.mean(own) < 0.8
+    assert all(np.all(np.diff(a.survey.shot_x_m) > 0) and len(a.survey.shot_x_m) == 5 for a in drawn)
+    assert all(a.survey.shot_x_m[0] >= 0 and a.survey.shot_x_m[-1] <= OPENFWI_FRAME.line_m for a in drawn)
+    assert 3 < sum(a.survey.receiver_depth_m > 30 for a in drawn) < 50  # on a sea bed
+    assert any(a.boundary.free_surface for a in drawn)
+
+
+def test_a_model_with_ground_beside_it_is_recorded_in_its_middle(velocity: np.ndarray) -> None:
+    """The record is that of the middle where all is the same beside it, and another where it is not."""
+    how = draw(EXACT, np.random.default_rng(0))
+    alone = record(velocity[0], how).float()
+    edges = np.pad(velocity[0], ((0, 0), (8, 8)), mode="edge")
+    torch.testing.assert_close(record(edges, how).float(), alone, atol=0.03, rtol=0.02)
+    edges[20:, :8] = 4500
+    assert (record(edges, how).float() - alone).abs().max() > 0.1
+
+
+def test_pairs_remember_where_their_shots_were(tmp_path: Path, pairs: PairSet) -> None:
+    simulate_pairs(tmp_path / "any", 4, 5, ("FlatVel-A", "Strata", "Strata"), config=ANY_LINE, processes=1)
+    made = load_pairs(tmp_path / "any")
+    assert made.families == ("FlatVel-A", "Strata") and made.family.tolist() == [0, 1, 1, 0]
+    assert made.shot_x_m is not None and made.places().shape == (4, 5)
+    assert torch.equal(made.select([2]).places(), made.places()[2:3])
+    assert pairs.shot_x_m is None and pairs.places()[7].tolist() == list(OPENFWI_FRAME.shot_x_m)
+    # beside pairs of the frame's own shots they are told apart
+    simulate_pairs(tmp_path / "own", 2, 5, ("FlatVel-A", "Strata"), config=EXACT, processes=1)
+    both = load_pairs(tmp_path / "any", before=[tmp_path / "own"])
+    assert both.places()[1].tolist() == list(OPENFWI_FRAME.shot_x_m)
+    assert torch.equal(both.places()[2:], made.places())

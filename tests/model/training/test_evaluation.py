@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,30 @@ def test_calibrated_intervals_cover_nine_in_ten(embedder: Embedder, pairs: PairS
     assert 0.85 <= covered.mean() <= 0.95 and calibration.pairs == 200
     with pytest.raises(InvalidConfig, match="too few"):
         calibrate(embedder, pairs.select(range(5)), seen=seen)
+
+
+def test_cells_of_the_read_model_are_covered_nine_times_in_ten(small: EncoderConfig, pairs: PairSet) -> None:
+    """Of encoders that state an error, on other pairs than those calibrated on; without calibration none is given."""
+    torch.manual_seed(2)
+    form = replace(small, map_error=1)
+    encoders = Encoders(form).eval()
+    rng = np.random.default_rng(5)
+    traces = torch.from_numpy(rng.standard_normal((600, 5, 250, 70)).astype(np.float16))
+    rows = torch.from_numpy(rng.integers(0, len(pairs), 600))
+    many = PairSet(traces, pairs.velocity[rows], pairs.descriptors[rows], pairs.family[rows], pairs.families)
+    plain = Embedder(Weights(encoders, Description("test", form), "f" * 16), device="cpu")
+    calibration = calibrate(plain, many.select(range(400)), seen=as_prepared(many.select(range(50))))
+    assert len(calibration.log_cell_factor) == 1
+    others = as_prepared(many.select(range(400, 600)))
+    encoded = plain.embed_gathers(others)
+    alone = plain.read_model(encoded)
+    assert alone is not None and alone.low is None and alone.high is None
+    judged = Embedder(Weights(encoders, Description("test", form, calibration=calibration), "f" * 16), device="cpu")
+    read = judged.read_model(encoded)
+    assert read is not None and read.low is not None and read.high is not None
+    assert read.value.shape == (200, 70, 70) and (read.low < read.value).all() and (read.value < read.high).all()
+    truth = many.velocity[400:].numpy()
+    assert 0.82 < ((read.low <= truth) & (truth <= read.high)).mean() < 0.97
 
 
 def test_regression_quantile_holds_within_each_group() -> None:

@@ -22,6 +22,7 @@ from seisbind.model.training.recipe import PAPER, TrainConfig, load_config
 from seisbind.model.training.trainer import check_start, train
 
 PROBABILITIES = ("mirror", "noise", "shift", "phase", "tilt", "trace_gain", "dead", "shots", "sparse", "short")
+OFFSETS = torch.arange(70) * 10.0 - torch.tensor(OPENFWI.shot_x_m)[:, None]  # (shot, receiver), m
 OFF = dict.fromkeys(PROBABILITIES, 0.0)
 
 
@@ -254,6 +255,57 @@ def test_lost_shots_and_traces_are_marked_and_silent(pairs: PairSet) -> None:
     assert out.live.flatten(1).any(dim=1).all() and not out.live.all()
     silent = ~out.live[:, :, None, :].expand_as(out.traces)
     assert (out.traces[silent] == 0).all()
+
+
+def test_spreads_lack_the_offsets_that_they_say(pairs: PairSet) -> None:
+    """A gap below an offset, none beyond another, one side only: of all shots of a gather alike."""
+    for field, kept in (
+        ("gap", lambda offset: offset.abs()),
+        ("far", lambda offset: -offset.abs()),
+        ("one_sided", lambda offset: offset),
+    ):
+        out = augment(batch_of(pairs), AugmentConfig(**OFF | {field: 1.0}), torch.Generator().manual_seed(3))
+        assert not out.live.all()
+        for live, traces in zip(out.live, out.traces, strict=True):
+            if field == "one_sided" and not live[OFFSETS > 0].any():
+                live, traces = live.flip(0, 1), traces.flip(0, 2)
+            order = kept(OFFSETS)[live].min() if live.any() else None
+            assert order is not None and not live[kept(OFFSETS) < order - 1e-3].any()
+            assert live[kept(OFFSETS) > max(float(order), 0.0) + 1e-3].all() or field == "one_sided"
+            assert (traces.permute(0, 2, 1)[~live] == 0).all()
+
+
+def test_low_cuts_and_ghosts_take_low_frequencies(pairs: PairSet) -> None:
+    """White records: below the corner little is left, far above it nothing changed; a ghost has its notch at zero."""
+    batch = batch_of(pairs)
+    before = torch.fft.rfft(batch.traces, dim=2).abs().square().mean(dim=(1, 3))
+    for field, lost, whole in (("low_cut", slice(0, 1), slice(80, 125)), ("ghost", slice(0, 1), None)):
+        config = AugmentConfig(**OFF | {field: 1.0})
+        out = augment(batch, config, torch.Generator().manual_seed(4))
+        ratio = torch.fft.rfft(out.traces, dim=2).abs().square().mean(dim=(1, 3)) / before
+        assert (ratio[:, lost].mean(dim=1) < 0.45).all()
+        if whole is not None:
+            assert (ratio[:, whole].mean(dim=1) > 0.8).all()
+
+
+def test_a_head_that_is_added_states_errors_and_learns_them(
+    tmp_path: Path, pairs: PairSet, recipe: TrainConfig
+) -> None:
+    start = train(pairs, recipe, tmp_path / "start", device="cpu")
+    assert start.config.map_error == 0
+    more = replace(recipe, encoders=replace(recipe.encoders, map_error=1), loss=LossConfig(map_error=1.0), augment=None)
+    stated = []
+    for name, steps, rate in (("once", 1, 1e-9), ("long", 60, 3e-3)):
+        encoders = train(
+            pairs, replace(more, steps=steps, learning_rate=rate), tmp_path / name, start=start, device="cpu"
+        )
+        batch = whole_batch(pairs)
+        with torch.inference_mode():
+            out = encoders.embed_gathers(batch.traces.float(), batch.live, batch.shot_x_m)
+        assert out.velocity_scale is not None and out.velocity_scale.shape == (40, 35, 35)
+        stated.append(out.velocity_scale)
+    assert stated[0].std() < 1e-3 and abs(float(stated[0].mean()) - 0.15) < 1e-3
+    assert stated[1].mean() > 0.3  # of gathers that are noise, models are off by a quarter of a unit and more
 
 
 def test_contrastive_loss_by_hand() -> None:

@@ -1,0 +1,98 @@
+"""What is read of ground that no family of training draws: error, intervals, the read model against a straight line.
+
+    python benchmarks/off_family.py [--maps ../shared/data/off_family_dev.npz] [--weights W …] [--json]
+
+Gathers of the maps of each key are simulated by OpenFWI's operator on its own line. Columns: error of the mean
+velocity; share of the true descriptors in the 90 % intervals (all thirteen; the worst of them); mean absolute error of
+the read model at full size, and over that of the straight line v(z) that fits the truth itself best (least squares);
+share of the cells within their 90 % intervals, where the weights state them; share of the gathers called like those of
+training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from real_maps import pairs_of
+
+from seisbind.model.confidence.novelty import measure
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.ground.descriptors import NAMES
+from seisbind.model.training.evaluation import as_prepared
+
+
+def straight_line_error(velocity: np.ndarray) -> np.ndarray:
+    """``(n,)`` mean absolute error, m/s, of the best straight line v(z) of each model ``(n, depth, x)``."""
+    depth = np.arange(velocity.shape[1], dtype=np.float64)
+    design = np.column_stack([np.ones_like(depth), depth])
+    line = design @ np.linalg.lstsq(design, velocity.mean(axis=2, dtype=np.float64).T, rcond=None)[0]  # (depth, n)
+    return np.asarray(np.abs(velocity - line.T[:, :, None]).mean(axis=(1, 2)))
+
+
+def judge(embedder: Embedder, pairs: object, name: str) -> dict[str, object]:
+    prepared = as_prepared(pairs)  # type: ignore[arg-type]
+    encoded = embedder.embed_gathers(prepared)
+    inferred, model = embedder.infer_physics(encoded, None), embedder.read_model(encoded)
+    truth, velocity = pairs.descriptors.numpy(), pairs.velocity.numpy()  # type: ignore[attr-defined]
+    inside = ((inferred.low <= truth) & (truth <= inferred.high)).mean(axis=0)
+    off = np.abs(model.value - velocity).mean(axis=(1, 2)) if model else np.full(len(velocity), np.nan)
+    at = NAMES.index("mean_velocity")
+    cells = None
+    if model is not None and model.low is not None and model.high is not None:
+        cells = float(((model.low <= velocity) & (velocity <= model.high)).mean())
+    verdicts = embedder.judge_novelty(measure(prepared), encoded)
+    return {
+        "weights": embedder.fingerprint,
+        "ground": name,
+        "models": len(velocity),
+        "mean_velocity_percent": float(100 * np.abs(inferred.value[:, at] / truth[:, at] - 1).mean()),
+        "coverage": float(inside.mean()),
+        "lowest": [NAMES[int(inside.argmin())], float(inside.min())],
+        "read_model_m_s": float(off.mean()),
+        "over_straight_line": float(off.mean() / straight_line_error(velocity).mean()),
+        "cell_coverage": cells,
+        "likely": None if verdicts is None else float(np.mean([verdict.likely for verdict in verdicts])),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--maps", type=Path, default=Path("../shared/data/off_family_dev.npz"))
+    parser.add_argument("--weights", type=Path, nargs="*", default=[None], help="one or several; default: the shipped")
+    parser.add_argument("--cache", type=Path, default=Path("runs/off"), help="simulated gathers are kept here")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if not args.maps.exists():
+        sys.exit(f"No maps at {args.maps}: give --maps an npz of (n, 70, 70) velocity models, a kind of ground a key.")
+    torch.set_num_threads(1)
+    rows = []
+    with np.load(args.maps, allow_pickle=False) as maps:
+        sets = {name: pairs_of(name, maps[name].astype(np.float32), "openfwi", args.cache) for name in maps.files}
+    for path in args.weights:
+        embedder = Embedder.load(path)
+        rows += [judge(embedder, pairs, name) for name, pairs in sets.items()]
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return
+    print(
+        "| weights | ground | models | mean velocity | in the intervals (worst) | read model | over the straight line |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        worst, share = row["lowest"]  # type: ignore[misc]
+        cells = "" if row["cell_coverage"] is None else f"; cells {row['cell_coverage']:.2f}"
+        likely = "" if row["likely"] is None else f", {row['likely']:.0%} likely"
+        print(
+            f"| {row['weights']} | {row['ground']}{likely} | {row['models']} | {row['mean_velocity_percent']:.1f} % | "
+            f"{row['coverage']:.2f} ({share:.2f} {worst}){cells} | {row['read_model_m_s']:.0f} m/s | "
+            f"{row['over_straight_line']:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
