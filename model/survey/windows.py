@@ -29,6 +29,7 @@ MIN_COVER = 0.25  # of the line: a pseudo-shot of fewer traces is left out
 MIN_SHOTS = 2  # of a window, unless the whole line has one shot
 FINE = 5  # traces within a node's neighbours from which on they are averaged, not interpolated
 EVEN = 0.25  # least gap against the largest for a cubic interpolation; else linear
+MAX_STARTS = 1000  # of windows that the best is chosen from
 COST_STEP = 1e-9  # to which costs of places are rounded
 
 
@@ -128,7 +129,10 @@ def choose_window(spread: Spread, start_m: float) -> Window:
 
 def best_window(spread: Spread) -> Window:
     """The window that its pseudo-shots cover most, together; of those about as well covered, the evenest."""
-    starts = window_starts(spread, spread.frame.line_m / 8)
+    starts, line_m = window_starts(spread, spread.frame.line_m / 8), spread.frame.line_m
+    if len(starts) > MAX_STARTS:  # most of them may lie where nothing was recorded
+        some = np.linspace(0, len(spread.place_m) - 1, MAX_STARTS).astype(int)
+        starts = np.unique(spread.place_m[some]) - line_m / 2
     return max((choose_window(spread, float(start)) for start in starts), key=lambda window: _worth(window, spread))
 
 

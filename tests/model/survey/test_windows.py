@@ -263,6 +263,13 @@ def test_hostile_geometries_are_refused_with_numbers() -> None:
         frame_interval(float("nan"))
 
 
+def test_the_best_window_is_found_between_traces_that_lie_ends_of_the_world_apart() -> None:
+    source, receiver = fixed([4e7 + x for x in OPENFWI_FRAME.shot_x_m], 4e7 + NODES)
+    spread = find_spread(np.append(source, -9e7), np.append(receiver, -9e7))
+    window = best_window(spread)
+    assert len(window.shots) >= 3 and abs(window.start_m - 4e7) < 400
+
+
 def test_one_trace_is_too_little() -> None:
     one = np.array([0.0]), np.array([200.0])
     spread = find_spread(*one)
