@@ -79,6 +79,7 @@ class Settings(BaseSettings):
         ge=1,
         description="Streams at once, count; for one more, one whose client stands still is given up (408).",
     )
+    max_windows: int = Field(400, ge=1, description="Most windows of one section, count; a line of 138 km at scale 1.")
     max_batch: int = Field(64, ge=1, description="Most gathers of several requests that are encoded at once, count.")
     max_wait_ms: float = Field(
         2.0,

@@ -2,8 +2,8 @@
 
 A `Survey` has one line of receivers that all shots share; a field file has a position in every trace header. Where all
 shots share their receivers, or lack a few, the union is the line and what is missing is dead. Of a line longer than the
-frame's the window with the most traces is taken. Other geometries (crooked, or a spread that is towed behind its shots)
-are refused with the numbers: a shot that none of its own receivers surrounds was never trained on.
+frame's the window with the most traces is taken. Straight lines whose spread moves with its shots are `MovingSpread`,
+which `windows` reads; what is no line at all is refused with the numbers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ MIN_FILL = 0.7  # of the shot-receiver pairs of a window must have a trace, or t
 MAX_STATIONS = 20_000  # of shots or of receivers in a file; a window has at most 1000
 MAX_STARTS = 1000  # windows compared; of longer lines not every start is tried
 MAX_TRIALS = 500_000  # shots looked at meanwhile
+
+
+class MovingSpread(InvalidSurvey):
+    """Traces on a straight line that have no receivers in common, as those of a towed cable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +91,13 @@ def lay_out(
         frame: that the line will be mapped to.
 
     Raises:
-        InvalidSurvey: no positions, not one straight line, a spread that moves with its shots, or positions that do not
-            fit the traces.
+        MovingSpread: a spread that moves with its shots, or stations without number.
+        InvalidSurvey: no positions, not one straight line, or positions that do not fit the traces.
     """
     notes: list[Note] = []
-    source, group = (_project(traces, notes, shot_x_m, receiver_x_m, frame) if shot_x_m is None or receiver_x_m is None
-                     else (np.zeros(len(traces)), np.zeros(len(traces))))  # fmt: skip
+    source, group = np.zeros(len(traces)), np.zeros(len(traces))
+    if shot_x_m is None or receiver_x_m is None:
+        source, group = project(traces, notes, shot_x_m, receiver_x_m, frame.line_m)
     given = shot_x_m is not None or receiver_x_m is not None
     if receiver_x_m is None:
         tolerance = _tolerance(source, group, frame)
@@ -131,7 +136,7 @@ def lay_out(
     if missing:
         whole = len(chosen_shots) * core
         if not given and missing > (1 - MIN_FILL) * whole:
-            raise InvalidSurvey(
+            raise MovingSpread(
                 f"The spread is another for each shot: of {len(chosen_shots)} shots into {core} receivers, {missing} "
                 f"of {whole} pairs have no trace; at most {1 - MIN_FILL:.0%} may lack. Send shots that share receivers."
             )
@@ -148,10 +153,13 @@ def lay_out(
     )
 
 
-def _project(
-    traces: TracePositions, notes: list[Note], shot_x_m: object, receiver_x_m: object, frame: Frame
+def project(
+    traces: TracePositions, notes: list[Note], shot_x_m: object, receiver_x_m: object, line_m: float
 ) -> tuple[Float64, Float64]:
-    """Source and group positions along the line: x itself, or along the direction that fits them best."""
+    """Source and group positions along the line: x itself, or along the direction that fits them best.
+
+    ``line_m``: of the frame, in the positions' metres.
+    """
     parts = [xy for xy, given in ((traces.source_xy_m, shot_x_m), (traces.group_xy_m, receiver_x_m)) if given is None]
     points = np.concatenate(parts)
     extent = np.ptp(points, axis=0)
@@ -170,12 +178,12 @@ def _project(
     along = (points - middle) @ direction
     across = float(np.ptp((points - middle) @ np.array([-direction[1], direction[0]])))
     length = float(np.ptp(along))
-    allowed = CROSS_SHARE * min(length, frame.line_m)
+    allowed = CROSS_SHARE * min(length, line_m)
     if across > allowed:
         raise InvalidSurvey(
             f"The positions are no 2-D line: they spread {across:.1f} m across their best-fit direction and "
             f"{length:.1f} m along it; allowed are {allowed:.1f} m ({CROSS_SHARE:.0%} of the line, or of "
-            f"{frame.line_m:g} m). Send one straight line."
+            f"{line_m:g} m). Send one straight line."
         )
     azimuth = float(np.degrees(np.arctan2(direction[0], direction[1])) % 360)
     text = f"Positions projected on the line's direction, azimuth {azimuth:.1f} degrees; up to {across:.1f} m across."
@@ -200,10 +208,10 @@ def _stations(x: Float64, tolerance: float) -> tuple[Index, Float64]:
     ends = np.append(starts[1:], len(unique)) - 1
     low, high = unique[starts], unique[ends]
     if len(starts) > MAX_STATIONS:
-        raise InvalidSurvey(f"{len(starts)} positions along the line; at most {MAX_STATIONS}. Send a part of it.")
+        raise MovingSpread(f"{len(starts)} positions along the line; at most {MAX_STATIONS}. Send a part of it.")
     if (high - low).max() > 2 * tolerance:
         at = int((high - low).argmax())
-        raise InvalidSurvey(
+        raise MovingSpread(
             f"Positions from {low[at]:g} to {high[at]:g} m lie so close together that shots have no common stations "
             f"(closer than {tolerance:g} m counts as the same). Bin them first, or pass receiver_x_m."
         )
@@ -227,7 +235,7 @@ def _shots(
     key = position * np.int64(len(record) + 1) + np.where(repeated[position], number.ravel() + 1, 0)
     shots, shot = np.unique(key, return_inverse=True)
     if len(shots) > MAX_STATIONS:
-        raise InvalidSurvey(f"{len(shots)} shots along the line; at most {MAX_STATIONS}. Send a part of it.")
+        raise MovingSpread(f"{len(shots)} shots along the line; at most {MAX_STATIONS}. Send a part of it.")
     return shot.ravel(), position_x[shots // (len(record) + 1)]
 
 
@@ -302,11 +310,10 @@ def _select_window(
             pair[np.searchsorted(pair, base + receivers) - 1] % receivers
         ]  # fmt: skip
         beyond = np.maximum(np.maximum(first - shot_x, shot_x - final), 0)
-        raise InvalidSurvey(
+        raise MovingSpread(
             f"No shot lies among its receivers: {len(shot_x)} shots at {shot_x.min():g} to {shot_x.max():g} m, "
             f"recorded at {station_x[0]:g} to {station_x[-1]:g} m, each {beyond.min():g} to {beyond.max():g} m off the "
-            f"end of its spread; allowed are {margin_m:g} m. A towed or end-on spread cannot be mapped to a line "
-            f"of {line_m:g} m with shots on it."
+            f"end of its spread; allowed are {margin_m:g} m for a line of {line_m:g} m with shots on it."
         )
     if len(shots) < len(shot_x) or station_x[-1] - station_x[0] > line_m + on_node_m:
         text = (

@@ -105,7 +105,7 @@ def prepare(
         if shape:
             gather[:], more = shape_band(gather, gather_live, frame)
             own += more
-        if _polarity(gather, gather_live, shot_x_m, nodes) < 0:
+        if polarity(gather, gather_live, shot_x_m, nodes) < 0:
             np.negative(gather, out=gather)
             own.append(Note("polarity_flipped", "The direct wave starts negative; the gather was multiplied by -1."))
         each.append(tuple(own))
@@ -118,7 +118,7 @@ def prepare(
     )
 
 
-def _polarity(gather: Float32, live: Bool, shot_x_m: NDArray[np.float64], nodes: NDArray[np.float64]) -> int:
+def polarity(gather: Float32, live: Bool, shot_x_m: NDArray[np.float64], nodes: NDArray[np.float64]) -> int:
     """-1 if the direct wave's larger lobe is negative on most near traces, else +1.
 
     In 2-D the direct wave of a positive Ricker is its half integral: one positive lobe about twice the negative

@@ -63,11 +63,24 @@ def resample_time(array: Float32, dt_s: float, frame: Frame, notes: list[Note]) 
             )
         )
     out = np.zeros((batch, shots, out_samples, receivers), dtype=np.float32)
-    step = out_dt_s / dt_s  # what lies beyond the kernel's reach from the last canonical sample is not read
-    read = min(samples, int(np.ceil((out_samples + SINC_HALF_WIDTH) * max(step, 1.0))) + 1)
+    read = min(samples, samples_read(dt_s, frame))  # what lies beyond the kernel's reach
     for rows, across, weights in time_kernel(read, float(dt_s), out_samples, out_dt_s):
         np.matmul(weights, array[:, :, across], out=out[:, :, rows])
     return out
+
+
+def resample_traces(traces: Float32, dt_s: float, frame: Frame) -> Float32:
+    """Traces ``(trace, time)`` at the samples of a frame, as `resample_time`: ``(trace, frame.samples)``."""
+    out = np.zeros((len(traces), frame.samples), dtype=np.float32)
+    for rows, across, weights in time_kernel(traces.shape[1], float(dt_s), frame.samples, frame.dt_s):
+        np.matmul(traces[:, across], weights.T, out=out[:, rows])
+    return out
+
+
+def samples_read(dt_s: float, frame: Frame) -> int:
+    """How many samples from the shot on `resample_traces` looks at."""
+    step = frame.dt_s / dt_s
+    return int(np.ceil((frame.samples + SINC_HALF_WIDTH) * max(step, 1.0))) + 1
 
 
 @lru_cache(maxsize=16)

@@ -22,6 +22,7 @@ from seisbind.model.scale import AskedScale, Scale, parse_scale
 from seisbind.model.survey.preparation import OPENFWI
 from seisbind.service.client.answers import check, json_body, npz_arrays
 from seisbind.service.client.parts import Parts, Stack, form
+from seisbind.service.client.section_lines import SectionLines
 from seisbind.service.formats.npy import NPZ, Limits, npy, read_npy
 from seisbind.service.formats.reader import SURVEY_KEYS, Geometry
 from seisbind.service.schemas import (
@@ -35,6 +36,7 @@ from seisbind.service.schemas import (
     RetrieveAnswer,
     SearchAnswer,
 )
+from seisbind.service.section_schemas import SectionProgress
 
 if TYPE_CHECKING:  # which would import FAISS
     from seisbind.index import Filter
@@ -124,6 +126,24 @@ def retrieve_file(
     """POST /v1/retrieve for an npy, npz, SEG-Y or SU file, or its bytes; ``geometry`` overrides what it says."""
     sent = form(file_bytes(file), _retrieve_fields(geometry, top_k, filter, include, scale))
     return Call("POST", "/v1/retrieve", json_body(RetrieveAnswer), sent)
+
+
+def section(
+    file: bytes | Path,
+    *,
+    scale: AskedScale = None,
+    step_m: float | None = None,
+    progress: Callable[[SectionProgress], None] = lambda line: None,
+) -> SectionLines:
+    """POST /v1/section for a SEG-Y, SU or npz file of a line, or its bytes: see `engine.section`.
+
+    Args:
+        scale: as `retrieve_file`'s; None for a line of the frame's own size.
+        step_m: from one window to the next at most, metres; None for half a window.
+        progress: called with each line on windows that were read.
+    """
+    fields = scale_fields(scale) | ({} if step_m is None else {"step_m": repr(float(step_m))})
+    return SectionLines(form(file_bytes(file), fields), progress)
 
 
 def retrieve_stream(

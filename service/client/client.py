@@ -21,7 +21,9 @@ from seisbind.service.client.answers import check
 from seisbind.service.client.calls import Call
 from seisbind.service.client.parts import Parts
 from seisbind.service.client.retries import Attempts
+from seisbind.service.client.section_lines import SectionLines
 from seisbind.service.schemas import StreamAnswer, StreamError
+from seisbind.service.section_schemas import SectionAnswer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -90,6 +92,22 @@ def _async_stream_method(call: Callable[P, Parts]) -> Callable[Concatenate[Async
     return _documented(method, call)
 
 
+def _section_method(call: Callable[P, SectionLines]) -> Callable[Concatenate[Client, P], SectionAnswer]:
+    def method(self: Client, /, *args: P.args, **options: P.kwargs) -> SectionAnswer:
+        return self._do_section(call(*args, **options))
+
+    return _documented(method, call)
+
+
+def _async_section_method(
+    call: Callable[P, SectionLines],
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, SectionAnswer]]:
+    async def method(self: AsyncClient, /, *args: P.args, **options: P.kwargs) -> SectionAnswer:
+        return await self._do_section(call(*args, **options))
+
+    return _documented(method, call)
+
+
 def _documented(method: Method, call: Callable[..., Any]) -> Method:
     """``method`` with the name, the docstring and the parameters of ``call``, as `help` and editors show them."""
     signature, returns = inspect.signature(call), inspect.signature(method).return_annotation
@@ -134,6 +152,7 @@ class Client(_Connection[httpx.Client]):
     retrieve_arrays = _method(calls.retrieve_arrays)
     retrieve_file = _method(calls.retrieve_file)
     retrieve_stream = _stream_method(calls.retrieve_stream)
+    section = _section_method(calls.section)
     search_velocity = _method(calls.search_velocity)
     search_descriptors = _method(calls.search_descriptors)
     info = _method(calls.info)
@@ -165,6 +184,21 @@ class Client(_Connection[httpx.Client]):
         while True:
             try:
                 return call.answer(self._http.request(call.method, call.path, **call.sent))
+            except FAILED as error:
+                wait_s = attempts.failed(error)
+            time.sleep(wait_s)
+
+    def _do_section(self, lines: SectionLines) -> SectionAnswer:
+        attempts = self._attempts(repeatable=True)
+        while True:
+            try:
+                with self._http.stream(**lines.request()) as response:
+                    if not response.is_success:
+                        response.read()
+                    check(response)
+                    for chunk in response.iter_bytes():
+                        lines.read(chunk, response)
+                    return lines.end(response)
             except FAILED as error:
                 wait_s = attempts.failed(error)
             time.sleep(wait_s)
@@ -209,6 +243,7 @@ class AsyncClient(_Connection[httpx.AsyncClient]):
     retrieve_arrays = _async_method(calls.retrieve_arrays)
     retrieve_file = _async_method(calls.retrieve_file)
     retrieve_stream = _async_stream_method(calls.retrieve_stream)
+    section = _async_section_method(calls.section)
     search_velocity = _async_method(calls.search_velocity)
     search_descriptors = _async_method(calls.search_descriptors)
     info = _async_method(calls.info)
@@ -240,6 +275,21 @@ class AsyncClient(_Connection[httpx.AsyncClient]):
         while True:
             try:
                 return call.answer(await self._http.request(call.method, call.path, **call.sent))
+            except FAILED as error:
+                wait_s = attempts.failed(error)
+            await asyncio.sleep(wait_s)
+
+    async def _do_section(self, lines: SectionLines) -> SectionAnswer:
+        attempts = self._attempts(repeatable=True)
+        while True:
+            try:
+                async with self._http.stream(**lines.request()) as response:
+                    if not response.is_success:
+                        await response.aread()
+                    check(response)
+                    async for chunk in response.aiter_bytes():
+                        lines.read(chunk, response)
+                    return lines.end(response)
             except FAILED as error:
                 wait_s = attempts.failed(error)
             await asyncio.sleep(wait_s)

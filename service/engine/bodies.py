@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,15 @@ from seisbind.service.schemas import (
     WarningBody,
     WeightsBody,
 )
+from seisbind.service.section_schemas import SectionAnswer, SectionBody, SectionProgress, WindowBody
 
 if TYPE_CHECKING:  # torch and FAISS, which a client of a server does without
     from seisbind.index import GalleryInfo, Record
     from seisbind.model.encoders.weights_file import Weights
     from seisbind.model.survey.notes import Note
     from seisbind.model.survey.scaling import ChosenScale
-    from seisbind.service.engine.answers import Match, Retrieval, SearchResult
+    from seisbind.service.engine.answers import Match, Quantity, Retrieval, SearchResult
+    from seisbind.service.engine.section import Section, WindowAnswer
     from seisbind.service.formats.reader import Ingest
 
 DECIMALS = 1  # of velocities in JSON, m/s: a hundredth of what a model is off by
@@ -64,10 +67,7 @@ def retrieval_body(retrieval: Retrieval, include: Sequence[str], frame: Frame = 
     """
     physics = None
     if "physics" in include:
-        physics = {
-            name: QuantityBody(value=q.value, unit=q.unit, low=q.low, high=q.high)
-            for name, q in retrieval.physics.items()
-        }
+        physics = _physics(retrieval.physics)
     return RetrievalBody(
         matches=_matches(retrieval.matches, include, retrieval.scale),
         physics=physics,
@@ -159,6 +159,56 @@ def model_body(record: Record, cell_m: float, scale: Scale = UNSCALED) -> ModelB
 
 def _finite(value: float) -> float | None:
     return None if math.isinf(value) else value
+
+
+def section_progress(read: Sequence[WindowAnswer], *, done: int, windows: int) -> SectionProgress:
+    """The line on the windows that were read last."""
+    return SectionProgress(done=done, windows=windows, read=[_window(each) for each in read])
+
+
+def section_answer(section: Section) -> SectionAnswer:
+    """The line that has the section."""
+    depth_cells, columns = section.velocity.shape
+    body = SectionBody(
+        depth_cells=depth_cells,
+        columns=columns,
+        cell_m=section.cell_m,
+        x0_m=float(section.x_m[0]),
+        velocity=_packed(section.velocity),
+        low=None if section.low is None else _packed(section.low),
+        high=None if section.high is None else _packed(section.high),
+        disagreement=_packed(section.disagreement),
+        weight=_packed(section.weight),
+        scale=(section.scale.s, section.scale.k),
+        weights=section.weights,
+        gallery=section.gallery,
+        warnings=_warnings(section.notes),
+    )
+    return SectionAnswer(section=body)
+
+
+def _window(window: WindowAnswer) -> WindowBody:
+    return WindowBody(
+        x_m=window.x_m,
+        shots=window.shots,
+        live=window.live,
+        lack=window.lack,
+        likely=window.likely,
+        score=window.score,
+        reason=window.reason,
+        model_id=window.model_id,
+        similarity=window.similarity,
+        physics=None if window.physics is None else _physics(window.physics),
+        warnings=_warnings(window.notes),
+    )
+
+
+def _packed(array: NDArray[np.float32]) -> str:
+    return b64encode(np.asarray(array, "<f4").tobytes()).decode()
+
+
+def _physics(physics: Mapping[str, Quantity]) -> dict[str, QuantityBody]:
+    return {name: QuantityBody(value=q.value, unit=q.unit, low=q.low, high=q.high) for name, q in physics.items()}
 
 
 def _matches(matches: Sequence[Match], include: Sequence[str], scale: Scale) -> list[MatchBody]:

@@ -230,7 +230,7 @@ def _read_traces(
     )
     return _upload(
         record.gathers,
-        geometry.over(Geometry(record.dt_s, record.line.shot_x_m, record.line.receiver_x_m)),
+        geometry.over(Geometry(record.dt_s, record.shot_x_m, record.receiver_x_m)),
         frame,
         chosen,
         format=traces.format,

@@ -7,6 +7,7 @@ from 1, as the standard does (SEG-Y revision 1, 2002; SU's trace header is SEG-Y
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from seisbind.model.survey.notes import Note
 from seisbind.service.formats.segy_samples import CODINGS, UNREAD, Coding, Words, coding_of
 
 Order = Literal["big", "little"]
+Body = bytes | mmap.mmap  # of a file, or a map of one that does not fit in memory
 Headers = NDArray[Any]  # structured, one for each trace, with the names of FIELDS
 
 TEXT_BYTES = 3200
@@ -29,6 +31,7 @@ EBCDIC_CARD = (b"\xc3\x40", b"\xc3\xf0", b"\xc3\xf1")  # "C ", "C0", "C1"
 ASCII_C = 0x43
 MAX_EXTENDED_HEADERS = 64
 MAX_CM_M = 2e7  # positions that 32-bit centimetres hold
+BLOCK_BYTES = 64 << 20  # of a mapped file that are looked at before they are let go of
 SIGN: dict[Order, str] = {"big": ">", "little": "<"}
 
 # name: (first byte, type); SEG-Y revision 1, section 6
@@ -90,7 +93,7 @@ class TraceFile:
     notes: tuple[Note, ...]
 
 
-def looks_like_segy(body: bytes) -> bool:
+def looks_like_segy(body: Body) -> bool:
     """Whether the bytes look like SEG-Y: by the textual header, or by a binary header that fits the length."""
     if body[:2] in EBCDIC_CARD and len(body) > CARD:
         return True
@@ -107,7 +110,7 @@ def looks_like_segy(body: bytes) -> bool:
     return any(n and room % (TRACE_HEADER_BYTES + n * width) == 0 for n in stated)
 
 
-def read_segy(body: bytes) -> TraceFile:
+def read_segy(body: Body) -> TraceFile:
     """The traces of a SEG-Y file of revision 0 or 1, in either byte order, all of one length.
 
     Raises:
@@ -130,12 +133,12 @@ def read_segy(body: bytes) -> TraceFile:
     )
 
 
-def looks_like_su(body: bytes) -> bool:
+def looks_like_su(body: Body) -> bool:
     """Whether the bytes begin with two SU traces of the same length and sampling interval."""
     return _su_order(body) is not None
 
 
-def read_su(body: bytes) -> TraceFile:
+def read_su(body: Body) -> TraceFile:
     """The traces of a Seismic Unix file: IEEE floats in either byte order, all of one length.
 
     Raises:
@@ -220,12 +223,12 @@ def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str, 
     return text + bytes(binary) + traces
 
 
-def _number(body: bytes, byte: int, order: Order) -> int:
+def _number(body: Body, byte: int, order: Order) -> int:
     """The unsigned 16-bit number that begins at a byte, counted from 1."""
     return int.from_bytes(body[byte - 1 : byte + 1], order)
 
 
-def _byte_order(body: bytes) -> Order | None:
+def _byte_order(body: Body) -> Order | None:
     known = CODINGS.keys() | UNREAD.keys()  # all under 256: none is known in both orders
     for order in SIGN:
         if _number(body, 3225, order) in known:
@@ -233,7 +236,7 @@ def _byte_order(body: bytes) -> Order | None:
     return None
 
 
-def _su_order(body: bytes) -> Order | None:
+def _su_order(body: Body) -> Order | None:
     for order in SIGN:
         samples, dt_us = _number(body, 115, order), _number(body, 117, order)
         second = TRACE_HEADER_BYTES + 4 * samples
@@ -243,7 +246,7 @@ def _su_order(body: bytes) -> Order | None:
     return None
 
 
-def _first_trace(body: bytes, order: Order) -> int:
+def _first_trace(body: Body, order: Order) -> int:
     """Offset of the first trace header, behind extended textual headers if there are any."""
     revision = body[3500] if order == "big" else body[3501]
     if revision == 0:
@@ -264,7 +267,7 @@ def _first_trace(body: bytes, order: Order) -> int:
     return FILE_HEADER_BYTES + extended * TEXT_BYTES
 
 
-def _samples(body: bytes, start: int, order: Order, coding: Coding, stated: int, notes: list[Note]) -> int:
+def _samples(body: Body, start: int, order: Order, coding: Coding, stated: int, notes: list[Note]) -> int:
     """Samples in each trace: the number that fits the bytes present and that all trace headers agree on."""
     room = len(body) - start
     if room < TRACE_HEADER_BYTES:
@@ -289,25 +292,40 @@ def _samples(body: bytes, start: int, order: Order, coding: Coding, stated: int,
             )
     samples = fitting[0]
     counts = _views(body, start, order, coding, samples)[0]["samples"]
-    if (counts != first).any():
-        at = int(np.argmax(counts != first))
-        raise MalformedUpload(
-            f"Trace {at + 1} states {int(counts[at])} samples, the first {first}: traces of different lengths, or the "
-            "format code or sample count is wrong."
-        )
+    for block in trace_blocks(len(counts), counts.strides[0]):
+        wrong = counts[block] != first
+        if wrong.any():
+            at = block.start + int(np.argmax(wrong))
+            raise MalformedUpload(
+                f"Trace {at + 1} states {int(counts[at])} samples, the first {first}: traces of different lengths, or "
+                "the format code or sample count is wrong."
+            )
+        release(body)
     if stated != first:
         text = f"The binary header states {stated} samples a trace, the trace headers {first}; the bytes fit {samples}."
         notes.append(Note("samples_disagree", text))
     return samples
 
 
-def _views(body: bytes, start: int, order: Order, coding: Coding, samples: int) -> tuple[Headers, Words]:
+def _views(body: Body, start: int, order: Order, coding: Coding, samples: int) -> tuple[Headers, Words]:
     stride = TRACE_HEADER_BYTES + samples * coding.width
     traces = (len(body) - start) // stride
     headers: Headers = np.ndarray((traces,), header_dtype(FIELDS, order), body, start, (stride,))
     kind = np.dtype(SIGN[order] + coding.kind)
     words: Words = np.ndarray((traces, samples), kind, body, start + TRACE_HEADER_BYTES, (stride, coding.width))
     return headers, words
+
+
+def trace_blocks(traces: int, stride: int) -> list[slice]:
+    """Traces of ``stride`` bytes in blocks of at most `BLOCK_BYTES`, or of one."""
+    each = max(1, BLOCK_BYTES // max(1, stride))
+    return [slice(start, start + each) for start in range(0, traces, each)]
+
+
+def release(body: Body) -> None:
+    """Let go of the pages of a mapped file that were looked at; they are read again when they are needed."""
+    if isinstance(body, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        body.madvise(mmap.MADV_DONTNEED)
 
 
 def header_dtype(fields: Mapping[str, tuple[int, str]], order: Order) -> np.dtype[Any]:

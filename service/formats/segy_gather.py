@@ -7,18 +7,20 @@ error with the numbers where it would be a guess. Meanings of header fields: SEG
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey, MalformedUpload, UploadTooLarge
 from seisbind.model.frame import ANY_DT_S, OPENFWI_FRAME, Frame
-from seisbind.model.survey.line import Line, TracePositions, lay_out
+from seisbind.model.survey.line import Line, MovingSpread, TracePositions, lay_out
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.recorded import ROUNDING, short_line
 from seisbind.model.survey.resampling import SINC_HALF_WIDTH
 from seisbind.model.survey.scaling import measured_traces
+from seisbind.model.survey.spreads import PLACE_SHARE, lay_spread
+from seisbind.model.survey.windows import MIN_COVER, best_window, lacking, map_windows
 from seisbind.service.formats.segy import Headers, TraceFile
 from seisbind.service.formats.segy_samples import decode, sample_check
 
@@ -38,10 +40,11 @@ AGREEING = 0.95  # of the traces
 
 @dataclass(frozen=True, slots=True)
 class FieldRecord:
-    """``gathers``: ``(shot, time, receiver)`` float32, zero where no trace is; ``line``: their positions, in metres."""
+    """``gathers``: ``(shot, time, receiver)`` float32, zero where no trace is, with positions in metres."""
 
     gathers: Float32
-    line: Line
+    shot_x_m: tuple[float, ...]
+    receiver_x_m: tuple[float, ...]
     dt_s: float
     traces: int
     units: str
@@ -57,7 +60,7 @@ def read_field_record(
     receiver_x_m: tuple[float, ...] | None = None,
     frame: Frame = OPENFWI_FRAME,
 ) -> FieldRecord:
-    """One gather of all shots on the line.
+    """One gather of all shots on the line; of a spread that moves with its shots, pseudo-shots of its best window.
 
     Args:
         file: headers and samples as stored.
@@ -78,15 +81,18 @@ def read_field_record(
     step_s = _dt_s(file, headers, dt_s, frame.dt_limits_s, notes)
     delay, samples = _delay(headers, step_s, frame, notes), file.words.shape[1]
     short = (samples + delay) * step_s < frame.min_record_s * ROUNDING
+    moving: MovingSpread | None = None
     try:
         factor, units = (1.0, "m") if shot_x_m and receiver_x_m else _units(file, headers, notes)
-        line = lay_out(_positions(headers, factor, notes, bool(shot_x_m and receiver_x_m)),
-                       shot_x_m=shot_x_m, receiver_x_m=receiver_x_m, frame=frame)  # fmt: skip
+        positions = _positions(headers, factor, notes, bool(shot_x_m and receiver_x_m))
+        line = lay_out(positions, shot_x_m=shot_x_m, receiver_x_m=receiver_x_m, frame=frame)
         of_line = short_line(line.receiver_x_m, frame)
     except InvalidSurvey as error:
-        if not short:
-            raise
         of_line = str(error)
+        if isinstance(error, MovingSpread) and not (shot_x_m or receiver_x_m):
+            moving = error
+        elif not short:
+            raise
     if short:
         sentence = (
             f"The record ends {(samples + delay) * step_s:.3f} s after the shot ({samples} samples of "
@@ -95,15 +101,18 @@ def read_field_record(
         raise InvalidGather(f"{sentence} {of_line}" if of_line else sentence)
     keep_s = frame.duration_s + 2 * SINC_HALF_WIDTH * frame.dt_limits_s[1]  # all that the resampling looks at
     kept = max(0, min(samples + delay, math.ceil(keep_s / step_s)))
+    if samples + delay > kept:
+        text = f"{(samples + delay) * step_s:.3f} s were recorded; the first {frame.duration_text} is used."
+        notes.append(Note("record_long", text))
+    if moving is not None:
+        record = FieldRecord(np.zeros(0, np.float32), (), (), step_s, len(file.headers), units, tuple(notes))
+        return _window_record(record, file, seismic, positions, moving, delay=delay, kept=kept, frame=frame)
     size = line.trace.size * kept * 4
     if size > max_bytes:
         raise UploadTooLarge(
             f"{line.trace.shape[0]} shots into {line.trace.shape[1]} receivers of {kept} samples are {size} bytes as "
             f"float32; the limit is {max_bytes}."
         )
-    if samples + delay > kept:
-        text = f"{(samples + delay) * step_s:.3f} s were recorded; the first {frame.duration_text} is used."
-        notes.append(Note("record_long", text))
     _compare_duplicates(file, seismic, line)
     gathers = np.zeros((line.trace.shape[0], kept, line.trace.shape[1]), dtype=np.float32)
     check, dead = sample_check(file.coding), 0
@@ -121,7 +130,63 @@ def read_field_record(
     if dead:
         notes.append(Note("marked_dead", f"{dead} traces are marked dead in their headers and count as such."))
     notes += check.verdict()
-    return FieldRecord(gathers, line, step_s, len(file.headers), units, (*notes, *line.notes))
+    return FieldRecord(
+        gathers, line.shot_x_m, line.receiver_x_m, step_s, len(file.headers), units, (*notes, *line.notes)
+    )
+
+
+def _window_record(
+    record: FieldRecord,
+    file: TraceFile,
+    seismic: NDArray[np.intp],
+    positions: TracePositions,
+    moving: MovingSpread,
+    *,
+    delay: int,
+    kept: int,
+    frame: Frame,
+) -> FieldRecord:
+    """``record`` with the pseudo-shots of the window that has the most traces, on the frame's receivers.
+
+    Raises:
+        InvalidSurvey: no window has enough; the sentence is that of ``moving``, and what is missing.
+    """
+    dead = file.headers["kind"][seismic] == DEAD
+    try:
+        spread, notes = lay_spread(positions, frame=frame, usable=~dead)
+    except InvalidSurvey as error:
+        raise InvalidSurvey(f"{moving} {error}") from error
+    window, check = best_window(spread), sample_check(file.coding)
+
+    def read(numbers: NDArray[np.intp]) -> Float32:
+        words = file.words[seismic[numbers], max(0, -delay) : kept - delay]
+        check.add(words)
+        return np.pad(decode(words, file.coding), ((0, 0), (max(0, delay), 0)))
+
+    ((traces, live),) = map_windows([window], read, lambda traces: traces, frame=frame)
+    enough = live.mean(axis=1) >= MIN_COVER
+    lack = lacking(live[enough], spread.sources, frame)
+    if lack is not None:
+        raise InvalidSurvey(f"{moving} Nor can pseudo-shots be made of it: {lack}")
+    shots = [shot for shot, kept_shot in zip(window.shots, enough, strict=True) if kept_shot]
+    count, turned = sum(len(shot.trace) for shot in shots), sum(shot.reversed for shot in shots)
+    where = ", ".join(f"{window.start_m + shot.x_m:g}" for shot in shots)
+    tolerance_m = PLACE_SHARE * frame.receiver_spacing_m
+    text = (
+        f"The spread moves with its shots, or no two share receivers: from {window.start_m:g} m on, {count} traces "
+        f"whose source or receiver lies within {tolerance_m:g} m of {where} m are pseudo-shots there, {turned} of them "
+        "by reciprocity, with source and receiver exchanged."
+    )
+    if dead.any():
+        notes += (Note("marked_dead", f"{int(dead.sum())} traces are marked dead in their headers and count as such."),)
+    gathers = np.where(live[enough][..., None], traces[enough], np.float32(0)).transpose(0, 2, 1)
+    return replace(
+        record,
+        gathers=np.ascontiguousarray(gathers),
+        shot_x_m=tuple(window.start_m + shot.x_m for shot in shots),
+        receiver_x_m=tuple(window.start_m + x for x in frame.survey.receiver_x_m),
+        notes=(*record.notes, *check.verdict(), *notes, Note("moving_spread", text)),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +225,7 @@ def read_extent(file: TraceFile, *, dt_s: float | None = None, receiver_x_m: tup
     some = measured_traces(len(seismic), samples)
     if receiver_x_m is None:
         at = _positions(headers, _units(file, headers, unsaid)[0], unsaid, False)
-        aperture, spacing = _spread(at)
+        aperture, spacing = receiver_spread(at)
         offset = np.hypot(*(at.group_xy_m - at.source_xy_m)[some].T) if delay <= 0 else np.zeros(len(some))
     else:
         aperture = max(receiver_x_m) - min(receiver_x_m)
@@ -170,7 +235,7 @@ def read_extent(file: TraceFile, *, dt_s: float | None = None, receiver_x_m: tup
     return Extent(decode(words, file.coding), offset, aperture, spacing, (samples + delay) * step_s, step_s)
 
 
-def _spread(at: TracePositions) -> tuple[float, float]:
+def receiver_spread(at: TracePositions) -> tuple[float, float]:
     """From the first to the last receiver of a shot, and between neighbours; medians."""
     axis = int(np.ptp(at.group_xy_m[:, 1]) > np.ptp(at.group_xy_m[:, 0]))
     _, shot = np.unique(at.source_xy_m, axis=0, return_inverse=True)
@@ -236,6 +301,21 @@ def _in_range(dt_s: float, limits_s: tuple[float, float]) -> float:
 
 def _delay(headers: Headers, dt_s: float, frame: Frame, notes: list[Note]) -> int:
     """Samples between the shot and the first sample (bytes 109-110); negative if recording began before the shot."""
+    delay = start_samples(headers, dt_s)
+    if not delay:
+        return 0
+    start_ms = int(headers["delay_ms"][0])
+    if delay * dt_s > frame.duration_s - frame.min_record_s:
+        raise InvalidSurvey(
+            f"Recording starts {start_ms} ms after the shot; at least {frame.min_record_s:g} s of the first "
+            f"{frame.duration_text} are needed."
+        )
+    notes.append(Note("delay_applied", f"Recording starts {start_ms} ms after the shot; the traces were shifted."))
+    return delay
+
+
+def start_samples(headers: Headers, dt_s: float) -> int:
+    """Samples between the shot and the first sample (bytes 109-110), the same for all traces. Raises InvalidSurvey."""
     delays = np.unique(headers["delay_ms"])
     if not delays.any():
         return 0
@@ -248,12 +328,6 @@ def _delay(headers: Headers, dt_s: float, frame: Frame, notes: list[Note]) -> in
     delay = int(delays[0]) / 1e3 / dt_s
     if abs(delay - round(delay)) > 0.01:
         raise InvalidSurvey(f"A delay of {delays[0]} ms is no whole number of samples of {dt_s * 1e3:g} ms.")
-    if delay * dt_s > frame.duration_s - frame.min_record_s:
-        raise InvalidSurvey(
-            f"Recording starts {delays[0]} ms after the shot; at least {frame.min_record_s:g} s of the first "
-            f"{frame.duration_text} are needed."
-        )
-    notes.append(Note("delay_applied", f"Recording starts {delays[0]} ms after the shot; the traces were shifted."))
     return round(delay)
 
 

@@ -44,6 +44,8 @@ class Coding:
 
 
 IBM = Coding(1, "IBM float32", "u4")
+_EXPONENT = np.arange(128) * 4 - (256 + 24)
+IBM_FACTOR = np.concatenate([np.ldexp(1.0, _EXPONENT), np.ldexp(-1.0, _EXPONENT)])  # by the first byte of a number
 CODINGS = {
     coding.code: coding
     for coding in (
@@ -82,9 +84,7 @@ def decode(words: Words, coding: Coding) -> Float32:
     with np.errstate(over="ignore", invalid="ignore"):
         if coding is IBM:
             native = words.astype(np.uint32)
-            exponent = ((native >> 24) & 0x7F).astype(np.int32) * 4 - (256 + 24)
-            value = np.ldexp((native & 0xFFFFFF).astype(np.float64), exponent)
-            return np.where(native >> 31, -value, value).astype(np.float32)
+            return np.asarray((native & 0xFFFFFF) * IBM_FACTOR[native >> 24], dtype=np.float32)
         if coding.code == 5:
             return words.astype(np.uint32).view(np.float32)
         return words.astype(np.float32)

@@ -51,7 +51,7 @@ async def read_metrics(request: Request) -> Response:
     return Response(serving_of(request).metrics.text(), media_type=metrics.TEXT)
 
 
-ROUTERS = (retrieve.router, gallery.working, gallery.quick, stream.router, state, page.router)
+ROUTERS = (retrieve.router, gallery.working, gallery.quick, stream.router, stream.sections, state, page.router)
 POLICIES = policies(ROUTERS) | {"/openapi.json": Policy(setting="openapi_access")}
 
 

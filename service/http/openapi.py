@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from seisbind.service.formats.npy import NPZ
 from seisbind.service.http.forms import MULTIPART, RAW_TYPES, STREAM_TYPES
 from seisbind.service.schemas import DescriptorSearch, Problem, SearchFields, StreamAnswer, StreamError
+from seisbind.service.section_schemas import SectionAnswer, SectionError, SectionProgress
 
 JsonObject = dict[str, Any]
 
@@ -25,6 +26,7 @@ MODEL_TYPES = {
     "nc": "application/x-netcdf",
 }  # of the formats of velocity models
 NO_KEY: JsonObject = {"security": []}  # of calls for balancers, which have none
+SECTION_LINES: tuple[type[BaseModel], ...] = (SectionProgress, SectionAnswer, SectionError)
 NDJSON = "application/x-ndjson"
 BINARY = {"type": "string", "format": "binary"}
 
@@ -72,6 +74,12 @@ SEARCH_EXAMPLES: JsonObject = {
         "value": {"file": "@velocity.npy", "top_k": 3},
     },
 }
+SECTION_EXAMPLES: JsonObject = {
+    "a line": {
+        "summary": "A line of the frame's own size, in windows every 400 m",
+        "value": {"file": "@line.sgy", "scale": "1", "step_m": 400},
+    },
+}
 ADD_EXAMPLES: JsonObject = {
     "one model": {
         "summary": "A model with an id, a family and tags of one's own",
@@ -103,6 +111,12 @@ def lines() -> dict[int | str, JsonObject]:
     return {200: {"description": "A line of JSON for each gather.", "content": content}}
 
 
+def section_lines() -> dict[int | str, JsonObject]:
+    """The answer of POST /v1/section, of the components that `with_keys` adds."""
+    kinds = [{"$ref": f"#/components/schemas/{kind.__name__}"} for kind in SECTION_LINES]
+    return {200: {"description": "Lines of JSON.", "content": {NDJSON: {"schema": {"oneOf": kinds}}}}}
+
+
 def search() -> JsonObject:
     """The request of POST /v1/search: a file as elsewhere, or JSON."""
     content = _content(SearchFields, SEARCH_EXAMPLES)
@@ -131,13 +145,22 @@ def arrays() -> dict[int | str, JsonObject]:
 
 
 def with_keys(document: JsonObject) -> JsonObject:
-    """``document``, which then says that a call may need a key. Those that never do say so themselves (`NO_KEY`)."""
+    """``document``, which then says that a call may need a key, and has the lines of sections among its components.
+
+    Calls that never need a key say so themselves (`NO_KEY`).
+    """
     scheme = {
         "type": "http",
         "scheme": "bearer",
         "description": "A key of `seisbind key new`, where the server has keys; changes need one with the scope write.",
     }
-    document.setdefault("components", {})["securitySchemes"] = {"key": scheme}
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = {"key": scheme}
+    for kind in SECTION_LINES:
+        schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        known = components.setdefault("schemas", {})
+        for name, part in (*schema.pop("$defs", {}).items(), (kind.__name__, schema)):
+            known.setdefault(name, part)
     document["security"] = [{}, {"key": []}]
     return document
 

@@ -1,6 +1,7 @@
-"""POST /v1/retrieve/stream: a stack of any length in, one JSON line per gather out, in constant memory.
+"""Answers of many lines of JSON: POST /v1/retrieve/stream and POST /v1/section.
 
-Reading and answering are independent of each other, since many clients read nothing before they have sent everything.
+Of a stack of any length each gather has its line, in constant memory; reading and answering are independent of each
+other, since many clients read nothing before they have sent everything. Of a section the lines are its progress.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Request, Response
@@ -18,10 +20,12 @@ from starlette.types import Receive, Scope, Send
 
 from seisbind.index import Filter
 from seisbind.model.errors import InvalidSurvey, NotReady, SeisBindError, UnsupportedFormat
-from seisbind.model.scale import AutoScale, Scale, parse_scale
+from seisbind.model.scale import UNSCALED, AutoScale, Scale, parse_scale
 from seisbind.service.engine.bodies import gallery_body, retrieval_body, weights_body
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.query import Query
+from seisbind.service.engine.section import SectionPlan, plan_section
+from seisbind.service.formats.line_file import read_line
 from seisbind.service.formats.npy import Limits
 from seisbind.service.formats.reader import Geometry, read_gathers
 from seisbind.service.http import openapi
@@ -33,13 +37,17 @@ from seisbind.service.http.forms import (
     parse_fields,
     parse_filter,
     query_fields,
+    read_file,
+    unless_left,
     until_left,
 )
 from seisbind.service.http.npy_stream import FormStream, Stack
 from seisbind.service.http.parameters import parse_geometry, parse_include
-from seisbind.service.http.routing import serving_of
+from seisbind.service.http.routing import PIECE_BYTES, Admitted, serving_of
+from seisbind.service.runtime.sections import check_windows, section_lines
 from seisbind.service.runtime.serving import Serving
 from seisbind.service.schemas import BULK_PARTS, RetrieveFields, StreamAnswer
+from seisbind.service.section_schemas import SectionFields
 from seisbind.service.transport.access import Need, Policy
 from seisbind.service.transport.problems import broken, refused
 
@@ -58,6 +66,7 @@ class Streamed(APIRoute):
 
 
 router = APIRouter(route_class=Streamed, responses=openapi.PROBLEMS)
+sections = APIRouter(route_class=Admitted, responses=openapi.PROBLEMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,3 +312,64 @@ class StreamedAnswer(Response):
     @staticmethod
     def _error_line(index: int, problem: Response) -> bytes:
         return b'{"index":%d,"error":%b}\n' % (index, bytes(problem.body))
+
+
+@sections.post(
+    "/v1/section",
+    tags=["search"],
+    response_class=Response,
+    responses=openapi.section_lines(),
+    openapi_extra=openapi.upload(SectionFields, openapi.SECTION_EXAMPLES),
+)
+@Policy(need=Need.READ)
+async def section(request: Request) -> Response:
+    """A long line as one velocity section.
+
+    Send SEG-Y, SU, or an npz with `traces` `(trace, time)`, `source_x_m`, `receiver_x_m` and `dt_s`. The answer has a
+    line of JSON for each few windows that were read, then one with the `section`, or with an `error`.
+    """
+    serving = serving_of(request)
+    sent = await read_file(request)
+    fields = parse_fields(SectionFields, sent.fields)
+    scale = parse_scale(fields.scale, fields.target_depth_m) or UNSCALED
+
+    def planned(engine: Engine) -> SectionPlan:
+        plan = plan_section(read_line(sent.content), frame=engine.frame, scale=scale, step_m=fields.step_m)
+        return check_windows(plan, serving.settings.max_windows)
+
+    return SectionLines(serving, await unless_left(request, serving.on_reader(planned)))
+
+
+class SectionLines(Response):
+    """The lines of a section, sent as they are made. When the client leaves, nothing more is read."""
+
+    def __init__(self, serving: Serving, plan: SectionPlan) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"content-type": openapi.NDJSON})
+        self._serving = serving
+        self._plan = plan
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the lines. Nothing is raised: the answer has begun."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+
+        async def answer() -> None:
+            try:
+                async with aclosing(section_lines(self._serving, self._plan)) as lines:
+                    async for line in lines:
+                        await self._piecewise(line, send)
+            except SeisBindError as error:
+                await self._piecewise(b'{"error":%b}\n' % bytes(refused(scope, error).body), send)
+            except Exception:
+                log.exception("%s", scope["path"])
+                await self._piecewise(b'{"error":%b}\n' % bytes(broken(scope).body), send)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        with suppress(ClientDisconnect):
+            await unless_left(Request(scope, receive), answer())
+
+    @staticmethod
+    async def _piecewise(line: bytes, send: Send) -> None:
+        for start in range(0, len(line), PIECE_BYTES):
+            await send({"type": "http.response.body", "body": line[start : start + PIECE_BYTES], "more_body": True})

@@ -3,4 +3,4 @@
 `serving.Serving` holds them together.
 """
 
-__all__ = ["batcher", "images", "logs", "metrics", "record_picture", "request_body", "serving"]
+__all__ = ["batcher", "images", "logs", "metrics", "record_picture", "request_body", "sections", "serving"]

@@ -23,7 +23,7 @@ function begin(canvas) {
   return { context, width, height };
 }
 
-// `shade(row, column)` is 0 to 1, a place in the colour table.
+// `shade(row, column)` is 0 to 1, a place in the colour table; NaN stays transparent.
 function raster(rows, columns, colours, shade) {
   const canvas = document.createElement("canvas");
   canvas.width = columns;
@@ -32,7 +32,11 @@ function raster(rows, columns, colours, shade) {
   const image = context.createImageData(columns, rows);
   for (let row = 0; row < rows; row++) {
     for (let column = 0; column < columns; column++) {
-      const colour = 3 * Math.round(255 * Math.min(1, Math.max(0, shade(row, column))));
+      const place = shade(row, column);
+      if (Number.isNaN(place)) {
+        continue;
+      }
+      const colour = 3 * Math.round(255 * Math.min(1, Math.max(0, place)));
       const at = 4 * (row * columns + column);
       image.data[at] = colours[colour];
       image.data[at + 1] = colours[colour + 1];
@@ -95,8 +99,9 @@ function modelBox(width, height) {
   return [left, 8, width - left - 12, height - 8 - bottom];
 }
 
-// `map` is {rows, columns, values}, cells of `cellM`; `scale` {low, high}; with `minus`, the difference to that map.
-export function drawModel(canvas, { map, cellM, scale, minus = null, mark = null }) {
+// `map` is {rows, columns, values}, cells of `cellM`, the first at `x0M`; `scale` {low, high}; with `minus`, the
+// difference to that map.
+export function drawModel(canvas, { map, cellM, scale, minus = null, mark = null, x0M = 0 }) {
   const { context, width, height } = begin(canvas);
   const box = modelBox(width, height);
   const [left, top, inner, deep] = box;
@@ -110,7 +115,7 @@ export function drawModel(canvas, { map, cellM, scale, minus = null, mark = null
   context.drawImage(raster(rows, columns, minus ? diverging : viridis, shade), left, top, inner, deep);
   axes(
     context, box,
-    { low: 0, high: columns * cellM, label: width < NARROW ? "" : "x (m)" },
+    { low: x0M, high: x0M + columns * cellM, label: width < NARROW ? "" : "x (m)" },
     { low: 0, high: rows * cellM, label: width < NARROW ? "" : "depth (m)" },
   );
   if (mark) {

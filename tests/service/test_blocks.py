@@ -72,6 +72,7 @@ PLAN = {
     ("docs/operations.md", "import sqlite3"): RUN,
     ("docs/physics.md", "python benchmarks/geology_statistics.py"): RUN,
     ("docs/pipelines.md", ""): RUN,
+    ("docs/section.md", ""): RUN,
     ("docs/training.md", "seisbind"): RUN,
     ("docs/training.md", "seisbind simulate runs/line"): "minutes; tests/service/test_own_line.py runs its like",
     ("docs/training.md", "python benchmarks/own_frame.py"): "minutes; it runs the same commands",
@@ -210,6 +211,7 @@ def test_each_block_is_planned_and_each_plan_has_a_block() -> None:
         ("docs/formats.md", "json"),
         *((f"docs/{page}.md", language) for page in ("fwi", "inspect") for language in ("python", "bash")),
         ("docs/physics.md", "bash"),
+        *(("docs/section.md", language) for language in ("python", "bash")),
         *(("docs/training.md", language) for language in ("bash", "json")),
     }, "a test below has to run the blocks of this language"
 
@@ -222,6 +224,17 @@ def test_http_md_and_pipelines_md(serve: Any, make_gallery: Any, tmp_path: Path)
     assert (tmp_path / "model.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "model.npy").stat().st_size == 128 + 4 * 70 * 70
     assert len((tmp_path / "line.jsonl").read_text().splitlines()) == 1 + 3 + 6  # gathers of the three files
+
+
+def test_section_md(serve: Any, gallery_path: Path, weights: Path, tmp_path: Path) -> None:
+    server = serve()
+    ours = f"--gallery {gallery_path} --weights {weights} --device cpu"
+    for block in those("docs/section.md", "python", "bash"):
+        text = block.text.replace("http://127.0.0.1:8000", server.url).replace("--gallery gallery", ours)
+        run(text, tmp_path, language=block.language)
+    assert json.loads((tmp_path / "windows.json").read_text())["windows"]
+    assert (tmp_path / "section.png").read_bytes().startswith(b"\x89PNG")
+    assert set(json.loads((tmp_path / "lines.ndjson").read_text().splitlines()[-1])) == {"section"}
 
 
 @pytest.mark.parametrize("block", those("CONTRIBUTING.md", "python"), ids=str)

@@ -304,7 +304,10 @@ REFUSED: dict[str, tuple[str, str, Callable[[], Field]]] = {
     "a wrong scalar": ("invalid_survey", "0.1 times", lambda: make(SHORT, scale=0.1).with_(scalco=-100)),
     "a crooked line": ("invalid_survey", "no 2-D line", lambda: SOUND.with_(gy=(SOUND.headers["gx"] // 100) ** 2 * 10)),
     "sources on a line of their own": ("invalid_survey", "no 2-D line", lambda: SOUND.with_(sy=200)),
-    "a towed cable": ("invalid_survey", "each 60 to 60 m off", towed),
+    "a towed cable too short to read": (
+        "invalid_survey", "each 60 to 60 m off .* 0 pseudo-shots have traces over 25% of the window; at least 2",
+        lambda: towed().picked(np.flatnonzero(SOUND.headers["channel"] > 24)),
+    ),
     "a mixed delay": ("invalid_survey", "one start", lambda: moved(delay=(9, 40))),
     "a long delay": ("invalid_survey", "after the shot", lambda: SOUND.with_(delay=600)),
     "a short record": ("invalid_gather", r"0.6 s are needed\.$", lambda: make(SHORT[:, :140])),
@@ -401,6 +404,33 @@ def test_the_best_stretch_of_a_long_line_is_taken() -> None:
     for s, x in enumerate(upload.survey.shot_x_m):
         for r, g in enumerate(upload.survey.receiver_x_m[:70]):
             np.testing.assert_array_equal(upload.gathers[s, :, r], traces[where[x, g]])
+
+
+def test_a_towed_cable_is_answered_by_pseudo_shots() -> None:
+    """Shots every 25 m, a cable of 350 m from 60 m behind: pseudo-shots of two sides, their gap dead."""
+    sx = np.repeat(np.arange(0, 2000, 25), 36)
+    gx = sx - 60 - np.tile(np.arange(36) * 10, 80)
+    traces = np.sin((np.abs(sx - gx)[:, None] + 10) * np.arange(250) / 3000).astype(np.float32)
+    headers = SOUND.headers | {"record": np.repeat(np.arange(80), 36), "channel": 0, "sx": sx, "gx": gx, "offset": 0}
+    file = replace(SOUND, traces=traces, headers=headers)
+    upload = read_gathers(file.segy())
+    (note,) = upload.notes
+    assert note.code == "moving_spread" and "by reciprocity" in note.sentence
+    assert upload.gathers.shape == (5, 250, 70)
+    offset = np.subtract.outer(np.asarray(upload.survey.shot_x_m), np.asarray(upload.survey.receiver_x_m))
+    live = upload.gathers.any(axis=1)
+    assert not live[np.abs(offset) < 55].any()
+    before_last = np.asarray(upload.survey.receiver_x_m) <= 1970
+    assert live[(offset > 85) & (offset < 385)].all()
+    assert live[(offset < -85) & (offset > -385) & before_last].all()
+    for shot, receiver in np.argwhere(live & (np.abs(offset % 10) < 1e-6)):
+        if offset[shot, receiver] > 0:
+            expected = np.sin((abs(offset[shot, receiver]) + 10) * np.arange(250) / 3000)
+            np.testing.assert_allclose(upload.gathers[shot, :, receiver], expected, atol=1e-3)
+    prepared = prepare(upload.gathers, upload.survey)
+    np.testing.assert_array_equal(prepared.live[0], live)
+    shuffled = read_gathers(file.shuffled().segy())
+    np.testing.assert_allclose(shuffled.gathers, upload.gathers, atol=1e-6)
 
 
 def test_shots_repeated_at_one_place_stay_apart() -> None:
@@ -587,7 +617,7 @@ def test_every_note_about_a_field_file_is_documented() -> None:
     first_column = " ".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))
     assert made == set(re.findall(r"`(\w+)`", first_column))
     tested = set().union(*(codes for codes, _ in SAID.values()), *(codes for _, codes in SAME.values()))
-    assert made - tested <= {"line_window", "shots_thinned", "dt_overridden"}  # tests of their own
+    assert made - tested <= {"line_window", "shots_thinned", "dt_overridden", "moving_spread"}  # tests of their own
 
 
 VIKING = Path(__file__).parents[4] / "shared" / "data" / "viking_small.segy"

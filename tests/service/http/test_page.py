@@ -95,7 +95,8 @@ def test_the_scripts_ids_are_the_pages() -> None:
     index = (WEB / INDEX).read_text(encoding="utf-8")
     ids = re.findall(r'\bid="([^"]+)"', index)
     assert len(ids) == len(set(ids))
-    assert set(re.findall(r'\bby\("([^"]+)"\)', (WEB / "page.js").read_text(encoding="utf-8"))) <= set(ids)
+    for script in ("page.js", "section.js"):
+        assert set(re.findall(r'\bby\("([^"]+)"\)', (WEB / script).read_text(encoding="utf-8"))) <= set(ids)
 
 
 def test_the_page_and_the_docs_draw_the_line_where_the_weights_do() -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.service.commands.demo import npy
+from seisbind.service.formats.npy import npz
 from seisbind.service.transport.keys import Scope, make_key
 
 api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[browser]'")
@@ -390,3 +391,29 @@ def test_axe_finds_nothing_serious(visit: Open, width: int, scheme: str) -> None
     send(page, "notes.txt", b"no gather at all")
     page.wait_for_selector("#state.refused")
     assert found() == []
+
+
+def test_a_long_line_becomes_a_section(visit: Open) -> None:
+    source = np.repeat(np.arange(0, 1400, 20.0), 72)
+    receiver = source - 50 - np.tile(np.arange(72) * 10.0, 70)
+    a2 = np.square(np.pi * 14 * (np.arange(250) * 0.004 - 0.1 - np.abs(source - receiver)[:, None] / 2000))
+    traces = ((1 - 2 * a2) * np.exp(-a2)).astype(np.float32)
+    line = npz({"traces": traces, "source_x_m": source, "receiver_x_m": receiver, "dt_s": 0.004})
+    page = visit()
+    page.get_by_text("A long line as a velocity section").click()
+    file = {"name": "line.npz", "mimeType": "application/octet-stream", "buffer": line}
+    page.set_input_files("#line-file", files=[file])
+    page.fill("#line-form [name=step_m]", "1")
+    page.get_by_role("button", name="Make the section").click()
+    page.wait_for_function("document.getElementById('line-state').textContent.includes('a step lies between')")
+    page.fill("#line-form [name=step_m]", "345")
+    page.get_by_role("button", name="Make the section").click()
+    page.wait_for_selector("#line-answer:not([hidden])")
+    assert "windows have enough traces" in page.inner_text("#line-state")
+    for canvas in page.locator("#line-picture, #line-bar").all():
+        assert canvas.evaluate(INKED) > 10
+    page.select_option("#line-which", "disagreement")
+    assert page.locator("#line-picture").evaluate(INKED) > 10
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Answer (JSON lines)").click()
+    assert Path(saved.value.path()).read_bytes().rstrip().splitlines()[-1].startswith(b'{"section":')

@@ -1,0 +1,139 @@
+"""``seisbind section``: a long line, in one file or several, as one velocity section."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from seisbind.model.scale import AutoScale, Scale
+    from seisbind.service.engine.section import Section
+
+
+def section(
+    file: Annotated[
+        list[Path], typer.Argument(help="SEG-Y, SU or npz files of one line, with positions; together one section.")
+    ],
+    gallery: Annotated[Path, typer.Option(help="Folder of the gallery whose models are matched.")],
+    out: Annotated[Path, typer.Option(help="Write the section here: .npz, .sgy, .segy or .png.")],
+    scale: Annotated[
+        str, typer.Option(help="True lengths over the frame's, s; with velocities, s,k; or auto. As in 2 or 0.5,0.3.")
+    ] = "1",
+    target_depth: Annotated[
+        float | None, typer.Option(help="Depth in metres that the section has to reach; with --scale auto.")
+    ] = None,
+    step: Annotated[
+        float | None, typer.Option(help="From one window to the next, metres; default: half a window.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights file; default: those that ship.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print what each window contributed, as JSON.")] = False,
+) -> None:
+    """Read a long line in overlapping windows, and join them into one velocity section.
+
+    A file beside the output keeps what is done; the same command continues it. It ends with 0: written, 1: the line
+    cannot be read, 2: unusable options, gallery or output, 130: interrupted.
+    """
+    from seisbind.model.errors import GalleryError, InvalidConfig, WeightsError
+    from seisbind.service.bulk.run import ExitCode
+    from seisbind.service.commands.errors import print_error
+
+    try:
+        _write(file, gallery, out, _scale(scale, target_depth), step, weights, device, as_json)
+    except (InvalidConfig, GalleryError, WeightsError) as error:
+        print_error(error)
+        sys.exit(ExitCode.UNUSABLE)
+    except KeyboardInterrupt:
+        print(f"Interrupted. The same command continues {out}.", file=sys.stderr)
+        sys.exit(ExitCode.INTERRUPTED)
+
+
+def _write(
+    files: list[Path],
+    gallery: Path,
+    out: Path,
+    scale: Scale | AutoScale,
+    step_m: float | None,
+    weights: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    import json
+
+    from seisbind.index import Gallery
+    from seisbind.model.encoders.embedder import Embedder
+    from seisbind.service.commands.console import counting
+    from seisbind.service.engine.engine import Engine
+    from seisbind.service.engine.section import join_section, plan_section, section_blocks
+    from seisbind.service.engine.section_file import PartialSection, about, check_suffix, save_section
+    from seisbind.service.formats.line_file import open_line
+
+    check_suffix(out)
+    embedder = Embedder.load(weights, device=device)
+    with Gallery.open(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame) as opened:
+        engine, line = Engine(embedder, opened), open_line(files)
+        plan = plan_section(line, frame=engine.frame, scale=scale, step_m=step_m)
+        with PartialSection(out, engine, plan) as partial, counting("Reading windows", len(plan)) as progress:
+            readings = []
+            for number, block in section_blocks(engine, plan, done=partial.done):
+                if number not in partial.done:
+                    partial.add(number, block)
+                readings += block
+                progress(len(readings))
+            found = join_section(engine, plan, readings)
+            save_section(found, out)
+            partial.remove()
+    if as_json:
+        print(json.dumps(about(found), indent=1))
+    else:
+        _show(found, out)
+
+
+def _scale(text: str, target_depth_m: float | None) -> Scale | AutoScale:
+    """The scale that is asked for. Raises InvalidConfig."""
+    from seisbind.model.errors import InvalidConfig, InvalidSurvey
+    from seisbind.model.scale import UNSCALED, parse_scale
+
+    try:
+        return parse_scale(text, target_depth_m) or UNSCALED
+    except InvalidSurvey as error:
+        raise InvalidConfig(f"--scale: {error}") from error
+
+
+def _show(found: Section, out: Path) -> None:
+    """A line on each window, and one on the whole."""
+    from rich.table import Table
+
+    from seisbind.service.commands.console import console
+
+    shown = console()
+    table = Table("x (m)", "shots", "live", "like training", "first match", "similarity", "mean velocity (m/s)")
+    for window in found.windows:
+        place = f"{window.x_m[0]:.0f} to {window.x_m[1]:.0f}"
+        if window.lack is not None:
+            table.add_row(place, "0", "", "", "no data", "", "")
+            continue
+        likely = {True: "yes", False: f"no: {window.reason}", None: ""}[window.likely]
+        mean = (window.physics or {}).get("mean_velocity")
+        table.add_row(
+            place,
+            str(window.shots),
+            f"{window.live:.0%}",
+            likely,
+            window.model_id or "",
+            "" if window.similarity is None else f"{window.similarity:.3f}",
+            "" if mean is None else f"{mean.value:.0f} ({mean.low:.0f} to {mean.high:.0f})",
+        )
+    shown.print(table)
+    for note in found.notes:
+        shown.print(f"{note.code}: {note.sentence}", markup=False)
+    known = (found.weight > 0).mean()
+    shown.print(
+        f"{out}: {found.velocity.shape[1]} x {found.velocity.shape[0]} cells of {found.cell_m:g} m, "
+        f"x {found.x_m[0]:g} to {found.x_m[-1]:g} m, {known:.0%} of the columns known, from "
+        f"{sum(window.lack is None for window in found.windows)} of {len(found.windows)} windows.",
+        markup=False,
+    )
