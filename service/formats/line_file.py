@@ -40,17 +40,17 @@ from seisbind.service.formats.segy import (
     release,
     trace_blocks,
 )
-from seisbind.service.formats.segy_gather import (
-    DEAD,
-    Extent,
-    _dt_s,
-    _positions,
-    _seismic,
-    _units,
-    receiver_spread,
-    start_samples,
-)
+from seisbind.service.formats.segy_gather import Extent
 from seisbind.service.formats.segy_samples import decode, sample_check
+from seisbind.service.formats.trace_headers import (
+    DEAD,
+    length_units,
+    receiver_spread,
+    sampling_interval,
+    seismic_traces,
+    start_samples,
+    trace_positions,
+)
 
 Float32 = NDArray[np.float32]
 Index = NDArray[np.intp]
@@ -206,15 +206,15 @@ def _copied(headers: Headers, body: Body) -> Headers:
 def _read_headers(file: TraceFile, body: Body) -> LineTraces:
     notes = list(file.notes)
     every = _copied(file.headers, body)
-    seismic = _seismic(every, notes)
+    seismic = seismic_traces(every, notes)
     headers = every[seismic]
-    dt_s = _dt_s(file, headers, None, ANY_DT_S, notes)
+    dt_s = sampling_interval(file, headers, None, ANY_DT_S, notes)
     delay = start_samples(headers, dt_s)
     if delay:
         text = f"Recording starts {headers['delay_ms'][0]} ms after the shot; the traces were shifted."
         notes.append(Note("delay_applied", text))
-    factor, _ = _units(file, headers, notes)
-    positions = _positions(headers, factor, notes, False)
+    factor, _ = length_units(file, headers, notes)
+    positions = trace_positions(headers, factor, notes, False)
     usable = headers["kind"] != DEAD
     if not usable.all():
         count = int((~usable).sum())

@@ -14,8 +14,8 @@ from seisbind.model.survey.notes import Note
 from seisbind.service.formats.npy import NPY_MAGIC, ZIP_MAGIC, Limits
 from seisbind.service.formats.reader import TRACE_FORMATS, Geometry, read_stack
 from seisbind.service.formats.segy import Headers, TraceFile
-from seisbind.service.formats.segy_gather import AUXILIARY, DEAD, DUMMY, FOOT_M
 from seisbind.service.formats.segy_samples import decode
+from seisbind.service.formats.trace_headers import AUXILIARY, DEAD, DUMMY, FOOT_M
 
 Float64 = NDArray[np.float64]
 
