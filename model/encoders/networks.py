@@ -16,6 +16,7 @@ from seisbind.model.encoders.velocity import PhysicsEncoder, VelocityEncoder
 from seisbind.model.frame import OPENFWI_FRAME, Frame
 from seisbind.model.ground.descriptors import NAMES
 
+HEADS = ("map_head", "descriptor_head", "family_head")  # of the seismic encoder: they read what it embeds
 MAX_LOGIT_SCALE = 100.0  # CLIP's clamp, exp(ln 100)
 
 
@@ -49,6 +50,14 @@ class Encoders(nn.Module):
         for part in (self.velocity, self.physics):
             part.requires_grad_(False).eval()
         self.logit_scale.requires_grad_(False)
+
+    def lock_embeddings(self) -> None:
+        """Train the heads on the gathers only: every embedding stays what it is, to the bit."""
+        self.lock()
+        self.seismic.requires_grad_(False).eval()
+        for name, part in self.seismic.named_children():
+            if name in HEADS:
+                part.requires_grad_(True).train()
 
     def embed_gathers(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
         """See `SeismicEncoder.forward`; inputs as in `preparation.Prepared`."""

@@ -43,6 +43,11 @@ class LossConfig:
     family_head: float = 0.05
     descriptor_beta: float = 0.0
 
+    @property
+    def contrastive(self) -> bool:
+        """Whether any embedding is trained."""
+        return bool(self.seismic_velocity or self.velocity_physics or self.seismic_physics)
+
     def __post_init__(self) -> None:
         if not 0 <= self.descriptor_beta <= 1:
             raise InvalidConfig(f"A loss needs descriptor_beta from 0 to 1 (got {self.descriptor_beta:g}).")
@@ -91,8 +96,8 @@ class LossTerms:
 
 def total_loss(
     gathers: GatherEmbedding,
-    velocity_embedding: Tensor,
-    physics_embedding: Tensor,
+    velocity_embedding: Tensor | None,
+    physics_embedding: Tensor | None,
     *,
     velocity: Tensor,
     descriptors: Tensor,
@@ -105,22 +110,25 @@ def total_loss(
 
     Args:
         gathers: output of the seismic encoder.
-        velocity_embedding, physics_embedding: ``(batch, 256)`` unit vectors.
+        velocity_embedding, physics_embedding: ``(batch, 256)`` unit vectors; None: no contrastive term.
         velocity: ``(batch, 70, 70)``, m/s.
         descriptors: ``(batch, 13)``, standardised.
         family: ``(batch,)`` index of each model's family.
         scale: inverse temperature, clamped.
         frame: whose unit of velocity the map head uses.
     """
-    target = targets(velocity, config)
-    parts = {"seismic_velocity": contrastive(gathers.embedding, velocity_embedding, scale, target)}
-    weights = {"seismic_velocity": config.seismic_velocity}
-    if config.velocity_physics:
-        parts["velocity_physics"] = contrastive(velocity_embedding, physics_embedding, scale)
-        weights["velocity_physics"] = config.velocity_physics
-    if config.seismic_physics:
-        parts["seismic_physics"] = contrastive(gathers.embedding, physics_embedding, scale)
-        weights["seismic_physics"] = config.seismic_physics
+    parts: dict[str, Tensor] = {}
+    weights: dict[str, float] = {}
+    if velocity_embedding is not None and physics_embedding is not None:
+        target = targets(velocity, config)
+        parts["seismic_velocity"] = contrastive(gathers.embedding, velocity_embedding, scale, target)
+        weights["seismic_velocity"] = config.seismic_velocity
+        if config.velocity_physics:
+            parts["velocity_physics"] = contrastive(velocity_embedding, physics_embedding, scale)
+            weights["velocity_physics"] = config.velocity_physics
+        if config.seismic_physics:
+            parts["seismic_physics"] = contrastive(gathers.embedding, physics_embedding, scale)
+            weights["seismic_physics"] = config.seismic_physics
     if config.descriptor_head and gathers.descriptors is not None and gathers.descriptor_scale is not None:
         scale_of_error = gathers.descriptor_scale
         error = (gathers.descriptors - descriptors).abs()

@@ -25,6 +25,8 @@ class TrainConfig:
         ema: decay of the averaged weights that are kept; 0 keeps the last ones.
         hard_negatives: share of the batches that hold runs of similar models (`batches`).
         locked: train the seismic encoder only, towards the others and the temperature, which stay fixed.
+        heads_only: train the heads on the gathers only; all embeddings stay as they are. Goes with a loss whose
+            contrastive weights are zero.
         augment: data augmentation; None trains on the pairs as they are.
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the device computes in it (a CPU without
             AVX-512 or AMX emulates it, thirty times slower).
@@ -42,6 +44,7 @@ class TrainConfig:
     ema: float = 0.99
     hard_negatives: float = 0.4
     locked: bool = False
+    heads_only: bool = False
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
     checkpoint_every: int = 50
@@ -52,6 +55,10 @@ class TrainConfig:
                 raise InvalidConfig(f"A recipe's {name!r} is {getattr(self, name)}; at least 1 is needed.")
         if not self.learning_rate > 0 or not 0 <= self.ema < 1 or not 0 <= self.hard_negatives <= 1:
             raise InvalidConfig("A recipe needs learning_rate > 0, 0 <= ema < 1 and 0 <= hard_negatives <= 1.")
+        if self.heads_only == self.loss.contrastive:
+            raise InvalidConfig(
+                "A recipe of 'heads_only' has contrastive weights of zero in its 'loss'; others do not."
+            )
 
 
 PAPER = TrainConfig(encoders=EncoderConfig(kind="paper"), loss=PAPER_LOSS, augment=None, ema=0.0, hard_negatives=0.0)

@@ -115,8 +115,9 @@ def check_start(config: TrainConfig, start: Encoders | None) -> None:
         InvalidConfig: encoders of another form than the recipe's, or none for a recipe that needs them.
     """
     if start is None:
-        if config.locked:
-            raise InvalidConfig("A 'locked' recipe goes on from trained encoders; name their weights (--start).")
+        if config.locked or config.heads_only:
+            which = "locked" if config.locked else "heads_only"
+            raise InvalidConfig(f"A '{which}' recipe goes on from trained encoders; name their weights (--start).")
     elif unlike := difference(start.config, config.encoders):
         raise InvalidConfig(f"The weights to start from have another form ({unlike}); the recipe needs the same.")
 
@@ -159,6 +160,8 @@ def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, de
     encoders = encoders.to(device).train()
     if config.locked:
         encoders.lock()
+    if config.heads_only:
+        encoders.lock_embeddings()
     trained = [p for p in encoders.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2]
     others = [p for p in trained if p.ndim < 2]
@@ -178,8 +181,10 @@ def _update(state: State, batch: Batch, part: PairSet, config: TrainConfig, log:
         group["lr"] = rate
     with torch.autocast(device.type, torch.bfloat16) if _bf16(config, device) else nullcontext():
         gathers = state.encoders.embed_gathers(batch.traces, batch.live, batch.shot_x_m)
-        velocity = state.encoders.embed_velocity(batch.velocity)
-        physics = state.encoders.embed_descriptors(part.descriptors)
+        velocity = physics = None
+        if config.loss.contrastive:
+            velocity = state.encoders.embed_velocity(batch.velocity)
+            physics = state.encoders.embed_descriptors(part.descriptors)
     terms = total_loss(
         gathers,
         velocity,
