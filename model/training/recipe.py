@@ -98,12 +98,24 @@ BROAD = replace(
     steps=2200,
     seed=3,
 )  # fmt: skip
+# continues from trained weights over broad ground with the heads alone: what is retrieved stays exactly the same
+HEADS = replace(
+    BROAD,
+    loss=replace(BROAD.loss, seismic_velocity=0.0, velocity_physics=0.0, seismic_physics=0.0),
+    locked=False,
+    heads_only=True,
+    hard_negatives=0.0,
+    learning_rate=6e-4,
+    steps=1600,
+    seed=4,
+)
 NAMED = {
     "default": TrainConfig(),
     "further": FURTHER,
     "larger": LARGER,
     "reading": READING,
     "broad": BROAD,
+    "heads": HEADS,
     "paper": PAPER,
 }
 
