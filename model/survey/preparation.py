@@ -20,7 +20,7 @@ from seisbind.model.scale import UNSCALED, Scale
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.recorded import check_gathers, limit_range
 from seisbind.model.survey.resampling import map_receivers, receiver_map, resample_time
-from seisbind.model.survey.shaping import shape_band
+from seisbind.model.survey.shaping import suit_wavelet
 from seisbind.model.survey.shots import choose_shots, select_shots
 
 Float32 = NDArray[np.float32]
@@ -71,7 +71,7 @@ def prepare(
         survey: where and how they were recorded; its first receiver becomes x = 0. None for the frame's own line.
         frame: of the weights that will see them.
         scale: of the survey to the frame.
-        shape: whether a band that weights do not know is shaped (`shaping.shape_band`).
+        shape: whether a band and a delay that weights do not know are changed (`shaping.suit_wavelet`).
 
     Returns:
         The prepared gathers, each with notes on what was done.
@@ -103,7 +103,7 @@ def prepare(
         if dead:
             own.append(Note("dead_traces", f"{dead} of {gather_live.size} canonical traces are dead or uncovered."))
         if shape:
-            gather[:], more = shape_band(gather, gather_live, frame)
+            gather[:], more = suit_wavelet(gather, gather_live, shot_x_m, frame)
             own += more
         if polarity(gather, gather_live, shot_x_m, nodes) < 0:
             np.negative(gather, out=gather)

@@ -16,7 +16,7 @@ from seisbind.model.survey.notes import Note
 from seisbind.model.survey.preparation import Prepared, polarity
 from seisbind.model.survey.recorded import RANGE_BITS
 from seisbind.model.survey.resampling import resample_traces
-from seisbind.model.survey.shaping import shape_band
+from seisbind.model.survey.shaping import suit_wavelet
 from seisbind.model.survey.spreads import ROUNDING, Spread
 
 Float32 = NDArray[np.float32]
@@ -174,7 +174,7 @@ def read_windows(
         frame: of the windows.
         dt_s: of the samples, in seconds of the frame.
         sources: places that something was shot at in the whole line: of one alone, one pseudo-shot is enough.
-        shape: the frame in true units, towards whose band windows are shaped (`shaping.shape_band`); None: not at all.
+        shape: the frame in true units whose wavelets windows are suited to (`shaping.suit_wavelet`); None: as they are.
     """
     parts = map_windows(windows, read, lambda traces: resample_traces(traces, dt_s, frame), frame=frame)
     gathers = []
@@ -223,7 +223,7 @@ def _prepared(traces: Float32, live: Bool, shot_x_m: Float64, frame: Frame, shap
         gather = np.ldexp(gather, -exponent)
     notes: tuple[Note, ...] = ()
     if shape is not None:
-        gather, notes = shape_band(gather, live, shape)
+        gather, notes = suit_wavelet(gather, live, shot_x_m * (shape.line_m / frame.line_m), shape)
     if polarity(gather, live, shot_x_m, np.asarray(frame.survey.receiver_x_m)) < 0:
         np.negative(gather, out=gather)
         notes = (*notes, Note("polarity_flipped", "The direct wave starts negative; the gather was multiplied by -1."))

@@ -14,7 +14,7 @@ from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.scale import AutoScale, Scale
 from seisbind.model.survey.preparation import OPENFWI, prepare
 from seisbind.model.survey.scaling import choose_scale, scale_for
-from seisbind.model.survey.shaping import CENTROID
+from seisbind.model.survey.shaping import CENTROID, align_time, shape_band
 from seisbind.model.survey.spectrum import Band, measure_band
 from seisbind.model.waves.wavelet import ricker
 
@@ -191,9 +191,27 @@ def test_a_band_beyond_training_is_shaped() -> None:
 
     assert 8 < band(shaped).centroid_hz / CENTROID < 28 < band(plain).centroid_hz / CENTROID
     # the lobe of the direct wave lies where it lay: the phase is as it was
-    lag = np.abs(shaped.traces[0, 2].argmax(axis=0) - plain.traces[0, 2].argmax(axis=0))
+    alone, _ = shape_band(plain.traces[0], plain.live[0], scale.frame(OPENFWI_FRAME))
+    lag = np.abs(alone[2].argmax(axis=0) - plain.traces[0, 2].argmax(axis=0))
     assert np.median(lag) <= 1
     assert band(prepare(wanted, survey, scale=scale)).centroid_hz == pytest.approx(band(shaped).centroid_hz, rel=0.35)
+
+
+def test_a_clock_that_starts_at_the_shot_is_set_to_the_wavelets() -> None:
+    """The direct wave 60 ms early: moved back, and said; as early as training had it, or without one: left."""
+    record = prepare(gather(15.0, OPENFWI), OPENFWI)
+    late = 10  # samples of 4 ms
+    early = np.pad(record.traces[0][:, late:], ((0, 0), (0, late), (0, 0)))
+    line = OPENFWI_FRAME.shot_x_m, OPENFWI_FRAME
+    moved, (note,) = align_time(early, record.live[0], *line)
+    assert note.code == "time_aligned" and "The record was moved by +" in note.sentence
+    lag = moved[2].argmax(axis=0) - record.traces[0, 2].argmax(axis=0)
+    assert np.abs(np.median(lag)) <= 3
+    for kept in (record.traces[0], np.pad(record.traces[0][:, 4:], ((0, 0), (0, 4), (0, 0)))):
+        same, notes = align_time(kept, record.live[0], *line)
+        assert notes == () and same is kept
+    noise = np.random.default_rng(0).standard_normal(early.shape).astype(np.float32)
+    assert align_time(noise, record.live[0], *line)[1] == ()
 
 
 def test_where_the_band_lacks_the_frames_peak_it_is_said() -> None:
