@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from seisbind.model.frame import Frame
     from seisbind.model.inspection.scale_range import ScaleRange
     from seisbind.model.inspection.signal import Signal
-    from seisbind.service.engine.inspection import Inspection
+    from seisbind.model.survey.scaling import ChosenScale
+    from seisbind.service.engine.inspection import Inspection, Refusal
 
 REFUSED = 4  # exit code: it was looked at, and a retrieval would be refused
 LISTED = 20  # numbers of traces in a table
@@ -93,6 +94,7 @@ def to_json(found: Inspection, frame: Frame) -> dict[str, Any]:
         "signal": None if found.signal is None else _signal_json(found.signal),
         "frame": frame.name,
         "scale": None if found.scales is None else _scale_json(found.scales),
+        "auto": _auto_json(found.auto, frame),
         "notes": [{"code": note.code, "detail": note.sentence} for note in found.notes],
         "refused": refusal,
     }  # fmt: skip
@@ -138,6 +140,14 @@ def _scale_json(scales: ScaleRange) -> dict[str, Any]:
     }
 
 
+def _auto_json(auto: ChosenScale | Refusal, frame: Frame) -> dict[str, Any]:
+    from seisbind.service.engine.inspection import Refusal
+
+    if isinstance(auto, Refusal):
+        return {"refused": {"code": auto.code, "detail": auto.sentence}}
+    return {"s": auto.scale.s, "k": auto.scale.k, "decided_by": auto.decided_by, "reason": auto.reason(frame)}
+
+
 def _print_tables(file: Path, found: Inspection, frame: Frame) -> None:
     from rich.table import Table
 
@@ -155,6 +165,9 @@ def _print_tables(file: Path, found: Inspection, frame: Frame) -> None:
         out.print("seisbind retrieve takes it as it is.", markup=False)
     else:
         out.print(f"seisbind retrieve refuses it: {found.refusal.sentence} [{found.refusal.code}]", markup=False)
+    auto = _auto_json(found.auto, frame)
+    said = f"refuses it: {auto['refused']['detail']}" if "refused" in auto else f"takes {auto['reason']}"
+    out.print(f"With --scale auto it {said}", markup=False)
 
 
 def _geometry_rows(found: Inspection) -> list[tuple[str, str]]:

@@ -10,7 +10,9 @@ from seisbind.model.inspection.scale_range import ScaleRange, scale_range
 from seisbind.model.inspection.signal import Signal, measure_signal
 from seisbind.model.inspection.spread import Spread, measure_spread
 from seisbind.model.inspection.traces import FieldTraces
+from seisbind.model.scale import UNSCALED, AutoScale
 from seisbind.model.survey.notes import Note
+from seisbind.model.survey.scaling import ChosenScale
 from seisbind.service.engine.query import Query
 from seisbind.service.formats.npy import Limits
 from seisbind.service.formats.reader import Geometry, read_gathers
@@ -36,6 +38,7 @@ class Inspection:
         scales: at which it could be read; None without a signal.
         notes: what was assumed of the traces, and what a retrieval would assume and do.
         refusal: None if ``seisbind retrieve`` takes the file as it is.
+        auto: the scale that ``--scale auto`` would choose, and why; or why it would be refused.
     """
 
     format: str
@@ -47,6 +50,7 @@ class Inspection:
     scales: ScaleRange | None
     notes: tuple[Note, ...]
     refusal: Refusal | None
+    auto: ChosenScale | Refusal
 
 
 def inspect_record(
@@ -94,7 +98,21 @@ def inspect_record(
         scales=scales,
         notes=(*(note for note in found.notes if note.code not in known), *notes),
         refusal=refusal,
+        auto=_auto(file, geometry, gather, limits, frame),
     )
+
+
+def _auto(
+    file: bytes, geometry: Geometry | None, gather: int, limits: Limits | None, frame: Frame
+) -> ChosenScale | Refusal:
+    """What a retrieval with ``--scale auto`` would choose; it is read and prepared as one."""
+    try:
+        upload = read_gathers(file, geometry=geometry, limits=limits, frame=frame, scale=AutoScale())
+        gathers = upload.gathers[gather : gather + 1] if upload.gathers.ndim == 4 else upload.gathers
+        chosen = Query.prepare(gathers, upload.survey, frame=frame, scale=upload.chosen or AutoScale()).chosen
+    except SeisBindError as error:
+        return Refusal(error.code, str(error))
+    return ChosenScale(UNSCALED) if chosen is None else chosen
 
 
 def _asked(
