@@ -85,23 +85,23 @@ def test_a_gather_that_is_taken_as_it_is(gathers: Float32, tmp_path: Path) -> No
         assert words in said.stdout
 
 
-def test_a_towed_streamer_is_described_although_it_is_refused(
+def test_a_towed_streamer_is_described_and_read_by_reciprocity(
     streamer: tuple[Float32, dict[str, Any]], tmp_path: Path
 ) -> None:
     traces, headers = streamer
     for write, name in ((segy, "towed.sgy"), (su, "towed.su")):
         (tmp_path / name).write_bytes(write(traces, **headers))
         done = run(tmp_path / name, "--json", "--out", tmp_path / "picture.png")
-        assert done.exit_code == REFUSED, done.output
+        assert done.exit_code == 0, done.output
         told = json.loads(done.stdout)
         assert told["geometry"]["kind"] == "towed"
         assert told["geometry"]["offset_m"] == [50.0, 280.0]
         assert (told["geometry"]["shots"], told["geometry"]["channels"]) == (8, [24, 24])
-        assert told["refused"]["code"] in ("invalid_survey", "invalid_gather")
+        assert told["refused"] is None and "moving_spread" in [note["code"] for note in told["notes"]]
         assert told["scale"]["highest"]["s"] == pytest.approx(230 / 340)
         assert "span 230 m" in told["scale"]["highest"]["because"]
         assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-    assert "refuses it" in run(tmp_path / "towed.su").stdout
+    assert "takes it as it is" in run(tmp_path / "towed.su").stdout
 
 
 def look(file: bytes, **options: Any) -> Inspection:
