@@ -8,7 +8,7 @@ r"""Make the shipped weights again, from seeds to safetensors: simulate, train, 
         --start runs/2/weights.safetensors --out runs/3
     python benchmarks/train_weights.py --config reading --set fourth --before more third \
         --start runs/3/weights.safetensors --out runs/4
-    python benchmarks/train_weights.py --config broad --set broad --start runs/4/weights.safetensors --out runs/5
+    python benchmarks/train_weights.py --config errors --set broad --start runs/4/weights.safetensors --out runs/5
     python benchmarks/train_weights.py --config paper --out runs/paper   # the baseline, on the pairs of the first
 
 The shipped weights are made by the runs in the middle: each goes on from the one before, with pairs of its own.
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/default"))
     parser.add_argument("--pairs", type=Path, default=Path("runs/pairs"), help="folder of the simulated pairs")
     parser.add_argument(
-        "--config", default="default", help="default, further, larger, reading, broad, paper or a JSON file"
+        "--config", default="default", help="default, further, larger, reading, broad, errors, paper or a JSON file"
     )
     parser.add_argument("--start", type=Path, help="weights to go on from; default: random ones")
     parser.add_argument("--set", choices=list(GROWTH), default="train", help="pairs to train on")

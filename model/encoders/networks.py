@@ -16,8 +16,14 @@ from seisbind.model.encoders.velocity import PhysicsEncoder, VelocityEncoder
 from seisbind.model.frame import OPENFWI_FRAME, Frame
 from seisbind.model.ground.descriptors import NAMES
 
-HEADS = ("map_head", "descriptor_head", "family_head")  # of the seismic encoder: they read what it embeds
 MAX_LOGIT_SCALE = 100.0  # CLIP's clamp, exp(ln 100)
+
+
+def _of_errors(gradient: Tensor) -> Tensor:
+    """The gradient of the descriptor head's last layer, without the rows of the values."""
+    kept = gradient.clone()
+    kept[: len(NAMES)] = 0
+    return kept
 
 
 class Encoders(nn.Module):
@@ -51,13 +57,18 @@ class Encoders(nn.Module):
             part.requires_grad_(False).eval()
         self.logit_scale.requires_grad_(False)
 
-    def lock_embeddings(self) -> None:
-        """Train the heads on the gathers only: every embedding stays what it is, to the bit."""
+    def lock_readings(self) -> None:
+        """Train what the heads say of themselves: errors and the kind of ground. Embeddings, descriptors and models
+        stay what they are, to the bit; no weight decay must move them."""
         self.lock()
         self.seismic.requires_grad_(False).eval()
-        for name, part in self.seismic.named_children():
-            if name in HEADS:
-                part.requires_grad_(True).train()
+        for name, parameter in self.seismic.named_parameters():
+            if name.startswith(("family_head.", "map_head.error.")):
+                parameter.requires_grad_(True)
+            elif name.startswith(
+                "descriptor_head.2."
+            ):  # the last layer: rows of the values, then those of their errors
+                parameter.requires_grad_(True).register_hook(_of_errors)  # type: ignore[no-untyped-call]
 
     def embed_gathers(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
         """See `SeismicEncoder.forward`; inputs as in `preparation.Prepared`."""

@@ -25,8 +25,8 @@ class TrainConfig:
         ema: decay of the averaged weights that are kept; 0 keeps the last ones.
         hard_negatives: share of the batches that hold runs of similar models (`batches`).
         locked: train the seismic encoder only, towards the others and the temperature, which stay fixed.
-        heads_only: train the heads on the gathers only; all embeddings stay as they are. Goes with a loss whose
-            contrastive weights are zero.
+        errors_only: train only what the heads state of their own errors, and the kind of ground; all that they read and
+            every embedding stays as it is. Goes with contrastive weights and a weight decay of zero.
         augment: data augmentation; None trains on the pairs as they are.
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the device computes in it (a CPU without
             AVX-512 or AMX emulates it, thirty times slower).
@@ -44,7 +44,7 @@ class TrainConfig:
     ema: float = 0.99
     hard_negatives: float = 0.4
     locked: bool = False
-    heads_only: bool = False
+    errors_only: bool = False
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
     checkpoint_every: int = 50
@@ -55,10 +55,12 @@ class TrainConfig:
                 raise InvalidConfig(f"A recipe's {name!r} is {getattr(self, name)}; at least 1 is needed.")
         if not self.learning_rate > 0 or not 0 <= self.ema < 1 or not 0 <= self.hard_negatives <= 1:
             raise InvalidConfig("A recipe needs learning_rate > 0, 0 <= ema < 1 and 0 <= hard_negatives <= 1.")
-        if self.heads_only == self.loss.contrastive:
+        if self.errors_only and (self.loss.contrastive or self.weight_decay or self.encoders.kind == "paper"):
             raise InvalidConfig(
-                "A recipe of 'heads_only' has contrastive weights of zero in its 'loss'; others do not."
+                "A recipe of 'errors_only' needs heads, and contrastive weights and a weight_decay of zero."
             )
+        if not self.errors_only and not self.loss.contrastive:
+            raise InvalidConfig("A recipe needs a contrastive weight, unless it trains 'errors_only'.")
 
 
 PAPER = TrainConfig(encoders=EncoderConfig(kind="paper"), loss=PAPER_LOSS, augment=None, ema=0.0, hard_negatives=0.0)
@@ -98,15 +100,17 @@ BROAD = replace(
     steps=2200,
     seed=3,
 )  # fmt: skip
-# continues from trained weights over broad ground with the heads alone: what is retrieved stays exactly the same
-HEADS = replace(
+# continues from trained weights over broad ground with what they state of their own errors: all that is retrieved and
+# read stays exactly the same
+ERRORS = replace(
     BROAD,
-    loss=replace(BROAD.loss, seismic_velocity=0.0, velocity_physics=0.0, seismic_physics=0.0),
+    loss=replace(BROAD.loss, seismic_velocity=0.0, velocity_physics=0.0, seismic_physics=0.0, descriptor_beta=0.0),
     locked=False,
-    heads_only=True,
+    errors_only=True,
     hard_negatives=0.0,
-    learning_rate=6e-4,
-    steps=1600,
+    weight_decay=0.0,
+    learning_rate=2e-3,
+    steps=600,
     seed=4,
 )
 NAMED = {
@@ -115,7 +119,7 @@ NAMED = {
     "larger": LARGER,
     "reading": READING,
     "broad": BROAD,
-    "heads": HEADS,
+    "errors": ERRORS,
     "paper": PAPER,
 }
 

@@ -115,8 +115,8 @@ def check_start(config: TrainConfig, start: Encoders | None) -> None:
         InvalidConfig: encoders of another form than the recipe's, or none for a recipe that needs them.
     """
     if start is None:
-        if config.locked or config.heads_only:
-            which = "locked" if config.locked else "heads_only"
+        if config.locked or config.errors_only:
+            which = "locked" if config.locked else "errors_only"
             raise InvalidConfig(f"A '{which}' recipe goes on from trained encoders; name their weights (--start).")
     elif unlike := difference(start.config, config.encoders):
         raise InvalidConfig(f"The weights to start from have another form ({unlike}); the recipe needs the same.")
@@ -160,8 +160,8 @@ def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, de
     encoders = encoders.to(device).train()
     if config.locked:
         encoders.lock()
-    if config.heads_only:
-        encoders.lock_embeddings()
+    if config.errors_only:
+        encoders.lock_readings()
     trained = [p for p in encoders.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2]
     others = [p for p in trained if p.ndim < 2]

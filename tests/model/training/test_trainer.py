@@ -370,3 +370,23 @@ def test_heads_that_are_right_cost_nothing(velocity: np.ndarray) -> None:
     assert float(terms.parts["map"]) == 0
     assert float(terms.parts["descriptors"]) == pytest.approx(np.log(0.5))
     assert OPENFWI_FRAME.line_m == 690
+
+
+def test_errors_alone_are_trained_and_nothing_else_moves(tmp_path: Path, pairs: PairSet, recipe: TrainConfig) -> None:
+    start = train(pairs, recipe, tmp_path / "start", device="cpu")
+    errors = load_config("errors")
+    own = replace(errors, encoders=replace(recipe.encoders, map_error=1), steps=20, batch=8, warmup=2, augment=None)
+    after = train(pairs, own, tmp_path / "errors", start=start, device="cpu")
+    gathers = whole_batch(pairs)
+    with torch.inference_mode():
+        before, now = (
+            each.embed_gathers(gathers.traces.float(), gathers.live, gathers.shot_x_m) for each in (start, after)
+        )
+    for name in ("embedding", "descriptors", "velocity"):
+        assert torch.equal(getattr(before, name), getattr(now, name)), name
+    assert not torch.equal(before.descriptor_scale, now.descriptor_scale) and now.velocity_scale.std() > 0
+    for wrong in ({"weight_decay": 0.1}, {"errors_only": False}, {"loss": LossConfig()}):
+        with pytest.raises(InvalidConfig, match=r"errors_only|contrastive"):
+            replace(errors, **wrong)
+    with pytest.raises(InvalidConfig, match="'errors_only' recipe goes on from trained"):
+        check_start(errors, None)
