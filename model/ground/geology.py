@@ -215,9 +215,9 @@ def _salt_body(rng: np.random.Generator, points: Points) -> tuple[NDArray[np.boo
     z, x = points.z, points.x
     if rng.random() < 0.25:
         relief = _curve(rng, x[:1], shortest=40, longest=160)
-        top_of_ridge = _between(rng, 35, 75) - np.clip(_between(rng, 6, 30) * relief, -12, 45)
+        top_of_ridge = _between(rng, GRID / 2, GRID + 5) - np.clip(_between(rng, 6, 30) * relief, -12, 45)
         rough = _between(rng, 0, 1.5) * _field(rng, points, 2, 3)
-        return z > top_of_ridge + rough, np.clip(_between(rng, 0, 0.6) * (70 - top_of_ridge), 0, 25)
+        return z > top_of_ridge + rough, np.clip(_between(rng, 0, 0.6) * (GRID - top_of_ridge), 0, 25)
     left, right = float(x.min()), float(x.max())
     centre, top = _between(rng, left - 5, right + 5), _between(rng, 5, 50)
     rough = _field(rng, points, _between(rng, 2, 6), _between(rng, 3, 9))
@@ -288,12 +288,12 @@ def _carbonate(rng: np.random.Generator, points: Points) -> Float:
         edge = np.clip(half - np.abs(points.x - centre), 0, None)
         rim = base - tall * (1 - np.exp(-edge / _between(rng, 1, 10)))
         inside = (points.z < base + _between(rng, 0, 3) * _curve(rng, points.x[:1])) & (points.z > rim) & (edge > 0)
-        rock = _between(rng, 3200, 4500) + _between(rng, 0, 200) * _field(rng, points, 2, 6)
+        rock = _between(rng, 3200, HIGH_M_S) + _between(rng, 0, 200) * _field(rng, points, 2, 6)
         velocity = np.where(inside, rock, velocity)
     for _ in range(int(rng.integers(0, 3))):
         sill = _between(rng, 10, 68) + _between(rng, 0, 8) * _curve(rng, points.x[:1])
         inside = (points.z > sill) & (points.z < sill + _between(rng, 0.8, 3.5))
-        velocity = np.where(inside, _between(rng, 3600, 4500), velocity)
+        velocity = np.where(inside, _between(rng, 3600, HIGH_M_S), velocity)
     if rng.random() < 0.4:
         floor = _between(rng, 25, 68) + _between(rng, 1, 8) * _curve(rng, points.x[:1])
         rock = _between(rng, 3800, 4700) + 100 * _field(rng, points, 6, 12)
@@ -310,7 +310,7 @@ def _smooth(rng: np.random.Generator, points: Points) -> Float:
             rng, points, _log_between(rng, 2.5, 20), _log_between(rng, 5, 50)
         )
     if rng.random() < 0.3:
-        velocity = np.minimum(velocity, _between(rng, 3000, 4500))
+        velocity = np.minimum(velocity, _between(rng, 3000, HIGH_M_S))
     return np.asarray(velocity)
 
 

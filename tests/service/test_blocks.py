@@ -72,6 +72,7 @@ PLAN = {
     ("docs/operations.md", "import sqlite3"): RUN,
     ("docs/physics.md", "python benchmarks/geology_statistics.py"): RUN,
     ("docs/pipelines.md", ""): RUN,
+    ("docs/scale.md", "$ seisbind retrieve line.sgy"): "tests/service/http/test_scale.py runs its like",
     ("docs/section.md", ""): RUN,
     ("docs/training.md", "seisbind"): RUN,
     ("docs/training.md", "seisbind simulate runs/line"): "minutes; tests/service/test_own_line.py runs its like",

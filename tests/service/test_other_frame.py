@@ -246,7 +246,7 @@ def test_the_page_reads_models_in_its_metres(server: Any, gathers: Float32) -> N
         page.set_input_files("#file", {"name": "short.npy", "mimeType": "x/y", "buffer": npy(gathers[0])})
         page.wait_for_selector("#state.done")
         assert not page.is_visible("#samples") and page.locator("#shot option").count() == 3
-        assert "in cells of 10 m" in page.inner_text("#models")
+        assert "Read directly" in page.inner_text("#models")
         page.wait_for_selector("#models canvas[aria-label*='Match 1,']")
         page.locator("#models canvas").nth(1).hover()
         found = re.match(r"x (\d+) m, depth (\d+) m", page.inner_text("#readout"))

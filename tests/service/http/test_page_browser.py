@@ -405,7 +405,7 @@ def test_a_long_line_becomes_a_section(visit: Open) -> None:
     page.set_input_files("#line-file", files=[file])
     page.fill("#line-form [name=step_m]", "1")
     page.get_by_role("button", name="Make the section").click()
-    page.wait_for_function("document.getElementById('line-state').textContent.includes('a step lies between')")
+    page.locator("#line-state", has_text="a step lies between").wait_for()
     page.fill("#line-form [name=step_m]", "345")
     page.get_by_role("button", name="Make the section").click()
     page.wait_for_selector("#line-answer:not([hidden])")

@@ -122,7 +122,8 @@ def test_no_key_or_not_one(sent: list[bytes]) -> None:
         Keys((READER,)).find(sent)
 
 
-READING_POSTS = {"/v1/retrieve", "/v1/retrieve/stream", "/v1/search", "/v1/section"}  # what they ask does not fit a URL
+# what they ask does not fit a URL
+READING_POSTS = {"/v1/read", "/v1/retrieve", "/v1/retrieve/stream", "/v1/search", "/v1/section"}
 
 
 @pytest.fixture(scope="module")
