@@ -8,10 +8,10 @@ r"""Make the shipped weights again, from seeds to safetensors: simulate, train, 
         --start runs/2/weights.safetensors --out runs/3
     python benchmarks/train_weights.py --config reading --set fourth --before more third \
         --start runs/3/weights.safetensors --out runs/4
-    python benchmarks/train_weights.py --config errors --set broad --start runs/4/weights.safetensors --out runs/5
+    python benchmarks/train_weights.py --config errors --set broad --start runs/4/weights.safetensors --out runs/errors
     python benchmarks/train_weights.py --config paper --out runs/paper   # the baseline, on the pairs of the first
 
-The shipped weights are made by the runs in the middle: each goes on from the one before, with pairs of its own.
+The shipped weights are made by the first four runs: each goes on from the one before, with pairs of its own.
 Every step goes on where an earlier run of the same command stopped. Prints the report as JSON, and leaves
 ``weights.safetensors`` and ``report.json`` in --out.
 """
