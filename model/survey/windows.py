@@ -28,6 +28,7 @@ Read = Callable[[Index], Float32]  # trace numbers, increasing, to (trace, time)
 
 MIN_COVER = 0.25  # of the line: a pseudo-shot of fewer traces is left out
 MIN_SHOTS = 2  # of a window, unless the whole line has one shot
+MAX_WINDOWS = 1_000_000  # of a line: 8 MB of starts, and 345,000 km at half a window of OpenFWI's
 FINE = 5  # traces within a node's neighbours from which on they are averaged, not interpolated
 EVEN = 0.25  # least gap against the largest for a cubic interpolation; else linear
 MAX_STARTS = 1000  # of windows that the best is chosen from
@@ -78,10 +79,19 @@ class WindowGather:
 
 
 def window_starts(spread: Spread, step_m: float) -> Float64:
-    """Starts of windows that overlap evenly, at most ``step_m`` apart, each on a receiver where one is near."""
+    """Starts of windows that overlap evenly, at most ``step_m`` apart, each on a receiver where one is near.
+
+    Raises:
+        InvalidSurvey: more than `MAX_WINDOWS`.
+    """
     frame, (low, high) = spread.frame, spread.extent_m
     beyond = high - low - frame.line_m
-    count = 1 if beyond <= 0 else int(np.ceil(beyond / step_m - ROUNDING)) + 1
+    count = _count(spread, step_m)
+    if count > MAX_WINDOWS:
+        raise InvalidSurvey(
+            f"Traces lie over {high - low:g} m of the frame, {count} windows; at most {MAX_WINDOWS} are laid out. Are "
+            "positions or scale in another unit? Else send a part of the line."
+        )
     starts = np.linspace(low, low + max(beyond, 0.0), count)
     known = spread.receiver_m
     right = np.clip(np.searchsorted(known, starts), 1, max(len(known) - 1, 1))
@@ -91,6 +101,11 @@ def window_starts(spread: Spread, step_m: float) -> Float64:
     inwards = np.where(starts > starts.mean(), 1, -1) * ROUNDING  # of two as near, so that a mirrored line is mirrored
     nearest = np.where(nearer <= inwards, left, right_m)
     return np.unique(np.where(np.abs(nearest - starts) <= frame.receiver_spacing_m, nearest, starts))
+
+
+def _count(spread: Spread, step_m: float) -> int:
+    beyond = spread.extent_m[1] - spread.extent_m[0] - spread.frame.line_m
+    return 1 if beyond <= 0 else int(np.ceil(beyond / step_m - ROUNDING)) + 1
 
 
 def choose_window(spread: Spread, start_m: float) -> Window:
@@ -130,8 +145,10 @@ def choose_window(spread: Spread, start_m: float) -> Window:
 
 def best_window(spread: Spread) -> Window:
     """The window that its pseudo-shots cover most, together; of those about as well covered, the evenest."""
-    starts, line_m = window_starts(spread, spread.frame.line_m / 8), spread.frame.line_m
-    if len(starts) > MAX_STARTS:  # most of them may lie where nothing was recorded
+    line_m = spread.frame.line_m
+    if _count(spread, line_m / 8) <= MAX_STARTS:
+        starts = window_starts(spread, line_m / 8)
+    else:  # most of them may lie where nothing was recorded
         some = np.linspace(0, len(spread.place_m) - 1, MAX_STARTS).astype(int)
         starts = np.unique(spread.place_m[some]) - line_m / 2
     return max((choose_window(spread, float(start)) for start in starts), key=lambda window: _worth(window, spread))

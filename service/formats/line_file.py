@@ -55,7 +55,8 @@ from seisbind.service.formats.trace_headers import (
 Float32 = NDArray[np.float32]
 Index = NDArray[np.intp]
 
-NPZ_BYTES = 4 << 30  # that an npz of a line may unpack to; it is held in memory
+MAX_TRACES = 1 << 30
+LOCAL = Limits(unpacked_bytes=4 << 30, items=MAX_TRACES)  # of an npz on this machine, which is held in memory
 LINE_KEYS = ("source_x_m", "receiver_x_m", "source_y_m", "receiver_y_m")
 TRACE_KEY = "traces"
 CHECKED = 256  # traces whose samples show whether they are coded as the file says
@@ -123,8 +124,8 @@ def open_line(files: Sequence[Path]) -> LineTraces:
     return joined(parts)
 
 
-def read_line(body: Body) -> LineTraces:
-    """The traces of one file: SEG-Y or SU; or an npz.
+def read_line(body: Body, *, limits: Limits = LOCAL) -> LineTraces:
+    """The traces of one file: SEG-Y or SU; or an npz, which ``limits`` bound.
 
     An npz has ``traces`` ``(trace, time)`` with ``source_x_m`` and ``receiver_x_m`` ``(trace,)``, or ``gathers``
     ``(shot, time, receiver)`` with ``shot_x_m`` and ``receiver_x_m``; both with ``dt_s``, in seconds.
@@ -135,7 +136,7 @@ def read_line(body: Body) -> LineTraces:
         InvalidGather: no seismic trace.
     """
     if body[:2] == ZIP_MAGIC:
-        return _read_npz(bytes(body[:]))
+        return _read_npz(bytes(body[:]), limits)
     if looks_like_segy(body):
         return _read_headers(read_segy(body), body)
     if looks_like_su(body):
@@ -236,8 +237,8 @@ def _read_headers(file: TraceFile, body: Body) -> LineTraces:
     return LineTraces(positions, usable, dt_s, samples, read, tuple(notes), _digest(positions, dt_s, samples))
 
 
-def _read_npz(body: bytes) -> LineTraces:
-    arrays = read_arrays(body, limits=Limits(unpacked_bytes=NPZ_BYTES, items=1 << 30))
+def _read_npz(body: bytes, limits: Limits) -> LineTraces:
+    arrays = read_arrays(body, limits=limits)
     if "dt_s" not in arrays or arrays["dt_s"].size != 1:
         raise InvalidSurvey("The npz of a line has no dt_s, the sampling interval in seconds. Add it.")
     dt_s = float(arrays["dt_s"].ravel()[0])

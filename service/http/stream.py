@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
@@ -25,7 +25,7 @@ from seisbind.service.engine.bodies import gallery_body, retrieval_body, weights
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.query import Query
 from seisbind.service.engine.section import SectionPlan, plan_section
-from seisbind.service.formats.line_file import read_line
+from seisbind.service.formats.line_file import MAX_TRACES, read_line
 from seisbind.service.formats.npy import Limits
 from seisbind.service.formats.reader import Geometry, read_gathers
 from seisbind.service.http import openapi
@@ -34,6 +34,7 @@ from seisbind.service.http.forms import (
     STREAM_TYPES,
     allowed_top_k,
     content_type,
+    limits_of,
     parse_fields,
     parse_filter,
     query_fields,
@@ -334,7 +335,8 @@ async def section(request: Request) -> Response:
     scale = parse_scale(fields.scale, fields.target_depth_m) or UNSCALED
 
     def planned(engine: Engine) -> SectionPlan:
-        plan = plan_section(read_line(sent.content), frame=engine.frame, scale=scale, step_m=fields.step_m)
+        line = read_line(sent.content, limits=replace(limits_of(serving), items=MAX_TRACES))
+        plan = plan_section(line, frame=engine.frame, scale=scale, step_m=fields.step_m)
         return check_windows(plan, serving.settings.max_windows)
 
     return SectionLines(serving, await unless_left(request, serving.on_reader(planned)))

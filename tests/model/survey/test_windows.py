@@ -270,6 +270,15 @@ def test_the_best_window_is_found_between_traces_that_lie_ends_of_the_world_apar
     assert len(window.shots) >= 3 and abs(window.start_m - 4e7) < 400
 
 
+def test_no_line_is_longer_than_its_windows_can_be_laid_out() -> None:
+    """Two ends of the world at a scale of a hundredth: 290 million windows, which nobody lays out."""
+    source, receiver = fixed(OPENFWI_FRAME.shot_x_m, NODES)
+    spread = find_spread(np.append(source, 1e10), np.append(receiver, 1e10))
+    with pytest.raises(InvalidSurvey, match=r"28985507 windows; at most 1000000 are laid out"):
+        window_starts(spread, 345.0)
+    assert abs(best_window(spread).start_m) < 400  # of what has traces, all the same
+
+
 def test_one_trace_is_too_little() -> None:
     one = np.array([0.0]), np.array([200.0])
     spread = find_spread(*one)
