@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import threading
+import select
+import socket
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -34,32 +35,23 @@ def body_of(size: int) -> bytes:
 
 def raw(url: httpx.URL, head: str, chunks: Iterator[bytes]) -> tuple[bytes, int]:
     """The answer to a request whose body goes on until it is answered, and how much of that was taken."""
-    sent = 0
+    sent, answer = 0, bytearray()
     with connect(url, timeout=60) as client:
-        answered = threading.Event()
-        answer = bytearray()
-
-        def read() -> None:
-            try:
-                while received := client.recv(65536):
-                    answer.extend(received)
-                    answered.set()
-            except ConnectionResetError:
-                pass
-            answered.set()
-
-        reading = threading.Thread(target=read)
-        client.sendall(head.encode())
-        reading.start()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)  # what was sent was taken, or nearly
         try:
+            client.sendall(head.encode())
             for chunk in chunks:
-                if answered.is_set():
+                if select.select([client], [], [], 0)[0]:  # answered
                     break
                 client.sendall(chunk)
                 sent += len(chunk)
         except OSError:  # closed on
             pass
-        reading.join()
+        try:
+            while received := client.recv(65536):
+                answer.extend(received)
+        except ConnectionResetError:
+            pass
     return bytes(answer), sent
 
 
