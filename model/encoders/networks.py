@@ -65,9 +65,7 @@ class Encoders(nn.Module):
         for name, parameter in self.seismic.named_parameters():
             if name.startswith(("family_head.", "map_head.error.")):
                 parameter.requires_grad_(True)
-            elif name.startswith(
-                "descriptor_head.2."
-            ):  # the last layer: rows of the values, then those of their errors
+            elif name.startswith("descriptor_head.2."):  # its last layer: rows of the values, then of their errors
                 parameter.requires_grad_(True).register_hook(_of_errors)  # type: ignore[no-untyped-call]
 
     def embed_gathers(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:

@@ -19,7 +19,7 @@ from seisbind.model.survey.resampling import samples_read
 from seisbind.model.survey.scaling import ChosenScale, chosen_for
 from seisbind.model.survey.spreads import Spread, lay_spread
 from seisbind.model.survey.windows import WindowGather, choose_window, frame_interval, read_windows, window_starts
-from seisbind.service.engine.answers import Quantity, quantities
+from seisbind.service.engine.answers import Quantity, quantities, scaled
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.query import Query, encode
 from seisbind.service.formats.line_file import LineTraces
@@ -243,7 +243,7 @@ def _answered(
     physics: list[dict[str, Quantity] | None] = [None] * len(queries)
     if encoded.descriptors is not None:
         inferred = quantities(engine.embedder.infer_physics(encoded, None))
-        physics = [{name: _true(quantity, scale) for name, quantity in each.items()} for each in inferred]
+        physics = [scaled(each, scale) for each in inferred]
     found = []
     for row, gather in enumerate(gather for gather, query in read if query is not None):
         verdict: Verdict | None = verdicts[row] if verdicts else None
@@ -261,11 +261,6 @@ def _answered(
         low, high = (None if part is None else part[row] for part in (model.low, model.high))
         found.append(WindowReading(answer, gather.start_m, gather.lit, model.value[row], low, high))
     return found
-
-
-def _true(quantity: Quantity, scale: Scale) -> Quantity:
-    factor = scale.of(quantity.unit)
-    return Quantity(quantity.value * factor, quantity.unit, quantity.low * factor, quantity.high * factor)
 
 
 def _place(gather: WindowGather, scale: Scale, frame: Frame) -> WindowAnswer:
