@@ -16,7 +16,7 @@ from seisbind.model.frame import Frame
 from seisbind.model.scale import UNSCALED, AutoScale, Scale
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.resampling import samples_read
-from seisbind.model.survey.scaling import ChosenScale, chosen_for
+from seisbind.model.survey.scaling import ChosenScale
 from seisbind.model.survey.spreads import Spread, lay_spread
 from seisbind.model.survey.windows import WindowGather, choose_window, frame_interval, read_windows, window_starts
 from seisbind.service.engine.answers import Quantity, quantities, scaled
@@ -175,7 +175,7 @@ def plan_section(
             scale that fits.
         InvalidGather: a record too short.
     """
-    asked, chosen = scale, ChosenScale(scale) if isinstance(scale, Scale) else _chosen(line, scale, frame)
+    asked, chosen = scale, ChosenScale(scale) if isinstance(scale, Scale) else line.extent().choose(scale, frame)
     scale = chosen.scale
     own_m = frame.line_m * scale.s
     step_m = STEP_SHARE * own_m if step_m is None else step_m
@@ -194,20 +194,6 @@ def plan_section(
     notes = (*line.notes, *chosen.notes(frame), *notes)
     starts_m = window_starts(spread, step_m / scale.s)
     return SectionPlan(frame, scale, line, spread, starts_m, dt_s, notes, shape=asked != UNSCALED)
-
-
-def _chosen(line: LineTraces, asked: AutoScale, frame: Frame) -> ChosenScale:
-    size = line.extent()
-    return chosen_for(
-        asked,
-        traces=size.traces,
-        offset_m=size.offset_m,
-        aperture_m=size.aperture_m,
-        record_s=size.record_s,
-        spacing_m=size.spacing_m,
-        dt_s=size.dt_s,
-        frame=frame,
-    )
 
 
 def answer_windows(

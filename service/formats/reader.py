@@ -14,7 +14,7 @@ from seisbind.model.errors import InvalidSurvey, MalformedUpload, UnsupportedFor
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
 from seisbind.model.scale import AutoScale, Scale
 from seisbind.model.survey.notes import Note
-from seisbind.model.survey.scaling import ChosenScale, chosen_for, scale_for
+from seisbind.model.survey.scaling import ChosenScale, scale_for
 from seisbind.service.formats.npy import NPY_MAGIC, ZIP_MAGIC, Array, Limits, check_array_size, read_arrays
 from seisbind.service.formats.segy import TraceFile, looks_like_segy, looks_like_su, read_segy, read_su
 from seisbind.service.formats.segy_gather import read_extent, read_field_record
@@ -210,16 +210,7 @@ def _read_traces(
     chosen = None if scale is None or isinstance(scale, AutoScale) else ChosenScale(scale)
     if isinstance(scale, AutoScale):
         extent = read_extent(traces, dt_s=geometry.dt_s, receiver_x_m=geometry.receiver_x_m)
-        chosen = chosen_for(
-            scale,
-            traces=extent.traces,
-            offset_m=extent.offset_m,
-            aperture_m=extent.aperture_m,
-            record_s=extent.record_s,
-            spacing_m=extent.spacing_m,
-            dt_s=extent.dt_s,
-            frame=frame,
-        )
+        chosen = extent.choose(scale, frame)
     record = read_field_record(
         traces,
         max_bytes=limits.unpacked_bytes,

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey, MalformedUpload, UploadTooLarge
 from seisbind.model.frame import ANY_DT_S, OPENFWI_FRAME, Frame
+from seisbind.model.scale import AutoScale
 from seisbind.model.survey.line import Line, MovingSpread, TracePositions, lay_out
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.recorded import ROUNDING, short_line
 from seisbind.model.survey.resampling import SINC_HALF_WIDTH
-from seisbind.model.survey.scaling import measured_traces
+from seisbind.model.survey.scaling import ChosenScale, chosen_for, measured_traces
 from seisbind.model.survey.spreads import PLACE_SHARE, lay_spread
 from seisbind.model.survey.windows import MIN_COVER, best_window, lacking, map_windows
 from seisbind.service.formats.segy import TraceFile
@@ -204,6 +205,19 @@ class Extent:
     spacing_m: float
     record_s: float
     dt_s: float
+
+    def choose(self, asked: AutoScale, frame: Frame) -> ChosenScale:
+        """See `seisbind.model.survey.scaling.chosen_for`."""
+        return chosen_for(
+            asked,
+            traces=self.traces,
+            offset_m=self.offset_m,
+            aperture_m=self.aperture_m,
+            record_s=self.record_s,
+            spacing_m=self.spacing_m,
+            dt_s=self.dt_s,
+            frame=frame,
+        )
 
 
 def read_extent(file: TraceFile, *, dt_s: float | None = None, receiver_x_m: tuple[float, ...] | None = None) -> Extent:
