@@ -97,6 +97,26 @@ class ReadFields(RetrieveFields):
     format: str = Field(
         "npz", max_length=60, description="Of the file: npz, npy, segy or nc (netCDF).", examples=["segy", "npz"]
     )
+    grid: str | None = Field(
+        None,
+        max_length=200,
+        description="Grid of the model in true metres: dx, and as wanted dz, x0, z0, nx, nz; else the model's own.",
+        examples=["dx=12.5", "dx=25,dz=5,x0=-100,nx=36"],
+    )
+    smooth_m: float | None = Field(
+        None, description="Standard deviation of a Gaussian over the model's slowness, metres.", examples=[30]
+    )
+    water: str | None = Field(
+        None,
+        max_length=60,
+        description="Water on top, kept sharp and at its velocity: depth (m), velocity (m/s, else 1500), or both.",
+        examples=["depth=50", "depth=60,velocity=1480"],
+    )
+    extend: bool = Field(
+        False,
+        description="Continue the model over all of the grid; else it has no number where nothing was read.",
+        examples=[True],
+    )
 
 
 class AddFields(Strict):
@@ -190,6 +210,9 @@ class ReadModelBody(BaseModel):
     x0_m: float = Field(description="Of the first column: the line's first receiver, in the survey's own metres.")
     depth0_m: float = Field(description="Of the first row, metres.")
     unit: str = Field(description="Of value, low and high.", examples=["m/s"])
+    range_m_s: tuple[float, float] | None = Field(
+        default=None, description="Slowest and fastest ground that training drew; older servers do not say."
+    )
     value: list[list[float]] = Field(description="Rows from the surface down, each along x.")
     low: list[list[float]] | None = Field(
         description="Lower ends of the 90 % intervals; null where the weights state none."

@@ -128,6 +128,30 @@ def retrieve_file(
     return Call("POST", "/v1/retrieve", json_body(RetrieveAnswer), sent)
 
 
+def read(
+    file: bytes | Path,
+    geometry: Geometry = FROM_FILE,
+    *,
+    format: str = "npz",
+    grid: str | None = None,
+    smooth_m: float | None = None,
+    water: str | None = None,
+    extend: bool = False,
+    scale: AskedScale = None,
+) -> Call[bytes]:
+    """POST /v1/read: the model that is read from the one gather of a file, or of its bytes, as a file.
+
+    Args:
+        format: npz, npy, segy or nc.
+        grid, smooth_m, water, extend: as an inversion takes it; see `formats.starting_model.parse_start`.
+    """
+    given = {"grid": grid, "smooth_m": None if smooth_m is None else repr(float(smooth_m)), "water": water}
+    fields = {name: text for name, text in given.items() if text is not None}
+    fields |= {"format": format} | ({"extend": "true"} if extend else {}) | _geometry_fields(geometry)
+    sent = form(file_bytes(file), fields | scale_fields(scale))
+    return Call("POST", "/v1/read", lambda response: response.content, sent)
+
+
 def section(
     file: bytes | Path,
     *,
@@ -302,8 +326,13 @@ def _query(scale: AskedScale) -> dict[str, Any]:
 def _retrieve_fields(
     survey: Survey | Geometry, top_k: int, filter: Conditions, include: Sequence[str], scale: AskedScale
 ) -> dict[str, str]:
-    """Form fields as in `schemas.RetrieveFields`; what the geometry leaves open is left to the server."""
-    fields = _search_fields(top_k, filter, include) | scale_fields(scale)
+    """Form fields as in `schemas.RetrieveFields`."""
+    return _search_fields(top_k, filter, include) | scale_fields(scale) | _geometry_fields(survey)
+
+
+def _geometry_fields(survey: Survey | Geometry) -> dict[str, str]:
+    """Form fields of a geometry; what it leaves open is left to the server."""
+    fields = {}
     for name in SURVEY_KEYS:
         value = getattr(survey, name)
         if value is not None:

@@ -11,10 +11,27 @@ import typer
 
 if TYPE_CHECKING:
     from seisbind.service.bulk.backends import GalleryBackend, RetrieveOptions, ServerBackend
+    from seisbind.service.formats.starting_model import StartOptions
+    from seisbind.service.formats.velocity_model import VelocityModel
     from seisbind.service.schemas import RetrieveAnswer, RetrieveFields
 
 
 TOP_K = "Matches a gather: 1000 at most, and of a server its SEISBIND_MAX_TOP_K (100 where nothing else is set)."
+
+ModelGrid = Annotated[
+    str | None,
+    typer.Option("--grid", help="With --model-out: its grid in metres, dx=12.5, and as wanted dz, x0, z0, nx, nz."),
+]
+ModelSmooth = Annotated[
+    float | None, typer.Option("--smooth", help="With --model-out: over so many metres (Gaussian, of slowness).")
+]
+ModelWater = Annotated[
+    str | None,
+    typer.Option("--water", help="With --model-out: kept sharp and exact; depth=60, velocity=1480, or both."),
+]
+ModelExtend = Annotated[
+    bool, typer.Option("--extend", help="With --model-out: continue the model over all of the grid; else NaN.")
+]
 
 
 def retrieve(
@@ -56,6 +73,10 @@ def retrieve(
         Path | None,
         typer.Option(help="Write the velocity model that is read from the one gather: .npz, .npy, .sgy, .nc (netCDF)."),
     ] = None,
+    grid: ModelGrid = None,
+    smooth: ModelSmooth = None,
+    water: ModelWater = None,
+    extend: ModelExtend = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="With --out: stop at the first error.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one answer a file.")] = False,
 ) -> None:
@@ -78,6 +99,7 @@ def retrieve(
             scale=scale, target_depth_m=target_depth,
         )  # fmt: skip
         options = _options(fields, with_model=model_out is not None)
+        start = start_options(model_out, grid=grid, smooth_m=smooth, water=water, extend=extend)
         if (url is None) == (gallery is None):
             raise InvalidConfig("Give --url http://… (a server) or --gallery PATH (on this machine), one of the two.")
         if out is not None and as_json:
@@ -92,7 +114,7 @@ def retrieve(
             else GalleryBackend(gallery or Path(), weights, device, options)
         ) as backend:
             if out is None:
-                _print_answers(file, backend, as_json, model_out, MODEL_PART in split(include))
+                _print_answers(file, backend, as_json, model_out, start, MODEL_PART in split(include))
                 return
             failed = _write_answers(file, backend, options, out, fail_fast)
         sys.exit(int(failed))
@@ -147,6 +169,7 @@ def _print_answers(
     backend: GalleryBackend | ServerBackend,
     as_json: bool,
     model_out: Path | None,
+    start: StartOptions,
     print_model: bool,
 ) -> None:
     """Print answers as tables, or as one JSON object, and write the model of one gather to ``model_out``."""
@@ -155,18 +178,15 @@ def _print_answers(
     from seisbind.model.errors import InvalidConfig
     from seisbind.service.bulk.inputs import gather_files
     from seisbind.service.client.calls import file_bytes
-    from seisbind.service.formats.velocity_model import format_of
 
     found: dict[str, RetrieveAnswer] = {}
     paths = gather_files(named)
-    if model_out is not None:
-        format_of(model_out)  # before anything is asked
-        if len(paths) > 1:
-            raise InvalidConfig(f"--model-out is of one gather; {len(paths)} files were named.")
+    if model_out is not None and len(paths) > 1:
+        raise InvalidConfig(f"--model-out is of one gather; {len(paths)} files were named.")
     for path in paths:
         found[str(path)] = answer = backend.file(file_bytes(path))
         if model_out is not None:
-            _write_model(path, answer, model_out)
+            _write_read(path, answer, model_out, start)
         if not print_model:
             for result in answer.results:
                 result.model = None
@@ -176,29 +196,62 @@ def _print_answers(
         print(json.dumps({name: answer.model_dump() for name, answer in found.items()}, indent=1))
 
 
-def _write_model(path: Path, answer: RetrieveAnswer, out: Path) -> None:
-    """Write the model of the one gather of an answer, whole or not at all, and say what was written."""
+def _write_read(path: Path, answer: RetrieveAnswer, out: Path, start: StartOptions) -> None:
+    """Write the model of the one gather of an answer."""
     from seisbind.model.errors import InvalidConfig
-    from seisbind.model.files import replacing
     from seisbind.service.engine.bodies import velocity_model
-    from seisbind.service.formats.velocity_model import format_of, write
 
     if len(answer.results) > 1:
         raise InvalidConfig(f"--model-out is of one gather; {path} holds {len(answer.results)}. Write them one by one.")
     (result,) = answer.results
     if result.model is None:
         raise InvalidConfig("These weights read no velocity model from a gather: they have no head for it.")
-    model = velocity_model(result.model)
+    write_model(velocity_model(result.model), out, start, title=f"READ FROM {path.name} BY SEISBIND")
+
+
+def start_options(
+    model_out: Path | None, *, grid: str | None, smooth_m: float | None, water: str | None, extend: bool
+) -> StartOptions:
+    """What is asked of the model of ``--model-out``, before anything is read. Raises InvalidConfig."""
+    from seisbind.model.errors import InvalidConfig, InvalidQuery
+    from seisbind.service.formats.starting_model import AS_READ, parse_start
+    from seisbind.service.formats.velocity_model import format_of
+
+    try:
+        start = parse_start(grid=grid, smooth_m=smooth_m, water=water, extend=extend)
+    except InvalidQuery as error:
+        raise InvalidConfig(error.sentence) from error
+    if model_out is not None:
+        format_of(model_out)
+    elif start != AS_READ:
+        raise InvalidConfig("--grid, --smooth, --water and --extend go with --model-out, the model that they are of.")
+    return start
+
+
+def write_model(model: VelocityModel, out: Path, start: StartOptions, *, title: str) -> None:
+    """Write a model as it is wanted, whole or not at all, and say what was written."""
+    import numpy as np
+
+    from seisbind.model.files import replacing
+    from seisbind.service.formats.starting_model import AS_READ, starting_model
+    from seisbind.service.formats.velocity_model import format_of, write
+
+    model = starting_model(model, start)
     with replacing(out) as partial:
-        partial.write_bytes(write(model, format_of(out), title=f"READ FROM {path.name} BY SEISBIND"))
+        partial.write_bytes(write(model, format_of(out), title=title))
     depth, columns = model.value.shape
+    steps = f"{model.cell_m:g} m" if model.dz_m is None else f"{model.dz_m:g} x {model.cell_m:g} m"
     interval = "no interval: these weights state none"
     if model.interval is not None:
         low, high = model.interval
-        interval = f"90 % interval {float((high - low).mean()):.0f} m/s wide on average"
+        name = "90 % interval" if start == AS_READ else "bounds"
+        interval = f"{name} {float(np.nanmean(high - low)):.0f} m/s wide on average"
+    unknown = ""
+    if model.known is not None:
+        unknown = f", {1 - model.known.mean():.0%} of them {'continued' if start.extend else 'without a number'}"
     print(
-        f"{out}: {depth} x {columns} samples of {model.cell_m:g} m, x from {model.x0_m:g} m, "
-        f"{model.value.min():.0f} to {model.value.max():.0f} m/s, {interval}",
+        f"{out}: {depth} x {columns} samples of {steps}{unknown}, x from {model.x0_m:g} m, "
+        f"{np.nanmin(model.value):.0f} to {np.nanmax(model.value):.0f} m/s, {interval}",
         file=sys.stderr,
     )
 

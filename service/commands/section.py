@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from seisbind.service.commands.retrieve import (
+    ModelExtend,
+    ModelGrid,
+    ModelSmooth,
+    ModelWater,
+    start_options,
+    write_model,
+)
+
 if TYPE_CHECKING:
     from seisbind.model.scale import AutoScale, Scale
     from seisbind.service.engine.section import Section
+    from seisbind.service.formats.starting_model import StartOptions
 
 
 def section(
@@ -28,6 +38,13 @@ def section(
     step: Annotated[
         float | None, typer.Option(help="From one window to the next, metres; default: half a window.")
     ] = None,
+    model_out: Annotated[
+        Path | None, typer.Option(help="Write its velocities for an inversion, too: .npz, .npy, .sgy, .nc (netCDF).")
+    ] = None,
+    grid: ModelGrid = None,
+    smooth: ModelSmooth = None,
+    water: ModelWater = None,
+    extend: ModelExtend = False,
     weights: Annotated[Path | None, typer.Option(help="Weights file; default: those that ship.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print what each window contributed, as JSON.")] = False,
@@ -42,7 +59,9 @@ def section(
     from seisbind.service.commands.errors import print_error
 
     try:
-        _write(file, gallery, out, _scale(scale, target_depth), step, weights, device, as_json)
+        start = start_options(model_out, grid=grid, smooth_m=smooth, water=water, extend=extend)
+        asked = _scale(scale, target_depth)
+        _write(file, gallery, out, asked, step, model_out, start, weights, device, as_json)
     except (InvalidConfig, GalleryError, WeightsError) as error:
         print_error(error)
         sys.exit(ExitCode.UNUSABLE)
@@ -57,6 +76,8 @@ def _write(
     out: Path,
     scale: Scale | AutoScale,
     step_m: float | None,
+    model_out: Path | None,
+    start: StartOptions,
     weights: Path | None,
     device: str,
     as_json: bool,
@@ -85,6 +106,8 @@ def _write(
                 progress(len(readings))
             found = join_section(engine, plan, readings)
             save_section(found, out)
+            if model_out is not None:
+                write_model(found.model(engine.frame), model_out, start, title="SECTION ALONG A LINE BY SEISBIND")
             partial.remove()
     if as_json:
         print(json.dumps(about(found), indent=1))

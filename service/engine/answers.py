@@ -13,6 +13,7 @@ from seisbind.index import Filter, Hit
 from seisbind.model.confidence.novelty import Verdict
 from seisbind.model.confidence.ranking import Ranking
 from seisbind.model.encoders.embedder import NEIGHBOURS, InferredPhysics, ReadModel
+from seisbind.model.frame import Frame
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
 from seisbind.model.scale import UNSCALED, Scale
 from seisbind.model.survey.notes import Note
@@ -164,17 +165,15 @@ def scaled(physics: dict[str, Quantity], scale: Scale) -> dict[str, Quantity]:
     }
 
 
-def placed(read: ReadModel, row: int, *, cell_m: float, x0_m: float, scale: Scale = UNSCALED) -> VelocityModel:
-    """The model that was read from gather ``row``, its first column at ``x0_m``, in true units.
-
-    ``cell_m``: of the frame; ``x0_m``: true.
-    """
+def placed(read: ReadModel, row: int, *, frame: Frame, x0_m: float, scale: Scale = UNSCALED) -> VelocityModel:
+    """The model that was read from gather ``row``, its first column at ``x0_m``, in true units."""
+    own = scale.frame(frame)
 
     def true(part: Float32) -> Float32:
         return np.asarray(part[row] if scale.k == 1 else part[row] * np.float32(scale.k))
 
     low, high = (None if part is None else true(part) for part in (read.low, read.high))
-    return VelocityModel(true(read.value), low, high, cell_m * scale.s, x0_m)
+    return VelocityModel(true(read.value), low, high, frame.cell_m * scale.s, x0_m, range_m_s=own.velocity_m_s)
 
 
 def in_distribution(verdict: Verdict | None, near: Sequence[Hit]) -> InDistribution:

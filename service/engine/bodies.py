@@ -113,6 +113,7 @@ def read_model_body(model: VelocityModel) -> ReadModelBody:
         x0_m=model.x0_m,
         depth0_m=model.depth0_m,
         unit=UNITS,
+        range_m_s=model.range_m_s,
         value=_rows(model.value),
         low=None if model.low is None else _rows(model.low),
         high=None if model.high is None else _rows(model.high),
@@ -128,6 +129,7 @@ def velocity_model(body: ReadModelBody) -> VelocityModel:
         cell_m=body.cell_m,
         x0_m=body.x0_m,
         depth0_m=body.depth0_m,
+        range_m_s=body.range_m_s,
     )
 
 

@@ -218,9 +218,7 @@ class Engine:
                 warnings=(*query.notes, *query.prepared.notes[number], *withheld(ranking, verdict), *fewer),
                 timings_ms=dict(watch.timings_ms),
                 velocity=coarse_read if coarse_read is None or scale.k == 1 else coarse_read * np.float32(scale.k),
-                model=None
-                if read is None
-                else placed(read, row, cell_m=self.frame.cell_m, x0_m=query.x0_m, scale=scale),
+                model=None if read is None else placed(read, row, frame=self.frame, x0_m=query.x0_m, scale=scale),
                 chosen=query.chosen,
             )
 

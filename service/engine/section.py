@@ -23,6 +23,7 @@ from seisbind.service.engine.answers import Quantity, quantities, scaled
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.query import Query, encode
 from seisbind.service.formats.line_file import LineTraces
+from seisbind.service.formats.velocity_model import VelocityModel
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -114,6 +115,18 @@ class Section:
     def cell_m(self) -> float:
         """Spacing of the cells."""
         return float(self.depth_m[1] - self.depth_m[0])
+
+    def model(self, frame: Frame) -> VelocityModel:
+        """Its velocities alone, as files of velocity models and `formats.starting_model` take them.
+
+        Args:
+            frame: of the weights.
+        """
+        known = None if np.isfinite(self.velocity).all() else np.isfinite(self.velocity)
+        return VelocityModel(
+            self.velocity, self.low, self.high, self.cell_m, float(self.x_m[0]),
+            range_m_s=self.scale.frame(frame).velocity_m_s, known=known,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

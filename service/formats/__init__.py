@@ -3,4 +3,4 @@
 `reader` tells them apart by their first bytes; a reader trusts nothing that it has not checked.
 """
 
-__all__ = ["line_file", "npy", "reader", "segy", "traces", "velocity_model"]
+__all__ = ["line_file", "npy", "reader", "segy", "starting_model", "traces", "velocity_model"]

@@ -153,7 +153,15 @@ def read_su(body: Body) -> TraceFile:
     return TraceFile("su", order, coding, 0, 0, headers, words, ())
 
 
-def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str, x0_m: float = 0.0) -> bytes:
+def write_velocity(
+    velocity: NDArray[np.float32],
+    *,
+    cell_m: float,
+    title: str,
+    x0_m: float = 0.0,
+    depth0_m: float = 0.0,
+    dz_m: float | None = None,
+) -> bytes:
     """A velocity model as a SEG-Y file of revision 1 in the depth domain, big-endian, IEEE floats.
 
     The sampling interval (bytes 3217-3218 and 117-118) is in millimetres, as most readers of depth sections expect:
@@ -165,34 +173,35 @@ def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str, 
         cell_m: cell size along both axes, m.
         title: of the model, in the textual header.
         x0_m: position of the first column, m; positions are rounded to centimetres, and to metres beyond 20,000 km.
+        depth0_m: of the first row, which the textual header alone says.
+        dz_m: cell size along depth, where that is another.
 
     Raises:
         InvalidVelocityModel: cells smaller or larger than the header holds, 1 mm to 65.535 km.
     """
     depth_cells, columns = velocity.shape
-    fitting = [each for each in STEPS if 1 <= round(cell_m * each[0]) < 1 << 16]
-    if not fitting:
+    dz_m = cell_m if dz_m is None else dz_m
+    fitting = [each for each in STEPS if 1 <= round(dz_m * each[0]) < 1 << 16]
+    if not fitting or depth_cells >= 1 << 16:
         raise InvalidVelocityModel(
-            f"SEG-Y holds steps in depth of 0.001 to 65535 m; the model's are {cell_m:g} m. Write npz or netCDF, or "
-            "resample the model."
+            f"SEG-Y holds 65535 steps in depth of 0.001 to 65535 m; the model has {depth_cells} of {dz_m:g} m. Write "
+            "npz or netCDF, or resample the model."
         )
     per_metre, step_unit = fitting[0]
-    step = round(cell_m * per_metre)
+    step = round(dz_m * per_metre)
     position_m = x0_m + np.arange(columns) * cell_m
     unit, each, scalar = ("CENTIMETRES", 100, -100) if np.abs(position_m).max() < MAX_CM_M else ("METRES", 1, 1)
-    whole = (
-        abs(step - cell_m * per_metre) < 1e-6 and np.abs(np.round(position_m * each) - position_m * each).max() < 1e-6
-    )
+    whole = abs(step - dz_m * per_metre) < 1e-6 and np.abs(np.round(position_m * each) - position_m * each).max() < 1e-6
     cards = [
         "C 1 SEISBIND VELOCITY MODEL",
         f"C 2 {title}",
-        f"C 3 DEPTH DOMAIN, {columns} TRACES OF {depth_cells} SAMPLES, FIRST SAMPLE AT DEPTH 0",
+        f"C 3 DEPTH DOMAIN, {columns} TRACES OF {depth_cells} SAMPLES, FIRST SAMPLE AT DEPTH {depth0_m:g}",
         "C 4 SAMPLES: VELOCITY IN M/S, IEEE FLOAT, BIG-ENDIAN",
         f"C 5 BYTES 3217-3218 AND 117-118: SAMPLE INTERVAL IN {step_unit} ({step})",
         "C 6 BYTES 1-4 AND 21-24: TRACE NUMBER, CDP NUMBER, FROM 1",
         f"C 7 BYTES 73-76, 81-84 AND 181-184: X IN {unit} (SCALAR {scalar} IN BYTES 71-72)",
         "C 8 BYTES 29-30: -1, OTHER THAN TIME DOMAIN. BYTES 203-204: 6, METRES PER SECOND",
-        "C 9" if whole else f"C 9 CELLS ARE {cell_m:.9g} M: POSITIONS AND INTERVAL ARE ROUNDED",
+        "C 9" if whole else f"C 9 CELLS ARE {cell_m:.9g} X {dz_m:.9g} M: POSITIONS AND INTERVAL ARE ROUNDED",
         *(f"C{number:2d}" for number in range(10, 39)),
         "C39 SEG Y REV1",
         "C40 END TEXTUAL HEADER",
@@ -200,7 +209,7 @@ def write_velocity(velocity: NDArray[np.float32], *, cell_m: float, title: str, 
     text = "".join(card[:CARD].ljust(CARD) for card in cards).encode("cp037", errors="replace")
     binary = bytearray(FILE_HEADER_BYTES - TEXT_BYTES)
     for byte, value in (
-        (3213, columns),  # traces in each ensemble
+        (3213, min(columns, (1 << 16) - 1)),  # traces in each ensemble
         (3217, step),
         (3221, depth_cells),
         (3225, 5),  # IEEE float32

@@ -20,6 +20,7 @@ from seisbind.service.formats.npy import npy, npz
 from seisbind.service.formats.segy import write_velocity
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 SUFFIXES = {".npy": "npy", ".npz": "npz", ".sgy": "segy", ".segy": "segy", ".nc": "nc"}
 FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
@@ -28,14 +29,18 @@ UNITS = "m/s"
 
 @dataclass(frozen=True, slots=True)
 class VelocityModel:
-    """A velocity model on a grid of one spacing, a sample at each node.
+    """A velocity model on a regular grid, a sample at each node.
 
     Attributes:
-        value: ``(depth, x)``, m/s.
-        low, high: of the 90 % interval of each sample, same shape; None where nothing states it.
-        cell_m: between two samples, along both axes.
+        value: ``(depth, x)``, m/s; NaN where nothing is known.
+        low, high: of the 90 % interval of each sample, same shape; None where nothing states it. Of a
+            `starting_model.starting_model` they are bounds.
+        cell_m: between two samples, along both axes, or along x alone where there is ``dz_m``.
         x0_m: position of the first column, on the axis of the survey's receivers.
         depth0_m: of the first row.
+        dz_m: between two samples along depth, where that is another.
+        range_m_s: slowest and fastest ground that training drew, in true units; None where it is not known.
+        known: ``(depth, x)`` which samples were read; None: all. The others are NaN, or continue what is beside them.
     """
 
     value: Float32
@@ -44,11 +49,30 @@ class VelocityModel:
     cell_m: float
     x0_m: float = 0.0
     depth0_m: float = 0.0
+    dz_m: float | None = None
+    range_m_s: tuple[float, float] | None = None
+    known: NDArray[np.bool_] | None = None
+
+    @property
+    def step_z_m(self) -> float:
+        """Between two samples along depth."""
+        return self.cell_m if self.dz_m is None else self.dz_m
+
+    @property
+    def axes(self) -> tuple[Float64, Float64]:
+        """Depths of the rows, positions of the columns."""
+        rows, columns = self.value.shape
+        return nodes(self.depth0_m, self.step_z_m, rows), nodes(self.x0_m, self.cell_m, columns)
 
     @property
     def interval(self) -> tuple[Float32, Float32] | None:
         """``low`` and ``high``, where both are there."""
         return None if self.low is None or self.high is None else (self.low, self.high)
+
+
+def nodes(first: float, step: float, count: int) -> Float64:
+    """Positions of samples."""
+    return np.asarray(first + step * np.arange(count), np.float64)
 
 
 def format_of(path: Path) -> str:
@@ -59,7 +83,7 @@ def format_of(path: Path) -> str:
 
 
 def write(model: VelocityModel, format: str, *, title: str) -> bytes:
-    """A file of one of `FORMATS`; npy and SEG-Y hold the model without its interval.
+    """A file of one of `FORMATS`; npy and SEG-Y hold the model without its interval, SEG-Y with 0 for no number.
 
     Args:
         title: what the model is, in the textual header of SEG-Y and the attributes of netCDF.
@@ -73,19 +97,27 @@ def write(model: VelocityModel, format: str, *, title: str) -> bytes:
     if format == "npz":
         return npz(arrays_of(model))
     if format == "segy":
-        return write_velocity(model.value, cell_m=model.cell_m, x0_m=model.x0_m, title=title)
+        value = np.nan_to_num(model.value, nan=0.0)
+        return write_velocity(
+            value, cell_m=model.cell_m, dz_m=model.dz_m, x0_m=model.x0_m, depth0_m=model.depth0_m, title=title
+        )
     if format == "nc":
         return _netcdf(model, title)
     raise InvalidConfig(f"There is no format {format[:60]!r} of velocity models; there are {', '.join(FORMATS)}.")
 
 
 def arrays_of(model: VelocityModel) -> Mapping[str, NDArray[Any]]:
-    """The arrays of an npz; ``low`` and ``high`` only where they are known."""
+    """The arrays of an npz; what is not known is not there, and ``cell_m`` only where both steps are the same."""
     arrays: dict[str, NDArray[Any]] = {"velocity": model.value}
     if model.interval is not None:
         arrays["low"], arrays["high"] = model.interval
-    for name, number in (("cell_m", model.cell_m), ("x0", model.x0_m), ("depth0", model.depth0_m)):
+    if model.known is not None:
+        arrays["known"] = model.known
+    steps = {"cell_m": model.cell_m} if model.dz_m is None else {"dx": model.cell_m, "dz": model.dz_m}
+    for name, number in (*steps.items(), ("x0", model.x0_m), ("depth0", model.depth0_m)):
         arrays[name] = np.array(number, np.float64)
+    if model.range_m_s is not None:
+        arrays["range"] = np.array(model.range_m_s, np.float64)
     return arrays | {"units": np.array(UNITS)}
 
 
@@ -95,13 +127,15 @@ def _netcdf(model: VelocityModel, title: str) -> bytes:
     buffer = io.BytesIO()
     with netcdf_file(buffer, "w", version=2) as file:
         file.title, file.Conventions = title, "CF-1.8"
-        for name, first, count, words in (
-            ("depth", model.depth0_m, model.value.shape[0], "depth below the surface of the line"),
-            ("x", model.x0_m, model.value.shape[1], "position along the line"),
+        for name, positions, words in zip(
+            ("depth", "x"),
+            model.axes,
+            ("depth below the surface of the line", "position along the line"),
+            strict=True,
         ):
-            file.createDimension(name, count)
+            file.createDimension(name, len(positions))
             axis = file.createVariable(name, "f8", (name,))
-            axis[:] = first + model.cell_m * np.arange(count)
+            axis[:] = positions
             axis.units, axis.long_name = "m", words
         file.variables["depth"].positive = "down"
         parts = {"velocity": (model.value, "P velocity")}

@@ -25,6 +25,7 @@ from seisbind.service.engine.engine import Engine, Stopwatch
 from seisbind.service.engine.query import Query
 from seisbind.service.formats.npy import NPZ
 from seisbind.service.formats.reader import Ingest, read_gathers, read_velocity
+from seisbind.service.formats.starting_model import parse_start, starting_model
 from seisbind.service.formats.velocity_model import write
 from seisbind.service.http import npz_answer, openapi
 from seisbind.service.http.forms import (
@@ -188,14 +189,16 @@ async def read(request: Request) -> Response:
     """The ground as the encoder reads it from one gather, without the gallery, as a file: the starting model to take.
 
     Send a gather as in POST /v1/retrieve; `format` is npz (with the 90 % interval where the weights state one), npy,
-    segy (of which the unit of depth is the metre) or nc (netCDF, with the interval). Other fields are those of that
-    call; `top_k`, `filter` and `include` change nothing here.
+    segy (of which the unit of depth is the metre) or nc (netCDF, with the interval). With `grid`, `smooth_m`, `water`
+    or `extend` it is as an inversion takes it, the interval as bounds. Other fields are those of that call; `top_k`,
+    `filter` and `include` change nothing here.
     """
     serving, watch = serving_of(request), Stopwatch()
     serving.batches.check()
     sent = await read_file(request)
     fields = parse_fields(ReadFields, sent.fields)
     file_format, geometry = parse_format(fields.format), parse_geometry(fields)
+    start = parse_start(grid=fields.grid, smooth_m=fields.smooth_m, water=fields.water, extend=fields.extend)
     scale = parse_scale(fields.scale, fields.target_depth_m)
 
     def prepare(engine: Engine) -> Query:
@@ -224,7 +227,7 @@ async def read(request: Request) -> Response:
             raise InvalidQuery("The weights that are served read no velocity model from a gather: they have no head.")
         title = f"READ FROM A GATHER BY SEISBIND, WEIGHTS {engine.embedder.fingerprint}"
         with serving.metrics.stage("render"):
-            return write(model, file_format, title=title)
+            return write(starting_model(model, start), file_format, title=title)
 
     with watch("total"):
         answered = await unless_left(request, work())

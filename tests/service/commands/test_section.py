@@ -20,6 +20,8 @@ from seisbind.service.engine.section import plan_section, section_blocks
 from seisbind.service.engine.section_file import PartialSection
 from seisbind.service.formats.line_file import open_line, read_line
 from seisbind.service.formats.npy import npz
+from seisbind.service.formats.starting_model import parse_start, starting_model
+from seisbind.service.formats.velocity_model import VelocityModel
 
 SCRIPT = Path(sys.executable).with_name("seisbind")
 SHOTS, CHANNELS = 90, 72
@@ -72,12 +74,17 @@ def test_a_line_becomes_a_section_and_goes_on_where_it_stopped(
 ) -> None:
     whole = write_line(tmp_path / "line.sgy")
     asked = ("--gallery", gallery_path, "--weights", weights, "--step", "100", "--device", "cpu")
-    done = seisbind("section", whole, *asked, "--out", tmp_path / "line.npz")
+    start = ("--model-out", tmp_path / "start.npz", "--grid", "dx=25,dz=20,x0=-700,nx=110", "--smooth", "30")
+    done = seisbind("section", whole, *asked, "--out", tmp_path / "line.npz", *start)
     assert done.returncode == 0, done.stderr
+    assert "35 x 110 samples of 20 x 25 m" in done.stderr and "without a number" in done.stderr
     assert "cells of 10 m" in done.stdout and "like training" in done.stdout
     assert "Reading windows" in done.stderr
     first = arrays(tmp_path / "line.npz")
     assert first["velocity"].shape[0] == 70 and np.isfinite(first["velocity"]).any()
+    model = VelocityModel(first["velocity"], None, None, 10.0, float(first["x_m"][0]))
+    wanted = starting_model(model, parse_start(grid="dx=25,dz=20,x0=-700,nx=110", smooth_m=30))
+    np.testing.assert_allclose(arrays(tmp_path / "start.npz")["velocity"], wanted.value, rtol=1e-4)
     assert not list(tmp_path.glob("*.part"))
 
     plan = plan_section(open_line([whole]), frame=engine.frame, step_m=100.0)
@@ -96,13 +103,15 @@ def test_what_cannot_be_done_ends_with_its_code(
 ) -> None:
     line = write_line(tmp_path / "line.sgy", shots=range(3))
 
-    def run(gallery: Path = gallery_path, out: str = "line.npz", scale: str = "1") -> None:
-        section(file=[line], gallery=gallery, out=tmp_path / out, scale=scale, weights=weights, device="cpu")
+    def run(gallery: Path = gallery_path, out: str = "line.npz", scale: str = "1", grid: str | None = None) -> None:
+        asked = {"scale": scale, "grid": grid, "weights": weights, "device": "cpu"}
+        section(file=[line], gallery=gallery, out=tmp_path / out, **asked)  # type: ignore[arg-type]
 
     for options, word in (
         ({"out": "line.txt"}, "invalid_config"),
         ({"scale": "two"}, "invalid_config"),
         ({"scale": "900,1"}, "invalid_config"),
+        ({"grid": "dx=10"}, "invalid_config"),
         ({"gallery": tmp_path / "none"}, "gallery_not_found"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -52,7 +52,7 @@ def test_segy_is_read_by_another_reader(model: VelocityModel, scalar: int, unit:
 
 
 def test_segy_of_cells_that_its_header_cannot_hold() -> None:
-    with pytest.raises(InvalidVelocityModel, match=r"65535 m; the model's are 80000 m"):
+    with pytest.raises(InvalidVelocityModel, match=r"65535 m; the model has 30 of 80000 m"):
         write_velocity(VALUE, cell_m=80_000.0, title="large")
     far = write_velocity(VALUE, cell_m=10.0, title="far", x0_m=5e7)
     assert int.from_bytes(far[3600 + 70 : 3600 + 72], "big", signed=True) == 1

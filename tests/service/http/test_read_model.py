@@ -16,12 +16,14 @@ from typer.testing import CliRunner
 
 from seisbind.model.encoders.embedder import Embedder, EncodedGathers, ReadModel, full_size
 from seisbind.model.frame import Survey
+from seisbind.model.scale import Scale
 from seisbind.model.survey.preparation import OPENFWI, prepare
 from seisbind.service.bulk.backends import GalleryBackend, RetrieveOptions
 from seisbind.service.client.client import Client
 from seisbind.service.commands.main import app
 from seisbind.service.engine.engine import Engine
 from seisbind.service.formats.npy import NPZ
+from seisbind.service.formats.starting_model import parse_start, starting_model
 from seisbind.service.schemas import PARTS, RetrieveAnswer
 from wire import npy
 
@@ -158,11 +160,63 @@ def test_what_the_call_refuses(served: Any, gathers: Float32, monkeypatch: pytes
     assert code(npy(gathers[0]), format="zarr")[:2] == (422, "invalid_query")
     assert "the file holds 3" in code(npy(gathers))[2]
     assert code(npy(gathers[0]), formats="npz")[1] == "invalid_request"
+    for field, value, said in (
+        ("grid", "dx=0", "dx is 0 m"),
+        ("grid", "dx=0.01", "at most 2000000"),
+        ("smooth_m", "nan", "got nan m"),
+        ("water", "depth=9000", "the model ends at 690 m"),
+    ):
+        status, name, detail = code(npy(gathers[0]), **{field: value})
+        assert (status, name) == (422, "invalid_query") and said in detail
+    assert code(npy(gathers[0]), extend="perhaps")[1] == "invalid_request"
     assert code(b"nothing")[1] == "unsupported_format"
     monkeypatch.setattr(Embedder, "read_model", lambda self, encoded: None)
     assert "no head" in code(npy(gathers[0]))[2]
     one = served.http.post("/v1/retrieve", files={"file": npy(gathers[0])}, data={"include": "model"}).json()
     assert "model" not in one["results"][0]
+
+
+GRID = {"grid": "dx=12.5,dz=20,x0=-50,nx=40", "smooth_m": "30", "water": "depth=40", "extend": "true"}
+
+
+def test_on_a_grid_of_the_users_own(served: Any, engine: Engine, gathers: Float32, interval: bool) -> None:
+    """By the call, by both clients, and as the function makes it of the engine's answer."""
+    model = engine.retrieve(gathers[0], OPENFWI)[0].model
+    assert model is not None and model.range_m_s == (1500.0, 4500.0)
+    wanted = starting_model(model, parse_start(grid=GRID["grid"], smooth_m=30, water="depth=40", extend=True))
+    body = served.http.post("/v1/read", files={"file": npy(gathers[0])}, data=GRID).content
+    with Client(served.url) as client:
+        same = client.read(npy(gathers[0]), grid=GRID["grid"], smooth_m=30, water="depth=40", extend=True)
+        bare = client.read(npy(gathers[0]), scale=2, format="npy", grid="dx=10")
+    assert same == body
+    assert np.load(io.BytesIO(bare), allow_pickle=False).shape == (139, 139)
+    with np.load(io.BytesIO(body), allow_pickle=False) as found:
+        np.testing.assert_allclose(found["velocity"], wanted.value, rtol=1e-5)
+        assert found["velocity"].shape == (35, 40) and (found["velocity"][:2] == 1500).all()
+        assert (found["dx"], found["dz"], found["x0"]) == (12.5, 20.0, -50.0)
+        assert not found["known"][:, :3].any() and found["known"][:, 5:].all()
+        assert ("low" in found) == ("high" in found) == interval
+        if interval:
+            assert wanted.low is not None
+            np.testing.assert_allclose(found["low"], wanted.low, rtol=1e-5)
+            assert (found["low"] <= found["velocity"]).all() and found["low"].min() >= 1500
+
+
+def test_at_a_scale_bounds_are_those_of_the_scale(
+    engine: Engine, gathers: Float32, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wide(self: Embedder, encoded: EncodedGathers) -> ReadModel | None:
+        read = READ(self, encoded)
+        return None if read is None else replace(read, low=read.value - 5000, high=read.value + 5000)
+
+    monkeypatch.setattr(Embedder, "read_model", wide)
+    survey = replace(OPENFWI, shot_x_m=tuple(2 * x for x in OPENFWI.shot_x_m), dt_s=0.001 * 2 / 0.5,
+                     receiver_x_m=tuple(2 * x for x in OPENFWI.receiver_x_m), peak_hz=15 * 0.5 / 2)  # fmt: skip
+    (answer,) = engine.retrieve(gathers[0], survey, scale=Scale(2, 0.5))
+    assert answer.model is not None
+    bounds = starting_model(answer.model, parse_start(grid="dx=20"))
+    assert bounds.low is not None and bounds.high is not None
+    assert bounds.low.min() == 750 and bounds.high.max() == 2250
 
 
 def run(*arguments: object) -> Any:
@@ -191,6 +245,27 @@ def test_by_the_command(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("where", ["server", "gallery"])
+def test_a_grid_by_the_command(
+    where: str, served: Any, weights: Path, gallery_path: Path, engine: Engine, gathers: Float32, interval: bool,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    np.save(tmp_path / "gather.npy", gathers[0])
+    ask = ("--url", served.url) if where == "server" else ("--gallery", gallery_path, "--weights", weights)
+    out = tmp_path / "start.npz"
+    done = run(tmp_path / "gather.npy", *ask, "--model-out", out, "--grid", "dx=10,x0=-100,nx=90", "--smooth", 20)
+    assert done.exit_code == 0, done.output
+    assert "70 x 90 samples of 10 m, 22% of them without a number, x from -100 m" in done.stderr
+    assert ("bounds" in done.stderr) == interval
+    model = engine.retrieve(gathers[0], OPENFWI)[0].model
+    assert model is not None
+    with np.load(out, allow_pickle=False) as found:
+        wanted = starting_model(model, parse_start(grid="dx=10,x0=-100,nx=90", smooth_m=20))
+        np.testing.assert_allclose(found["velocity"], wanted.value, atol=0.1)
+        assert np.isnan(found["velocity"][:, :9]).all()
+        assert found["range"].tolist() == [1500.0, 4500.0]
+
+
 def test_parts_of_the_command(
     weights: Path, gallery_path: Path, gathers: Float32, interval: bool, tmp_path: Path
 ) -> None:
@@ -215,6 +290,9 @@ def test_what_the_command_refuses(weights: Path, gallery_path: Path, gathers: Fl
         ((one, "--model-out", tmp_path / "model.h5"), "written as .npy, .npz"),
         ((one, two, "--model-out", tmp_path / "model.nc"), "2 files were named"),
         ((two, "--model-out", tmp_path / "model.nc"), "holds 2. Write them one by one"),
+        ((one, "--grid", "dx=20"), "go with --model-out"),
+        ((one, "--model-out", tmp_path / "model.nc", "--grid", "dx=-1"), "dx is -1 m"),
+        ((one, "--model-out", tmp_path / "model.nc", "--water", "depth=690.1"), "690.1 m deep"),
     ):
         done = run(*words, *ask)
         assert said in str(done.exception)
