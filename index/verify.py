@@ -13,11 +13,10 @@ import numpy as np
 from seisbind.index.search.columns import NO_FAMILY, ColumnsSnapshot, keys_of
 from seisbind.index.search.loading import load_view, refresh_view
 from seisbind.index.search.snapshots import Snapshot, load_columns_snapshot, load_snapshot
-from seisbind.index.search.vectors import Float32, Int64
 from seisbind.index.search.view import View
 from seisbind.index.storage.database import RECORDS
 from seisbind.index.storage.folder import SPACES
-from seisbind.index.storage.record import Catalogue, Ids, RowLookup
+from seisbind.index.storage.record import Catalogue, Float32, Ids, Int64, RowLookup
 from seisbind.index.storage.records import Records
 from seisbind.model.errors import GalleryDamaged, GalleryError, UnknownModel
 

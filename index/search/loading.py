@@ -12,10 +12,19 @@ import numpy as np
 
 from seisbind.index.search.columns import Bool, Columns, ColumnsSnapshot, keys_of
 from seisbind.index.search.snapshots import Snapshot, load_columns_snapshot, load_snapshot
-from seisbind.index.search.vectors import Float32, Int64, VectorIndex
+from seisbind.index.search.vectors import VectorIndex
 from seisbind.index.search.view import View
 from seisbind.index.storage.folder import SPACES
-from seisbind.index.storage.record import CHECKSUM, Catalogue, GalleryState, RecordColumns, digest_entry, xor
+from seisbind.index.storage.record import (
+    CHECKSUM,
+    Catalogue,
+    Float32,
+    GalleryState,
+    Int64,
+    RecordColumns,
+    digest_entry,
+    xor,
+)
 from seisbind.index.storage.records import Records
 
 log = logging.getLogger(__name__)

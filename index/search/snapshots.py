@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.index.search.columns import Columns, ColumnsSnapshot
-from seisbind.index.search.vectors import Int64, VectorIndex
+from seisbind.index.search.vectors import VectorIndex
 from seisbind.index.storage.folder import SPACES
+from seisbind.index.storage.record import Int64
 from seisbind.model.files import sync
 from seisbind.model.ground.descriptors import NAMES
 

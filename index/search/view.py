@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from seisbind.index.search.codes import Float64
 from seisbind.index.search.columns import NO_FAMILY, Bool, Columns, Statistics, keys_of
 from seisbind.index.search.filter import Filter
 from seisbind.index.search.snapshots import AtStep, SnapshotWriter
-from seisbind.index.search.vectors import Float32, Float64, Int64, VectorIndex
+from seisbind.index.search.vectors import VectorIndex
 from seisbind.index.storage.folder import SPACES
-from seisbind.index.storage.record import GalleryState, Ids, RecordColumns
+from seisbind.index.storage.record import Float32, GalleryState, Ids, Int64, RecordColumns
 
 DEAD_SHARE = 8  # removed models are dropped from memory when they are more than this fraction of all, not before
 
