@@ -54,20 +54,16 @@ class Codes:
     codes: Int8
     unit: float
     error: float
+    check: Callable[[slice | Int64], None] | None = None  # called with rows before they are used
 
     @classmethod
     def of(cls, vectors: Float32) -> Codes:
         """Of vectors ``(count, dimension)`` of unit length, at least one."""
         blocks = [vectors[start : start + BLOCK] for start in range(0, len(vectors), BLOCK)]
-        unit = np.float32(max(float(np.abs(block).max()) for block in blocks) / LARGEST)
-        codes, longest = np.empty(vectors.shape, np.int8), 0.0
-        for number, block in enumerate(blocks):
-            rounded = np.rint(block / unit)
-            rest = block - rounded * unit
-            longest = max(longest, float(np.einsum("ij,ij->i", rest, rest).max()))
-            codes[number * BLOCK : number * BLOCK + len(block)] = rounded
-        # `rest` is off by two roundings of float32 an element, its length by one a dimension, of 4096 at most
-        return cls(codes, float(unit), longest**0.5 * (1 + 1e-3) + 1e-6)
+        largest = max(float(np.abs(block).max()) for block in blocks)
+        coded = [encode(block, largest) for block in blocks]
+        unit, error = residual_bound(largest, max(longest for _, longest in coded))
+        return cls(np.concatenate([codes for codes, _ in coded]), unit, error)
 
     def scan(self, queries: Float32) -> Scan:
         """Of queries ``(query, dimension)`` of unit length."""
@@ -79,12 +75,29 @@ class Codes:
         held = torch.from_numpy(self.codes)
 
         def products(rows: slice | Int64) -> NDArray[np.int32]:
+            if self.check is not None:
+                self.check(rows)
             part = held[rows] if isinstance(rows, slice) else torch.from_numpy(np.take(self.codes, rows, axis=0))
             return np.asarray(torch._int_mm(part, coded).numpy())
 
         # <q, v> - <q', v'> = <q, v - v'> + <q - q', v'>, where v' is no longer than v and what is left out of it
         error = LENGTH * self.error + left_out * (LENGTH + self.error) + 1e-9
         return Scan(products, unit * self.unit, error)
+
+
+def encode(vectors: Float32, largest: float) -> tuple[Int8, float]:
+    """The codes of some of the vectors whose ``largest`` component is given, and the largest square of the length of
+    what they leave out."""
+    unit = np.float32(largest / LARGEST)
+    rounded = np.rint(vectors / unit)
+    rest = vectors - rounded * unit
+    return rounded.astype(np.int8), float(np.einsum("ij,ij->i", rest, rest).max())
+
+
+def residual_bound(largest: float, longest: float) -> tuple[float, float]:
+    """`Codes.unit` and `Codes.error` of vectors of which `encode` has found these."""
+    # `rest` is off by two roundings of float32 an element, its length by one a dimension, of 4096 at most
+    return float(np.float32(largest / LARGEST)), longest**0.5 * (1 + 1e-3) + 1e-6
 
 
 @cache

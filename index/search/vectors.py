@@ -34,15 +34,23 @@ def search_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+Check = Callable[[slice | Int64], None]
+
+
 class _Segment:
     """Consecutive vectors that are never added to, ``(count, dimension)`` float32."""
 
-    __slots__ = ("_owner", "codes", "vectors")
+    __slots__ = ("_check", "_owner", "_vectors", "codes")
 
-    def __init__(self, vectors: Float32, owner: Any = None) -> None:
+    def __init__(
+        self, vectors: Float32, *, owner: Any = None, codes: Codes | None = None, check: Check | None = None
+    ) -> None:
         self._owner = owner  # of the memory of ``vectors``, if that is not NumPy
-        self.vectors = vectors
-        self.codes = Codes.of(vectors) if len(vectors) >= CODED_VECTORS and pays() else None
+        self._vectors = vectors
+        self._check = check
+        if codes is None and len(vectors) >= CODED_VECTORS and pays():
+            codes = Codes.of(vectors)
+        self.codes = codes if pays() else None
 
     @classmethod
     def of(cls, dimension: int, *blocks: Float32) -> _Segment:
@@ -50,7 +58,18 @@ class _Segment:
         return cls(joined)
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return len(self._vectors)
+
+    def at(self, rows: slice | Int64) -> Float32:
+        """Those of the vectors, checked if they are mapped."""
+        if self._check is not None:
+            self._check(rows)
+        return self._vectors[rows]
+
+    @property
+    def vectors(self) -> Float32:
+        """All of them."""
+        return self.at(slice(None))
 
     def scan(self, queries: Float32) -> Scan:
         """The products of queries ``(query, dimension)`` of unit length with the vectors."""
@@ -60,7 +79,7 @@ class _Segment:
         turned = torch.from_numpy(queries).T
 
         def products(rows: slice | Int64) -> Float32:
-            part = self.vectors[rows]
+            part = self.at(rows)
             if count >= FEW_QUERIES:
                 return np.asarray(torch.mm(torch.from_numpy(part), turned).numpy())
             found = np.empty((count, len(part)), np.float32)
@@ -92,6 +111,12 @@ class VectorIndex:
         return cls(vectors.shape[1], _Segment.of(vectors.shape[1], vectors))
 
     @classmethod
+    def mapped(cls, vectors: Float32, check: Check, codes: Codes) -> VectorIndex:
+        """An index of ``vectors`` and their ``codes`` where they are, of which ``check`` is called with the rows that
+        are about to be used."""
+        return cls(vectors.shape[1], _Segment(vectors, codes=codes, check=check))
+
+    @classmethod
     def load(cls, content: NDArray[np.uint8]) -> tuple[Int64, VectorIndex] | None:
         """The keys and the index that `dump` wrote; None if ``content`` is another kind of index.
 
@@ -105,7 +130,7 @@ class VectorIndex:
         count, dimension = flat.ntotal, flat.d
         held = faiss.rev_swig_ptr(flat.get_xb(), count * dimension) if count else np.empty(0, np.float32)
         return faiss.vector_to_array(mapped.id_map).copy(), cls(
-            dimension, _Segment(held.reshape(count, dimension), mapped)
+            dimension, _Segment(held.reshape(count, dimension), owner=mapped)
         )
 
     def dump(self, positions: Int64, keys: Int64, write: Callable[[bytes], object]) -> None:
@@ -143,7 +168,8 @@ class VectorIndex:
         start = 0
         for segment in self._segments:
             here = (positions >= start) & (positions < start + len(segment))
-            out[here] = segment.vectors[positions[here] - start]
+            if here.any():
+                out[here] = segment.at(positions[here] - start)
             start += len(segment)
         return out
 
