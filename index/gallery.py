@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from seisbind.index.info import HISTOGRAM_PARTS, Distribution, GalleryInfo
 from seisbind.index.search.filter import Filter
 from seisbind.index.search.loading import LoadedView, load_view, refresh_view
+from seisbind.index.search.mapped import SnapshotDamaged, SnapshotWatch, write_snapshots
 from seisbind.index.search.snapshots import recover_snapshots
 from seisbind.index.search.view import Hit
 from seisbind.index.storage.database import (
@@ -29,7 +30,7 @@ from seisbind.index.storage.database import (
     always_replaced,
     translate_errors,
 )
-from seisbind.index.storage.folder import BUILDING, LOCK, drop_building, install, new_gallery, size_bytes
+from seisbind.index.storage.folder import BUILDING, LOCK, SPACES, drop_building, install, new_gallery, size_bytes
 from seisbind.index.storage.lock import WriterLock
 from seisbind.index.storage.record import Float32, Record, RowLookup, utc_now
 from seisbind.index.storage.record_writer import RecordWriter
@@ -47,6 +48,8 @@ from seisbind.model.errors import (
 from seisbind.model.frame import OPENFWI_FRAME, Frame
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 REPLAYED_SHARE = 32  # closing writes no snapshot where the next opening has to read less than this fraction ...
 MAX_REPLAYED = 4096  # ... and no more models than this from the records, which takes a fraction of a second
@@ -83,12 +86,14 @@ class Gallery:
         self._changing = threading.RLock()
         self._compacting = threading.Lock()
         self._notes = loaded.notes
-        self._row_of = loaded.view.row_of()  # changes before ``_view`` does: see `_lookup`
+        self._mapped = loaded.mapped
+        self._row_of = loaded.row_of  # changes before ``_view`` does: see `_lookup`
         self._view = loaded.view
         self._snapshot_generation = -1 if loaded.behind else self._view.generation
         self._behind = loaded.behind  # models that the snapshots lack, or have too many
         self._files = ExitStack()  # closed by `close`
         self._closed = False
+        self._watch = SnapshotWatch(loaded.mapped, self._compare_list, self._heal) if loaded.mapped else None
 
     def _lookup(self) -> RowLookup:
         """The view is read first, so that the rows are never older than it."""
@@ -235,6 +240,11 @@ class Gallery:
         """The number of changes so far, as searched: each change made here adds one, and `refresh` updates it."""
         return self._view.generation
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `GalleryInfo.notes`."""
+        return self._notes
+
     def families(self) -> dict[str, int]:
         """How many models each family has, by name. Models without a family are not counted."""
         view = self._view
@@ -291,12 +301,11 @@ class Gallery:
             if not written:
                 return [model.model_id for model in models]
             self._row_of.update(zip(columns.ids, columns.rows.tolist(), strict=True))
-            self._view = self._view.extended(
-                state,
-                columns,
-                np.stack([model.velocity_embedding for model in written]),
-                np.stack([model.physics_embedding for model in written]),
-            )
+            vectors = [np.stack([getattr(model, f"{space}_embedding") for model in written]) for space in SPACES]
+            try:
+                self._view = self._view.extended(state, columns, *vectors)
+            except SnapshotDamaged as error:  # in what was to be joined; the records have the new ones, too
+                self._heal(error)
             self._behind += len(written)
             self._at_step("add:published")
         return [model.model_id for model in models]
@@ -333,6 +342,8 @@ class Gallery:
             self._at_step("compact:copied")
             with self._changing:
                 self._view = compacted.caught_up(before, self._view)
+        except SnapshotDamaged as error:
+            self._heal(error)
         finally:
             self._compacting.release()
 
@@ -360,7 +371,7 @@ class Gallery:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
             raise InvalidQuery(f"k is a whole number from 1 to {MAX_K}; got {k!r}.")
         vectors = unit_vectors(queries, self.dimension, "queries")
-        return self._view.search(space, vectors, int(k), condition)
+        return self._sound(lambda: self._view.search(space, vectors, int(k), condition))
 
     def record(self, model_id: str) -> Record:
         """The record of one model. Raises UnknownModel, GalleryDamaged."""
@@ -380,19 +391,23 @@ class Gallery:
 
     def embeddings(self, model_ids: Sequence[str]) -> tuple[Float32, Float32]:
         """Velocity and physics embeddings, ``(model, dimension)`` each, as they are searched. Raises UnknownModel."""
-        with self._changing:
-            view = self._view
-            rows = [self._row_of.get(model_id, 0) for model_id in model_ids]
-        for model_id, row in zip(model_ids, rows, strict=True):
-            if not row:
-                raise UnknownModel(f"No velocity model {model_id!r} in the gallery at {self.path}.")
-        positions = view.positions(np.asarray(rows, np.int64))
-        return view.velocity.vectors_at(positions), view.physics.vectors_at(positions)
+
+        def read() -> tuple[Float32, Float32]:
+            with self._changing:
+                view = self._view
+                rows = [self._row_of.get(model_id, 0) for model_id in model_ids]
+            for model_id, row in zip(model_ids, rows, strict=True):
+                if not row:
+                    raise UnknownModel(f"No velocity model {model_id!r} in the gallery at {self.path}.")
+            positions = view.positions(np.asarray(rows, np.int64))
+            return view.velocity.vectors_at(positions), view.physics.vectors_at(positions)
+
+        return self._sound(read)
 
     def model_ids(self) -> list[str]:
         """All ids, in the order they were added."""
         view = self._view
-        return list(view.ids[view.alive])
+        return list(view.columns.ids_at(view.alive))
 
     def refresh(self) -> bool:
         """Load what another process has added and removed since; True if there was something.
@@ -408,15 +423,43 @@ class Gallery:
         return changed
 
     def _refresh(self) -> bool:
-        before, now = self._view, refresh_view(self._view, self._records, self.path)
-        if now.anew:
-            self._row_of = now.row_of
-        else:
-            self._row_of.update(now.row_of)
-            for model_id in now.gone:
-                del self._row_of[model_id]
+        before, now = self._view, refresh_view(self._view, self._records)
+        if now is None:
+            self._load_again()
+            return True
+        self._row_of.update(now.row_of)
+        for model_id in now.gone:
+            del self._row_of[model_id]
         self._view = now.view
         return now.view is not before
+
+    def _compare_list(self) -> None:
+        with closing(Records(self.path / RECORDS)) as records:  # its own, for it takes seconds
+            records.check_rest(records.state(), after=0, count=0, digest=bytes(32))
+
+    def _heal(self, error: GalleryError) -> None:
+        """Say what is damaged, and serve what the records have instead of a snapshot that is."""
+        with self._changing:
+            if self._closed or (isinstance(error, SnapshotDamaged) and self._mapped is None):
+                return  # done by another thread
+            log.warning("%s", error)
+            self._notes = (*self._notes, str(error))
+            if isinstance(error, SnapshotDamaged):
+                self._load_again()
+
+    def _sound(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, with the snapshot replaced where it is damaged."""
+        try:
+            return work()
+        except SnapshotDamaged as error:
+            self._heal(error)
+            return work()
+
+    def _load_again(self) -> None:
+        """From the records, and from snapshots that are read and not mapped."""
+        loaded = load_view(self._records, self.path, mapped=False)
+        self._row_of, self._view, self._mapped = loaded.row_of, loaded.view, None
+        self._snapshot_generation, self._behind = -1, len(loaded.view) + 1
 
     @contextmanager
     def unchanging(self) -> Iterator[None]:
@@ -440,7 +483,9 @@ class Gallery:
         with self._changing, translate_errors(self.path, "snapshot"):
             view = self._view
             if view.generation != self._snapshot_generation:
-                view.write_snapshots(self.path, fingerprint=self.fingerprint, at_step=self._at_step)
+                self._sound(
+                    lambda: write_snapshots(self._view, self.path, fingerprint=self.fingerprint, at_step=self._at_step)
+                )
                 self._snapshot_generation, self._behind = view.generation, 0
 
     def _writing(self, doing: str) -> RecordWriter:
@@ -483,6 +528,8 @@ class Gallery:
         gallery from the records: closing after a few changes to a large gallery takes no longer than to a small one. A
         snapshot that cannot be written is logged and not raised: the records have everything.
         """
+        if self._watch is not None:
+            self._watch.close()
         with self._changing, self._files:
             due = self._behind > min(len(self._view) // REPLAYED_SHARE, MAX_REPLAYED)
             try:

@@ -7,17 +7,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 
 from seisbind.index.search.columns import NO_FAMILY, ColumnsSnapshot, keys_of
 from seisbind.index.search.loading import load_view, refresh_view
+from seisbind.index.search.mapped import MappedSnapshot, SnapshotDamaged
 from seisbind.index.search.snapshots import Snapshot, load_columns_snapshot, load_snapshot
-from seisbind.index.search.vectors import Float32, Int64
 from seisbind.index.search.view import View
 from seisbind.index.storage.database import RECORDS
-from seisbind.index.storage.folder import SPACES
-from seisbind.index.storage.record import Catalogue, Ids, RowLookup
+from seisbind.index.storage.folder import MAPPED, SPACES
+from seisbind.index.storage.record import Catalogue, Float32, Ids, Int64, RowLookup
 from seisbind.index.storage.records import Records
 from seisbind.model.errors import GalleryDamaged, GalleryError, UnknownModel
 
@@ -97,7 +98,8 @@ def _problems(records: Records, view: View | None, folder: Path, notes: list[str
         return
     if view is not None:
         if view.generation != catalogue.state.generation:
-            view = refresh_view(view, records, folder).view  # others may write while this gallery only reads
+            now = refresh_view(view, records)  # others may write while this gallery only reads
+            view = load_view(records, folder, mapped=False).view if now is None else now.view
         if not np.array_equal(view.rows[view.alive], catalogue.rows):
             yield "The models being searched are not those of the records. Open the gallery again."
             return
@@ -114,9 +116,20 @@ def _problems(records: Records, view: View | None, folder: Path, notes: list[str
         snapshots[space] = snapshot
         _note_lag(space, snapshot.keys, keys, notes)
     try:
+        held = MappedSnapshot.load(folder, fingerprint=records.fingerprint, dimension=records.dimension)
+        held.file.check_all(Event())
+        columns = ColumnsSnapshot.of(held.view.columns)
+        _note_lag("mapped", columns.keys, keys, notes)
+        yield from _column_differences(records, catalogue, keys, columns, MAPPED)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, SnapshotDamaged) as error:
+        reason = str(error).rstrip(".")
+        yield f"The mapped snapshot cannot be used: {reason}. Opening rebuilds it; writing a snapshot replaces it."
+    try:
         columns = load_columns_snapshot(folder, fingerprint=records.fingerprint)
         _note_lag("columns", columns.keys, keys, notes)
-        yield from _column_differences(records, catalogue, keys, columns)
+        yield from _column_differences(records, catalogue, keys, columns, "columns.json")
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -131,7 +144,10 @@ def _problems(records: Records, view: View | None, folder: Path, notes: list[str
         searched = stored
         if view is not None:
             positions = np.flatnonzero(view.alive)[part]
-            searched = (view.velocity.vectors_at(positions), view.physics.vectors_at(positions))
+            try:
+                searched = (view.velocity.vectors_at(positions), view.physics.vectors_at(positions))
+            except SnapshotDamaged as error:
+                yield str(error)
         for space, truth, used in zip(SPACES, stored, searched, strict=True):
             yield from _differences(space, catalogue.ids[part], truth, used)
             if space in snapshots:
@@ -147,7 +163,9 @@ def _note_lag(name: str, held: Int64, keys: Int64, notes: list[str]) -> None:
         )
 
 
-def _column_differences(records: Records, catalogue: Catalogue, keys: Int64, stored: ColumnsSnapshot) -> Iterator[str]:
+def _column_differences(
+    records: Records, catalogue: Catalogue, keys: Int64, stored: ColumnsSnapshot, name: str
+) -> Iterator[str]:
     position = {key: i for i, key in enumerate(stored.keys.tolist())}
     different = 0
     for start in range(0, len(keys), CHUNK_MODELS):
@@ -166,7 +184,7 @@ def _column_differences(records: Records, catalogue: Catalogue, keys: Int64, sto
             same = np.array_equal(stored.descriptors[:, at], columns.descriptors[i])
             different += (family, tags) != (columns.families[i], columns.tags[i]) or not same
     if different:
-        yield f"The columns snapshot has {different} models that differ from the records. Delete columns.json."
+        yield f"The snapshot of the columns has {different} models that differ from the records. Delete {name}."
 
 
 def _embedding_problems(records: Records, rows: Int64) -> Iterator[str]:

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.index.search.filter import Filter
-from seisbind.index.storage.record import CHECKSUM, Checksums, Float32, Histogram, Ids, Int64, RecordColumns
+from seisbind.index.storage.record import CHECKSUM, Checksums, Float32, Histogram, Ids, Int64, RecordColumns, objects
 from seisbind.model.ground.descriptors import NAMES
 
 Bool = NDArray[np.bool_]
 Int32 = NDArray[np.int32]
+CodedIds = NDArray[np.bytes_]  # a byte a character, as ids are ASCII, and no object each
 
 SPARE_SHARE = 8  # a full array gets this fraction more than it needs, so that additions are rarely a copy
 MIN_SPARE = 1024  # entries
@@ -49,10 +50,10 @@ class GrowableArray:
 
     def extended(self, more: NDArray[Any]) -> GrowableArray:
         held, buffer = self.values.shape[-1], self._buffer
-        count = held + more.shape[-1]
-        if buffer.used != held or buffer.array.shape[-1] < count:
+        count, dtype = held + more.shape[-1], np.promote_types(self.values.dtype, more.dtype)  # longer ids
+        if buffer.used != held or buffer.array.shape[-1] < count or dtype != buffer.array.dtype:
             room = count + max(MIN_SPARE, count // SPARE_SHARE)
-            buffer = _Buffer(np.empty((*self.values.shape[:-1], room), self.values.dtype), held)
+            buffer = _Buffer(np.empty((*self.values.shape[:-1], room), dtype), held)
             buffer.array[..., :held] = self.values
         buffer.array[..., held:count] = more
         buffer.used = count
@@ -122,14 +123,14 @@ class Columns:
         cls,
         labels: Labels,
         rows: Int64,
-        ids: Ids,
+        ids: Ids | CodedIds,
         checksums: Checksums,
         family: Int32,
         tag_set: Int32,
         descriptors: Float32,
     ) -> Columns:
         """Columns of these arrays ``(model,)``, ``descriptors`` being ``(13, model)``."""
-        return cls(labels, tuple(map(GrowableArray, (rows, ids, checksums, family, tag_set, descriptors))))
+        return cls(labels, tuple(map(GrowableArray, (rows, coded(ids), checksums, family, tag_set, descriptors))))
 
     @classmethod
     def empty(cls) -> Columns:
@@ -148,8 +149,11 @@ class Columns:
         return self.arrays[0].values
 
     @property
-    def ids(self) -> Ids:
+    def coded_ids(self) -> CodedIds:
         return self.arrays[1].values
+
+    def ids_at(self, positions: Int64 | Bool) -> Ids:
+        return objects([model_id.decode() for model_id in self.coded_ids[positions].tolist()])
 
     @property
     def checksums(self) -> Checksums:
@@ -173,7 +177,14 @@ class Columns:
         """These, then ``more``."""
         family = np.array([self.labels.family(name) for name in more.families], np.int32)
         tag_set = np.array([self.labels.tag_set(tags) for tags in more.tags], np.int32)
-        added: tuple[NDArray[Any], ...] = (more.rows, more.ids, more.checksums, family, tag_set, more.descriptors.T)
+        added: tuple[NDArray[Any], ...] = (
+            more.rows,
+            coded(more.ids),
+            more.checksums,
+            family,
+            tag_set,
+            more.descriptors.T,
+        )
         return Columns(self.labels, tuple(held.extended(each) for held, each in zip(self.arrays, added, strict=True)))
 
     def at(self, positions: Int64) -> RecordColumns:
@@ -181,7 +192,7 @@ class Columns:
         labels = self.labels
         return RecordColumns(
             self.rows[positions],
-            self.ids[positions],
+            self.ids_at(positions),
             self.checksums[positions],
             [None if code == NO_FAMILY else labels.families[code] for code in self.family[positions].tolist()],
             [labels.tag_sets[code] for code in self.tag_set[positions].tolist()],
@@ -199,7 +210,7 @@ class Columns:
         return Columns.of(
             labels,
             self.rows[positions],
-            self.ids[positions],
+            self.coded_ids[positions],
             self.checksums[positions],
             (family - without).astype(np.int32),
             tag_set.astype(np.int32),
@@ -209,7 +220,8 @@ class Columns:
     def matching(self, condition: Filter) -> Bool:
         """Which positions a filter lets through, removed models included.
 
-        Numbers are compared in float64, as SQLite compares them.
+        Numbers are compared as SQLite compares them, in float64: a float32 is as high as a number where it is as high as
+        the first float32 that is.
         """
         mask = np.ones(len(self), np.bool_)
         if condition.families:
@@ -217,8 +229,9 @@ class Columns:
         if condition.tags:
             mask &= self.labels.has_all(condition.tags)[self.tag_set]
         for name, (low, high) in condition.ranges:
-            column = self.descriptors[NAMES.index(name)].astype(np.float64)
-            mask &= (column >= low) & (column <= high)
+            column = self.descriptors[NAMES.index(name)]
+            mask &= column >= -_float32_below(-low)
+            mask &= column <= _float32_below(high)
         return mask
 
     def dump(self, positions: Int64, write: Callable[[bytes], None]) -> None:
@@ -296,6 +309,13 @@ class Statistics:
         return {name: (float(self.low[i]), float(self.high[i])) for i, name in enumerate(NAMES)}
 
 
+def _float32_below(end: float) -> np.float32:
+    """The last float32 that is no higher than ``end``."""
+    with np.errstate(over="ignore"):
+        nearest = np.float32(end)
+    return nearest if float(nearest) <= end else np.nextafter(nearest, np.float32(-np.inf))
+
+
 def _count_families(family: Int32, families: int) -> Int64:
     return np.bincount(family[family >= 0], minlength=families).astype(np.int64)
 
@@ -315,6 +335,10 @@ class ColumnsSnapshot:
     descriptors: Float32  # (13, model)
 
     @classmethod
+    def of(cls, columns: Columns) -> ColumnsSnapshot:
+        return cls(keys_of(columns.checksums), columns.labels, columns.family, columns.tag_set, columns.descriptors)
+
+    @classmethod
     def load(cls, content: NDArray[np.uint8], count: int) -> ColumnsSnapshot:
         """The inverse of `Columns.dump`. Raises ValueError if ``content``, whose checksum fits, is anything else."""
         ends = np.cumsum([8 * count, 4 * count, 4 * count, 4 * len(NAMES) * count])
@@ -329,6 +353,13 @@ class ColumnsSnapshot:
             tag_set.view("<i4").astype(np.int32),
             descriptors.view("<f4").astype(np.float32).reshape(len(NAMES), count),
         )
+
+
+def coded(ids: Ids | CodedIds) -> CodedIds:
+    """Ids as bytes of one length."""
+    if ids.dtype.kind == "S":
+        return np.asarray(ids, np.bytes_)
+    return np.array([model_id.encode() for model_id in ids.tolist()], np.bytes_)
 
 
 def keys_of(checksums: Checksums) -> Int64:

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from seisbind.index.search.columns import Bool, Columns, ColumnsSnapshot, keys_of
+from seisbind.index.search.columns import Bool, Columns, ColumnsSnapshot, coded, keys_of
+from seisbind.index.search.mapped import MappedFile, MappedSnapshot, SnapshotDamaged
 from seisbind.index.search.snapshots import Snapshot, load_columns_snapshot, load_snapshot
-from seisbind.index.search.vectors import Float32, Int64, VectorIndex
+from seisbind.index.search.vectors import VectorIndex
 from seisbind.index.search.view import View
 from seisbind.index.storage.folder import SPACES
-from seisbind.index.storage.record import CHECKSUM, Catalogue, GalleryState, RecordColumns, digest_entry, xor
+from seisbind.index.storage.record import (
+    CHECKSUM,
+    Catalogue,
+    Float32,
+    GalleryState,
+    Int64,
+    RecordColumns,
+    digest_entry,
+    xor,
+)
 from seisbind.index.storage.records import Records
 
 log = logging.getLogger(__name__)
@@ -32,18 +42,25 @@ class LoadedView:
     Attributes:
         notes: sentences on snapshots that were not used.
         behind: how many models the snapshots lack, or have too many, which the next opening has to read or drop.
+        row_of: of each model id.
+        mapped: the file that the view is mapped from, if it is.
     """
 
     view: View
     notes: tuple[str, ...]
     behind: int
+    row_of: MutableMapping[str, int]
+    mapped: MappedFile | None = None
 
 
-def load_view(records: Records, folder: Path) -> LoadedView:
+def load_view(records: Records, folder: Path, *, mapped: bool = True) -> LoadedView:
     """A view from the snapshots where they can be trusted, and from the records for the rest.
 
     The snapshots are read by their names. If another gallery has taken the place by then, they may be that one's, so
     nothing is said of them.
+
+    Args:
+        mapped: use a mapped snapshot, if there is one.
 
     Raises:
         GalleryDamaged: the records themselves are not what was written.
@@ -51,6 +68,10 @@ def load_view(records: Records, folder: Path) -> LoadedView:
     """
     notes: dict[str, int] = {}  # each with the level that it is logged at
     with records.reading():
+        loaded = _load_mapped(records, folder, notes) if mapped else None
+        if loaded is not None:
+            records.check_in_place()
+            return loaded
         catalogue = records.catalogue()
         keys = keys_of(catalogue.checksums)
         velocity, physics = (_load_index(records, folder, space, catalogue, keys, notes) for space in SPACES)
@@ -74,7 +95,29 @@ def load_view(records: Records, folder: Path) -> LoadedView:
     view = View.of(
         catalogue.state, _columns(catalogue, keys, columns, uncovered, rest), np.ones(len(keys), np.bool_), *indices
     )
-    return LoadedView(view, tuple(notes), len(keys) + 1)
+    return LoadedView(view, tuple(notes), len(keys) + 1, view.row_of())
+
+
+def _load_mapped(records: Records, folder: Path, notes: dict[str, int]) -> LoadedView | None:
+    """The mapped snapshot and what has changed since, if it can be trusted: the list of models is not read, for what
+    was removed or added is known by its digest."""
+    try:
+        held = MappedSnapshot.load(folder, fingerprint=records.fingerprint, dimension=records.dimension)
+        changes = refresh_view(held.view, records)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, SnapshotDamaged) as error:
+        reason = str(error).rstrip(".")
+        notes[f"The mapped snapshot was not used and was rebuilt from the records: {reason}."] = logging.WARNING
+        return None
+    if changes is None:
+        notes["The mapped snapshot was not used: it is not an earlier state of the records."] = logging.WARNING
+        return None
+    held.row_of.update(changes.row_of)
+    for model_id in changes.gone:
+        del held.row_of[model_id]
+    behind = len(changes.row_of) + len(changes.gone)
+    return LoadedView(changes.view, tuple(notes), behind, held.row_of, held.file)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,17 +127,15 @@ class RefreshedView:
     Attributes:
         row_of: of the models that were added.
         gone: ids of those that were removed and not added again.
-        anew: everything was loaded again, and ``row_of`` is of all models.
     """
 
     view: View
     row_of: dict[str, int]
     gone: tuple[str, ...] = ()
-    anew: bool = False
 
 
-def refresh_view(view: View, records: Records, folder: Path) -> RefreshedView:
-    """A view of the records as they are now: the same one if nothing has changed.
+def refresh_view(view: View, records: Records) -> RefreshedView | None:
+    """A view of the records as they are now: the same one if nothing has changed; None if it was not a state of these.
 
     Rows are never used twice, so new models have higher rows than all before; removed ones are looked for only if the
     counts say that there are some. The digest shows that nothing else has happened.
@@ -115,15 +156,14 @@ def refresh_view(view: View, records: Records, folder: Path) -> RefreshedView:
             return RefreshedView(
                 view.without(between, view.rows[gone]).extended(state, new, velocity, physics),
                 row_of,
-                tuple(model_id for model_id in view.ids[gone] if model_id not in row_of),
+                tuple(model_id for model_id in view.columns.ids_at(gone) if model_id not in row_of),
             )
-        loaded = load_view(records, folder).view
-        return RefreshedView(loaded, loaded.row_of(), anew=True)
+        return None
 
 
 def _digest_after(view: View, new: RecordColumns, gone: Int64) -> bytes:
     changed = [
-        *zip(view.rows[gone].tolist(), view.ids[gone], view.columns.checksums[gone], strict=True),
+        *zip(view.rows[gone].tolist(), view.columns.ids_at(gone), view.columns.checksums[gone], strict=True),
         *zip(new.rows.tolist(), new.ids, new.checksums, strict=True),
     ]
     return xor([view.state.digest, *(digest_entry(row, each, checksum.tobytes()) for row, each, checksum in changed)])
@@ -140,9 +180,9 @@ def _extend_snapshots(
 ) -> LoadedView:
     """The usual case: the snapshots, some of whose models may be removed, and what was added since, uncopied."""
     state, held = catalogue.state, int(np.count_nonzero(alive))
-    rows, ids = np.zeros(len(alive), np.int64), np.empty(len(alive), object)
-    checksums = np.zeros(len(alive), CHECKSUM)
-    rows[alive], ids[alive], checksums[alive] = catalogue.rows[:held], catalogue.ids[:held], catalogue.checksums[:held]
+    rows, known = np.zeros(len(alive), np.int64), coded(catalogue.ids[:held])
+    ids, checksums = np.zeros(len(alive), known.dtype), np.zeros(len(alive), CHECKSUM)
+    rows[alive], ids[alive], checksums[alive] = catalogue.rows[:held], known, catalogue.checksums[:held]
     rows = np.maximum.accumulate(rows)
     before = View.of(
         GalleryState(state.generation, held, state.digest),
@@ -153,7 +193,8 @@ def _extend_snapshots(
     )
     rest = catalogue.rows[held:]
     view = before.extended(state, records.columns(rest), *records.embeddings(rest)) if len(rest) else before
-    return LoadedView(view.compacted() if view.sparse else view, tuple(notes), len(rest) + len(alive) - held)
+    view = view.compacted() if view.sparse else view
+    return LoadedView(view, tuple(notes), len(rest) + len(alive) - held, view.row_of())
 
 
 def _still_there(held: Int64, keys: Int64) -> Bool | None:

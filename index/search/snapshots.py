@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.index.search.columns import Columns, ColumnsSnapshot
-from seisbind.index.search.vectors import Int64, VectorIndex
-from seisbind.index.storage.folder import SPACES
+from seisbind.index.search.vectors import VectorIndex
+from seisbind.index.storage.folder import MAPPED, SPACES
+from seisbind.index.storage.record import Int64
 from seisbind.model.files import sync
 from seisbind.model.ground.descriptors import NAMES
 
@@ -146,6 +147,8 @@ def recover_snapshots(folder: Path) -> None:
 
     The caller holds the lock of ``folder``. Nothing is lost where the disk refuses: the records have everything.
     """
+    with suppress(OSError):
+        (folder / f"{MAPPED}{TEMPORARY}").unlink(missing_ok=True)
     for name in (*(f"{space}.faiss" for space in SPACES), f"{COLUMNS}.bin"):
         path = folder / name
         beside = path.with_suffix(".json")

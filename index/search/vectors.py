@@ -1,8 +1,8 @@
-"""Exact nearest neighbours by cosine similarity, in a FAISS index that never changes.
+"""Exact nearest neighbours by cosine similarity, in an index that never changes.
 
-Searching a FAISS index while something is added to it ends the process, so nothing here is ever added to: a larger
-index is a new object that shares the large sealed segments with the old one. No other module knows the kind of index:
-an approximate one would be searched, written and read here.
+A larger index is a new object that shares the large sealed segments with the old one, so any number of threads may
+search while it grows. No other module knows the kind of index: an approximate one would be searched, written and read
+here.
 """
 
 from __future__ import annotations
@@ -12,89 +12,91 @@ from typing import Any
 
 import faiss as _faiss
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-faiss: Any = _faiss  # its stubs know neither selectors nor owners
+from seisbind.index.search.codes import Codes, Float64, Scan, pays
+from seisbind.index.search.shortlist import Bool, Shortlist
+from seisbind.index.storage.record import Float32, Int64
 
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
-Int64 = NDArray[np.int64]
-Bool = NDArray[np.bool_]
+faiss: Any = _faiss  # its stubs know neither its functions on bare arrays nor owners
 
 RECENT_VECTORS = 1024  # up to 1 MB of 256-d vectors is copied for each addition before they are sealed
 GROWTH = 2  # a sealed segment is joined to the one before it unless that one is more than this much larger
-FEW_FORBIDDEN = 256  # up to so many are fetched and dropped: FAISS's selectors cost more, most of all for many queries
-ROUNDING = 1e-5  # bound on the float32 error of the inner product of two 256-d unit vectors, times two
+CODED_VECTORS = 2048  # a sealed segment of so many is searched in eight bits first
+FEW_QUERIES = 4  # fewer are multiplied one by one: matrix products of a row or two are slower
+BATCH = 64  # queries searched together
 IO_BYTES = 1 << 20  # written at once
-SPARE = 16  # candidates fetched beyond k, so that ties at the end of the list rarely need a second search
 
 
 def search_threads(count: int) -> None:
-    """Let searches from the calling thread, and from no other, spread over ``count`` threads."""
-    faiss.omp_set_num_threads(count)
+    """Let searches from the calling thread spread over ``count`` threads."""
+    torch.set_num_threads(count)
+
+
+Check = Callable[[slice | Int64], None]
 
 
 class _Segment:
-    """Consecutive vectors in one sealed FAISS flat index."""
+    """Consecutive vectors that are never added to, ``(count, dimension)`` float32."""
 
-    __slots__ = ("_owner", "index", "vectors")
+    __slots__ = ("_check", "_owner", "_vectors", "codes")
 
-    def __init__(self, index: Any, owner: Any = None) -> None:
-        self.index = index  # faiss.IndexFlatIP, never added to from here on
-        self._owner = owner  # the C++ object that will delete `index`, if that is not the Python one
-        count, dimension = index.ntotal, index.d
-        view = faiss.rev_swig_ptr(index.get_xb(), count * dimension) if count else np.empty(0, np.float32)
-        view.flags.writeable = False
-        self.vectors: Float32 = view.reshape(count, dimension)  # valid as long as `index` lives
+    def __init__(
+        self, vectors: Float32, *, owner: Any = None, codes: Codes | None = None, check: Check | None = None
+    ) -> None:
+        self._owner = owner  # of the memory of ``vectors``, if that is not NumPy
+        self._vectors = vectors
+        self._check = check
+        if codes is None and len(vectors) >= CODED_VECTORS and pays():
+            codes = Codes.of(vectors)
+        self.codes = codes if pays() else None
 
     @classmethod
     def of(cls, dimension: int, *blocks: Float32) -> _Segment:
-        index = faiss.IndexFlatIP(dimension)
-        for block in blocks:
-            if len(block):
-                index.add(np.ascontiguousarray(block, dtype=np.float32))
-        return cls(index)
+        joined = np.concatenate([np.empty((0, dimension), np.float32), *blocks], dtype=np.float32)
+        return cls(joined)
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return len(self._vectors)
 
-    def candidates(self, queries: Float32, k: int, allowed: Bool | None) -> list[Int64]:
-        """Positions of the k best of the allowed vectors, and of all that rounding could confuse with them."""
-        available = len(self) if allowed is None else int(np.count_nonzero(allowed))
-        found = [np.empty(0, np.int64)] * len(queries)
-        if not available:
-            return found
-        forbidden = len(self) - available
-        dropped = forbidden if allowed is not None and forbidden <= FEW_FORBIDDEN else 0
-        parameters = selector = bitmap = None
-        if allowed is not None and forbidden > dropped:
-            bitmap = np.packbits(allowed, bitorder="little")
-            selector = faiss.IDSelectorBitmap(bitmap)  # FAISS keeps pointers only: both names live until the return
-            parameters = faiss.SearchParameters(sel=selector)
-        pending = np.arange(len(queries))
-        fetch = min(k + SPARE, available)
-        while len(pending):
-            similarities, positions = self.index.search(queries[pending], fetch + dropped, params=parameters)
-            unsettled = []
-            for query, similarity, position in zip(pending, similarities, positions, strict=True):
-                if dropped and allowed is not None:
-                    kept = np.flatnonzero(allowed[position])[:fetch]  # all of them are positions: there are as many
-                    similarity, position = similarity[kept], position[kept]
-                if fetch < available and similarity[-1] >= similarity[k - 1] - ROUNDING:
-                    unsettled.append(query)  # the list ends among near-ties of the k-th
-                    continue
-                near = similarity >= similarity[min(k, fetch) - 1] - ROUNDING
-                found[query] = position[near & (position >= 0)].astype(np.int64)
-            pending = np.asarray(unsettled, dtype=np.int64)
-            fetch = min(4 * fetch, available)
-        return found
+    def at(self, rows: slice | Int64) -> Float32:
+        """Those of the vectors, checked if they are mapped."""
+        if self._check is not None:
+            self._check(rows)
+        return self._vectors[rows]
+
+    @property
+    def vectors(self) -> Float32:
+        """All of them."""
+        return self.at(slice(None))
+
+    def scan(self, queries: Float32) -> Scan:
+        """The products of queries ``(query, dimension)`` of unit length with the vectors."""
+        if self.codes is not None:
+            return self.codes.scan(queries)
+        count, dimension = queries.shape
+        turned = torch.from_numpy(queries).T
+
+        def products(rows: slice | Int64) -> Float32:
+            part = self.at(rows)
+            if count >= FEW_QUERIES:
+                return np.asarray(torch.mm(torch.from_numpy(part), turned).numpy())
+            found = np.empty((count, len(part)), np.float32)
+            for query, out in zip(queries, found, strict=True):
+                pointers = map(faiss.swig_ptr, (out, query, part))
+                faiss.fvec_inner_products_ny(*pointers, dimension, len(part))
+            return found.T
+
+        rounding = (dimension + 2) * 2.0**-24 * (1 + 1e-4)  # of a sum of so many products, in whatever order
+        return Scan(products, np.ones(count), np.full(count, rounding))
 
 
 class VectorIndex:
     """Unit vectors by position, ``(count, dimension)`` float32. Immutable, so any number of threads may search it.
 
-    A search fetches candidates with FAISS, then takes the similarity of each again in float64: the order of FAISS's
-    sums depends on the size of the batch, and an answer must not.
+    A search finds candidates by products of less precision, then takes the similarity of each again in float64: what
+    products are rounded to depends on the machine and on the size of the batch, and an answer must not.
     """
 
     __slots__ = ("_segments", "dimension")
@@ -109,6 +111,12 @@ class VectorIndex:
         return cls(vectors.shape[1], _Segment.of(vectors.shape[1], vectors))
 
     @classmethod
+    def mapped(cls, vectors: Float32, check: Check, codes: Codes) -> VectorIndex:
+        """An index of ``vectors`` and their ``codes`` where they are, of which ``check`` is called with the rows that
+        are about to be used."""
+        return cls(vectors.shape[1], _Segment(vectors, codes=codes, check=check))
+
+    @classmethod
     def load(cls, content: NDArray[np.uint8]) -> tuple[Int64, VectorIndex] | None:
         """The keys and the index that `dump` wrote; None if ``content`` is another kind of index.
 
@@ -119,7 +127,11 @@ class VectorIndex:
         flat = faiss.downcast_index(mapped.index)
         if not isinstance(flat, faiss.IndexFlatIP):
             return None
-        return faiss.vector_to_array(mapped.id_map).copy(), cls(flat.d, _Segment(flat, mapped))
+        count, dimension = flat.ntotal, flat.d
+        held = faiss.rev_swig_ptr(flat.get_xb(), count * dimension) if count else np.empty(0, np.float32)
+        return faiss.vector_to_array(mapped.id_map).copy(), cls(
+            dimension, _Segment(held.reshape(count, dimension), owner=mapped)
+        )
 
     def dump(self, positions: Int64, keys: Int64, write: Callable[[bytes], object]) -> None:
         """Write the vectors at ``positions`` with ``keys``, an ``IndexIDMap`` of ``IndexFlatIP`` in FAISS's format."""
@@ -156,7 +168,8 @@ class VectorIndex:
         start = 0
         for segment in self._segments:
             here = (positions >= start) & (positions < start + len(segment))
-            out[here] = segment.vectors[positions[here] - start]
+            if here.any():
+                out[here] = segment.at(positions[here] - start)
             start += len(segment)
         return out
 
@@ -171,18 +184,23 @@ class VectorIndex:
         Returns:
             For each query positions ``(hit,)`` and similarities ``(hit,)`` float64, best first, equal ones by position.
         """
-        candidates: list[list[Int64]] = [[] for _ in queries]
+        return [
+            found
+            for start in range(0, len(queries), BATCH)
+            for found in self._search(np.ascontiguousarray(queries[start : start + BATCH]), k, allowed)
+        ]
+
+    def _search(self, queries: Float32, k: int, allowed: Bool | None) -> list[tuple[Int64, Float64]]:
+        exact = queries.astype(np.float64)
+
+        def similarities(query: Int64, position: Int64) -> Float64:
+            products = self.vectors_at(position).astype(np.float64) * exact[query]
+            return np.asarray(np.clip(products.sum(axis=1), -1.0, 1.0))
+
+        shortlist = Shortlist(len(queries), k, similarities)
         start = 0
         for segment in self._segments:
             mask = None if allowed is None else allowed[start : start + len(segment)]
-            for found, positions in zip(candidates, segment.candidates(queries, k, mask), strict=True):
-                found.append(positions + start)
+            shortlist.scan(segment.scan(queries), start, len(segment), mask)
             start += len(segment)
-        return [self._ranked(query, found, k) for query, found in zip(queries, candidates, strict=True)]
-
-    def _ranked(self, query: Float32, candidates: list[Int64], k: int) -> tuple[Int64, Float64]:
-        positions = np.concatenate(candidates) if candidates else np.empty(0, np.int64)
-        products = self.vectors_at(positions).astype(np.float64) * query.astype(np.float64)
-        similarities = np.clip(products.sum(axis=1), -1.0, 1.0)
-        order = np.lexsort((positions, -similarities))[:k]
-        return positions[order], similarities[order]
+        return shortlist.best()

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from seisbind.index.search.codes import Float64
 from seisbind.index.search.columns import NO_FAMILY, Bool, Columns, Statistics, keys_of
 from seisbind.index.search.filter import Filter
 from seisbind.index.search.snapshots import AtStep, SnapshotWriter
-from seisbind.index.search.vectors import Float32, Float64, Int64, VectorIndex
+from seisbind.index.search.vectors import VectorIndex
 from seisbind.index.storage.folder import SPACES
-from seisbind.index.storage.record import GalleryState, Ids, RecordColumns
+from seisbind.index.storage.record import Float32, GalleryState, Int64, RecordColumns
 
 DEAD_SHARE = 8  # removed models are dropped from memory when they are more than this fraction of all, not before
 
@@ -76,10 +77,6 @@ class View:
     def last_row(self) -> int:
         return int(self.rows[-1]) if len(self.rows) else 0
 
-    @property
-    def ids(self) -> Ids:
-        return self.columns.ids
-
     def positions(self, rows: Int64) -> Int64:
         """The positions of those of ``rows`` that are alive."""
         if not len(self.rows):
@@ -89,12 +86,12 @@ class View:
 
     def row_of(self) -> dict[str, int]:
         """The row of each model id."""
-        return dict(zip(self.ids[self.alive], self.rows[self.alive].tolist(), strict=True))
+        return dict(zip(self.columns.ids_at(self.alive), self.rows[self.alive].tolist(), strict=True))
 
     def holds(self, row: int, model_id: str) -> bool:
         """Whether ``row`` is that of a model here, with that id."""
         found = self.positions(np.asarray([row], np.int64))
-        return bool(len(found) and self.ids[found[0]] == model_id)
+        return bool(len(found) and self.columns.ids_at(found)[0] == model_id)
 
     def search(self, space: str, queries: Float32, k: int, condition: Filter | None) -> list[list[Hit]]:
         """The hits of each query ``(query, dimension)`` in one of `SPACES`; see `VectorIndex.search`."""
@@ -105,11 +102,16 @@ class View:
 
     def _hits(self, positions: Int64, similarities: Float64) -> Iterator[Hit]:
         columns = self.columns
-        found = zip(positions.tolist(), similarities.tolist(), columns.descriptors[:, positions].T, strict=True)
-        for position, similarity, descriptors in found:
+        found = (
+            columns.ids_at(positions),
+            positions.tolist(),
+            similarities.tolist(),
+            columns.descriptors[:, positions].T,
+        )
+        for model_id, position, similarity, descriptors in zip(*found, strict=True):
             code = int(columns.family[position])
             family = None if code == NO_FAMILY else columns.labels.families[code]
-            yield Hit(columns.ids[position], similarity, int(columns.rows[position]), family, descriptors)
+            yield Hit(model_id, similarity, int(columns.rows[position]), family, descriptors)
 
     def index(self, space: str) -> VectorIndex:
         return self.velocity if space == "velocity" else self.physics

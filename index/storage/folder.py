@@ -8,6 +8,7 @@ gallery/
 ├── physics.json
 ├── columns.bin       ... and of what filters and counts are made from (`columns`)
 ├── columns.json
+├── mapped.bin        of a large gallery, instead of those: all of it (`mapped`)
 ├── writer.lock       who may write (`lock`)
 └── building/         a new gallery that is not done yet, with the same files
 
@@ -36,9 +37,11 @@ from seisbind.model.frame import Frame
 LOCK = "writer.lock"
 BUILDING = "building"
 SPACES = ("velocity", "physics")
+MAPPED = "mapped.bin"
 
 _LOGS = tuple(f"{RECORDS}-{log}" for log in ("wal", "shm", "journal"))
-_SNAPSHOTS = (*(f"{space}.{ending}" for space in SPACES for ending in ("faiss", "json")), "columns.bin", "columns.json")
+READ = (*(f"{space}.{ending}" for space in SPACES for ending in ("faiss", "json")), "columns.bin", "columns.json")
+_SNAPSHOTS = (*READ, MAPPED)
 _OWN = {RECORDS, LOCK, *_LOGS, *_SNAPSHOTS, *(f"{name}.tmp" for name in _SNAPSHOTS)}
 
 

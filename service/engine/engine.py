@@ -92,7 +92,7 @@ class Engine:
     def info(self) -> GalleryInfo:
         """Facts about the gallery, read again only after a change."""
         generation, info = self.gallery.generation, self._info
-        if info is None or info.generation != generation:
+        if info is None or info.generation != generation or info.notes != self.gallery.notes:
             info = self.gallery.info()
             if self.gallery.generation == generation:  # nothing changed while it was counted
                 self._info = info

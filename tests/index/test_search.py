@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from seisbind.index import Filter, Gallery, Hit
+from seisbind.index.search import codes, shortlist, vectors
+from seisbind.index.search.codes import Codes
+from seisbind.index.search.shortlist import Shortlist
 from seisbind.index.search.vectors import RECENT_VECTORS, VectorIndex
 from seisbind.model.errors import InvalidQuery
 from seisbind.model.ground.descriptors import NAMES, describe
@@ -143,6 +148,92 @@ def test_an_index_of_any_history_is_exact(seed: int, count: int, k: int, share: 
     order = [i for i in np.lexsort((np.arange(count), -exact)) if allowed[i]][:k]
     assert positions.tolist() == order
     np.testing.assert_allclose(similarities, exact[order], atol=1e-12)
+
+
+def close_together(generator: np.random.Generator, count: int, dimension: int) -> NDArray[np.float32]:
+    """Unit vectors of which many are equal, and many so close that neither eight bits nor float32 tell them apart."""
+    centres = unit(generator, 8, dimension)
+    away = 10.0 ** generator.uniform(-9, 0, (count, 1)) / np.sqrt(dimension)
+    found = centres[generator.integers(8, size=count)] + away * generator.standard_normal((count, dimension))
+    found[::7] = found[0]
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+def products_in_eight_bits(queries: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+    """What `torch._int_mm` computes where a machine has the instructions."""
+    return torch.from_numpy(queries.numpy().astype(np.int32) @ held.numpy().astype(np.int32))
+
+
+@pytest.mark.parametrize("eight_bits", [True, False])
+@pytest.mark.parametrize(("dimension", "share"), [(256, 1.0), (256, 0.5), (256, 0.002), (16, 0.9)])
+def test_a_first_pass_changes_no_answer(
+    monkeypatch: pytest.MonkeyPatch, eight_bits: bool, dimension: int, share: float
+) -> None:
+    """To the bit, in batches of any size, over several segments, with ties, near-ties and any part allowed."""
+    monkeypatch.setattr(vectors, "pays", lambda: eight_bits)
+    if not codes.pays():
+        monkeypatch.setattr(torch, "_int_mm", products_in_eight_bits)
+    generator = np.random.default_rng(dimension)
+    held = close_together(generator, 6000, dimension)
+    index = VectorIndex.build(held[:4500]).extended(held[4500:]).extended(held[:500])
+    held = np.concatenate([held, held[:500]])
+    assert [segment.codes is not None for segment in index._segments] == [eight_bits, False, False]
+    allowed = generator.random(len(held)) < share
+    queries = np.concatenate([close_together(generator, 20, dimension), held[:15], unit(generator, 5, dimension)])
+    exact = [np.clip((held.astype(np.float64) * query.astype(np.float64)).sum(axis=1), -1, 1) for query in queries]
+    for k in (1, 20, 1000):
+        together = index.search(queries, k, allowed=allowed)
+        for truth, (positions, similarities) in zip(exact, together, strict=True):
+            order = np.lexsort((np.arange(len(held)), -truth))
+            wanted = order[allowed[order]][:k]
+            assert positions.tolist() == wanted.tolist()
+            assert similarities.tolist() == truth[wanted].tolist()
+        [(positions, similarities)] = index.search(queries[:1], k, allowed=allowed)
+        assert positions.tolist() == together[0][0].tolist() and similarities.tolist() == together[0][1].tolist()
+
+
+def test_without_its_bound_a_first_pass_changes_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vacuity: eight bits alone find others."""
+    monkeypatch.setattr(vectors, "pays", lambda: True)
+    if not codes.pays():
+        monkeypatch.setattr(torch, "_int_mm", products_in_eight_bits)
+    held, queries = unit(np.random.default_rng(5), 4000, 64), unit(np.random.default_rng(6), 300, 64)
+    right, scan = VectorIndex.build(held).search(queries, 10), Codes.scan
+    monkeypatch.setattr(Codes, "scan", lambda self, asked: replace(scan(self, asked), error=np.zeros(len(asked))))
+    wrong = VectorIndex.build(held).search(queries, 10)
+    assert sum(a[0].tolist() != b[0].tolist() for a, b in zip(right, wrong, strict=True)) > 5
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 10_000), st.integers(1, 300), st.sampled_from([2, 17, 256]))
+def test_the_bound_of_eight_bits_holds(seed: int, count: int, dimension: int) -> None:
+    generator = np.random.default_rng(seed)
+    held, queries = close_together(generator, count, dimension), close_together(generator, 5, dimension)
+    coded = Codes.of(held)
+    unit_of = np.abs(queries.astype(np.float64)).max(axis=1) / codes.LARGEST
+    rounded = np.rint(queries / unit_of[:, None])
+    scan = coded.scan(queries)
+    products = coded.codes.astype(np.int64) @ rounded.T.astype(np.int64)
+    exact = held.astype(np.float64) @ queries.T.astype(np.float64)
+    assert (np.abs(products * scan.unit - exact) <= scan.error).all() and (scan.error < 0.3).all()
+
+
+def test_many_equal_ones_take_no_more_memory_than_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept between blocks is bounded; the best are the first of them."""
+    monkeypatch.setattr(shortlist, "MANY", 4096)
+    vector = unit(np.random.default_rng(0), 1, 8)
+    index = VectorIndex.build(np.repeat(vector, 30_000, axis=0))
+    kept: list[int] = []
+    keep = Shortlist._keep
+
+    def watched(self: Shortlist, *found: Any) -> None:
+        keep(self, *found)
+        kept.append(len(self._query))
+
+    monkeypatch.setattr(Shortlist, "_keep", watched)
+    for positions, _ in index.search(np.repeat(vector, 64, axis=0), 5):
+        assert positions.tolist() == [0, 1, 2, 3, 4]
+    assert max(kept) <= 4096
 
 
 def test_growing_by_one_shares_the_sealed_part() -> None:

@@ -1,0 +1,399 @@
+"""The snapshot of a large gallery: one file that is mapped and not read, so that all processes of a host share it.
+
+``mapped.bin`` holds the columns, the ids in order, and of each space the vectors and their codes in eight bits, each
+section at a multiple of `BLOCK`; then a CRC-32 of each block, and last a description of all that with its own
+checksum. A block is compared with its checksum before anything in it is used (`MappedFile.check`), the columns at
+once, and all of them again and again while the gallery is open (`MappedFile.check_all`). A CRC-32 misses no flip of a
+bit, nor of several within 32 bits, and one in four thousand million of all other changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import zlib
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seisbind.index.search.codes import Codes, encode, residual_bound
+from seisbind.index.search.columns import Columns, Labels, Statistics
+from seisbind.index.search.snapshots import AtStep
+from seisbind.index.search.vectors import VectorIndex
+from seisbind.index.search.view import View
+from seisbind.index.storage.folder import MAPPED, READ, SPACES
+from seisbind.index.storage.record import CHECKSUM, GalleryState, Int64
+from seisbind.model.errors import GalleryDamaged, GalleryError
+from seisbind.model.files import sync
+from seisbind.model.ground.descriptors import NAMES
+
+FORMAT_VERSION = 1
+MAGIC = b"SBNDMAP\n"
+BLOCK = 1 << 16  # bytes under one checksum, which takes ten microseconds
+RECHECK_S = 600.0  # between two looks at all blocks, each of which takes about half a second for a million models
+CHUNK = 8192  # vectors written at a time, 8 MB of 256-d ones
+MAPPED_MODELS = 32_768  # smaller galleries have the snapshots of `snapshots`, which are read and checked whole
+
+_DTYPES: dict[str, Any] = {
+    "rows": "<i8",
+    "order": "<i8",
+    "checksums": CHECKSUM,
+    "family": "<i4",
+    "tag_set": "<i4",
+    "descriptors": "<f4",
+}
+
+
+class SnapshotDamaged(GalleryDamaged):
+    """A block of a mapped snapshot is not what was written. The records have everything; ``code`` is the parent's."""
+
+
+class MappedFile:
+    """A snapshot that was opened: what is in it, and which of its blocks have been compared with their checksums.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be trusted; the sentence is a clause that says why.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        size = path.stat().st_size
+        with path.open("rb") as handle:
+            if size < 16:
+                raise ValueError(f"{path.name} has {size} bytes")
+            handle.seek(-16, 2)
+            end = handle.read(16)
+            length = int.from_bytes(end[:8], "little")
+            if end[8:] != MAGIC or length > size - 16:
+                raise ValueError(f"{path.name} does not end as it was written")
+            handle.seek(-16 - length, 2)
+            self.facts = _parse(handle.read(length))
+            blocks, start = self.facts["blocks"], self.facts["blocks"] * BLOCK
+            if start + 4 * blocks + length + 16 != size:
+                raise ValueError(f"{path.name} has {size} bytes, which are not those it describes")
+            handle.seek(start)
+            table = handle.read(4 * blocks)
+        if hashlib.sha256(table).hexdigest() != self.facts["table_sha256"]:
+            raise ValueError(f"the checksums of {path.name} are not those that were written")
+        self._checksums = np.frombuffer(table, "<u4").tolist()
+        # Copy on write: nothing is written, and torch takes no array that it could not write to.
+        self._bytes = np.asarray(np.memmap(path, np.uint8, mode="c", shape=(start,)))
+        self._sound = np.zeros(blocks, np.bool_)
+
+    def array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+        """A section as it is in the file. Raises ValueError if it has another size."""
+        start, size = self.facts["sections"][name]
+        return np.asarray(self._bytes[start : start + size].view(dtype).reshape(shape))
+
+    def check(self, first: int, last: int) -> None:
+        """Compare the bytes from ``first`` up to ``last`` that have not been compared yet. Raises SnapshotDamaged."""
+        first, last = first // BLOCK, -(-last // BLOCK)
+        for block in np.flatnonzero(~self._sound[first:last]) + first:
+            self._compare(int(block))
+
+    def checker(self, name: str, count: int) -> Callable[[slice | Int64], None]:
+        """A function that checks the rows that it is given, of the ``count`` of a section."""
+        start, size = self.facts["sections"][name]
+        row = size // max(count, 1)
+
+        def check(rows: slice | Int64) -> None:
+            if isinstance(rows, slice):
+                first, last, _ = rows.indices(count)
+                self.check(start + first * row, start + last * row)
+                return
+            for ends in (rows * row + start, (rows + 1) * row - 1 + start):
+                blocks = np.unique(ends // BLOCK)
+                for block in blocks[~self._sound[blocks]]:
+                    self._compare(int(block))
+
+        return check
+
+    def _compare(self, block: int) -> None:
+        sound = zlib.crc32(self._bytes[block * BLOCK : (block + 1) * BLOCK].data) == self._checksums[block]
+        self._sound[block] = sound
+        if not sound:
+            raise SnapshotDamaged(f"Block {block} of {self.path} does not match its checksum.")
+
+    def check_all(self, stopping: threading.Event) -> None:
+        """Compare every block, also those that were sound before, until ``stopping``. Raises SnapshotDamaged."""
+        for block in range(len(self._checksums)):
+            if stopping.is_set():
+                return
+            self._compare(block)
+
+
+class SnapshotWatch:
+    """Compares a file with its checksums again and again while it is mapped, on a thread of its own.
+
+    What is flipped in it after it was compared would otherwise be searched until the gallery is opened again. The list
+    of models in the records, which opening did not read, is compared with its digest once.
+
+    Args:
+        compare_list: raises GalleryError.
+        damaged: called with what was found; the last thing that the thread does.
+    """
+
+    def __init__(
+        self, file: MappedFile, compare_list: Callable[[], None], damaged: Callable[[GalleryError], None]
+    ) -> None:
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(file, compare_list, damaged), name="snapshot watch", daemon=True
+        )
+        self._thread.start()
+
+    def _run(self, file: MappedFile, compare_list: Callable[[], None], damaged: Callable[[GalleryError], None]) -> None:
+        try:
+            file.check_all(self._stopping)
+            compare_list()
+            while not self._stopping.wait(RECHECK_S):
+                file.check_all(self._stopping)
+        except GalleryError as error:
+            damaged(error)
+
+    def close(self) -> None:
+        """Stop, and wait for what is being compared or loaded again."""
+        self._stopping.set()
+        self._thread.join()
+
+
+class RowOf(MutableMapping[str, int]):
+    """The row of each model id: those of a mapped snapshot, found in their order, and what has changed since."""
+
+    __slots__ = ("_changes", "_ids", "_order", "_rows")
+
+    def __init__(self, ids: NDArray[np.bytes_], order: Int64, rows: Int64) -> None:
+        self._ids, self._order, self._rows = ids, order, rows
+        self._changes: dict[str, int | None] = {}
+
+    def __getitem__(self, model_id: str) -> int:
+        row = self._changes[model_id] if model_id in self._changes else self._mapped(model_id)
+        if row is None:
+            raise KeyError(model_id)
+        return row
+
+    def _mapped(self, model_id: str) -> int | None:
+        key = model_id.encode()
+        if len(key) > self._ids.itemsize:
+            return None
+        wanted = np.array([key], self._ids.dtype)  # of the same length, or all ids would be copied to compare them
+        at = int(np.searchsorted(self._ids, wanted, sorter=self._order)[0])
+        if at == len(self._ids) or self._ids[self._order[at]] != key:
+            return None
+        return int(self._rows[self._order[at]])
+
+    def __setitem__(self, model_id: str, row: int) -> None:
+        self._changes[model_id] = row
+
+    def __delitem__(self, model_id: str) -> None:
+        self[model_id]
+        self._changes[model_id] = None
+
+    def __iter__(self) -> Iterator[str]:
+        changes = dict(self._changes)
+        yield from (model_id for model_id, row in changes.items() if row is not None)
+        yield from (model_id for model_id in map(bytes.decode, self._ids.tolist()) if model_id not in changes)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MappedSnapshot:
+    """A gallery as it was when the snapshot was written."""
+
+    file: MappedFile
+    view: View
+    row_of: RowOf
+
+    @classmethod
+    def load(cls, folder: Path, *, fingerprint: str, dimension: int) -> MappedSnapshot:
+        """Map the snapshot in ``folder`` and check its columns.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError, KeyError, TypeError, GalleryDamaged: it cannot be trusted.
+        """
+        file = MappedFile(folder / MAPPED)
+        facts = file.facts
+        if (facts["fingerprint"], facts["dimension"]) != (fingerprint, dimension):
+            raise ValueError("it belongs to another gallery")
+        file.check(0, facts["columns_end"])
+        state = GalleryState(facts["generation"], facts["count"], bytes.fromhex(facts["digest"]))
+        count = state.count
+        held = {name: file.array(name, dtype, (count,)) for name, dtype in _DTYPES.items() if name != "descriptors"}
+        ids = file.array("ids", np.dtype(("S", facts["id_bytes"])), (count,))
+        labels = json.loads(file.array("labels", np.uint8, (-1,)).tobytes())
+        columns = Columns.of(
+            Labels(labels["families"], [tuple(tags) for tags in labels["tag_sets"]]),
+            held["rows"],
+            ids,
+            held["checksums"],
+            held["family"],
+            held["tag_set"],
+            file.array("descriptors", "<f4", (len(NAMES), count)),
+        )
+        ends = np.array(facts["ranges"], np.float32).reshape(2, len(NAMES))
+        statistics = Statistics(np.array(facts["families"], np.int64), ends[0], ends[1])
+        indices = []
+        for space in SPACES:
+            vectors, codes = f"{space}.vectors", f"{space}.codes"
+            unit, error = facts["codes"][space]
+            index = VectorIndex.mapped(
+                file.array(vectors, "<f4", (count, dimension)),
+                file.checker(vectors, count),
+                Codes(file.array(codes, np.int8, (count, dimension)), unit, error, file.checker(codes, count)),
+            )
+            indices.append(index)
+        view = View(state, columns, np.ones(count, np.bool_), statistics, *indices)
+        return cls(file, view, RowOf(ids, held["order"], held["rows"]))
+
+
+def write_mapped(view: View, folder: Path, *, fingerprint: str, at_step: AtStep) -> None:
+    """Write ``view``, which is what the records hold, beside them.
+
+    Raises:
+        OSError: the disk refused. What was there before is still there.
+    """
+    path = folder / MAPPED
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as handle:
+            _write(view, _Blocks(handle), fingerprint)
+        at_step(f"{MAPPED}:written")
+        sync(temporary)
+        at_step(f"{MAPPED}:synced")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    at_step(f"{MAPPED}:renamed")
+    sync(folder)
+
+
+def _write(view: View, out: _Blocks, fingerprint: str) -> None:
+    kept = np.flatnonzero(view.alive)
+    columns = view.columns.select(kept)
+    statistics = Statistics.of(columns, np.ones(len(kept), np.bool_))
+    arrays: dict[str, NDArray[Any]] = {
+        "rows": columns.rows,
+        "ids": columns.coded_ids,
+        "order": np.argsort(columns.coded_ids, kind="stable"),
+        "checksums": columns.checksums,
+        "family": columns.family,
+        "tag_set": columns.tag_set,
+        "descriptors": columns.descriptors,
+    }
+    for name, array in arrays.items():
+        with out.section(name):
+            out.write(np.ascontiguousarray(array, _DTYPES.get(name, array.dtype)))
+    with out.section("labels"):
+        out.write(json.dumps({"families": columns.labels.families, "tag_sets": columns.labels.tag_sets}).encode())
+    columns_end = out.size
+    codes = {}
+    for space in SPACES:
+        index, largest, longest = view.index(space), 0.0, 0.0
+        parts = [kept[start : start + CHUNK] for start in range(0, len(kept), CHUNK)]
+        with out.section(f"{space}.vectors"):
+            for part in parts:
+                vectors = index.vectors_at(part)
+                largest = max(largest, float(np.abs(vectors).max()))
+                out.write(vectors.astype("<f4", copy=False))
+        with out.section(f"{space}.codes"):
+            for part in parts:
+                coded, square = encode(index.vectors_at(part), largest)
+                longest = max(longest, square)
+                out.write(coded)
+        codes[space] = residual_bound(largest, longest)
+    facts = {
+        "format": FORMAT_VERSION,
+        "fingerprint": fingerprint,
+        "dimension": view.velocity.dimension,
+        "generation": view.generation,
+        "count": len(view),
+        "digest": view.state.digest.hex(),
+        "id_bytes": columns.coded_ids.itemsize,
+        "families": statistics.families.tolist(),
+        "ranges": [statistics.low.tolist(), statistics.high.tolist()],
+        "codes": codes,
+        "columns_end": columns_end,
+        "sections": out.sections,
+    }
+    out.finish(facts)
+
+
+def write_snapshots(view: View, folder: Path, *, fingerprint: str, at_step: AtStep) -> None:
+    """Write ``view``, which is what the records hold, beside them, in the way that fits its size; the other goes.
+
+    Raises:
+        OSError: the disk refused. What was there before is still there, or will be recognised as not matching.
+    """
+    if len(view) >= MAPPED_MODELS:
+        write_mapped(view, folder, fingerprint=fingerprint, at_step=at_step)
+    else:
+        view.write_snapshots(folder, fingerprint=fingerprint, at_step=at_step)
+    for name in READ if len(view) >= MAPPED_MODELS else (MAPPED,):
+        (folder / name).unlink(missing_ok=True)
+
+
+class _Blocks:
+    """Writes sections, each from a multiple of `BLOCK` on, and the checksums of all blocks behind them."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+        self.size = 0
+        self.sections: dict[str, tuple[int, int]] = {}
+        self._checksums: list[int] = []
+        self._checksum = 0
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        start = self.size
+        yield
+        self.sections[name] = (start, self.size - start)
+        self.write(bytes(-self.size % BLOCK))
+
+    def write(self, content: bytes | NDArray[Any]) -> None:
+        left = memoryview(content if isinstance(content, bytes) else content.reshape(-1).view(np.uint8).data)
+        self._handle.write(left)
+        while left:
+            part = left[: BLOCK - self.size % BLOCK]
+            self._checksum = zlib.crc32(part, self._checksum)
+            self.size += len(part)
+            if self.size % BLOCK == 0:
+                self._checksums.append(self._checksum)
+                self._checksum = 0
+            left = left[len(part) :]
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        table = np.array(self._checksums, "<u4").tobytes()
+        facts |= {"blocks": len(self._checksums), "table_sha256": hashlib.sha256(table).hexdigest()}
+        described = _dump(facts)
+        self._handle.write(table + described + len(described).to_bytes(8, "little") + MAGIC)
+
+
+def _dump(facts: dict[str, Any]) -> bytes:
+    """Canonical JSON with its own checksum: no byte of it can change unnoticed."""
+    check = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return json.dumps(facts | {"check": check}, sort_keys=True).encode()
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    """The inverse of `_dump`. Raises ValueError if ``text`` is anything else, or of another version."""
+    try:
+        facts: dict[str, Any] = json.loads(text)
+        del facts["check"]
+        if _dump(facts) != text:
+            raise ValueError
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError("its description is damaged") from error
+    if facts["format"] != FORMAT_VERSION:
+        raise ValueError(f"its format is {facts['format']}, this version reads {FORMAT_VERSION}")
+    return facts
