@@ -3,4 +3,4 @@
 `keeper.Jobs` is what a server owns; `worker` runs as a process of its own, so that a crash in it ends no server.
 """
 
-__all__ = ["job", "keeper"]
+__all__ = ["job", "keeper", "store"]

@@ -34,12 +34,17 @@ class Jobs:
 
     def __init__(self, folder: Path, *, limits: JobLimits) -> None:
         self.store = JobStore(folder, limits=limits)
-        self.counts: dict[JobState, int] = self.store.counts()
+        self.followers = 0  # answers of lines that are being sent; the event loop's
+        self._counts: dict[JobState, int] = self.store.counts()
         self._folder = folder
         self._changed, self._closing = threading.Event(), False
         self._worker: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._keep, name="jobs", daemon=True)
         self._thread.start()
+
+    def count(self, state: JobState) -> int:
+        """Jobs of a state, as they were a moment ago."""
+        return self._counts[state]
 
     def wake(self) -> None:
         """Look now whether there is something to do."""
@@ -66,7 +71,7 @@ class Jobs:
                 if time.monotonic() >= sweep_at:
                     self.store.remove_old()
                     sweep_at = time.monotonic() + SWEEP_S
-                self.counts = self.store.counts()
+                self._counts = self.store.counts()
             except (JobError, OSError) as error:  # a full disk, no more processes: it may pass
                 log.error("The jobs are not worked on now: %s", error)
                 not_before = time.monotonic() + AGAIN_S

@@ -25,16 +25,21 @@ def read_job(connection: sqlite3.Connection, where: str, value: object) -> Job:
     found = connection.execute(f"SELECT {COLUMNS} FROM jobs WHERE {where}", (value,)).fetchone()
     if found is None:
         raise UnknownJob(f"There is no job {str(value)[:60]!r}; it may have been removed. GET /v1/jobs lists them.")
-    row, job_id, request, state, *rest = found
+    row, state = found[0], JobState(found[3])
     last = connection.execute(
         "SELECT event FROM events WHERE row = ? AND iteration IS NOT NULL ORDER BY line DESC LIMIT 1", (row,)
     ).fetchone()
     ahead = 0
-    if state == JobState.QUEUED:
+    if state is JobState.QUEUED:
         query = "SELECT count(*) FROM jobs WHERE state = 'running' OR (state = 'queued' AND row < ?)"
         (ahead,) = connection.execute(query, (row,)).fetchone()
     event = None if last is None else read_event(last[0])
-    return Job(row, job_id, RefineRequest.from_json(request), JobState(state), *rest, ahead, event)
+    created_at, started_at, ended_at, deaths, worked_s, code, sentence = found[4:]
+    return Job(
+        row=row, job_id=found[1], request=RefineRequest.from_json(found[2]), state=state, created_at=created_at,
+        started_at=started_at, ended_at=ended_at, deaths=deaths, worked_s=worked_s, code=code, sentence=sentence,
+        ahead=ahead, last=event,
+    )  # fmt: skip
 
 
 def is_running(connection: sqlite3.Connection, row: int) -> bool:
@@ -44,12 +49,12 @@ def is_running(connection: sqlite3.Connection, row: int) -> bool:
 
 
 def say(
-    connection: sqlite3.Connection, row: int, state: JobState, event: Event | None = None, **more: str | None
+    connection: sqlite3.Connection, row: int, state: JobState, event: Event | None = None, *, detail: str | None = None
 ) -> None:
     """Add a line of progress, numbered and timed here."""
     (line,) = connection.execute("SELECT coalesce(max(line), -1) + 1 FROM events WHERE row = ?", (row,)).fetchone()
     now = time.time()
-    said = Event(line, now, state, **more) if event is None else replace(event, line=line, at=now, state=state)
+    said = Event(line, now, state, detail=detail) if event is None else replace(event, line=line, at=now, state=state)
     connection.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (row, line, said.iteration, json.dumps(asdict(said))))
 
 

@@ -26,6 +26,7 @@ from seisbind.service.jobs import records
 from seisbind.service.jobs.database import AtStep, JobDatabase
 from seisbind.service.jobs.job import Event, Job, JobState, RefineInput, RefineRequest
 
+VELOCITY, RESULT = records.VELOCITY, records.RESULT
 # models per start that a job's checkpoints and result may have the size of; a checkpoint has some 5
 MODELS_OF_ROOM = 100
 SMALLEST_ROOM = 1 << 20
@@ -152,12 +153,14 @@ class JobStore:
         return {state: found.get(state, 0) for state in JobState}
 
     def events(self, job_id: str, *, after: int = -1) -> tuple[list[Event], JobState]:
-        """The lines after line ``after``, and the state that the last of them led to. Raises UnknownJob."""
+        """The lines after line ``after``, of a job that has ended its last at least; and its state. Raises UnknownJob."""
+        query = "SELECT event FROM events WHERE row = ? AND line > ? ORDER BY line"
         with self._reading() as connection:
             job = records.read_job(connection, "job_id = ?", job_id)
-            found = connection.execute(
-                "SELECT event FROM events WHERE row = ? AND line > ? ORDER BY line", (job.row, after)
-            )
+            found = connection.execute(query, (job.row, after)).fetchall()
+            if not found and job.state.ended:
+                last = "SELECT event FROM events WHERE row = ? ORDER BY line DESC LIMIT 1"
+                found = connection.execute(last, (job.row,)).fetchall()
             return [records.read_event(text) for (text,) in found], job.state
 
     def arrays(self, job: Job, name: str) -> dict[str, NDArray[Any]] | None:

@@ -23,12 +23,13 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import standin
 
+import standin
 from seisbind.model.errors import SeisBindError
 from seisbind.service.jobs import keeper
 from seisbind.service.jobs.job import Job, JobState
@@ -154,8 +155,7 @@ def _check_job(store: JobStore, job: Job, books: Books, faults: Faults) -> None:
     if done != list(range(1, len(done) + 1)):
         faults.append(f"{job.job_id}: iterations {done}")
     if not lines or lines[-1].state is not state:
-        if not (lines and state is JobState.RUNNING and lines[-1].state is JobState.RUNNING):
-            faults.append(f"{job.job_id} is {state}, and its last line says {lines[-1].state if lines else 'nothing'}")
+        faults.append(f"{job.job_id} is {state}, and its last line says {lines[-1].state if lines else 'nothing'}")
     if state is JobState.FAILED:
         faults.append(f"{job.job_id} failed: {job.sentence}")
     if state is JobState.DONE:
@@ -207,10 +207,8 @@ def _read(server: subprocess.Popen[bytes], books: Books) -> None:
 
 
 def _kill_worker(folder: Path) -> None:
-    try:
+    with suppress(OSError, ValueError):  # none has begun, or it has ended
         os.kill(int((folder / "worker.pid").read_text()), signal.SIGKILL)
-    except (OSError, ValueError):
-        pass  # none has begun, or it has ended
 
 
 def finish(folder: Path) -> None:
