@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model/survey": {"model"},
     "model/inspection": {"model"},
     "model/waves": MODEL,
+    "model/inversion": MODEL | {"model/waves"},
     "model/datasets": MODEL | {"model/waves"},
     "model/confidence": MODEL,
     "model/encoders": MODEL | {"model/confidence"},
