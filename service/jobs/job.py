@@ -123,7 +123,7 @@ class Job:
 
     Attributes:
         created_at, started_at, ended_at: seconds since the epoch; None: not yet.
-        deaths: workers that began an iteration of it and did not live to say that it ended.
+        deaths: workers that have taken it since its last iteration and have not put it back, this one's included.
         worked_s: seconds of work so far.
         code, sentence: of an error, where it failed; the sentence also says why it ended before its last iteration.
         ahead: jobs that come before it; 0 unless it is queued.

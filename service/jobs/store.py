@@ -153,7 +153,7 @@ class JobStore:
         return {state: found.get(state, 0) for state in JobState}
 
     def events(self, job_id: str, *, after: int = -1) -> tuple[list[Event], JobState]:
-        """The lines after line ``after``, of a job that has ended its last at least; and its state. Raises UnknownJob."""
+        """The lines after ``after``, of a job that has ended its last at least; and its state. Raises UnknownJob."""
         query = "SELECT event FROM events WHERE row = ? AND line > ? ORDER BY line"
         with self._reading() as connection:
             job = records.read_job(connection, "job_id = ?", job_id)

@@ -100,7 +100,7 @@ class Workbench(JobStore):
             records.put(connection, job.row, records.VELOCITY, 0, npz(velocity))
             records.say(connection, job.row, JobState.RUNNING, event)
             connection.execute(
-                "UPDATE jobs SET deaths = 0, worked_s = worked_s + ? WHERE row = ?", (event.step_s or 0.0, job.row)
+                "UPDATE jobs SET deaths = 1, worked_s = worked_s + ? WHERE row = ?", (event.step_s or 0.0, job.row)
             )
             return True
 

@@ -141,12 +141,17 @@ def unsafe() -> None:
 
 
 def statements() -> None:
-    """Make each statement of SQL a step ``statement``, before it runs."""
+    """Make each statement of SQL a step before it runs: ``statement``, and what it begins with."""
     prepare = JobDatabase._prepare
 
     def traced(self: JobDatabase, connection: Any) -> None:
         prepare(self, connection)
-        connection.set_trace_callback(lambda sql: self._at_step("statement"))
+
+        def trace(sql: str) -> None:
+            self._at_step("statement")
+            self._at_step(sql[:18])
+
+        connection.set_trace_callback(trace)
 
     JobDatabase._prepare = traced  # type: ignore[method-assign]
 
@@ -160,6 +165,9 @@ def arm(folder: Path, told: str) -> Callable[[str], None]:
 
 
 if __name__ == "__main__":
+    worker.GRACE_S = float(os.environ.get("STANDIN_GRACE", worker.GRACE_S))
+    if "STANDIN_UNLOCKED" in os.environ:
+        worker.lock = lambda handle: None
     at_step = arm(Path(sys.argv[1]), "STANDIN_DIE")
     Path(sys.argv[1], "worker.pid").write_text(str(os.getpid()))
     deaths = int(os.environ.get("STANDIN_DEATHS", "3"))
