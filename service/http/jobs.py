@@ -76,13 +76,15 @@ async def submit_job(request: Request, response: Response) -> JobBody:
     sent again makes no second job.
     """
     serving, jobs = serving_of(request), serving_of(request).jobs
-    await on_store(serving, jobs.store.check_room)
+    if "idempotency-key" not in request.headers:  # else it may be one that was taken
+        await on_store(serving, jobs.store.check_room)
     serving.batches.check()
     sent = await read_file(request)
     fields = parse_fields(JobFields, sent.fields)
     repeat = _repeat(request, sent)
     job = await on_store(serving, lambda: jobs.store.find_repeat(repeat))
     if job is None:
+        await on_store(serving, jobs.store.check_room)
         asked, arrays = await unless_left(request, _asked(serving, sent, fields))
         job = await on_store(serving, lambda: jobs.store.submit(asked, arrays, repeat=repeat))
         jobs.wake()

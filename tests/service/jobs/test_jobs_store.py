@@ -16,17 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import killed_jobs
 import standin
 from killed_jobs import WORKER_STEPS, Books, Faults, check
-from standin import StandIn, uninterrupted
-
 from seisbind.model.errors import InvalidQuery, JobError, JobsFull, JobsWriteFailed, UnknownJob
 from seisbind.service.jobs import worker
 from seisbind.service.jobs.database import JOBS, JobDatabase
 from seisbind.service.jobs.job import Job, JobState
 from seisbind.service.jobs.store import JobLimits, JobStore, Repeat
-
+from standin import StandIn, uninterrupted
 
 
 @pytest.fixture
@@ -179,9 +178,7 @@ def test_a_damaged_record_or_result_is_said(folder: Path, store: JobStore) -> No
         store.arrays(jobs[1], "result")
 
 
-def test_a_job_that_kills_its_worker_three_times_has_failed_and_the_next_is_done(
-    folder: Path, store: JobStore
-) -> None:
+def test_a_job_that_kills_its_worker_three_times_has_failed_and_the_next_is_done(folder: Path, store: JobStore) -> None:
     deadly, raising, good = (store.submit(*standin.job(6, start=start)) for start in ("dies", "raises", "read"))
     ends = [in_process(folder).returncode for _ in range(4)]
     assert ends == [-9, -9, -9, 0]

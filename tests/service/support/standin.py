@@ -30,6 +30,7 @@ from seisbind.service.jobs.database import JobDatabase
 from seisbind.service.jobs.job import Float32, RefineInput, RefineRequest
 
 STEP_S = float(os.environ.get("STANDIN_S", "0.002"))
+LONG, LONG_S = 100, 0.02  # iterations of a job that takes its time, so that it can be looked at
 FAULTY = 4
 
 
@@ -59,7 +60,7 @@ class StandIn:
     def step(self) -> Report:
         self._iteration += 1
         with alone():
-            time.sleep(STEP_S)
+            time.sleep(LONG_S if self._request.iterations >= LONG else STEP_S)
             if self._iteration == FAULTY:
                 if self._request.start == "dies":
                     os.kill(os.getpid(), signal.SIGKILL)
