@@ -16,6 +16,12 @@
     │   ├── GalleryDamaged                what is stored contradicts its own checksums
     │   ├── GalleryWriteFailed            the disk refused (full, read-only); nothing half-written counts
     │   └── WeightsMismatch               the gallery was made with other weights
+    ├── JobError (RuntimeError)           jobs cannot do what was asked
+    │   ├── UnknownJob (KeyError)         no job with that id
+    │   ├── JobNotDone                    what a job has at its end was asked for before, or after another end
+    │   ├── JobsOff                       this server takes no jobs
+    │   ├── JobsFull                      as many jobs wait, or as many bytes are kept, as may be
+    │   └── JobsWriteFailed               the disk refused; nothing half-written counts
     ├── UploadRefused (ValueError)        bytes that were sent cannot be read as what they should be
     │   ├── UnsupportedFormat             not npy, npz, SEG-Y or SU
     │   ├── MalformedUpload               a file that contradicts itself, or has the wrong content
@@ -112,6 +118,30 @@ class GalleryWriteFailed(GalleryError):
 
 class WeightsMismatch(GalleryError):
     code = "weights_mismatch"
+
+
+class JobError(SeisBindError, RuntimeError):
+    code = "job_error"
+
+
+class UnknownJob(JobError, KeyError):
+    code = "unknown_job"
+
+
+class JobNotDone(JobError):
+    code = "job_not_done"
+
+
+class JobsOff(JobError):
+    code = "jobs_off"
+
+
+class JobsFull(JobError):
+    code = "jobs_full"
+
+
+class JobsWriteFailed(JobError):
+    code = "jobs_write_failed"
 
 
 class ServiceError(SeisBindError, RuntimeError):

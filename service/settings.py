@@ -80,6 +80,20 @@ class Settings(BaseSettings):
         description="Streams at once, count; for one more, one whose client stands still is given up (408).",
     )
     max_windows: int = Field(400, ge=1, description="Most windows of one section, count; a line of 138 km at scale 1.")
+    jobs: Path | None = Field(None, description="Folder of jobs (refinements); unset: this server takes none.")
+    max_jobs: int = Field(16, ge=1, description="Jobs that wait for the one that is worked on, count; beyond, 429.")
+    max_iterations: int = Field(200, ge=1, description="Most iterations of one job, count.")
+    job_seconds: float = Field(
+        3600.0, gt=0, description="Work on one job, seconds; then it ends with what it has reached."
+    )
+    jobs_bytes: int = Field(
+        1024 * MIB, ge=MIB, description="Disk that all jobs take together, their results included, bytes; beyond, 429."
+    )
+    jobs_keep_s: float = Field(
+        7 * 86400.0,
+        gt=0,
+        description="How long a job stays after its end, with its result, seconds; then it is removed.",
+    )
     max_batch: int = Field(64, ge=1, description="Most gathers of several requests that are encoded at once, count.")
     max_wait_ms: float = Field(
         2.0,

@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model/survey": {"model"},
     "model/inspection": {"model"},
     "model/waves": MODEL,
+    "model/inversion": MODEL | {"model/waves"},
     "model/datasets": MODEL | {"model/waves"},
     "model/confidence": MODEL,
     "model/encoders": MODEL | {"model/confidence"},
@@ -32,11 +33,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/engine": MODEL
     | {"model/confidence", "model/encoders", "model/datasets", "index", "service", "service/formats"}
     | {"model/inspection"},
-    "service/runtime": MODEL | {"model/encoders", "model/inspection", "index", "service", "service/engine"},
+    "service/jobs": {"model", "service/formats"},
+    "service/runtime": MODEL
+    | {"model/encoders", "model/inspection", "index", "service", "service/formats", "service/engine", "service/jobs"},
     "service/transport": {"model", "service", "service/runtime"},
     "service/http": MODEL
     | {"model/encoders", "index", "service", "service/formats", "service/engine", "service/runtime"}
-    | {"service/transport"},
+    | {"service/jobs", "service/transport"},
     "service/bulk": MODEL
     | {"model/encoders", "index", "service", "service/formats", "service/engine", "service/client"},
 }

@@ -4,4 +4,4 @@
 `scaling` chooses for lines of other sizes.
 """
 
-__all__ = ["line", "notes", "preparation", "recorded", "resampling", "scaling", "spreads", "windows"]
+__all__ = ["line", "notes", "preparation", "recorded", "resampling", "scaling", "spectrum", "spreads", "windows"]

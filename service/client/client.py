@@ -16,12 +16,14 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 import httpx
 
 from seisbind.model.errors import InvalidConfig, ServerRefused, ServerUnreachable
-from seisbind.service.client import calls
+from seisbind.service.client import calls, job_calls
 from seisbind.service.client.answers import check
 from seisbind.service.client.calls import Call
+from seisbind.service.client.job_calls import JobLines
 from seisbind.service.client.parts import Parts
 from seisbind.service.client.retries import Attempts
 from seisbind.service.client.section_lines import SectionLines
+from seisbind.service.job_schemas import JobEvent
 from seisbind.service.schemas import StreamAnswer, StreamError
 from seisbind.service.section_schemas import SectionAnswer
 
@@ -87,6 +89,21 @@ def _async_method(call: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncClien
 def _async_stream_method(call: Callable[P, Parts]) -> Callable[Concatenate[AsyncClient, P], AsyncIterator[Streamed]]:
     async def method(self: AsyncClient, /, *args: P.args, **options: P.kwargs) -> AsyncIterator[Streamed]:
         async for each in self._do_stream(call(*args, **options)):
+            yield each
+
+    return _documented(method, call)
+
+
+def _events_method(call: Callable[P, JobLines]) -> Callable[Concatenate[Client, P], Iterator[JobEvent]]:
+    def method(self: Client, /, *args: P.args, **options: P.kwargs) -> Iterator[JobEvent]:
+        yield from self._do_lines(call(*args, **options))
+
+    return _documented(method, call)
+
+
+def _async_events_method(call: Callable[P, JobLines]) -> Callable[Concatenate[AsyncClient, P], AsyncIterator[JobEvent]]:
+    async def method(self: AsyncClient, /, *args: P.args, **options: P.kwargs) -> AsyncIterator[JobEvent]:
+        async for each in self._do_lines(call(*args, **options)):
             yield each
 
     return _documented(method, call)
@@ -165,6 +182,14 @@ class Client(_Connection[httpx.Client]):
     add_models = _method(calls.add_models)
     remove_model = _method(calls.remove_model)
     metrics = _method(calls.metrics)
+    submit_refinement = _method(job_calls.submit_refinement)
+    job = _method(job_calls.job)
+    jobs = _method(job_calls.jobs)
+    events = _events_method(job_calls.events)
+    cancel = _method(job_calls.cancel)
+    result = _method(job_calls.result)
+    result_file = _method(job_calls.result_file)
+    job_image = _method(job_calls.job_image)
 
     def live(self) -> bool:
         """GET /healthz: whether the server's event loop answers; False also without a server."""
@@ -187,6 +212,25 @@ class Client(_Connection[httpx.Client]):
                 return call.answer(self._http.request(call.method, call.path, **call.sent))
             except FAILED as error:
                 wait_s = attempts.failed(error)
+            time.sleep(wait_s)
+
+    def _do_lines(self, lines: JobLines) -> Iterator[JobEvent]:
+        attempts = self._attempts(repeatable=True)
+        while lines:
+            try:
+                with self._http.stream(**lines.request()) as response:
+                    if not response.is_success:
+                        response.read()
+                    check(response)
+                    for chunk in response.iter_bytes():
+                        lines.read(chunk, response)
+                        for each in lines.take():
+                            attempts.succeeded()
+                            yield each
+            except FAILED as error:
+                wait_s = attempts.failed(error)
+            else:
+                wait_s = 0.0
             time.sleep(wait_s)
 
     def _do_section(self, lines: SectionLines) -> SectionAnswer:
@@ -257,6 +301,14 @@ class AsyncClient(_Connection[httpx.AsyncClient]):
     add_models = _async_method(calls.add_models)
     remove_model = _async_method(calls.remove_model)
     metrics = _async_method(calls.metrics)
+    submit_refinement = _async_method(job_calls.submit_refinement)
+    job = _async_method(job_calls.job)
+    jobs = _async_method(job_calls.jobs)
+    events = _async_events_method(job_calls.events)
+    cancel = _async_method(job_calls.cancel)
+    result = _async_method(job_calls.result)
+    result_file = _async_method(job_calls.result_file)
+    job_image = _async_method(job_calls.job_image)
 
     async def live(self) -> bool:
         """GET /healthz: whether the server's event loop answers; False also without a server."""
@@ -279,6 +331,25 @@ class AsyncClient(_Connection[httpx.AsyncClient]):
                 return call.answer(await self._http.request(call.method, call.path, **call.sent))
             except FAILED as error:
                 wait_s = attempts.failed(error)
+            await asyncio.sleep(wait_s)
+
+    async def _do_lines(self, lines: JobLines) -> AsyncIterator[JobEvent]:
+        attempts = self._attempts(repeatable=True)
+        while lines:
+            try:
+                async with self._http.stream(**lines.request()) as response:
+                    if not response.is_success:
+                        await response.aread()
+                    check(response)
+                    async for chunk in response.aiter_bytes():
+                        lines.read(chunk, response)
+                        for each in lines.take():
+                            attempts.succeeded()
+                            yield each
+            except FAILED as error:
+                wait_s = attempts.failed(error)
+            else:
+                wait_s = 0.0
             await asyncio.sleep(wait_s)
 
     async def _do_section(self, lines: SectionLines) -> SectionAnswer:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from seisbind.service.formats.npy import NPZ
 from seisbind.service.http.forms import MULTIPART, RAW_TYPES, STREAM_TYPES
+from seisbind.service.job_schemas import JobEvent
 from seisbind.service.schemas import DescriptorSearch, Problem, SearchFields, StreamAnswer, StreamError
 from seisbind.service.section_schemas import SectionAnswer, SectionError, SectionProgress
 
@@ -80,6 +82,21 @@ SECTION_EXAMPLES: JsonObject = {
         "value": {"file": "@line.sgy", "scale": "1", "step_m": 400},
     },
 }
+JOB_EXAMPLES: JsonObject = {
+    "one gather": {
+        "summary": "Ten iterations from the model that the encoder reads",
+        "value": {"file": FILE_EXAMPLE, "iterations": 10},
+    },
+}
+REPEAT_KEY: tuple[JsonObject, ...] = (
+    {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "required": False,
+        "description": "Chosen by the client for one request: the same again makes no second job.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    },
+)
 ADD_EXAMPLES: JsonObject = {
     "one model": {
         "summary": "A model with an id, a family and tags of one's own",
@@ -88,9 +105,11 @@ ADD_EXAMPLES: JsonObject = {
 }
 
 
-def upload(fields: type[BaseModel], examples: JsonObject) -> JsonObject:
+def upload(fields: type[BaseModel], examples: JsonObject, *, headers: Sequence[JsonObject] = ()) -> JsonObject:
     """The request of a call that takes a file and ``fields``, beside it in a form or as query parameters."""
-    return _request(fields, _content(fields, examples))
+    request = _request(fields, _content(fields, examples))
+    request["parameters"] += headers
+    return request
 
 
 def stream(fields: type[BaseModel]) -> JsonObject:
@@ -115,6 +134,12 @@ def section_lines() -> dict[int | str, JsonObject]:
     """The answer of POST /v1/section, of the components that `with_keys` adds."""
     kinds = [{"$ref": f"#/components/schemas/{kind.__name__}"} for kind in SECTION_LINES]
     return {200: {"description": "Lines of JSON.", "content": {NDJSON: {"schema": {"oneOf": kinds}}}}}
+
+
+def job_lines() -> dict[int | str, JsonObject]:
+    """The answer of GET /v1/jobs/{job_id}/events, of the components."""
+    schema = {"$ref": f"#/components/schemas/{JobEvent.__name__}"}
+    return {200: {"description": "Lines of JSON.", "content": {NDJSON: {"schema": schema}}}}
 
 
 def search() -> JsonObject:

@@ -27,7 +27,7 @@ from seisbind.service.formats.npy import NPZ
 from seisbind.service.formats.reader import Ingest, read_gathers, read_velocity
 from seisbind.service.formats.starting_model import parse_start, starting_model
 from seisbind.service.formats.velocity_model import write
-from seisbind.service.http import npz_answer, openapi
+from seisbind.service.http import openapi
 from seisbind.service.http.forms import (
     allowed_top_k,
     content_type,
@@ -41,6 +41,7 @@ from seisbind.service.http.forms import (
 )
 from seisbind.service.http.parameters import parse_format, parse_geometry, parse_include
 from seisbind.service.http.routing import JSON, Admitted, InPieces, serving_of, written
+from seisbind.service.runtime import npz_answer
 from seisbind.service.runtime.batcher import Answered
 from seisbind.service.runtime.serving import Serving
 from seisbind.service.schemas import (

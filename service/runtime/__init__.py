@@ -3,4 +3,14 @@
 `serving.Serving` holds them together.
 """
 
-__all__ = ["batcher", "images", "logs", "metrics", "record_picture", "request_body", "sections", "serving"]
+__all__ = [
+    "batcher",
+    "images",
+    "logs",
+    "metrics",
+    "npz_answer",
+    "record_picture",
+    "request_body",
+    "sections",
+    "serving",
+]

@@ -61,6 +61,7 @@ class Metrics:
         self.batch_gathers = Histogram(
             "seisbind_batch_gathers", "Gathers encoded in one go.", buckets=GATHERS, registry=own
         )
+        self.jobs = Gauge("seisbind_jobs", "Jobs that are kept, by their state.", ("state",), registry=own)
         self.gallery_models = Gauge("seisbind_gallery_models", "Velocity models that are served.", registry=own)
         self.gallery_generation = Gauge(
             "seisbind_gallery_generation", "Changes made to the gallery that is served.", registry=own

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -18,9 +19,12 @@ import torch
 
 from seisbind.index import Gallery, GalleryInfo, search_threads
 from seisbind.model.encoders.embedder import Embedder, choose_device
-from seisbind.model.errors import INTERNAL_ERROR, NotReady, Overloaded, SeisBindError
+from seisbind.model.errors import INTERNAL_ERROR, JobsOff, NotReady, Overloaded, SeisBindError
 from seisbind.model.survey.preparation import prepare
 from seisbind.service.engine.engine import Engine, canary_gather
+from seisbind.service.jobs.job import JobState
+from seisbind.service.jobs.keeper import Jobs
+from seisbind.service.jobs.store import JobLimits
 from seisbind.service.runtime.batcher import Batcher
 from seisbind.service.runtime.images import PictureCache
 from seisbind.service.runtime.metrics import Metrics
@@ -104,6 +108,21 @@ class Serving:
         self.metrics.waiting_gathers.set_function(lambda: self.batches.waiting)
         self.metrics.gallery_models.set_function(lambda: len(self._held.engine.gallery))
         self.metrics.gallery_generation.set_function(lambda: self._held.engine.gallery.generation)
+        self._jobs = None if settings.jobs is None else self._open_jobs(settings.jobs)
+
+    def _open_jobs(self, folder: Path) -> Jobs:
+        settings = self.settings
+        jobs = Jobs(folder, limits=JobLimits(settings.max_jobs, settings.jobs_bytes, settings.jobs_keep_s))
+        for state in JobState:
+            self.metrics.jobs.labels(state).set_function(partial(jobs.count, state))
+        return jobs
+
+    @property
+    def jobs(self) -> Jobs:
+        """The jobs. Raises JobsOff."""
+        if self._jobs is None:
+            raise JobsOff("This server takes no jobs. Its operator sets SEISBIND_JOBS to a folder to let it.")
+        return self._jobs
 
     def _open(self) -> Engine:
         gallery = Gallery.open(
@@ -266,7 +285,9 @@ class Serving:
         return True
 
     def close(self) -> None:
-        """Finish what is running, then let go of the gallery."""
+        """Finish what is running, then let go of the gallery; a job goes on when there is a server again."""
+        if self._jobs is not None:
+            self._jobs.close()
         self._model.shutdown(wait=True)
         self._readers.shutdown(wait=True)
         self._files.shutdown(wait=True)

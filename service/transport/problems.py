@@ -23,6 +23,7 @@ PROBLEM_JSON = "application/problem+json"
 MAX_SENTENCE = 2000  # characters of a detail: whatever a request holds, its refusal repeats no more of it
 MAX_PART = 300  # of each of several errors, and of a path
 RETRY_AFTER_S = 1  # the least that the header can say: a place is free again after milliseconds, or after a stack
+JOBS_RETRY_AFTER_S = 60  # a job takes minutes
 
 # The nearest class in an error's ancestry decides.
 STATUS: dict[type[tree.SeisBindError], int] = {
@@ -40,6 +41,11 @@ STATUS: dict[type[tree.SeisBindError], int] = {
     tree.GalleryLocked: 409,
     tree.GalleryWriteFailed: 507,
     tree.WeightsMismatch: 409,
+    tree.UnknownJob: 404,
+    tree.JobNotDone: 409,
+    tree.JobsOff: 403,
+    tree.JobsFull: 429,
+    tree.JobsWriteFailed: 507,
     tree.NotWritable: 403,
     tree.KeyRequired: 401,
     tree.KeyUnknown: 401,
@@ -101,7 +107,7 @@ def refused(scope: Scope, error: tree.SeisBindError) -> Response:
     status = status_of(error)
     headers: dict[str, str] = {}
     if status in (429, 503):
-        headers["Retry-After"] = str(RETRY_AFTER_S)
+        headers["Retry-After"] = str(JOBS_RETRY_AFTER_S if isinstance(error, tree.JobsFull) else RETRY_AFTER_S)
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="seisbind"'
     if status >= 500:

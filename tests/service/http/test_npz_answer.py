@@ -21,7 +21,7 @@ from seisbind.model.ground.descriptors import DESCRIPTORS
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.query import encode
 from seisbind.service.formats.npy import NPZ
-from seisbind.service.http.npz_answer import model_bytes, preferred
+from seisbind.service.runtime.npz_answer import model_bytes, preferred
 from seisbind.service.schemas import RetrieveAnswer
 from wire import npy
 

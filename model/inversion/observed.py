@@ -1,0 +1,55 @@
+"""One gather as it is compared with what the wave equation predicts: its live shots, on the grid of a frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seisbind.model.errors import InvalidGather
+from seisbind.model.frame import OPENFWI_FRAME, Frame
+from seisbind.model.survey.preparation import Prepared
+
+Float32 = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A recorded gather in the units of a frame, whatever its true size.
+
+    Attributes:
+        traces: ``(shot, time, receiver)`` float32 pressure in any linear unit; zero where a trace is not live. Row n is
+            ``n dt_s + record_dt_s`` after the source, as `prepare` has it of what `waves.wavefield.simulate` makes.
+        live: ``(shot, receiver)`` bool; each shot has a live trace.
+        shot_x_m: ``(shot,)`` from the line's first receiver.
+        frame: whose grid it is.
+
+    Raises:
+        InvalidGather: no live trace, or shapes that do not go together.
+    """
+
+    traces: Float32
+    live: Bool
+    shot_x_m: Float32
+    frame: Frame = OPENFWI_FRAME
+
+    def __post_init__(self) -> None:
+        shots = len(self.shot_x_m)
+        wanted = (shots, self.frame.samples, self.frame.receivers), (shots, self.frame.receivers)
+        if (self.traces.shape, self.live.shape) != wanted:
+            raise InvalidGather(
+                f"Traces {self.traces.shape} and live {self.live.shape} of {shots} shots; {self.frame.name} has "
+                f"{wanted[0]} and {wanted[1]}."
+            )
+        if not self.live.any(axis=1).all() or not shots:
+            raise InvalidGather("A shot without a live trace: there is nothing to compare with a prediction.")
+
+    @classmethod
+    def of(cls, prepared: Prepared, row: int = 0) -> Observed:
+        """Gather ``row``, without the shots that have no live trace. Raises InvalidGather."""
+        seen = prepared.live[row].any(axis=1)
+        return cls(
+            prepared.traces[row][seen], prepared.live[row][seen], prepared.shot_x_m[row][seen], prepared.frame
+        )  # fmt: skip
