@@ -50,6 +50,7 @@ SETS = {
     "third": (24_000, 17, AcquisitionConfig(), FAMILIES),
     "fourth": (20_000, 18, AcquisitionConfig(), FAMILIES),
     "broad": (24_000, 21, ANY_LINE, TURNS),
+    "errors": (10_000, 24, ANY_LINE, TURNS),
     "calibration": (8_000, 12, EXACT, FAMILIES),
     "held-out": (4_000, 22, ANY_LINE, TURNS),
     "exact": (3_000, 23, EXACT, TURNS),
@@ -61,6 +62,7 @@ GROWTH = {
     "train": ((0.15, 10_000), (0.5, 20_000), (1.0, 32_000)),
     "third": ((0.2, 6_000), (0.45, 14_000), (0.7, 22_000), (1.0, 24_000)),
     "fourth": ((0.1, 2_000), (0.25, 10_000), (1.0, 20_000)),
+    "errors": ((1.0, 10_000),),
     "broad": ((0.07, 5_000), (0.15, 8_000), (0.3, 12_000), (0.55, 18_000), (1.0, 24_000)),
     "more": ((0.3, 14_000), (0.55, 20_000), (0.8, 26_000), (1.0, 32_000)),
 }
@@ -126,6 +128,7 @@ def main() -> None:
         name=args.name,
         training=training,
         start=start and start.encoders,
+        start_calibration=start and start.description.calibration,
         held_out=lambda: simulated(*HELD_OUT[families]),
         others=lambda: np.concatenate([mixed(PART, OTHERS_SEED + i)[0] for i in range(OTHERS // PART)]),
         resume=True,

@@ -86,12 +86,17 @@ MEASURES: tuple[Measure, ...] = (
     Measure("live_traces", "geometry", "", -1, "share of the canonical traces that are live"),
     Measure("shots", "geometry", "", 0, "shots on the line"),
     Measure("doubt", "ground", "", 1, "mean logarithm of the scale of error that the descriptor head states"),
+    Measure("foreign_ground", "ground", "", 1, "log odds of ground of a kind that the readings were not trained over"),
 )
+OF_RECORD = 8  # of these are measured on the record alone; the others need the encoders, the last those that know kinds
+ODDS_FLOOR = 1e-6  # of a probability
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRanges:
     """The ranges of `MEASURES` in training, and the largest score that still counts as in distribution.
+
+    Without the last one or two measures where the encoders do not know them.
 
     Attributes:
         low, middle, high: per measure, the lower end, the median and the upper end. The ends are chosen so that 1 % of
@@ -125,24 +130,28 @@ class Verdict:
 
 
 def measure(prepared: Prepared) -> Float64:
-    """``(batch, len(MEASURES) - 1)`` values of gathers: all measures but the last, which needs the encoders."""
+    """``(batch, OF_RECORD)`` values of gathers: the measures that need no encoders."""
     traces, live = prepared.traces, prepared.live
     with np.errstate(invalid="ignore", over="ignore"):  # samples that the encoders refuse later
         rows = [
             _measure_one(t, alive, x, prepared.frame)
             for t, alive, x in zip(traces, live, prepared.shot_x_m, strict=True)
         ]
-    return np.asarray(rows, dtype=np.float64).reshape(len(traces), len(MEASURES) - 1)
+    return np.asarray(rows, dtype=np.float64).reshape(len(traces), OF_RECORD)
 
 
-def with_uncertainty(measured: Float64, uncertainty: Float32) -> Float64:
-    """``(batch, len(MEASURES))``: the measures of gathers, and the encoders' uncertainty about each gather.
+def with_uncertainty(measured: Float64, uncertainty: Float32, foreign: Float32 | None = None) -> Float64:
+    """``(batch, OF_RECORD + 1)``, or one more: the measures of gathers, and what the encoders say about each gather.
 
     Args:
         measured: from `measure`.
         uncertainty: ``(batch,)`` mean logarithm of the head's scale, in standard deviations of the descriptors.
+        foreign: ``(batch,)`` probability of ground of a kind that the readings were not trained over, where known.
     """
-    return np.column_stack([measured, uncertainty])
+    if foreign is None:
+        return np.column_stack([measured, uncertainty])
+    p = np.clip(foreign.astype(np.float64), ODDS_FLOOR, 1 - ODDS_FLOOR)
+    return np.column_stack([measured, uncertainty, np.log(p / (1 - p))])
 
 
 def _measure_one(traces: Float32, live: NDArray[np.bool_], shot_x_m: Float32, frame: Frame) -> list[float]:
@@ -182,7 +191,7 @@ def _measure_one(traces: Float32, live: NDArray[np.bool_], shot_x_m: Float32, fr
 
 
 def learn(values: Float64) -> TrainingRanges:
-    """The ranges of ``values`` (n, len(MEASURES)), measured on gathers as training sees them; thousands of them."""
+    """The ranges of ``values`` (n, measures), measured on gathers as training sees them; thousands of them."""
     ordered = np.sort(values, axis=0)
     columns = list(zip(ordered.T, values.T, strict=True))
     below = np.column_stack(
@@ -196,9 +205,27 @@ def learn(values: Float64) -> TrainingRanges:
     return replace(ranges, limit=float(np.quantile(scores(values, ranges).max(axis=1), 1 - NOVEL_SHARE)))
 
 
+def learn_foreign(ranges: TrainingRanges, familiar: Float64) -> TrainingRanges:
+    """``ranges`` with the last measure's, from its values (n,) over ground that the readings were trained over.
+
+    Its end lies where `NOVEL_SHARE` of them are beyond the limit of the others.
+    """
+    low, middle, beyond = np.quantile(familiar, (NOVEL_SHARE, 0.5, 1 - NOVEL_SHARE)).tolist()
+    high = middle + (beyond - middle) / ranges.limit
+    known = OF_RECORD + 1
+    return replace(
+        ranges,
+        low=(*ranges.low[:known], low),
+        middle=(*ranges.middle[:known], middle),
+        high=(*ranges.high[:known], high),
+    )
+
+
 def scores(values: Float64, ranges: TrainingRanges) -> Float64:
-    """``(batch, len(MEASURES))``: 0 at the median of training, 1 at the end of the range that counts."""
-    low, middle, high = (np.asarray(part) for part in (ranges.low, ranges.middle, ranges.high))
+    """``(batch, measures)``: 0 at the median of training, 1 at the end of the range that counts."""
+    known = min(values.shape[1], len(ranges.low))
+    values = values[:, :known]
+    low, middle, high = (np.asarray(part[:known]) for part in (ranges.low, ranges.middle, ranges.high))
     above = (values - middle) / np.maximum(high - middle, NARROWEST)
     below = (middle - values) / np.maximum(middle - low, NARROWEST)
     return np.maximum(_on_counted_side(above, below), 0.0)
@@ -206,14 +233,14 @@ def scores(values: Float64, ranges: TrainingRanges) -> Float64:
 
 def _on_counted_side(above: Float64, below: Float64) -> Float64:
     """For each measure, the value of the `Measure.side` that counts; the larger where both do."""
-    side = np.array([m.side for m in MEASURES])
+    side = np.array([m.side for m in MEASURES[: above.shape[1]]])
     return np.asarray(np.where(side > 0, above, np.where(side < 0, below, np.maximum(above, below))))
 
 
 def judge(
     values: Float64, ranges: TrainingRanges, *, frame: Frame = OPENFWI_FRAME, scales: Sequence[Scale] | None = None
 ) -> list[Verdict]:
-    """One verdict for each row of ``values`` (batch, len(MEASURES)), measured in a frame.
+    """One verdict for each row of ``values`` (batch, measures), measured in a frame.
 
     ``scales``: of each gather, in whose true units its verdict is worded.
     """

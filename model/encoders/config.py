@@ -27,6 +27,9 @@ class EncoderConfig:
         map_error: 1 where the map head states the error of each cell, else 0.
         families: names of the family head's classes; without any, there is no such head. Training takes them from
             its pairs.
+        kinds: names of the kinds of ground that another head tells apart, ``families`` and kinds foreign to them, over
+            which nothing is read well; without any, there is no such head. Training of `errors_only` takes them from
+            its pairs.
     """
 
     kind: Literal["seisbind", "paper"] = "seisbind"
@@ -40,6 +43,12 @@ class EncoderConfig:
     finish: int = 0
     map_error: int = 0
     families: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+
+    @property
+    def foreign(self) -> tuple[bool, ...]:
+        """Of each of the ``kinds``, whether it is none of the ``families``."""
+        return tuple(kind not in self.families for kind in self.kinds)
 
     def __post_init__(self) -> None:
         counts = self.ahead, self.mixers, self.finish

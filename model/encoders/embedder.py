@@ -12,7 +12,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import zoom
 
-from seisbind.model.confidence.novelty import Verdict, judge, with_uncertainty
+from seisbind.model.confidence.intervals import departures, interval_factor
+from seisbind.model.confidence.novelty import Verdict, judge, measure, scores, with_uncertainty
 from seisbind.model.encoders.runtimes import as_tensor, choose_runtime
 from seisbind.model.encoders.weights_file import Weights, load_weights
 from seisbind.model.errors import InvalidConfig, InvalidGather, InvalidQuery, InvalidVelocityModel
@@ -41,6 +42,8 @@ class EncodedGathers:
         velocity: ``(batch, 35, 35)`` coarse velocity model, m/s; None without a head.
         velocity_scale: ``(batch, 35, 35)`` scale of each cell's error that the head predicts, m/s; None without.
         family: ``(batch, families)`` probability of each of the configuration's families; None without a head.
+        kind: ``(batch, kinds)`` probability of each of the configuration's kinds of ground; None without a head.
+        measured: `novelty.measure` of the gathers, where intervals depend on it.
     """
 
     embedding: Float32
@@ -49,6 +52,8 @@ class EncodedGathers:
     velocity: Float32 | None
     family: Float32 | None = None
     velocity_scale: Float32 | None = None
+    kind: Float32 | None = None
+    measured: Float64 | None = None
 
     def select(self, rows: NDArray[np.intp]) -> EncodedGathers:
         """Some of the gathers, in the order of ``rows``."""
@@ -114,6 +119,7 @@ class Embedder:
         self.device = choose_device(device)
         self.weights = weights
         self._batch = BATCH.get(self.device.type, BATCH["cpu"])
+        self._foreign = np.array(weights.encoders.config.foreign, dtype=bool)
         self._encoders = weights.encoders.to(self.device).eval()
         self._runtime = choose_runtime(runtime, self._encoders, self.device, precision=precision)
 
@@ -143,8 +149,12 @@ class Embedder:
         """``(13,)`` standard deviation of each descriptor over the training set."""
         return np.asarray(self._encoders.descriptor_std.cpu().numpy())
 
-    def embed_gathers(self, prepared: Prepared) -> EncodedGathers:
+    def embed_gathers(self, prepared: Prepared, *, measured: Float64 | None = None) -> EncodedGathers:
         """Embeddings, descriptors and coarse models of prepared gathers.
+
+        Args:
+            prepared: the gathers.
+            measured: their `novelty.measure`, where it is known already.
 
         Raises:
             InvalidGather: they were prepared for another frame.
@@ -164,6 +174,9 @@ class Embedder:
         if not parts:
             raise InvalidQuery("There are no gathers to embed.")
         read: dict[str, Any] = dict.fromkeys(head.name for head in fields(EncodedGathers))
+        calibration = self.weights.description.calibration
+        if calibration is not None and calibration.log_excess:
+            read["measured"] = measure(prepared) if measured is None else measured
         if len(parts) == 1:
             return EncodedGathers(**read | parts[0])
         return EncodedGathers(**read | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -203,7 +216,7 @@ class Embedder:
         """Descriptors of the velocity model under each gather, with their 90 % intervals.
 
         With a descriptor head, values are its predictions, whatever the gallery holds; the interval is its scale times
-        a factor calibrated on held-out pairs (`training.calibration`), clipped to what is possible. Without one, values
+        a factor calibrated on held-out pairs (`confidence.intervals`), clipped to what is possible. Without one, values
         are the mean of the `NEIGHBOURS` nearest models, as in the paper, and their spread (uncalibrated).
 
         Args:
@@ -219,7 +232,8 @@ class Embedder:
             if calibration is None:
                 factor: float | Float32 = LAPLACE_90
             else:
-                factor = np.exp(_shares(encoded) @ np.asarray(calibration.log_factor, np.float32))
+                departed = self._departures(encoded)
+                factor = interval_factor(_shares(encoded), calibration.log_factor, departed, calibration.log_excess)
         elif neighbours is not None and neighbours.shape[1] > 0:
             near = neighbours[:, :NEIGHBOURS]
             value, scale, factor = near.mean(axis=1), near.std(axis=1), NORMAL_90
@@ -237,7 +251,8 @@ class Embedder:
         calibration = self.weights.description.calibration
         if encoded.velocity_scale is None or calibration is None or not calibration.log_cell_factor:
             return ReadModel(value)
-        factor = np.exp(_shares(encoded) @ np.asarray(calibration.log_cell_factor, np.float32))
+        departed = self._departures(encoded)
+        factor = interval_factor(_shares(encoded), calibration.log_cell_factor, departed, calibration.log_cell_excess)
         half = factor[:, None, None] * self._full_size(encoded.velocity_scale)
         low, high = (np.clip(each, *VELOCITY_LIMITS_M_S).astype(np.float32) for each in (value - half, value + half))
         return ReadModel(value, low, high)
@@ -258,8 +273,19 @@ class Embedder:
         calibration = self.weights.description.calibration
         if calibration is None:
             return None
-        values = with_uncertainty(measured, encoded.uncertainty(self.descriptor_spread))
-        return judge(values, calibration.novelty, frame=self.frame, scales=scales)
+        return judge(self.measures(measured, encoded), calibration.novelty, frame=self.frame, scales=scales)
+
+    def measures(self, measured: Float64, encoded: EncodedGathers) -> Float64:
+        """``(batch, measures)``: `novelty.measure` of gathers, and what their encoding says about them."""
+        known = encoded.kind is not None and self._foreign.any()
+        foreign = encoded.kind[:, self._foreign].sum(axis=1) if encoded.kind is not None and known else None
+        return with_uncertainty(measured, encoded.uncertainty(self.descriptor_spread), foreign)
+
+    def _departures(self, encoded: EncodedGathers) -> Float64 | None:
+        calibration = self.weights.description.calibration
+        if calibration is None or encoded.measured is None:
+            return None
+        return departures(scores(self.measures(encoded.measured, encoded), calibration.novelty))
 
 
 def _shares(encoded: EncodedGathers) -> Float32:

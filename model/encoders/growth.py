@@ -16,12 +16,15 @@ COUNT_OF = {"ahead": "ahead", "mixers": "mixers", "map_head.middle": "finish", "
     "map_head.error": "map_error"
 }
 NUMBERED = re.compile(r"seismic\.(trunk|ahead|mixers|map_head\.middle|map_head\.fine|map_head\.error)\.(\d+)\.")
-FAMILY_HEAD = "family_head"  # in the names of its parameters
+CLASSES_OF = {
+    "family_head": "families",
+    "kind_head": "kinds",
+}  # heads that tell names apart
 
 
 def difference(start: EncoderConfig, here: EncoderConfig) -> str:
-    """How ``here`` differs from ``start``, other than in families and numbers of layers; empty if it does not."""
-    free = {"families": here.families} | {name: getattr(here, name) for name in ADDED}
+    """How ``here`` differs from ``start``, other than in names and numbers of layers; empty if it does not."""
+    free = {name: getattr(here, name) for name in (*CLASSES_OF.values(), *ADDED)}
     pairs = zip((asdict(start) | free).items(), asdict(here).values(), strict=True)
     return "; ".join(f"{name}: {there} there, {own} here" for (name, there), own in pairs if there != own)
 
@@ -42,16 +45,20 @@ def grown(start: EncoderConfig, here: EncoderConfig) -> EncoderConfig:
 def begin_as(encoders: Encoders, start: Encoders) -> None:
     """Load the tensors of ``start`` into encoders without a `difference` and with at least as many layers.
 
-    The family head is loaded if both have the same families.
+    A head that tells names apart is loaded if both have the same names.
 
     Raises:
         RuntimeError: the forms do not match.
     """
     form, old = encoders.config, start.config
-    same = form.families == old.families
-    known = {_place(name, old, form): t for name, t in start.state_dict().items() if same or FAMILY_HEAD not in name}
+    anew = tuple(head for head, names in CLASSES_OF.items() if getattr(form, names) != getattr(old, names))
+
+    def kept(name: str) -> bool:
+        return not any(head in name for head in anew)
+
+    known = {_place(name, old, form): t for name, t in start.state_dict().items() if kept(name)}
     missing, unexpected = encoders.load_state_dict(known, strict=False)
-    lost = [name for name in missing if not _is_added(name, old, form) and (same or FAMILY_HEAD not in name)]
+    lost = [name for name in missing if not _is_added(name, old, form) and kept(name)]
     if lost or unexpected:
         raise RuntimeError(f"No place for {unexpected}, and nothing for {lost}.")
 

@@ -19,13 +19,6 @@ from seisbind.model.ground.descriptors import NAMES
 MAX_LOGIT_SCALE = 100.0  # CLIP's clamp, exp(ln 100)
 
 
-def _of_errors(gradient: Tensor) -> Tensor:
-    """The gradient of the descriptor head's last layer, without the rows of the values."""
-    kept = gradient.clone()
-    kept[: len(NAMES)] = 0
-    return kept
-
-
 class Encoders(nn.Module):
     """Seismic, velocity and physics encoders with the temperature and the descriptors' standardisation.
 
@@ -58,15 +51,12 @@ class Encoders(nn.Module):
         self.logit_scale.requires_grad_(False)
 
     def lock_readings(self) -> None:
-        """Train what the heads say of themselves: errors and the kind of ground. Embeddings, descriptors and models
-        stay what they are, to the bit; no weight decay must move them."""
+        """Train what is said of the readings: the error of each cell, and the kind of ground. Embeddings and all that
+        the other heads state stay what they are, to the bit."""
         self.lock()
         self.seismic.requires_grad_(False).eval()
         for name, parameter in self.seismic.named_parameters():
-            if name.startswith(("family_head.", "map_head.error.")):
-                parameter.requires_grad_(True)
-            elif name.startswith("descriptor_head.2."):  # its last layer: rows of the values, then of their errors
-                parameter.requires_grad_(True).register_hook(_of_errors)  # type: ignore[no-untyped-call]
+            parameter.requires_grad_(name.startswith(("kind_head.", "map_head.error.")))
 
     def embed_gathers(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
         """See `SeismicEncoder.forward`; inputs as in `preparation.Prepared`."""

@@ -51,6 +51,8 @@ def read_gathers(encoders: Encoders, traces: Tensor, live: Tensor, shot_x_m: Ten
         read["velocity_scale"] = out.velocity_scale * frame.spread_m_s
     if out.family is not None:
         read["family"] = out.family.softmax(dim=1)
+    if out.kind is not None:
+        read["kind"] = out.kind.softmax(dim=1)
     return read
 
 

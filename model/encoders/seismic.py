@@ -27,6 +27,7 @@ from seisbind.model.ground.descriptors import NAMES
 
 STEM = 16  # channels that each shot brings to the merge
 FIRST_ERROR = 0.15  # that the map head states before it is trained, in units of `Frame.spread_m_s`
+KIND_HIDDEN = 128  # width of the head that tells kinds of ground
 MIDDLE_LAYER, FINE_LAYER = 3, 6  # of the map head: the last at 18 x 18, and the last with channels at 36 x 36
 
 
@@ -42,6 +43,7 @@ class GatherEmbedding:
             None.
         velocity_scale: ``(batch, 35, 35)`` the scale of a Laplace law about it, same unit, or None.
         family: ``(batch, families)`` logits, or None.
+        kind: ``(batch, kinds)`` logits, or None.
     """
 
     embedding: Tensor
@@ -50,6 +52,7 @@ class GatherEmbedding:
     velocity: Tensor | None = None
     velocity_scale: Tensor | None = None
     family: Tensor | None = None
+    kind: Tensor | None = None
 
 
 class ShotMerge(nn.Module):
@@ -173,6 +176,15 @@ class MapHead(nn.Module):
         return upsampled[:, 0, : self.cells[0], : self.cells[1]].float()
 
 
+def _kind_head(config: EncoderConfig) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(config.hidden),
+        nn.Linear(config.hidden, KIND_HIDDEN),
+        nn.GELU(),
+        nn.Linear(KIND_HIDDEN, len(config.kinds)),
+    )
+
+
 class SeismicEncoder(nn.Module):
     """Residual network over samples; a shared stem sees each shot with its offsets, then shots are merged."""
 
@@ -209,6 +221,7 @@ class SeismicEncoder(nn.Module):
             nn.Linear(config.hidden // 2, 2 * len(NAMES)),
         )
         self.family_head = nn.Linear(config.hidden, len(config.families)) if config.families else None
+        self.kind_head = _kind_head(config) if config.kinds else None
 
     def forward(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
         """``traces``: (batch, shot, 250, 70) linear; ``live``: (batch, shot, 70); ``shot_x_m``: (batch, shot)."""
@@ -225,6 +238,7 @@ class SeismicEncoder(nn.Module):
             velocity=velocity,
             velocity_scale=velocity_scale,
             family=None if self.family_head is None else self.family_head(h).float(),
+            kind=None if self.kind_head is None else self.kind_head(h).float(),
         )
 
     def _merged(self, p: Tensor, live: Tensor, shot_x: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ FORMAT = 4
 BEFORE_FRAMES = 3  # the same without a frame: OpenFWI's
 SHIPPED = Path(__file__).parents[1] / "weights" / "seisbind.safetensors"
 FINGERPRINT_LENGTH = 16
+LATER = ("log_cell_factor", "log_excess", "log_cell_excess")  # of a calibration, stored only where there are any
 PRESENCE_KEYS = {"log_structure_difference": "log_far", "uncertainty": "doubt"}  # stored names of `Presence`'s fields
 
 
@@ -59,12 +60,16 @@ class Calibration:
 
     Attributes:
         log_factor: ``(families, 13)``, or one row without a family head: the half width of a 90 % interval is the
-            head's scale times exp(mean of the rows, weighted by the families' probabilities).
+            head's scale times exp(mean of the rows, weighted by the families' probabilities); see
+            `confidence.intervals`.
         presence: law of the probability that the best match is the true model; see `confidence.presence`.
         novelty: what gathers looked like in training; see `confidence.novelty`.
         pairs: how many pairs it was measured on.
         log_cell_factor: ``(families,)``, the same as ``log_factor`` for the cells of the read model; empty where the
             weights state no error of cells.
+        log_excess: ``(measures, 13)``, by how much that exponent rises with the departure of each measure of
+            ``novelty``; empty where intervals follow the families alone.
+        log_cell_excess: ``(measures,)``, the same for the cells.
     """
 
     log_factor: tuple[tuple[float, ...], ...]
@@ -72,6 +77,8 @@ class Calibration:
     novelty: TrainingRanges
     pairs: int
     log_cell_factor: tuple[float, ...] = ()
+    log_excess: tuple[tuple[float, ...], ...] = ()
+    log_cell_excess: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +108,9 @@ class Description:
             del stored["frame"]
         if calibration := stored["calibration"]:
             calibration["familiar"] = calibration.pop("novelty")
-            if not calibration["log_cell_factor"]:
-                del calibration["log_cell_factor"]
+            for name in LATER:
+                if not calibration[name]:
+                    del calibration[name]
             presence = calibration["presence"]
             calibration["presence"] = {PRESENCE_KEYS.get(name, name): value for name, value in presence.items()}
         return stored
@@ -201,6 +209,8 @@ def _parse_calibration(stored: dict[str, Any]) -> Calibration:
         ),
         pairs=int(stored["pairs"]),
         log_cell_factor=tuple(map(float, stored.get("log_cell_factor", ()))),
+        log_excess=tuple(tuple(map(float, row)) for row in stored.get("log_excess", ())),
+        log_cell_excess=tuple(map(float, stored.get("log_cell_excess", ()))),
     )
 
 

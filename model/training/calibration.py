@@ -9,7 +9,8 @@ import scipy.sparse
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from seisbind.model.confidence.novelty import learn, measure, with_uncertainty
+from seisbind.model.confidence.intervals import departures
+from seisbind.model.confidence.novelty import OF_RECORD, learn, learn_foreign, measure, scores
 from seisbind.model.confidence.presence import SIZES, Presence, coarse, fit_presence
 from seisbind.model.datasets.pairs import PairSet
 from seisbind.model.encoders.embedder import Embedder, EncodedGathers, full_size
@@ -17,7 +18,7 @@ from seisbind.model.encoders.weights_file import Calibration
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.survey.preparation import Prepared
 from seisbind.model.training.augment import AugmentConfig, augmented
-from seisbind.model.training.evaluation import Embedded, embed
+from seisbind.model.training.evaluation import Embedded, as_prepared, embed
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -26,6 +27,8 @@ COVERAGE = 0.9
 MIN_PAIRS = 10  # with fewer, no order statistic bounds 90 %
 OTHERS = SIZES[-1]  # further models, enough for the largest gallery that presence is fitted on
 SEEN = 8_000  # gathers of training, enough for the ends of their ranges, beyond which one in a thousand lies
+FAMILIAR = 0.3  # of the weight in the fit of what departures add; the rest lies on foreign or disturbed records
+LEAST = 1e-6  # cost of a coefficient, so that those of measures that never depart are zero
 
 
 def calibrate(
@@ -35,47 +38,92 @@ def calibrate(
     seen: Prepared,
     augment: AugmentConfig | None = None,
     others: Float32 | None = None,
+    kept: Calibration | None = None,
 ) -> Calibration:
     """Calibrate ``embedder`` on pairs that training never saw.
 
-    Measured on the pairs as they are and, with ``augment``, as training saw them. The interval of a descriptor, or of a
-    cell of the read model, is the head's scale times a factor, so chosen that 90 % of the split are covered, and
-    90 % within each family as far as the family head recognises it: the logarithm of the factor is linear in the
-    families' probabilities, and the line is the 90 % regression quantile (Koenker and Bassett 1978) of the logarithm
-    of error over scale. One family, or no family head, makes it split conformal prediction (Papadopoulos et al. 2002).
+    The interval of a descriptor, or of a cell of the read model, is the head's scale times a factor (see
+    `confidence.intervals`) that is fitted in two steps. First on the pairs as they are, of ground that the readings
+    were trained over: 90 % of them are covered, and 90 % within each family as far as the family head recognises it;
+    the logarithm of the factor is linear in the families' probabilities, and the line is the 90 % regression quantile
+    (Koenker and Bassett 1978) of the logarithm of error over scale. One family, or no family head, makes it split
+    conformal prediction (Papadopoulos et al. 2002). Then, where there are others, on all of them, as they are and as
+    training saw them: what departures from the ranges of training add, never less than nothing.
 
     Args:
         embedder: the encoders.
         pairs: the held-out split.
         seen: gathers as training saw them (`augment.as_trained`); `SEEN` are enough.
-        augment: of training; presence is fitted on the split with and without it.
+        augment: of training.
         others: ``(m, 70, 70)`` further velocity models, m/s, in the galleries that presence is fitted on.
+        kept: of encoders whose readings these have, to the bit: what it says of them is taken over.
 
     Raises:
         InvalidConfig: weights without heads on the gathers, or too few pairs.
     """
-    embedded = embed(embedder, pairs)
+    prepared = as_prepared(pairs)
+    embedded, measured = embed(embedder, pairs, prepared), [measure(prepared)]
     gathers = [embedded.gathers]
     if augment is not None:
-        rough = augmented(pairs, replace(augment, mirror=0.0), seed=1)  # a mirrored gather is not of its own model
-        gathers.append(embedder.embed_gathers(rough))
-    n = len(embedded)
-    if n < MIN_PAIRS:
-        raise InvalidConfig(f"{n} pairs are too few for {COVERAGE:.0%} intervals; at least {MIN_PAIRS} are needed.")
-    level = np.ceil((n + 1) * COVERAGE) / n
+        prepared = augmented(pairs, replace(augment, mirror=0.0), seed=1)  # a mirrored gather is not of its own model
+        gathers.append(embedder.embed_gathers(prepared))
+        measured.append(measure(prepared))
+    del prepared  # makes room
+    config = embedder.weights.description.config
+    familiar = np.isin(pairs.family_names(), config.families) if any(config.foreign) else np.ones(len(pairs), bool)
+    if familiar.sum() < MIN_PAIRS:
+        raise InvalidConfig(
+            f"{familiar.sum()} pairs are too few for {COVERAGE:.0%} intervals; at least {MIN_PAIRS} are needed."
+        )
+    values = [embedder.measures(*each) for each in zip(measured, gathers, strict=True)]
+    if kept is None:
+        encoded = embedder.embed_gathers(seen)
+        novelty = learn(embedder.measures(measure(seen), encoded)[:, : OF_RECORD + 1])
+    else:
+        novelty = kept.novelty
+    if any(config.foreign):
+        novelty = learn_foreign(novelty, np.concatenate([each[familiar, -1] for each in values]))
+    clean = np.concatenate([familiar, np.zeros((len(gathers) - 1) * len(pairs), bool)])
     share = np.concatenate([_family_shares(each) for each in gathers])
-    score = np.concatenate([_scores(each, embedded.descriptors) for each in gathers])
-    factors = np.column_stack([regression_quantile(np.log(column + 1e-9), share, level) for column in score.T])
+    departed = np.concatenate([departures(scores(each, novelty)) for each in values])
+    y = np.log(np.concatenate([_scores(each, embedded.descriptors) for each in gathers]) + 1e-9)
+    base = _by_family(y, share, clean) if kept is None else np.asarray(kept.log_factor)
     cells = [each for each in (_cell_scores(embedder, each, pairs) for each in gathers) if each is not None]
-    cell_factor = regression_quantile(np.log(np.concatenate(cells) + 1e-9), share, level) if cells else ()
-    uncertainty = embedder.embed_gathers(seen).uncertainty(embedder.descriptor_spread)
-    return Calibration(
-        log_factor=tuple(tuple(row) for row in factors.tolist()),
-        presence=_presence(embedder, embedded, gathers, others),
-        novelty=learn(with_uncertainty(measure(seen), uncertainty)),
-        pairs=n,
-        log_cell_factor=tuple(np.asarray(cell_factor).tolist()),
+    cell_y = np.log(np.concatenate(cells) + 1e-9)[:, None] if cells else np.empty((len(y), 0))
+    cell_base = _by_family(cell_y, share, clean)
+    excess, cell_excess = (
+        _by_departure(each - share @ rows, departed, clean) for each, rows in ((y, base), (cell_y, cell_base))
     )
+    return Calibration(
+        log_factor=_rows(base),
+        presence=_presence(embedder, embedded, gathers, others) if kept is None else kept.presence,
+        novelty=novelty,
+        pairs=len(pairs),
+        log_cell_factor=tuple(cell_base.ravel().tolist()),
+        log_excess=_rows(excess),
+        log_cell_excess=tuple(cell_excess.ravel().tolist()),
+    )
+
+
+def _rows(matrix: Float64) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in matrix.tolist())
+
+
+def _by_family(y: Float64, share: Float64, clean: NDArray[np.bool_]) -> Float64:
+    """``(families, columns)`` for logarithms ``y`` (n, columns) of errors over scales, where ``clean`` (n,)."""
+    count = int(clean.sum())
+    level = np.ceil((count + 1) * COVERAGE) / count
+    fitted = [regression_quantile(column, share[clean], level) for column in y[clean].T]
+    return np.column_stack(fitted) if fitted else np.empty((share.shape[1], 0))
+
+
+def _by_departure(y: Float64, departed: Float64, clean: NDArray[np.bool_]) -> Float64:
+    """``(measures, columns)`` that departures add to what the families say; none where all gathers are ``clean``."""
+    if clean.all():
+        return np.empty((0, y.shape[1]))
+    weight = np.where(clean, FAMILIAR / clean.sum(), (1 - FAMILIAR) / (~clean).sum())
+    fitted = [least_excess(column, departed, weight, COVERAGE) for column in y.T]
+    return np.column_stack(fitted) if fitted else np.empty((departed.shape[1], 0))
 
 
 def _family_shares(gathers: EncodedGathers) -> Float64:
@@ -143,3 +191,14 @@ def regression_quantile(y: Float64, x: Float64, level: float) -> Float64:
     bounds = [(None, None)] * columns + [(0, None)] * (2 * n)
     solved = linprog(cost, A_eq=scipy.sparse.hstack([x, above, below]), b_eq=y, bounds=bounds, method="highs")
     return np.asarray(solved.x[:columns])
+
+
+def least_excess(y: Float64, x: Float64, weight: Float64, level: float) -> Float64:
+    """``(columns,)`` coefficients, none below zero, of the regression quantile of ``y`` (n,), weighted (n,).
+
+    By the dual linear programme, which has one variable a row, between bounds, and one constraint a column.
+    """
+    scale = len(y) * weight / weight.sum()  # of order 1, as the solver's tolerances are
+    bounds = np.column_stack([(level - 1) * scale, level * scale])
+    solved = linprog(-y, A_ub=x.T, b_ub=np.full(x.shape[1], LEAST), bounds=bounds, method="highs")
+    return np.maximum(-solved.ineqlin.marginals, 0.0)

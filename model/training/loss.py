@@ -27,7 +27,7 @@ class LossConfig:
         softness_m_s: mean absolute difference at which a model's share falls by e.
         descriptor_head, map_head: weights of the regressions on the gathers.
         map_error: weight of the likelihood of the errors that the map head states, given the model that it draws.
-        family_head: weight of the family classification (cross-entropy).
+        family_head, kind_head: weights of the classifications by these heads (cross-entropy).
         descriptor_beta: power of the stated scale that each descriptor's term is multiplied by (Seitzer et al. 2022,
             beta-NLL): 0 is the likelihood, which pulls by 1 / scale; at 1 all errors pull alike.
     """
@@ -41,6 +41,7 @@ class LossConfig:
     map_head: float = 2.0
     map_error: float = 0.0
     family_head: float = 0.05
+    kind_head: float = 0.0
     descriptor_beta: float = 0.0
 
     @property
@@ -113,7 +114,7 @@ def total_loss(
         velocity_embedding, physics_embedding: ``(batch, 256)`` unit vectors; None: no contrastive term.
         velocity: ``(batch, 70, 70)``, m/s.
         descriptors: ``(batch, 13)``, standardised.
-        family: ``(batch,)`` index of each model's family.
+        family: ``(batch,)`` index of each model's family, or kind of ground.
         scale: inverse temperature, clamped.
         frame: whose unit of velocity the map head uses.
     """
@@ -146,5 +147,8 @@ def total_loss(
     if config.family_head and gathers.family is not None:
         parts["family"] = F.cross_entropy(gathers.family, family)
         weights["family"] = config.family_head
+    if config.kind_head and gathers.kind is not None:
+        parts["kind"] = F.cross_entropy(gathers.kind, family)
+        weights["kind"] = config.kind_head
     total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
     return LossTerms(total, {name: part.detach() for name, part in parts.items()})

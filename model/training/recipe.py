@@ -25,8 +25,9 @@ class TrainConfig:
         ema: decay of the averaged weights that are kept; 0 keeps the last ones.
         hard_negatives: share of the batches that hold runs of similar models (`batches`).
         locked: train the seismic encoder only, towards the others and the temperature, which stay fixed.
-        errors_only: train only what the heads state of their own errors, and the kind of ground; all that they read and
-            every embedding stays as it is. Goes with contrastive weights and a weight decay of zero.
+        errors_only: train only what is said of the readings: the error of each cell, and the kind of ground; every
+            embedding and all that the other heads state stays as it is. Goes with contrastive weights and a
+            `family_head` of zero.
         augment: data augmentation; None trains on the pairs as they are.
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the device computes in it (a CPU without
             AVX-512 or AMX emulates it, thirty times slower).
@@ -55,10 +56,8 @@ class TrainConfig:
                 raise InvalidConfig(f"A recipe's {name!r} is {getattr(self, name)}; at least 1 is needed.")
         if not self.learning_rate > 0 or not 0 <= self.ema < 1 or not 0 <= self.hard_negatives <= 1:
             raise InvalidConfig("A recipe needs learning_rate > 0, 0 <= ema < 1 and 0 <= hard_negatives <= 1.")
-        if self.errors_only and (self.loss.contrastive or self.weight_decay or self.encoders.kind == "paper"):
-            raise InvalidConfig(
-                "A recipe of 'errors_only' needs heads, and contrastive weights and a weight_decay of zero."
-            )
+        if self.errors_only and (self.loss.contrastive or self.loss.family_head or self.encoders.kind == "paper"):
+            raise InvalidConfig("A recipe of 'errors_only' needs heads, and contrastive and family weights of zero.")
         if not self.errors_only and not self.loss.contrastive:
             raise InvalidConfig("A recipe needs a contrastive weight, unless it trains 'errors_only'.")
 
@@ -100,17 +99,25 @@ BROAD = replace(
     steps=2200,
     seed=3,
 )  # fmt: skip
-# continues from trained weights over broad ground with what they state of their own errors: all that is retrieved and
+# continues from trained weights over broad ground with what they say of their own readings: all that is retrieved and
 # read stays exactly the same
 ERRORS = replace(
     BROAD,
-    loss=replace(BROAD.loss, seismic_velocity=0.0, velocity_physics=0.0, seismic_physics=0.0, descriptor_beta=0.0),
+    loss=replace(
+        BROAD.loss,
+        seismic_velocity=0.0,
+        velocity_physics=0.0,
+        seismic_physics=0.0,
+        descriptor_head=0.0,
+        family_head=0.0,
+        kind_head=0.1,
+    ),
     locked=False,
     errors_only=True,
     hard_negatives=0.0,
     weight_decay=0.0,
     learning_rate=2e-3,
-    steps=600,
+    steps=1000,
     seed=4,
 )
 NAMED = {

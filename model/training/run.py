@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from seisbind.model.datasets.pairs import PairSet
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.encoders.networks import Encoders
-from seisbind.model.encoders.weights_file import Description, Weights, as_saved, save_weights
+from seisbind.model.encoders.weights_file import Calibration, Description, Weights, as_saved, save_weights
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.training.augment import as_trained
 from seisbind.model.training.calibration import OTHERS, SEEN, calibrate
@@ -42,6 +42,7 @@ def train_weights(
     name: str,
     training: dict[str, Any],
     start: Encoders | None = None,
+    start_calibration: Calibration | None = None,
     held_out: Callable[[], PairSet] | None = None,
     others: Callable[[], Float32] | None = None,
     resume: bool = False,
@@ -57,6 +58,7 @@ def train_weights(
         name: of the weights.
         training: how they were made, for their description; recipe and number of pairs are added.
         start: see `trainer.train`.
+        start_calibration: of the weights ``start``; a recipe of `errors_only` keeps what it says of readings.
         held_out: pairs to calibrate on; None, or encoders of the paper's kind, which have no heads: no calibration.
         others: further velocity models for the calibration; None takes up to `OTHERS` of the pairs' own.
         resume: see `trainer.train`; later stages always continue the earlier ones.
@@ -95,6 +97,7 @@ def train_weights(
         else:
             pairs = None  # makes room
             further = others()
-        calibration = calibrate(embedder, held_out(), seen=seen, augment=config.augment, others=further)
+        kept = start_calibration if config.errors_only else None
+        calibration = calibrate(embedder, held_out(), seen=seen, augment=config.augment, others=further, kept=kept)
         description = replace(description, calibration=calibration)
     return save_weights(out / WEIGHTS, encoders, description)

@@ -145,7 +145,9 @@ def _forget_later_rows(log: Path, step: int) -> None:
 
 
 def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, device: torch.device) -> State:
-    form = replace(config.encoders, families=pairs.families)
+    form = replace(config.encoders, families=pairs.families, kinds=())
+    if start is not None and config.errors_only:
+        form = replace(form, families=start.config.families, kinds=pairs.families)
     if start is not None:
         form = grown(start.config, form)
     with torch.random.fork_rng(devices=[]):

@@ -186,6 +186,7 @@ def train(
             name=out.name,
             training={"start": from_weights.fingerprint if from_weights else None},
             start=encoders,
+            start_calibration=from_weights.description.calibration if from_weights else None,
             held_out=None if split is None else lambda: split,
             resume=resume,
             device=device,

@@ -125,7 +125,10 @@ def encode(embedder: Embedder, queries: Sequence[Query]) -> EncodedGathers:
     rows = rows_of(queries)
     parts, order = [], []
     for members in by_shots.values():
-        parts.append(embedder.embed_gathers(_joined([queries[number].prepared for number in members])))
+        measured = np.concatenate([queries[number].measured for number in members])
+        parts.append(
+            embedder.embed_gathers(_joined([queries[number].prepared for number in members]), measured=measured)
+        )
         order += [rows[number] for number in members]
     if len(parts) == 1:
         return parts[0]
