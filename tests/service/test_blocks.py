@@ -23,16 +23,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import standin
 import typer
 import yaml
 
+import standin
 from seisbind.model.ground.families import mixed
 from seisbind.model.waves.wavefield import simulate
 from seisbind.service.commands.main import app
 from seisbind.service.formats.reader import read_gathers
-from seisbind.service.jobs import keeper
 from seisbind.service.http.app import openapi_document
+from seisbind.service.jobs import keeper
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
