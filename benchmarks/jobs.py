@@ -2,14 +2,14 @@
 
     python benchmarks/jobs.py [--kills 100] [--seed 0] [--seconds 10] [--blocks 3] [--only kills,speed]
 
-- kills: tests/service/support/killed_jobs.py with a stand-in for what a job computes: SIGKILL of a server or a worker at
-  named steps, between any two statements of SQL, and at random moments; then the same with a store whose statements are
-  no transactions, which has to fail.
+- kills: tests/service/support/killed_jobs.py with a stand-in for what a job computes: SIGKILL of a server or a worker
+  at named steps, between any two statements of SQL, and at random moments; then the same with a store whose statements
+  are no transactions, which has to fail.
 - speed: one client retrieves, one gather after the other, in blocks without and with a real refinement running on the
   same machine, in turn; the ratio of medians and of 99th percentiles, over all blocks of a kind.
 
-Promised (55, 57): nothing acknowledged is lost in a hundred kills; retrieval is slowed by at most a fifth. It exits with
-1 where that is missed.
+Promised (55, 57): nothing acknowledged is lost in a hundred kills; retrieval is slowed by at most a fifth. It exits
+with 1 where that is missed.
 """
 
 from __future__ import annotations
