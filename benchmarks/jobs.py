@@ -59,20 +59,21 @@ def speed(seconds: float, blocks: int) -> bool:
     """Print how retrieval goes with and without a job; whether it is as promised."""
     sent = npy(canary_gather()[0])
     times: dict[bool, list[float]] = {False: [], True: []}
-    with tempfile.TemporaryDirectory() as folder:
-        with served(MODELS, jobs=folder) as (url, _), httpx.Client(base_url=url, timeout=60) as http:
-            retrieve(http, sent, count=WARM_UP)
-            for number in range(2 * blocks):
-                with_job = bool(number % 2)
-                job = begin(http, sent) if with_job else ""
-                times[with_job] += retrieve(http, sent, seconds=seconds)
-                if job:
-                    state = http.get(job).json()
-                    print(
-                        f"  {state['state']}, {(state['progress'] or {}).get('iteration')} iterations", file=sys.stderr
-                    )
-                    http.delete(job)
-                    time.sleep(2)  # the worker ends its iteration
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served(MODELS, jobs=folder) as (url, _),
+        httpx.Client(base_url=url, timeout=60) as http,
+    ):
+        retrieve(http, sent, count=WARM_UP)
+        for number in range(2 * blocks):
+            with_job = bool(number % 2)
+            job = begin(http, sent) if with_job else ""
+            times[with_job] += retrieve(http, sent, seconds=seconds)
+            if job:
+                state = http.get(job).json()
+                print(f"  {state['state']}, {(state['progress'] or {}).get('iteration')} iterations", file=sys.stderr)
+                http.delete(job)
+                time.sleep(2)  # the worker ends its iteration
     found = {kind: np.percentile(each, (50, 99)) * 1e3 for kind, each in times.items()}
     ratio = found[True] / found[False]
     print(
