@@ -131,6 +131,7 @@ async def _asked(serving: Serving, sent: Sent, fields: JobFields) -> tuple[Refin
     if not models:
         raise InvalidQuery("No model of the gallery matches, so there is none to start from; ask for start=read.")
     prepared, scale = query.prepared, query.scale
+    seen = prepared.live[0].any(axis=1)  # the shots that there is something to compare with
     asked = RefineRequest(
         frame=prepared.frame,
         iterations=fields.iterations,
@@ -142,7 +143,8 @@ async def _asked(serving: Serving, sent: Sent, fields: JobFields) -> tuple[Refin
         x0_m=query.x0_m,
         warnings=tuple(note.sentence for note in retrieval.warnings),
     )
-    return asked, RefineInput(prepared.traces[0], prepared.live[0], prepared.shot_x_m[0], np.stack(models))
+    record = (prepared.traces[0][seen], prepared.live[0][seen], prepared.shot_x_m[0][seen])
+    return asked, RefineInput(*record, np.stack(models))
 
 
 def _repeat(request: Request, sent: Sent) -> Repeat | None:

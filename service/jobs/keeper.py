@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
-from seisbind.model.errors import JobError
+from seisbind.model.errors import JobError, MissingExtra
 from seisbind.service.jobs.job import JobState
 from seisbind.service.jobs.store import JobLimits, JobStore
 
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 
 WORKER = (sys.executable, "-m", "seisbind.service.jobs.worker")  # and the folder
 POLL_S = 0.5
-AGAIN_S = 1.0  # after a worker that died, before the next
+AGAIN_S, LONGEST_AGAIN_S = 1.0, 60.0  # after a worker that died, before the next; twice as long after each
 SWEEP_S = 60.0  # from one look for jobs that ended too long ago to the next
 END_S = 5.0  # for a worker to end its iteration in; what it loses otherwise is that iteration
 
@@ -30,9 +31,14 @@ class Jobs:
 
     Raises:
         JobError: the folder cannot be used.
+        MissingExtra: what a refinement simulates with is not installed.
     """
 
     def __init__(self, folder: Path, *, limits: JobLimits) -> None:
+        if find_spec("deepwave") is None:
+            raise MissingExtra(
+                "SEISBIND_JOBS is set and deepwave is not installed: pip install 'seisbind[simulation]'."
+            )
         self.store = JobStore(folder, limits=limits)
         self.followers = 0  # answers of lines that are being sent; the event loop's
         self._counts: dict[JobState, int] = self.store.counts()
@@ -58,13 +64,15 @@ class Jobs:
         self.store.close()
 
     def _keep(self) -> None:
-        not_before, sweep_at = 0.0, 0.0
+        not_before, sweep_at, again_s = 0.0, 0.0, AGAIN_S
         while not self._closing:
             try:
                 if self._worker is not None and self._worker.poll() is not None:
                     if self._worker.returncode:
                         log.warning("The worker of jobs died with %d; another one goes on.", self._worker.returncode)
-                        not_before = time.monotonic() + AGAIN_S
+                        not_before, again_s = time.monotonic() + again_s, min(2 * again_s, LONGEST_AGAIN_S)
+                    else:
+                        again_s = AGAIN_S
                     self._let_go()
                 if self._worker is None and time.monotonic() >= not_before and self.store.unfinished():
                     self._worker = self._start()

@@ -26,11 +26,13 @@ import pytest
 import typer
 import yaml
 
+import standin
 from seisbind.model.ground.families import mixed
 from seisbind.model.waves.wavefield import simulate
 from seisbind.service.commands.main import app
 from seisbind.service.formats.reader import read_gathers
 from seisbind.service.http.app import openapi_document
+from seisbind.service.jobs import keeper
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -73,6 +75,7 @@ PLAN = {
     ("docs/physics.md", "python benchmarks/geology_statistics.py"): RUN,
     ("docs/pipelines.md", ""): RUN,
     ("docs/scale.md", "$ seisbind retrieve line.sgy"): "tests/service/http/test_scale.py runs its like",
+    ("docs/jobs.md", ""): RUN,
     ("docs/section.md", ""): RUN,
     ("docs/training.md", "seisbind"): RUN,
     ("docs/training.md", "seisbind simulate runs/line"): "minutes; tests/service/test_own_line.py runs its like",
@@ -212,6 +215,7 @@ def test_each_block_is_planned_and_each_plan_has_a_block() -> None:
         ("docs/formats.md", "json"),
         *((f"docs/{page}.md", language) for page in ("fwi", "inspect") for language in ("python", "bash")),
         ("docs/physics.md", "bash"),
+        *(("docs/jobs.md", language) for language in ("python", "bash")),
         *(("docs/section.md", language) for language in ("python", "bash")),
         *(("docs/training.md", language) for language in ("bash", "json")),
     }, "a test below has to run the blocks of this language"
@@ -236,6 +240,18 @@ def test_section_md(serve: Any, gallery_path: Path, weights: Path, tmp_path: Pat
     assert json.loads((tmp_path / "windows.json").read_text())["windows"]
     assert (tmp_path / "section.png").read_bytes().startswith(b"\x89PNG")
     assert set(json.loads((tmp_path / "lines.ndjson").read_text().splitlines()[-1])) == {"section"}
+
+
+def test_jobs_md(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "WORKER", (sys.executable, standin.__file__))
+    server = serve(jobs=tmp_path / "jobs")
+    for block in those("docs/jobs.md", "python", "bash"):
+        said = run(block.text.replace("http://127.0.0.1:8000", server.url), tmp_path, language=block.language)
+    assert said.splitlines()[-1].startswith("(70, 70)")
+    lines = [json.loads(line) for line in (tmp_path / "lines.ndjson").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if line["iteration"]] == [1, 2, 3, 4, 5]
+    assert (tmp_path / "refined.png").read_bytes().startswith(b"\x89PNG")
+    assert server.http.get("/v1/jobs").json()["jobs"] == []
 
 
 @pytest.mark.parametrize("block", those("CONTRIBUTING.md", "python"), ids=str)

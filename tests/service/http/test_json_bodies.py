@@ -19,8 +19,8 @@ from seisbind.model.errors import InvalidQuery
 from seisbind.model.ground.descriptors import NAMES
 from seisbind.service.engine.engine import Engine
 from seisbind.service.http.forms import MAX_JSON_BYTES, PARSED_BYTES, parse_search
-from seisbind.service.runtime.npz_answer import MAX_ACCEPT
 from seisbind.service.http.parameters import parse_json
+from seisbind.service.runtime.npz_answer import MAX_ACCEPT
 from seisbind.service.transport.problems import MAX_PART, MAX_SENTENCE
 from wire import connect, npy
 

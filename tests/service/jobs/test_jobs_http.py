@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 import standin
-from seisbind.model.errors import ServerRefused
+from seisbind.model.errors import MissingExtra, ServerRefused
 from seisbind.model.survey.preparation import prepare
 from seisbind.service.client.client import AsyncClient, Client
 from seisbind.service.engine.engine import Engine
@@ -202,6 +202,14 @@ def test_without_a_folder_there_are_no_jobs(served: Any, gathers: Float32) -> No
     for method, path in (("POST", ""), ("GET", ""), ("GET", "/x"), ("GET", "/x/events"), ("DELETE", "/x")):
         refused = served.http.request(method, f"/v1/jobs{path}")
         assert (refused.status_code, refused.json()["code"]) == (403, "jobs_off"), (method, path)
+
+
+def test_a_server_that_could_not_simulate_does_not_start(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "deepwave", None)
+    with pytest.raises(MissingExtra, match="SEISBIND_JOBS"):
+        serve(jobs=tmp_path / "jobs")
 
 
 def test_jobs_are_bounded(server: Any, gathers: Float32) -> None:

@@ -76,7 +76,7 @@ def serve(folder: Path, seed: int, again: list[str]) -> None:
             submit(used[-1])
         elif chance < 0.55 and used:
             submit(dice.choice(used))
-        elif chance < 0.57 and (known := jobs.store.jobs(limit=20)):
+        elif chance < 0.554 and (known := jobs.store.jobs(limit=20)):
             job = dice.choice(known)
             report("try", "cancel", job.job_id)
             left = jobs.store.cancel(job.job_id)
@@ -101,6 +101,8 @@ class Books:
         self.saw: dict[str, int] = {}  # job → line
         self.removing: set[str] = set()  # jobs that were cancelled or removed, or may have been
         self.removed: set[str] = set()
+        self.compared: set[str] = set()  # jobs whose result was that of an uninterrupted run
+        self.went_on: dict[str, int] = {}  # job → times that a worker took it up again
 
     def enter(self, words: list[Any]) -> None:
         match words:
@@ -156,6 +158,7 @@ def _check_job(store: JobStore, job: Job, books: Books, faults: Faults) -> None:
         faults.append(f"{job.job_id}: iterations {done}")
     if not lines or lines[-1].state is not state:
         faults.append(f"{job.job_id} is {state}, and its last line says {lines[-1].state if lines else 'nothing'}")
+    books.went_on[job.job_id] = sum(each.detail == "It goes on." for each in lines)
     if state is JobState.FAILED:
         faults.append(f"{job.job_id} failed: {job.sentence}")
     if state is JobState.DONE:
@@ -164,6 +167,7 @@ def _check_job(store: JobStore, job: Job, books: Books, faults: Faults) -> None:
         wanted = standin.uninterrupted(number, iterations=ITERATIONS)
         if result is None or not np.array_equal(result["velocity"], wanted):
             faults.append(f"{job.job_id}: another result than that of an uninterrupted run")
+        books.compared.add(job.job_id)
 
 
 def round_of(folder: Path, seed: int, books: Books, unsafe: bool) -> str:
@@ -246,9 +250,8 @@ def main() -> None:
         store.close()
         if states[JobState.QUEUED] + states[JobState.RUNNING]:
             faults.append("not all of them came to an end")
-        print(json.dumps({"deaths": deaths, "acknowledged": len(books.ids), "ended": states, "faults": faults}))
-    else:
-        print(json.dumps({"deaths": deaths, "acknowledged": len(books.ids), "faults": faults}))
+    found = {"deaths": deaths, "acknowledged": len(books.ids), "taken_up_again": sum(books.went_on.values())}
+    print(json.dumps(found | {"results_compared": len(books.compared), "faults": faults}))
 
 
 if __name__ == "__main__":

@@ -165,10 +165,11 @@ def test_every_documented_change_needs_write(calls: Calls) -> None:
         (method.upper(), path)
         for path, operations in openapi_document()["paths"].items()
         for method in operations
-        if calls.find(method.upper(), path.replace("{model_id}", "x")).need is Need.WRITE
+        if calls.find(method.upper(), path.replace("{model_id}", "x").replace("{job_id}", "x")).need is Need.WRITE
     }
     posts = {path for path, operations in openapi_document()["paths"].items() if "post" in operations}
-    assert changes == {("POST", path) for path in posts - READING_POSTS} | {("DELETE", "/v1/models/{model_id}")}
+    deletes = {("DELETE", "/v1/models/{model_id}"), ("DELETE", "/v1/jobs/{job_id}")}
+    assert changes == {("POST", path) for path in posts - READING_POSTS} | deletes
 
 
 @pytest.fixture(scope="module")
