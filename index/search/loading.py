@@ -71,6 +71,8 @@ def load_view(records: Records, folder: Path, *, mapped: bool = True) -> LoadedV
         loaded = _load_mapped(records, folder, notes) if mapped else None
         if loaded is not None:
             records.check_in_place()
+            for note, level in notes.items():
+                log.log(level, "%s", note)
             return loaded
         catalogue = records.catalogue()
         keys = keys_of(catalogue.checksums)
@@ -113,6 +115,8 @@ def _load_mapped(records: Records, folder: Path, notes: dict[str, int]) -> Loade
     if changes is None:
         notes["The mapped snapshot was not used: it is not an earlier state of the records."] = logging.WARNING
         return None
+    if held.view.generation > changes.view.generation:
+        notes[_older("mapped", held.view.generation, changes.view.generation)] = logging.WARNING
     held.row_of.update(changes.row_of)
     for model_id in changes.gone:
         del held.row_of[model_id]
@@ -142,7 +146,7 @@ def refresh_view(view: View, records: Records) -> RefreshedView | None:
     """
     with records.reading():
         state = records.state()
-        if state.generation == view.generation:
+        if state == view.state:
             return RefreshedView(view, {})
         new = records.columns(after=view.last_row)
         gone = np.empty(0, np.int64)
@@ -263,12 +267,15 @@ def _load_index(
             level = logging.INFO if reason == MISSING else logging.WARNING  # missing after a kill: nothing is lost
             notes[f"The {space} snapshot was not used and its index was rebuilt from the records: {reason}."] = level
     elif snapshot.generation > catalogue.state.generation:
-        sentence = (
-            f"The {space} snapshot was made after change {snapshot.generation} and the records end at change "
-            f"{catalogue.state.generation}: an older copy of the records was put back, or changes were lost."
-        )
-        notes[sentence] = logging.WARNING
+        notes[_older(space, snapshot.generation, catalogue.state.generation)] = logging.WARNING
     return snapshot
+
+
+def _older(name: str, made: int, now: int) -> str:
+    return (
+        f"The {name} snapshot was made after change {made} and the records end at change {now}: an older copy of the "
+        "records was put back, or changes were lost."
+    )
 
 
 def _load_columns(records: Records, folder: Path, keys: Int64, notes: dict[str, int]) -> ColumnsSnapshot | None:

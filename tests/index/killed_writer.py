@@ -27,6 +27,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from seisbind.index import Gallery, verify_folder
+from seisbind.index.search import mapped
+from seisbind.index.storage.folder import MAPPED
 from seisbind.model.ground.descriptors import NAMES
 
 MODELS = 60  # ids that come and go
@@ -97,6 +99,14 @@ class GalleryStore:
         return set(numbers)
 
 
+class MappedStore(GalleryStore):
+    """A gallery that counts as large."""
+
+    def __init__(self, folder: Path, at_step: Callable[[str], None]) -> None:
+        mapped.MAPPED_MODELS = 1
+        super().__init__(folder, at_step)
+
+
 class NaiveStore:
     """What one writes first: a file with everything in it, written in place. It has to fail here."""
 
@@ -145,7 +155,11 @@ class NaiveStore:
         return set(numbers)
 
 
-STORES: dict[str, Callable[[Path, Callable[[str], None]], Store]] = {"gallery": GalleryStore, "naive": NaiveStore}
+STORES: dict[str, Callable[[Path, Callable[[str], None]], Store]] = {
+    "gallery": GalleryStore,
+    "mapped": MappedStore,
+    "naive": NaiveStore,
+}
 STEPS = {
     "gallery": [
         *("create:written", *(f"install:{step}" for step in ("settled", "cleared", "renamed", "indices"))),
@@ -157,6 +171,10 @@ STEPS = {
             for file in (f"{name}.{ending}", f"{name}.json")
             for step in ("written", "synced", "renamed")
         ),
+    ],
+    "mapped": [
+        *("add:before-commit", "add:committed", "remove:committed"),
+        *(f"{MAPPED}:{step}" for step in ("written", "synced", "renamed")),
     ],
     "naive": ["naive:writing", "naive:written"],
 }

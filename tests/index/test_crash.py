@@ -38,6 +38,12 @@ def test_killed_at_every_step_nothing_acknowledged_is_lost(tmp_path: Path) -> No
     assert len(result["deaths"]) == 32 and min(result["deaths"].values()) >= 1, result["deaths"]
 
 
+def test_killed_while_a_mapped_snapshot_is_written_nothing_is_lost(tmp_path: Path) -> None:
+    result = harness(tmp_path, "mapped", 20)
+    assert result["broken"] == {}, result["examples"]
+    assert len(result["deaths"]) == 7 and min(result["deaths"].values()) >= 1, result["deaths"]
+
+
 def test_a_naive_writer_does_not_survive_the_same_harness(tmp_path: Path) -> None:
     result = harness(tmp_path, "naive", 36)
     assert sum(result["broken"].values()) >= 3
