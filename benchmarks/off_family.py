@@ -21,8 +21,8 @@ import torch
 from real_maps import pairs_of
 
 from seisbind.model.confidence.novelty import measure
-from seisbind.model.encoders.embedder import Embedder
-from seisbind.model.ground.descriptors import NAMES
+from seisbind.model.encoders.embedder import Embedder, EncodedGathers
+from seisbind.model.ground.descriptors import NAMES, describe
 from seisbind.model.training.evaluation import as_prepared
 
 
@@ -34,18 +34,19 @@ def straight_line_error(velocity: np.ndarray) -> np.ndarray:
     return np.asarray(np.abs(velocity - line.T[:, :, None]).mean(axis=(1, 2)))
 
 
-def judge(embedder: Embedder, pairs: object, name: str) -> dict[str, object]:
-    prepared = as_prepared(pairs)  # type: ignore[arg-type]
-    encoded = embedder.embed_gathers(prepared)
+def judge(
+    embedder: Embedder, encoded: EncodedGathers, measured: np.ndarray, velocity: np.ndarray, name: str
+) -> dict[str, object]:
+    """What is read of gathers, against the models ``(n, depth, x)`` under them; ``measured``: `novelty.measure`."""
     inferred, model = embedder.infer_physics(encoded, None), embedder.read_model(encoded)
-    truth, velocity = pairs.descriptors.numpy(), pairs.velocity.numpy()  # type: ignore[attr-defined]
+    truth = describe(velocity)
     inside = ((inferred.low <= truth) & (truth <= inferred.high)).mean(axis=0)
     off = np.abs(model.value - velocity).mean(axis=(1, 2)) if model else np.full(len(velocity), np.nan)
     at = NAMES.index("mean_velocity")
     cells = None
     if model is not None and model.low is not None and model.high is not None:
         cells = float(((model.low <= velocity) & (velocity <= model.high)).mean())
-    verdicts = embedder.judge_novelty(measure(prepared), encoded)
+    verdicts = embedder.judge_novelty(measured, encoded)
     return {
         "weights": embedder.fingerprint,
         "ground": name,
@@ -58,6 +59,26 @@ def judge(embedder: Embedder, pairs: object, name: str) -> dict[str, object]:
         "cell_coverage": cells,
         "likely": None if verdicts is None else float(np.mean([verdict.likely for verdict in verdicts])),
     }
+
+
+def print_rows(rows: list[dict[str, object]], *, as_json: bool) -> None:
+    """A table of what `judge` says, or JSON."""
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    print(
+        "| weights | ground | models | mean velocity | in the intervals (worst) | read model | over the straight line |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for row in rows:
+        worst, share = row["lowest"]  # type: ignore[misc]
+        cells = "" if row["cell_coverage"] is None else f"; cells {row['cell_coverage']:.2f}"
+        likely = "" if row["likely"] is None else f", {row['likely']:.0%} likely"
+        print(
+            f"| {row['weights']} | {row['ground']}{likely} | {row['models']} | {row['mean_velocity_percent']:.1f} % | "
+            f"{row['coverage']:.2f} ({share:.2f} {worst}){cells} | {row['read_model_m_s']:.0f} m/s | "
+            f"{row['over_straight_line']:.2f} |"
+        )
 
 
 def main() -> None:
@@ -75,23 +96,11 @@ def main() -> None:
         sets = {name: pairs_of(name, maps[name].astype(np.float32), "openfwi", args.cache) for name in maps.files}
     for path in args.weights:
         embedder = Embedder.load(path)
-        rows += [judge(embedder, pairs, name) for name, pairs in sets.items()]
-    if args.json:
-        print(json.dumps(rows, indent=1))
-        return
-    print(
-        "| weights | ground | models | mean velocity | in the intervals (worst) | read model | over the straight line |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        worst, share = row["lowest"]  # type: ignore[misc]
-        cells = "" if row["cell_coverage"] is None else f"; cells {row['cell_coverage']:.2f}"
-        likely = "" if row["likely"] is None else f", {row['likely']:.0%} likely"
-        print(
-            f"| {row['weights']} | {row['ground']}{likely} | {row['models']} | {row['mean_velocity_percent']:.1f} % | "
-            f"{row['coverage']:.2f} ({share:.2f} {worst}){cells} | {row['read_model_m_s']:.0f} m/s | "
-            f"{row['over_straight_line']:.2f} |"
-        )
+        for name, pairs in sets.items():
+            prepared = as_prepared(pairs)
+            encoded, measured = embedder.embed_gathers(prepared), measure(prepared)
+            rows.append(judge(embedder, encoded, measured, pairs.velocity.numpy(), name))
+    print_rows(rows, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -9,26 +9,23 @@ phase with no signal under 4 Hz (24 dB an octave) and 25 Hz at the other end, no
 shots, those over one window at s = 2, the offsets that it holds; read by reciprocity as `seisbind section` reads
 them.
 
-Columns: error of the mean velocity below the water (of the read model over the cells that are truly below it); share of
-the 13 true descriptors in the 90 % intervals (the worst of them); share of the cells in theirs; the read model over the
-best straight line v(z); share called like training.
+Columns are those of off_family.py, but for the error of the mean velocity: that of the read model over the cells that
+are truly below the water.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from off_family import straight_line_error
+from off_family import judge, print_rows
 from scipy.ndimage import zoom
 
-from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.encoders.embedder import Embedder, EncodedGathers
 from seisbind.model.frame import OPENFWI_FRAME, Survey
-from seisbind.model.ground.descriptors import NAMES, describe
 from seisbind.model.ground.geology import MAKERS, WATER_M_S, draw_section
 from seisbind.model.scale import Scale
 from seisbind.model.survey.line import TracePositions
@@ -126,29 +123,13 @@ def windows(count: int, seed: int, cache: Path) -> tuple[list[Query], np.ndarray
     return queries, np.stack(truth)
 
 
-def judge(embedder: Embedder, queries: list[Query], truth: np.ndarray) -> dict[str, object]:
-    encoded = encode(embedder, queries)
-    inferred, model = embedder.infer_physics(encoded, None), embedder.read_model(encoded)
-    described = describe(truth)
-    inside = ((inferred.low <= described) & (described <= inferred.high)).mean(axis=0)
-    verdicts = embedder.judge_novelty(np.concatenate([query.measured for query in queries]), encoded)
-    value = model.value if model else np.full(truth.shape, np.nan)
-    below = truth != WATER_M_S
-    means = [(float(v[b].mean()), float(t[b].mean())) for v, t, b in zip(value, truth, below, strict=True)]
-    cells = None
-    if model is not None and model.low is not None and model.high is not None:
-        cells = float(((model.low <= truth) & (truth <= model.high)).mean())
-    off = np.abs(value - truth).mean(axis=(1, 2))
-    return {
-        "weights": embedder.fingerprint,
-        "models": len(truth),
-        "mean_velocity_below_water_percent": float(np.mean([100 * abs(a / b - 1) for a, b in means])),
-        "coverage": float(inside.mean()),
-        "lowest": [NAMES[int(inside.argmin())], float(inside.min())],
-        "cell_coverage": cells,
-        "over_straight_line": float(off.mean() / straight_line_error(truth).mean()),
-        "likely": None if verdicts is None else float(np.mean([verdict.likely for verdict in verdicts])),
-    }
+def below_water(embedder: Embedder, encoded: EncodedGathers, truth: np.ndarray) -> float:
+    """Mean error, per cent, of the mean velocity over the cells that are truly below the water."""
+    model = embedder.read_model(encoded)
+    if model is None:
+        return float("nan")
+    means = [(v[t != WATER_M_S].mean(), t[t != WATER_M_S].mean()) for v, t in zip(model.value, truth, strict=True)]
+    return float(np.mean([100 * abs(read / true - 1) for read, true in means]))
 
 
 def main() -> None:
@@ -161,22 +142,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     queries, truth = windows(args.models, args.seed, args.cache)
-    rows = [judge(Embedder.load(path), queries, truth) for path in args.weights]
-    if args.json:
-        print(json.dumps(rows, indent=1))
-        return
-    print(
-        "| weights | models | mean velocity below water | in the intervals (worst) | cells | over the straight line |"
-    )
-    print("|---|---|---|---|---|---|")
-    for row in rows:
-        worst, share = row["lowest"]  # type: ignore[misc]
-        cells = "" if row["cell_coverage"] is None else f"{row['cell_coverage']:.2f}"
-        print(
-            f"| {row['weights']}, {row['likely']:.0%} likely | {row['models']} | "
-            f"{row['mean_velocity_below_water_percent']:.1f} % | {row['coverage']:.2f} ({share:.2f} {worst}) | "
-            f"{cells} | {row['over_straight_line']:.2f} |"
-        )
+    rows = []
+    for path in args.weights:
+        embedder = Embedder.load(path)
+        encoded, measured = encode(embedder, queries), np.concatenate([query.measured for query in queries])
+        row = judge(embedder, encoded, measured, truth, "towed, mean velocity below the water")
+        rows.append(row | {"mean_velocity_percent": below_water(embedder, encoded, truth)})
+    print_rows(rows, as_json=args.json)
 
 
 if __name__ == "__main__":

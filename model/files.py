@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and locks that end with their process."""
+"""Files that appear whole or not at all or line by line, and locks that end with their process."""
 
 from __future__ import annotations
 
@@ -58,3 +58,47 @@ def lock(handle: int, *, shared: bool = False, patience_s: float = 0.0) -> None:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(POLL_S)
+
+
+class AppendedLines:
+    """A file of lines that one process at a time appends to; a line that a kill cut off is dropped. Close it.
+
+    Raises:
+        BlockingIOError: another process appends to it.
+        OSError: it cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a+b")
+        self._whole = 0
+        try:
+            lock(self._file.fileno())
+        except BaseException:
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        """What was appended is on the disk when this returns."""
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def whole(self) -> Iterator[bytes]:
+        """The lines that are there, with their ends. Nothing is changed."""
+        self._file.seek(0)
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            self._whole += len(line)
+            yield line
+
+    def begin(self) -> bool:
+        """Drop what follows the lines that were read, and go on from there. Whether there were any."""
+        self._file.truncate(self._whole)
+        self._file.seek(0, os.SEEK_END)
+        return self._whole > 0
+
+    def append(self, line: bytes) -> None:
+        """Add a line, which has its end; it is in the hands of the operating system on return."""
+        self._file.write(line)
+        self._file.flush()

@@ -8,10 +8,10 @@ of the frame in true units (`Scale.frame`), and the answer is given in true ones
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from seisbind.model.errors import InvalidQuery, InvalidSurvey
-from seisbind.model.frame import DT_LIMITS_S, FIELDS, Frame, Survey
+from seisbind.model.frame import DT_LIMITS_S, FIELDS, Frame
 
 LENGTHS, VELOCITIES = (0.01, 100.0), (0.1, 3.0)  # of s, from ultrasonic models to crustal lines; of k, sand to mantle
 AUTO = "auto"
@@ -61,20 +61,6 @@ class Scale:
         """Of quantities in ``m``, ``m/s``, ``s``, ``Hz``, ``1/s``, ``dB`` or, without a unit, of shares."""
         factors = {"m": self.s, "m/s": self.k, "s": self.time, "Hz": self.frequency, "1/s": self.frequency}
         return (factors | {"": 1.0, "dB": 1.0})[unit]
-
-    def in_frame(self, survey: Survey) -> Survey:
-        """A survey in true units, in the frame's."""
-        if self == UNSCALED:
-            return survey
-        return replace(
-            survey,
-            shot_x_m=tuple(x / self.s for x in survey.shot_x_m),
-            receiver_x_m=tuple(x / self.s for x in survey.receiver_x_m),
-            dt_s=survey.dt_s / self.time,
-            peak_hz=None if survey.peak_hz is None else survey.peak_hz / self.frequency,
-            source_depth_m=survey.source_depth_m / self.s,
-            receiver_depth_m=survey.receiver_depth_m / self.s,
-        )
 
     def frame(self, frame: Frame) -> Frame:
         """A frame in true units: what is checked, mapped and said in them. ``frame`` itself without a scale."""

@@ -3,4 +3,4 @@
 Nothing here maps a record to a frame, so any geometry can be looked at.
 """
 
-__all__ = ["scale_range", "signal", "spread", "traces"]
+__all__ = ["signal", "spread", "traces"]

@@ -17,8 +17,6 @@ Index = NDArray[np.intp]
 
 TAPER = 0.1  # share of a trace that is tapered before its spectrum is taken
 SMOOTH = 3  # cycles a record over which a spectrum is smoothed
-USABLE_DB = -30.0  # of the peak: signal below it is not counted on, however quiet the record
-ABOVE_NOISE_DB = 6.0  # that signal exceeds the noise by
 MOST_DB = 120.0  # signal over noise that is stated: float32 holds no more
 LOUD = 0.2  # of the largest sample of a trace
 QUIET = 4.0  # times the median power before the arrivals: more is no noise, but a wave that was not seen
@@ -41,14 +39,12 @@ class Band:
     Attributes:
         dominant_hz: of the peak; mean_hz: weighted by power.
         within_10_db, within_20_db: around the peak, lowest and highest.
-        usable_hz: within `USABLE_DB` of it, `ABOVE_NOISE_DB` over the noise, and with a whole cycle in the record.
     """
 
     dominant_hz: float
     mean_hz: float
     within_10_db: tuple[float, float]
     within_20_db: tuple[float, float]
-    usable_hz: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +136,7 @@ def measure_signal(traces: FieldTraces) -> Signal | None:
         frequency_hz=frequency,
         signal_db=signal_db,
         noise_db=noise_db,
-        band=_band(frequency, power, signal_db, noise_db, resolved=frequency * count * dt_s >= 1),
+        band=_band(frequency, power, signal_db),
         noise=Noise(quiet, _coherence(positive)),
         wavelet=_wavelet(cleaned, live[near], onset[near], dt_s, nfft, dominant),
         dead=traces.sampled[~alive],
@@ -188,13 +184,8 @@ def _before(live: Float64, onset: Index, *, guard: int, nfft: int) -> tuple[floa
     return -float(_decibel(np.array(noise))), spectra[quiet].mean(axis=0)
 
 
-def _band(
-    frequency: Float64, power: Float64, signal_db: Float64, noise_db: Float64 | None, *, resolved: NDArray[np.bool_]
-) -> Band:
+def _band(frequency: Float64, power: Float64, signal_db: Float64) -> Band:
     peak = int(power.argmax())
-    floor = np.full(len(power), USABLE_DB)
-    if noise_db is not None:
-        floor = np.maximum(floor, noise_db + ABOVE_NOISE_DB)
 
     def around(above: NDArray[np.bool_]) -> tuple[float, float]:
         low, high = peak, peak
@@ -205,13 +196,7 @@ def _band(
         return float(frequency[low]), float(frequency[high])
 
     mean = float((frequency * power).sum() / power.sum())
-    return Band(
-        float(frequency[peak]),
-        mean,
-        around(signal_db >= -10),
-        around(signal_db >= -20),
-        around(resolved & (signal_db >= floor)),
-    )
+    return Band(float(frequency[peak]), mean, around(signal_db >= -10), around(signal_db >= -20))
 
 
 def _neighbours(shot: Index, receiver_x_m: Float64) -> Index:

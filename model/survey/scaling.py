@@ -59,6 +59,16 @@ class ChosenScale:
     limits: tuple[ScaleLimit, ...] = ()
     band: Band | None = None
 
+    @property
+    def lowest(self) -> ScaleLimit:
+        """The condition that no smaller ``s`` meets."""
+        return max(self.limits, key=lambda each: each.low)
+
+    @property
+    def highest(self) -> ScaleLimit:
+        """The condition that no larger ``s`` meets."""
+        return min(self.limits, key=lambda each: each.high)
+
     def reason(self, frame: Frame) -> str:
         """A sentence on what the scale makes of a frame and, where it was chosen, why."""
         own = self.scale.frame(frame)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 from pydantic import BaseModel, ValidationError
 
 from seisbind.model.errors import InvalidConfig
+from seisbind.model.files import AppendedLines
 from seisbind.service.bulk.backends import Backend, Failure
 from seisbind.service.schemas import GalleryBody, RetrievalBody, StreamAnswer, WeightsBody
 
@@ -87,24 +86,21 @@ class AnswerLines:
         self.tallies: defaultdict[Path, FileTally] = defaultdict(FileTally)
         self._asked = dict(asked)
         self._backend = backend
-        self._file: BinaryIO = path.open("a+b")
         try:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InvalidConfig(f"Another run is writing {path}. Wait for it, or give another --out.") from error
+            self._lines = AppendedLines(path)
+        except BlockingIOError as error:
+            raise InvalidConfig(f"Another run is writing {path}. Wait for it, or give another --out.") from error
+        try:
             self._continue()
         except BaseException:
-            self._file.close()
+            self._lines.close()
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        self._lines.close()
 
     def write(self, file: Path, gathers: int | None, found: StreamAnswer | Failure) -> None:
         """Add one line; it is in the hands of the operating system on return."""
@@ -120,24 +116,18 @@ class AnswerLines:
             error=None if isinstance(found, StreamAnswer) else found,
         )
         self.tallies[file].add(line)
-        self._file.write(line.to_json())
-        self._file.flush()
+        self._lines.append(line.to_json())
 
     def _continue(self) -> None:
-        self._file.seek(0)
-        whole, last = 0, None
-        for number, text in enumerate(self._file, start=1):
-            if not text.endswith(b"\n"):
-                break
+        last = None
+        for number, text in enumerate(self._lines.whole(), start=1):
             line = self._parse(text, number)
             self.tallies[Path(line.file)].add(line)
             if last is None or last.error is not None or line.error is None:
                 last = line  # an answer has what answered; an error only what was asked
-            whole += len(text)
         if last is not None:
             self._check_same_run(last)
-        self._file.truncate(whole)
-        self._file.seek(0, os.SEEK_END)
+        self._lines.begin()
 
     def _parse(self, text: bytes, number: int) -> AnswerLine:
         try:

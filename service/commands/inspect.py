@@ -10,10 +10,8 @@ import typer
 
 if TYPE_CHECKING:
     from seisbind.model.frame import Frame
-    from seisbind.model.inspection.scale_range import ScaleRange
     from seisbind.model.inspection.signal import Signal
-    from seisbind.model.survey.scaling import ChosenScale
-    from seisbind.service.engine.inspection import Inspection, Refusal
+    from seisbind.service.engine.inspection import Inspection
 
 REFUSED = 4  # exit code: it was looked at, and a retrieval would be refused
 LISTED = 20  # numbers of traces in a table
@@ -93,8 +91,7 @@ def to_json(found: Inspection, frame: Frame) -> dict[str, Any]:
         },
         "signal": None if found.signal is None else _signal_json(found.signal),
         "frame": frame.name,
-        "scale": None if found.scales is None else _scale_json(found.scales),
-        "auto": _auto_json(found.auto, frame),
+        "auto": _auto_json(found, frame),
         "notes": [{"code": note.code, "detail": note.sentence} for note in found.notes],
         "refused": refusal,
     }  # fmt: skip
@@ -109,7 +106,6 @@ def _signal_json(signal: Signal) -> dict[str, Any]:
             "mean_hz": band.mean_hz,
             "within_10_db_hz": band.within_10_db,
             "within_20_db_hz": band.within_20_db,
-            "usable_hz": band.usable_hz,
         },
         "signal_over_noise_db": {"before_arrivals": noise.before_arrivals_db, "coherence": noise.coherence_db},
         "wavelet": {
@@ -127,36 +123,28 @@ def _signal_json(signal: Signal) -> dict[str, Any]:
     }
 
 
-def _scale_json(scales: ScaleRange) -> dict[str, Any]:
-    return {
-        "k": scales.k,
-        "fits": scales.fits,
-        "lowest": {"s": scales.lowest.s, "because": scales.lowest.because},
-        "highest": {"s": scales.highest.s, "because": scales.highest.because},
-        "windows": [
-            {name: getattr(each, name) for name in ("s", "line_m", "depth_m", "record_s", "peak_hz", "count")}
-            for each in scales.windows
-        ],
-    }
+def _auto_json(found: Inspection, frame: Frame) -> dict[str, Any]:
+    """As `schemas.ScaleBody`, with the windows that there would be; or the refusal."""
+    from dataclasses import asdict
 
-
-def _auto_json(auto: ChosenScale | Refusal, frame: Frame) -> dict[str, Any]:
+    from seisbind.service.engine.bodies import scale_body
     from seisbind.service.engine.inspection import Refusal
 
-    if isinstance(auto, Refusal):
-        return {"refused": {"code": auto.code, "detail": auto.sentence}}
-    return {"s": auto.scale.s, "k": auto.scale.k, "decided_by": auto.decided_by, "reason": auto.reason(frame)}
+    if isinstance(found.auto, Refusal):
+        return {"refused": {"code": found.auto.code, "detail": found.auto.sentence}}
+    return scale_body(found.auto, frame).model_dump() | {"windows": [asdict(each) for each in found.windows]}
 
 
 def _print_tables(file: Path, found: Inspection, frame: Frame) -> None:
     from rich.table import Table
 
+    from seisbind.model.survey.scaling import ChosenScale
     from seisbind.service.commands.console import console
 
     out = console()
     which = f", gather {found.gather} of {found.gathers}" if found.gathers > 1 else ""
     table = Table("", f"{file.name}{which}", title_justify="left")
-    for name, text in (*_geometry_rows(found), *_signal_rows(found.signal), *_scale_rows(found.scales, frame)):
+    for name, text in (*_geometry_rows(found), *_signal_rows(found.signal), *_scale_rows(found)):
         table.add_row(name, text)
     out.print(table, markup=False)
     for note in found.notes:
@@ -165,8 +153,8 @@ def _print_tables(file: Path, found: Inspection, frame: Frame) -> None:
         out.print("seisbind retrieve takes it as it is.", markup=False)
     else:
         out.print(f"seisbind retrieve refuses it: {found.refusal.sentence} [{found.refusal.code}]", markup=False)
-    auto = _auto_json(found.auto, frame)
-    said = f"refuses it: {auto['refused']['detail']}" if "refused" in auto else f"takes {auto['reason']}"
+    auto = found.auto
+    said = f"takes {auto.reason(frame)}" if isinstance(auto, ChosenScale) else f"refuses it: {auto.sentence}"
     out.print(f"With --scale auto it {said}", markup=False)
 
 
@@ -210,7 +198,7 @@ def _signal_rows(signal: Signal | None) -> list[tuple[str, str]]:
         (
             "band",
             f"{band.dominant_hz:.3g} Hz dominant; {_hertz(band.within_10_db)} within 10 dB, "
-            f"{_hertz(band.within_20_db)} within 20 dB; signal at {_hertz(band.usable_hz)}",
+            f"{_hertz(band.within_20_db)} within 20 dB",
         ),
         ("signal over noise", "; ".join(told) or "cannot be told: no quiet before the arrivals, no neighbours"),
         ("wavelet", f"peak at {wavelet.peak_hz:.3g} Hz, phase {wavelet.phase}{turned}"),
@@ -223,28 +211,27 @@ def _signal_rows(signal: Signal | None) -> list[tuple[str, str]]:
     return rows
 
 
-def _scale_rows(scales: ScaleRange | None, frame: Frame) -> list[tuple[str, str]]:
-    if scales is None:
+def _scale_rows(found: Inspection) -> list[tuple[str, str]]:
+    """What `auto` was chosen within; its own sentence is printed below the table."""
+    from seisbind.model.survey.scaling import ChosenScale
+
+    if not isinstance(found.auto, ChosenScale) or not found.auto.limits:
         return []
-    low, high = scales.lowest, scales.highest
-    if not scales.fits:
-        return [
-            (
-                "scale",
-                f"none fits {frame.name}'s line: at most {high.s:.3g} ({high.because}), at least {low.s:.3g} "
-                f"({low.because})",
-            )
-        ]
+    rows = []
+    if (band := found.auto.band) is not None:
+        rows.append(("signal at", f"{_hertz((band.low_hz, band.high_hz))}, most at {band.peak_hz:.3g} Hz"))
+    low, high = found.auto.lowest, found.auto.highest
     return [
-        ("scale, at least", f"{low.s:.3g}: {low.because}"),
-        ("scale, at most", f"{high.s:.3g}: {high.because}"),
+        *rows,
+        ("scale, at least", f"{low.low:.3g}, by the {low.name}"),
+        ("scale, at most", f"{high.high:.3g}, by the {high.name}"),
         *(
             (
                 f"at scale {each.s:.3g}",
                 f"{each.count} window{'s' if each.count > 1 else ''} of {each.line_m:.0f} m, {each.depth_m:.0f} m "
                 f"deep, from {each.record_s:.3g} s at {each.peak_hz:.3g} Hz",
             )
-            for each in scales.windows
+            for each in found.windows
         ),
     ]
 

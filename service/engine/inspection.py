@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from seisbind.model.errors import SeisBindError
 from seisbind.model.frame import OPENFWI_FRAME, Frame
-from seisbind.model.inspection.scale_range import ScaleRange, scale_range
 from seisbind.model.inspection.signal import Signal, measure_signal
 from seisbind.model.inspection.spread import Spread, measure_spread
 from seisbind.model.inspection.traces import FieldTraces
-from seisbind.model.scale import UNSCALED, AutoScale
+from seisbind.model.scale import UNSCALED, AutoScale, Scale
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.scaling import ChosenScale
 from seisbind.service.engine.query import Query
+from seisbind.service.engine.section import STEP_SHARE
 from seisbind.service.formats.npy import Limits
 from seisbind.service.formats.reader import Geometry, read_gathers
 from seisbind.service.formats.traces import read_traces
@@ -28,6 +29,32 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """What the frame is at one scale, in true units.
+
+    Attributes:
+        line_m: a window's length; depth_m: of its velocity model.
+        record_s: used of each trace; peak_hz: of the wavelet that the encoders know best.
+        count: windows that cover the record, half overlapping.
+    """
+
+    s: float
+    line_m: float
+    depth_m: float
+    record_s: float
+    peak_hz: float
+    count: int
+
+    @classmethod
+    def of(cls, s: float, frame: Frame, length_m: float) -> Window:
+        """``length_m``: of the whole line."""
+        own = Scale(s).frame(frame)
+        steps = max(0.0, length_m - own.line_m) / (STEP_SHARE * own.line_m)
+        depth_m = own.depth_cells * own.cell_m
+        return cls(s, own.line_m, depth_m, own.duration_s, own.peak_hz, 1 + math.ceil(round(steps, 6)))
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """What is known of one gather of a file.
 
@@ -35,10 +62,10 @@ class Inspection:
         format, gathers: of the file; gather: which of them.
         traces: themselves.
         signal: None if every trace is dead, or has hardly a sample.
-        scales: at which it could be read; None without a signal.
         notes: what was assumed of the traces, and what a retrieval would assume and do.
         refusal: None if ``seisbind retrieve`` takes the file as it is.
         auto: the scale that ``--scale auto`` would choose, and why; or why it would be refused.
+        windows: that would cover the record at the least, at its own and at the largest scale that it allows.
     """
 
     format: str
@@ -47,10 +74,10 @@ class Inspection:
     traces: FieldTraces
     spread: Spread
     signal: Signal | None
-    scales: ScaleRange | None
     notes: tuple[Note, ...]
     refusal: Refusal | None
     auto: ChosenScale | Refusal
+    windows: tuple[Window, ...]
 
 
 def inspect_record(
@@ -75,19 +102,13 @@ def inspect_record(
     """
     found = read_traces(file, geometry=geometry, gather=gather, limits=limits, frame=frame)
     spread, signal = measure_spread(found.traces), measure_signal(found.traces)
-    scales = None
-    if signal is not None:
-        scales = scale_range(
-            frame,
-            aperture_m=spread.aperture_m,
-            length_m=spread.length_m,
-            gap_m=spread.receiver_spacing_m or 0.0,
-            record_s=found.traces.record_s,
-            dt_s=found.traces.dt_s,
-            band_hz=signal.band.usable_hz,
-        )
     refusal, notes = _asked(file, geometry, gather, limits, frame)
     known = {note.code for note in notes}
+    auto = _auto(file, geometry, gather, limits, frame)
+    scales: set[float] = set()
+    if isinstance(auto, ChosenScale) and auto.limits:
+        low, high = auto.lowest.low, auto.highest.high
+        scales = {low, high} | ({1.0} if low < 1 < high else set())
     return Inspection(
         format=found.format,
         gathers=found.gathers,
@@ -95,10 +116,10 @@ def inspect_record(
         traces=found.traces,
         spread=spread,
         signal=signal,
-        scales=scales,
         notes=(*(note for note in found.notes if note.code not in known), *notes),
         refusal=refusal,
-        auto=_auto(file, geometry, gather, limits, frame),
+        auto=auto,
+        windows=tuple(Window.of(s, frame, spread.length_m) for s in sorted(scales)),
     )
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
-import os
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from seisbind.model.errors import InvalidConfig
-from seisbind.model.files import replacing
+from seisbind.model.files import AppendedLines, replacing
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.section import Section, SectionPlan, WindowAnswer, WindowReading
 from seisbind.service.formats.npy import npz
@@ -142,22 +140,21 @@ class PartialSection:
             "weights": engine.embedder.fingerprint,
             "gallery": [engine.gallery.path.resolve().name, engine.gallery.generation],
         }
-        self._file: BinaryIO = self.path.open("a+b")
         try:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InvalidConfig(f"Another run is writing {out}. Wait for it, or give another --out.") from error
+            self._lines = AppendedLines(self.path)
+        except BlockingIOError as error:
+            raise InvalidConfig(f"Another run is writing {out}. Wait for it, or give another --out.") from error
+        try:
             self._continue()
         except BaseException:
-            self._file.close()
+            self._lines.close()
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        self._lines.close()
 
     def add(self, number: int, readings: Sequence[WindowReading]) -> None:
         """Keep a block; it is in the hands of the operating system on return."""
@@ -168,15 +165,10 @@ class PartialSection:
         self.path.unlink()
 
     def _write(self, line: dict[str, object]) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
+        self._lines.append(json.dumps(line).encode() + b"\n")
 
     def _continue(self) -> None:
-        self._file.seek(0)
-        whole = 0
-        for number, text in enumerate(self._file):
-            if not text.endswith(b"\n"):
-                break
+        for number, text in enumerate(self._lines.whole()):
             try:
                 line = json.loads(text)
                 if number == 0:
@@ -190,10 +182,7 @@ class PartialSection:
                     f"Line {number + 1} of {self.path} is none that seisbind section writes. It was left as it is; "
                     "remove it, or give another --out."
                 ) from error
-            whole += len(text)
-        self._file.truncate(whole)
-        self._file.seek(0, os.SEEK_END)
-        if not whole:
+        if not self._lines.begin():
             self._write({"asked": self._asked})
 
     def _check(self, asked: object) -> None:

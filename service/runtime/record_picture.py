@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from seisbind.model.inspection.signal import Signal
 from seisbind.model.inspection.spread import Spread
 from seisbind.model.inspection.traces import FieldTraces
+from seisbind.model.survey.scaling import ChosenScale
 from seisbind.service.engine.inspection import Inspection
 from seisbind.service.runtime.images import DRAWING
 
@@ -30,7 +31,8 @@ def record_png(found: Inspection, *, title: str) -> bytes:
         figure.suptitle(f"{title}: {found.spread.kind} spread", fontsize=11, parse_math=False)
         _draw_positions(positions, found.traces)
         _draw_fold(fold, found.spread)
-        _draw_spectrum(spectrum, found.signal)
+        band = found.auto.band if isinstance(found.auto, ChosenScale) else None
+        _draw_spectrum(spectrum, found.signal, None if band is None else (band.low_hz, band.high_hz))
         _draw_gather(gather, found.traces)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
@@ -56,13 +58,14 @@ def _draw_fold(axes: Axes, spread: Spread) -> None:
     axes.set_ylim(0, None)
 
 
-def _draw_spectrum(axes: Axes, signal: Signal | None) -> None:
+def _draw_spectrum(axes: Axes, signal: Signal | None, usable: tuple[float, float] | None) -> None:
     axes.set(title="Mean amplitude spectrum", xlabel="frequency (Hz)", ylabel="dB under the peak")
     if signal is None:
         axes.text(0.5, 0.5, "every trace is dead", ha="center", transform=axes.transAxes)
         return
     band = signal.band
-    axes.axvspan(*band.usable_hz, color="#fde725", alpha=0.35, label="with signal")
+    if usable is not None:
+        axes.axvspan(*usable, color="#fde725", alpha=0.35, label="with signal")
     axes.axvspan(*band.within_10_db, color="#35b779", alpha=0.35, label="within 10 dB")
     axes.plot(signal.frequency_hz, signal.signal_db, color="#440154", label=f"peak {band.dominant_hz:.3g} Hz")
     if signal.noise_db is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from seisbind.model.files import lock, replacing
+from seisbind.model.files import AppendedLines, lock, replacing
 
 
 def test_a_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
@@ -34,3 +34,21 @@ def test_an_exclusive_lock_waits_for_shared_ones_and_gives_up(tmp_path: Path) ->
         lock(second.fileno(), shared=True)
         with path.open() as third, pytest.raises(BlockingIOError):
             lock(third.fileno(), patience_s=0.03)
+
+
+def test_appended_lines_go_on_after_the_last_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"one\ntwo\nthr")
+    lines = AppendedLines(path)
+    with pytest.raises(BlockingIOError):
+        AppendedLines(path)
+    assert list(lines.whole()) == [b"one\n", b"two\n"] and path.read_bytes().endswith(b"thr")
+    assert lines.begin()
+    lines.append(b"three\n")
+    lines.close()
+    assert path.read_bytes() == b"one\ntwo\nthree\n"
+    again = AppendedLines(path)
+    next(again.whole())  # what was not read is not known to be sound
+    assert again.begin() and path.read_bytes() == b"one\n"
+    again.close()
+    assert not AppendedLines(tmp_path / "new").begin()

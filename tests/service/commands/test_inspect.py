@@ -14,12 +14,15 @@ from typer.testing import CliRunner
 
 from seisbind.model.errors import SeisBindError
 from seisbind.model.ground.families import mixed
+from seisbind.model.scale import AutoScale
 from seisbind.model.survey.preparation import OPENFWI
+from seisbind.model.survey.scaling import ChosenScale
 from seisbind.model.waves.wavefield import simulate
 from seisbind.service.commands.inspect import REFUSED
 from seisbind.service.commands.main import app
 from seisbind.service.engine.inspection import Inspection, inspect_record
 from seisbind.service.formats.npy import npy, npz
+from seisbind.service.formats.reader import read_gathers
 from seisbind.service.formats.segy import FIELDS, header_dtype
 
 Float32 = NDArray[np.float32]
@@ -76,7 +79,8 @@ def test_a_gather_that_is_taken_as_it_is(gathers: Float32, tmp_path: Path) -> No
     told = json.loads(done.stdout)
     assert told["refused"] is None and told["geometry"]["kind"] == "fixed"
     assert (told["geometry"]["shots"], told["geometry"]["receivers"], told["sampling"]["record_s"]) == (5, 70, 1.0)
-    assert told["scale"]["lowest"]["s"] < 1 < told["scale"]["highest"]["s"]
+    assert told["auto"]["s"] == 1 and [each["count"] for each in told["auto"]["windows"] if each["s"] == 1] == [1]
+    assert told["auto"]["windows"][0]["s"] < 1 < told["auto"]["windows"][-1]["s"]
     assert 8 < told["signal"]["band"]["dominant_hz"] < 20
     assert [note["code"] for note in told["notes"]] == ["assumed_line", "assumed_dt"]
     said = run(tmp_path / "gather.npy")
@@ -98,8 +102,9 @@ def test_a_towed_streamer_is_described_and_read_by_reciprocity(
         assert told["geometry"]["offset_m"] == [50.0, 280.0]
         assert (told["geometry"]["shots"], told["geometry"]["channels"]) == (8, [24, 24])
         assert told["refused"] is None and "moving_spread" in [note["code"] for note in told["notes"]]
-        assert told["scale"]["highest"]["s"] == pytest.approx(230 / 340)
-        assert "span 230 m" in told["scale"]["highest"]["because"]
+        (aperture,) = [each for each in told["auto"]["limits"] if each["name"] == "aperture"]
+        assert aperture["high"] == told["auto"]["windows"][-1]["s"] == pytest.approx(230 / 340)
+        assert "Receivers over 230 m" in aperture["detail"]
         assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert "takes it as it is" in run(tmp_path / "towed.su").stdout
 
@@ -126,8 +131,10 @@ def test_one_record_as_every_format_is_told_the_same(gathers: Float32) -> None:
         assert each.signal is not None and first.signal is not None
         assert each.signal.band.within_20_db == pytest.approx(first.signal.band.within_20_db)
         assert each.signal.noise.before_arrivals_db == pytest.approx(first.signal.noise.before_arrivals_db, abs=0.01)
-        assert each.scales is not None and first.scales is not None
-        assert each.scales.highest.s == pytest.approx(first.scales.highest.s)
+        assert isinstance(each.auto, ChosenScale) and isinstance(first.auto, ChosenScale)
+        assert each.auto.band is not None and first.auto.band is not None
+        assert each.auto.band.high_hz == pytest.approx(first.auto.band.high_hz)
+        assert [w.s for w in each.windows] == pytest.approx([w.s for w in first.windows])
         assert each.refusal is None
 
 
@@ -220,3 +227,21 @@ def test_damaged_field_files_are_looked_at_or_refused(streamer: tuple[Float32, d
         except SeisBindError:
             outcomes.add("refused")
     assert outcomes == {"looked at", "refused"}
+
+
+@pytest.mark.parametrize("length_m", [690.0, 5000.0])
+def test_what_is_said_of_scales_is_what_a_retrieval_chooses(length_m: float, gathers: Float32) -> None:
+    """The same limits and band, from one place; and windows that cover the line at each scale."""
+    factor = length_m / 690
+    survey = {"shot_x_m": np.array(OPENFWI.shot_x_m) * factor, "receiver_x_m": np.array(OPENFWI.receiver_x_m) * factor}
+    file = npz({"gathers": gathers[0], "dt_s": np.array(0.001 * factor), **survey})
+    found = look(file)
+    chosen = read_gathers(file, scale=AutoScale()).chosen
+    assert chosen is not None and isinstance(found.auto, ChosenScale)
+    assert (found.auto.limits, found.auto.scale) == (chosen.limits, chosen.scale)
+    low, high = chosen.lowest, chosen.highest
+    assert all(limit.low <= low.low and high.high <= limit.high for limit in chosen.limits)
+    assert (found.windows[0].s, found.windows[-1].s) == (low.low, high.high)
+    for each in found.windows:
+        reached = each.line_m + (each.count - 1) * each.line_m / 2
+        assert reached >= length_m - 1e-6 and (each.count == 1 or length_m - 1e-6 > reached - each.line_m / 2)
