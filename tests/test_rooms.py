@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/client": MODEL | {"index", "service", "service/formats"},
     "service/engine": MODEL
     | {"model/confidence", "model/encoders", "model/datasets", "index", "service", "service/formats"}
-    | {"model/inspection"},
+    | {"model/inspection", "model/inversion"},
     "service/runtime": MODEL | {"model/encoders", "model/inspection", "index", "service", "service/engine"},
     "service/transport": {"model", "service", "service/runtime"},
     "service/http": MODEL

@@ -3,4 +3,4 @@
 The server and the command line both use it.
 """
 
-__all__ = ["answers", "bodies", "engine", "gallery_builder", "inspection", "query", "section", "section_file"]
+__all__ = ["answers", "bodies", "check", "engine", "gallery_builder", "inspection", "query", "section", "section_file"]
