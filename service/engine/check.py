@@ -20,6 +20,7 @@ from seisbind.model.ground.descriptors import check_velocity
 from seisbind.model.inversion.check import Check, Verdict, checks, judge
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.scale import Scale
+from seisbind.service.check_schemas import BEST
 from seisbind.service.engine.answers import Match, Retrieval
 from seisbind.service.engine.query import Query
 
@@ -79,6 +80,16 @@ class Checked:
     def scale(self) -> Scale:
         """Of true units to those of the frame."""
         return self.retrieval.scale
+
+
+def named(checked: Checked, name: str) -> CheckedCandidate:
+    """The candidate of that name, or the best. Raises InvalidQuery."""
+    if name == BEST:
+        return checked.candidates[checked.best]
+    known = {each.candidate.name: each for each in checked.candidates}
+    if name not in known:
+        raise InvalidQuery(f"There is no candidate {name[:60]!r}; there are {BEST}, {', '.join(known)}.")
+    return known[name]
 
 
 def check_query(query: Query) -> None:
