@@ -179,16 +179,10 @@ class Engine:
         given = None if model is None else given_model(model, query)
 
         def read(matches: list[tuple[Match, ...]]) -> Float32:
-            return self.velocities([match.model_id for match in matches[0]])
+            return self._velocities([match.model_id for match in matches[0]])
 
         (retrieval,), velocity = self.retrieve_and_read(query, read, watch=Stopwatch())
         return check_candidates(query, retrieval, candidates(query, retrieval, velocity, given), device=device)
-
-    def velocities(self, model_ids: Sequence[str]) -> Float32:
-        """``(model, depth, x)`` m/s of the frame: models of the gallery. Raises UnknownModel."""
-        if not model_ids:
-            return np.zeros((0, *self.frame.velocity_shape), np.float32)
-        return stacked([each[None] for each in self.gallery.velocities(model_ids)])
 
     def retrieve_batch(self, queries: Sequence[Query], *, watch: Stopwatch | None = None) -> list[list[Retrieval]]:
         """`retrieve` for several queries at once.
@@ -406,6 +400,12 @@ class Engine:
             SeisBindError: one of them did not.
         """
         self.retrieve(canary_gather(self.frame), self.frame.survey, top_k=1)
+
+    def _velocities(self, model_ids: Sequence[str]) -> Float32:
+        """``(model, depth, x)`` m/s of the frame: models of the gallery. Raises UnknownModel."""
+        if not model_ids:
+            return np.zeros((0, *self.frame.velocity_shape), np.float32)
+        return stacked([each[None] for each in self.gallery.velocities(model_ids)])
 
     def _rank(
         self,
