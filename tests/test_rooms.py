@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/client": MODEL | {"index", "service", "service/formats"},
     "service/engine": MODEL
     | {"model/confidence", "model/encoders", "model/datasets", "index", "service", "service/formats"}
-    | {"model/inspection"},
+    | {"model/inspection", "model/inversion"},
     "service/jobs": {"model", "service/formats"},
     "service/runtime": MODEL
     | {"model/encoders", "model/inspection", "index", "service", "service/formats", "service/engine", "service/jobs"},

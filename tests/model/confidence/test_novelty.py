@@ -5,8 +5,8 @@ import pytest
 
 from seisbind.model.confidence.novelty import (
     MEASURES,
-    OF_RECORD,
     NARROWEST,
+    OF_RECORD,
     TrainingRanges,
     judge,
     learn,
