@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 import zlib
 from collections.abc import Callable, Iterator, MutableMapping
@@ -29,6 +30,8 @@ from seisbind.index.storage.folder import MAPPED, SPACES
 from seisbind.index.storage.record import CHECKSUM, GalleryState, Int64
 from seisbind.model.errors import GalleryDamaged, GalleryError
 from seisbind.model.ground.descriptors import NAMES
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MAGIC = b"SBNDMAP\n"
@@ -139,10 +142,10 @@ class SnapshotWatch:
         self, file: MappedFile, compare_list: Callable[[], None], damaged: Callable[[GalleryError], None]
     ) -> None:
         self._stopping = threading.Event()
-        self._thread = threading.Thread(
+        work = threading.Thread(
             target=self._run, args=(file, compare_list, damaged), name="snapshot watch", daemon=True
         )
-        self._thread.start()
+        work.start()
 
     def _run(self, file: MappedFile, compare_list: Callable[[], None], damaged: Callable[[GalleryError], None]) -> None:
         try:
@@ -151,12 +154,14 @@ class SnapshotWatch:
             while not self._stopping.wait(RECHECK_S):
                 file.check_all(self._stopping)
         except GalleryError as error:
-            damaged(error)
+            try:
+                damaged(error)
+            except GalleryError as worse:  # of the records themselves: what is searched stays as it is, checked
+                log.error("%s", worse)
 
     def close(self) -> None:
-        """Stop, and wait for what is being compared or loaded again."""
+        """Stop soon; nothing waits for it, and what it still finds is not used."""
         self._stopping.set()
-        self._thread.join()
 
 
 class RowOf(MutableMapping[str, int]):
@@ -175,7 +180,7 @@ class RowOf(MutableMapping[str, int]):
         return row
 
     def _mapped(self, model_id: str) -> int | None:
-        key = model_id.encode()
+        key = model_id.encode(errors="surrogatepass")  # whatever is asked for; ids are ASCII
         if len(key) > self._ids.itemsize:
             return None
         wanted = np.array([key], self._ids.dtype)  # of the same length, or all ids would be copied to compare them

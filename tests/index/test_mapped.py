@@ -103,7 +103,7 @@ def test_a_mapped_gallery_answers_as_one_that_is_read(
         assert large._mapped is not None and small._mapped is None
         assert answers(large, batch)[:-1] == answers(small, batch)[:-1]  # records were added at another time
         assert large.info().notes == () and large.verify().ok and large.verify().notes == ()
-        for model_id in ("m40", "m99", "m" * 128):
+        for model_id in ("m40", "m99", "m" * 128, "m3\0", "\udc80"):
             with pytest.raises(UnknownModel):
                 large.record(model_id)
 
