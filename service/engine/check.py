@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from seisbind.model.errors import InvalidQuery, InvalidVelocityModel, NotReady
 from seisbind.model.frame import VELOCITY_LIMITS_M_S
 from seisbind.model.ground.descriptors import check_velocity
-from seisbind.model.inversion.check import Check, Verdict, checks, judge
+from seisbind.model.inversion.check import Check, Verdict, check_models, judge
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.scale import Scale
 from seisbind.service.check_schemas import BEST
@@ -27,8 +27,8 @@ from seisbind.service.engine.query import Query
 Float32 = NDArray[np.float32]
 
 MAX_MATCHES = 16  # that one check models: with mean, read and given model about 2 s of a core
-# How much likelier a check that a match explains is where the gallery holds the ground than where it does not, and the
-# same for a check that none explains: .96 / .02 and .04 / .98 of `benchmarks/check.py`
+# How much likelier it is that a match explains the record where the ground is among them than where it is not, and the
+# same for none that explains: .96 / .02 and .04 / .98 over 160 queries as those of `benchmarks/check.py`
 FOR, AGAINST = 48.0, 0.04
 
 Kind = Literal["match", "mean", "read", "given"]
@@ -149,7 +149,7 @@ def check_candidates(
 
     Args:
         device: of torch.
-        stop: asked before each candidate.
+        stop: asked before waves are modelled.
 
     Raises:
         InvalidQuery: nothing to check.
@@ -159,12 +159,14 @@ def check_candidates(
     if not found:
         raise InvalidQuery("There is nothing to check: no model matches, none is read, none was given.")
     observed, scale = Observed.of(query.prepared), query.scale
-    running = checks(observed, np.stack([each.velocity for each in found]), device=device)
-    done = []
-    for candidate in found:
+
+    def between() -> None:
         if stop():
             raise NotReady("The check was stopped: its client left, or the server is shutting down.")
-        check = next(running)
+
+    found_by = check_models(observed, np.stack([each.velocity for each in found]), device=device, between=between)
+    done = []
+    for candidate, check in zip(found, found_by, strict=True):
         verdict = judge(check.comparison, lowest_hz=check.comparison.lowest_hz * scale.frequency)
         done.append(CheckedCandidate(candidate, check, verdict))
     matches = [each for each in done if each.candidate.kind == "match"]
