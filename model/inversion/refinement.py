@@ -60,9 +60,9 @@ class RefineConfig:
         InvalidConfig: numbers that no refinement has.
     """
 
-    iterations: int = 40
-    bands: tuple[float, ...] = (0.4, 0.53, 0.67, 0.8)
-    details: float = 0.5
+    iterations: int = 32
+    bands: tuple[float, ...] = (0.4, 0.53, 0.67, 0.8, 1.0)
+    details: float = 0.25
     keep_m: float = 0.0
     device: str = "cpu"
 
