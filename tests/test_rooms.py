@@ -32,8 +32,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/client": MODEL | {"index", "service", "service/formats"},
     "service/engine": MODEL
     | {"model/confidence", "model/encoders", "model/datasets", "index", "service", "service/formats"}
-    | {"model/inspection"},
-    "service/runtime": MODEL | {"model/encoders", "model/inspection", "index", "service", "service/engine"},
+    | {"model/inspection", "model/inversion"},
+    "service/runtime": MODEL
+    | {"model/encoders", "model/inspection", "index", "service", "service/formats", "service/engine"},
     "service/transport": {"model", "service", "service/runtime"},
     "service/http": MODEL
     | {"model/encoders", "index", "service", "service/formats", "service/engine", "service/runtime"}

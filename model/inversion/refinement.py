@@ -154,7 +154,8 @@ class Refinement:
         power = np.square(np.abs(np.fft.rfft(observed.traces, self._size, axis=1))).mean(axis=(0, 2))
         width = max(1, round(1.5 * frame.peak_hz / 15 / hz[1]))
         amplitude = np.sqrt(np.convolve(power, np.ones(2 * width + 1) / (2 * width + 1), mode="same"))
-        self._hz, self._amplitude = hz, amplitude / amplitude.max()
+        self._hz: Float64 = hz.astype(np.float64)
+        self._amplitude = amplitude / max(amplitude.max(), 1e-30)
         self._kept = np.arange(frame.depth_cells) * frame.cell_m < config.keep_m - 1e-9
         self._noise = noise_rms(observed) / self._rms
         self._predicted: tuple[Float64, Source, Tensor] | None = None  # of the last model, not to predict it twice
@@ -287,7 +288,7 @@ class Refinement:
     def _normal(self, model: Float64, source: Source, band: float, left: Tensor) -> tuple[Float64, Float64]:
         """J'J and J'r of a band: ``(block, block)`` and ``(block,)``."""
         sensitivity = self._sensitivity
-        response = torch.from_numpy(self._response(sensitivity.frequency_hz.numpy(), band)).float()
+        response = torch.from_numpy(self._response(sensitivity.frequency_hz.double().numpy(), band)).float()
         jacobian = sensitivity.jacobian(model, source, response)
         live = self._live[:, 0, sensitivity.receivers].to(jacobian.device)
         jacobian *= live[:, :, None, None]

@@ -100,7 +100,8 @@ class Sensitivity:
     @property
     def frequency_hz(self) -> Tensor:
         """``(frequency,)`` of the transforms of its rows."""
-        return torch.fft.rfftfreq(self.size, self.row_s)
+        frequency: Tensor = torch.fft.rfftfreq(self.size, self.row_s)
+        return frequency
 
     def jacobian(self, velocity: Float64, source: Source, response: Tensor) -> Tensor:
         """``(shot, receiver, time, block)``: how the filtered record changes per m/s of each block.

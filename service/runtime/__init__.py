@@ -3,4 +3,15 @@
 `serving.Serving` holds them together.
 """
 
-__all__ = ["batcher", "images", "logs", "metrics", "record_picture", "request_body", "sections", "serving"]
+__all__ = [
+    "batcher",
+    "check_picture",
+    "images",
+    "logs",
+    "metrics",
+    "npy_stream",
+    "record_picture",
+    "request_body",
+    "sections",
+    "serving",
+]
