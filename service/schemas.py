@@ -262,9 +262,10 @@ class RetrievalBody(BaseModel):
         "Null where the gather is unlike those of training (the warning in_gallery_unknown has the reason with its "
         "numbers), where the weights are not calibrated, or for fewer than two models."
     )
-    ranked_by: Literal["similarity", "structure"] = Field(
+    ranked_by: Literal["similarity", "structure", "check"] = Field(
         description="What orders the matches: structure where the ground is not in the gallery, almost surely, or "
-        "would be said not to be if the gather were like those of training."
+        "would be said not to be if the gather were like those of training; check where POST /v1/check found that one "
+        "explains the record."
     )
     warnings: list[WarningBody]
     scale: ScaleBody | None = Field(

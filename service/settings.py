@@ -80,6 +80,12 @@ class Settings(BaseSettings):
         description="Streams at once, count; for one more, one whose client stands still is given up (408).",
     )
     max_windows: int = Field(400, ge=1, description="Most windows of one section, count; a line of 138 km at scale 1.")
+    max_checks: int = Field(
+        4,
+        ge=1,
+        description="Checks by the wave equation that wait or run at once, count (one runs at a time, behind all other "
+        "work); one more is told to retry (429).",
+    )
     jobs: Path | None = Field(None, description="Folder of jobs (refinements); unset: this server takes none.")
     max_jobs: int = Field(16, ge=1, description="Jobs that wait for the one that is worked on, count; beyond, 429.")
     max_iterations: int = Field(200, ge=1, description="Most iterations of one job, count.")

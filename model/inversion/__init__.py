@@ -3,4 +3,4 @@
 `check` judges velocity models by that; `observed`, `forward` and `source` are what an inversion is made of too.
 """
 
-__all__ = ["forward", "observed", "source"]
+__all__ = ["check", "observed"]

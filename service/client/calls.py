@@ -92,7 +92,7 @@ def retrieve(
         scale: of a line of another size than the weights' frame: a number ``s``, ``(s, k)``, ``"auto"``, or what
             `seisbind.model.scale` has; ``filter`` and the answer are then in true units.
     """
-    sent = form(npy(gathers), _retrieve_fields(survey, top_k, filter, include, scale))
+    sent = form(npy(gathers), retrieve_fields(survey, top_k, filter, include, scale))
     return Call("POST", "/v1/retrieve", json_body(RetrieveAnswer), sent)
 
 
@@ -110,7 +110,7 @@ def retrieve_arrays(
     ``RetrieveAnswer.model_validate_json(arrays["answer"].tobytes())`` is what `retrieve` returns, of which
     ``include`` chooses the parts.
     """
-    sent = form(npy(gathers), _retrieve_fields(survey, top_k, filter, include, scale))
+    sent = form(npy(gathers), retrieve_fields(survey, top_k, filter, include, scale))
     return Call("POST", "/v1/retrieve", npz_arrays, sent | {"headers": {"Accept": NPZ}})
 
 
@@ -124,7 +124,7 @@ def retrieve_file(
     scale: AskedScale = None,
 ) -> Call[RetrieveAnswer]:
     """POST /v1/retrieve for an npy, npz, SEG-Y or SU file, or its bytes; ``geometry`` overrides what it says."""
-    sent = form(file_bytes(file), _retrieve_fields(geometry, top_k, filter, include, scale))
+    sent = form(file_bytes(file), retrieve_fields(geometry, top_k, filter, include, scale))
     return Call("POST", "/v1/retrieve", json_body(RetrieveAnswer), sent)
 
 
@@ -166,7 +166,7 @@ def retrieve_stream(
         survey: as in `retrieve`, of all of them.
         first: gathers before this one are not asked about.
     """
-    return Parts(gathers, first, _retrieve_fields(survey, top_k, filter, include, scale))
+    return Parts(gathers, first, retrieve_fields(survey, top_k, filter, include, scale))
 
 
 def search_velocity(
@@ -299,7 +299,7 @@ def _query(scale: AskedScale) -> dict[str, Any]:
     return {"params": fields} if fields else {}
 
 
-def _retrieve_fields(
+def retrieve_fields(
     survey: Survey | Geometry, top_k: int, filter: Conditions, include: Sequence[str], scale: AskedScale
 ) -> dict[str, str]:
     """Form fields as in `schemas.RetrieveFields`; what the geometry leaves open is left to the server."""

@@ -16,7 +16,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 import httpx
 
 from seisbind.model.errors import InvalidConfig, ServerRefused, ServerUnreachable
-from seisbind.service.client import calls, job_calls
+from seisbind.service.client import calls, check_calls, job_calls
 from seisbind.service.client.answers import check
 from seisbind.service.client.calls import Call
 from seisbind.service.client.job_calls import JobLines
@@ -170,6 +170,10 @@ class Client(_Connection[httpx.Client]):
     retrieve_file = _method(calls.retrieve_file)
     retrieve_stream = _stream_method(calls.retrieve_stream)
     section = _section_method(calls.section)
+    check = _method(check_calls.check)
+    check_file = _method(check_calls.check_file)
+    check_arrays = _method(check_calls.check_arrays)
+    check_image = _method(check_calls.check_image)
     search_velocity = _method(calls.search_velocity)
     search_descriptors = _method(calls.search_descriptors)
     info = _method(calls.info)
@@ -288,6 +292,10 @@ class AsyncClient(_Connection[httpx.AsyncClient]):
     retrieve_file = _async_method(calls.retrieve_file)
     retrieve_stream = _async_stream_method(calls.retrieve_stream)
     section = _async_section_method(calls.section)
+    check = _async_method(check_calls.check)
+    check_file = _async_method(check_calls.check_file)
+    check_arrays = _async_method(check_calls.check_arrays)
+    check_image = _async_method(check_calls.check_image)
     search_velocity = _async_method(calls.search_velocity)
     search_descriptors = _async_method(calls.search_descriptors)
     info = _async_method(calls.info)

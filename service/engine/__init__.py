@@ -3,4 +3,15 @@
 The server and the command line both use it.
 """
 
-__all__ = ["answers", "bodies", "engine", "gallery_builder", "inspection", "query", "section", "section_file"]
+__all__ = [
+    "answers",
+    "bodies",
+    "check",
+    "check_bodies",
+    "engine",
+    "gallery_builder",
+    "inspection",
+    "query",
+    "section",
+    "section_file",
+]

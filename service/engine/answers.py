@@ -76,7 +76,7 @@ class Retrieval:
             warning ``in_gallery_unknown`` says, where the weights are not calibrated, or for fewer than two models.
         ranked_by: ``similarity``, or ``structure`` where the probability, given here or not, is below the weights'
             limit: then the most similar models are ordered by their difference to the coarse model that the encoder
-            read from the gather.
+            read from the gather; ``check`` where a match was checked and explains the record (`engine.check`).
         timings_ms: stage → time for the whole batch.
         velocity: ``(35, 35)`` m/s, cells of 20 m (times the scale): the coarse model that the encoder read, without
             the gallery; None where the weights have no head for it.
@@ -89,7 +89,7 @@ class Retrieval:
     physics: dict[str, Quantity]
     in_distribution: InDistribution
     in_gallery: float | None
-    ranked_by: Literal["similarity", "structure"]
+    ranked_by: Literal["similarity", "structure", "check"]
     warnings: tuple[Note, ...]
     timings_ms: dict[str, float]
     velocity: Float32 | None = field(default=None, compare=False)

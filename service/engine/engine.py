@@ -42,6 +42,7 @@ from seisbind.service.engine.answers import (
     search_result,
     withheld,
 )
+from seisbind.service.engine.check import Checked, candidates, check_candidates, check_query, given_model
 from seisbind.service.engine.query import Query, encode, rows_of, scales_of, stacked
 
 Float32 = NDArray[np.float32]
@@ -146,6 +147,42 @@ class Engine:
                 gathers, survey, frame=self.frame, top_k=top_k, filter=filter, notes=notes, scale=scale
             )
         return self.retrieve_batch([query], watch=watch)[0]
+
+    def check(
+        self,
+        gather: ArrayLike,
+        survey: Survey = OPENFWI,
+        *,
+        top_k: int = 5,
+        filter: Filter | None = None,
+        notes: tuple[Note, ...] = (),
+        scale: ChosenScale | AskedScale = None,
+        model: ArrayLike | None = None,
+        device: str = "cpu",
+    ) -> Checked:
+        """`retrieve` for one gather, with each match, their mean and the read model checked by the wave equation.
+
+        Args:
+            gather: ``(shot, time, receiver)``, also as a batch of one.
+            survey, filter, notes, scale: as those of `retrieve`.
+            top_k: matches, at most `engine.check.MAX_MATCHES`.
+            model: one of one's own to check beside them: ``(depth, x)``, m/s in true units.
+            device: where waves are modelled.
+
+        Raises:
+            InvalidGather, InvalidSurvey, InvalidQuery: as `retrieve`, and for several gathers.
+            InvalidVelocityModel: see `engine.check.given_model`.
+            MissingExtra: deepwave is not installed.
+        """
+        query = Query.prepare(gather, survey, frame=self.frame, top_k=top_k, filter=filter, notes=notes, scale=scale)
+        check_query(query)
+        given = None if model is None else given_model(model, query)
+
+        def read(matches: list[tuple[Match, ...]]) -> Float32:
+            return self._velocities([match.model_id for match in matches[0]])
+
+        (retrieval,), velocity = self.retrieve_and_read(query, read, watch=Stopwatch())
+        return check_candidates(query, retrieval, candidates(query, retrieval, velocity, given), device=device)
 
     def retrieve_batch(self, queries: Sequence[Query], *, watch: Stopwatch | None = None) -> list[list[Retrieval]]:
         """`retrieve` for several queries at once.
@@ -363,6 +400,12 @@ class Engine:
             SeisBindError: one of them did not.
         """
         self.retrieve(canary_gather(self.frame), self.frame.survey, top_k=1)
+
+    def _velocities(self, model_ids: Sequence[str]) -> Float32:
+        """``(model, depth, x)`` m/s of the frame: models of the gallery. Raises UnknownModel."""
+        if not model_ids:
+            return np.zeros((0, *self.frame.velocity_shape), np.float32)
+        return stacked([each[None] for each in self.gallery.velocities(model_ids)])
 
     def _rank(
         self,

@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
-from seisbind.service.http import gallery, jobs, openapi, page, retrieve, stream
+from seisbind.service.http import check, gallery, jobs, openapi, page, retrieve, stream
 from seisbind.service.http.parameters import split
 from seisbind.service.http.routing import serving_of
 from seisbind.service.runtime import metrics
@@ -52,8 +52,16 @@ async def read_metrics(request: Request) -> Response:
 
 
 ROUTERS = (
-    *(retrieve.router, gallery.working, gallery.quick, stream.router, stream.sections),
-    *(jobs.working, jobs.quick, state, page.router),
+    retrieve.router,
+    check.router,
+    gallery.working,
+    gallery.quick,
+    stream.router,
+    stream.sections,
+    jobs.working,
+    jobs.quick,
+    state,
+    page.router,
 )
 POLICIES = policies(ROUTERS) | {"/openapi.json": Policy(setting="openapi_access")}
 

@@ -20,6 +20,7 @@ from seisbind.model.errors import InvalidQuery, MalformedUpload, UnsupportedForm
 from seisbind.model.ground.descriptors import check_names
 from seisbind.service.formats.npy import Limits
 from seisbind.service.http.parameters import parse_json
+from seisbind.service.runtime.npy_stream import MAX_FIELD_BYTES, MAX_FORM_FIELDS
 from seisbind.service.runtime.serving import Serving
 from seisbind.service.schemas import DescriptorSearch
 
@@ -42,11 +43,9 @@ JSON_TOO_LARGE = (
     "filter of 500 names at most."
 )
 MAX_UNKNOWN = 20  # names of fields that do not exist which a refusal lists
-MAX_FORM_FIELDS = 16
 MAX_QUERY_FIELDS = 100
 MAX_CONTENT_TYPE = 1000  # characters; that of a form has its boundary, of at most 256
 PARSED_BYTES = 65_536  # of a form at a time: 20 ms where all of it looks like the beginnings of boundaries
-MAX_FIELD_BYTES = 32_768  # 1024 receiver positions with 30 characters each
 
 
 class _FormInMemory(MultiPartParser):
@@ -57,14 +56,16 @@ class _FormInMemory(MultiPartParser):
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """``content``: the file's bytes; ``fields``: query parameters and form fields, the latter first."""
+    """``content``: the file's bytes; ``fields``: query parameters and form fields, the latter first; ``beside``: those
+    of a second file, where the call takes one and it was sent."""
 
     content: bytes
     fields: dict[str, str]
+    beside: bytes | None = None
 
 
-async def read_file(request: Request) -> Sent:
-    """The uploaded file of a request, whole, and its fields.
+async def read_file(request: Request, *, beside: str | None = None) -> Sent:
+    """The uploaded file of a request, whole, and its fields. ``beside``: name of a second file that a form may have.
 
     Raises:
         UnsupportedFormat: a content type that is not read.
@@ -88,7 +89,7 @@ async def read_file(request: Request) -> Sent:
         form = await _FormInMemory(
             request.headers,
             _pieces(request.stream()),
-            max_files=1,
+            max_files=1 if beside is None else 2,
             max_fields=MAX_FORM_FIELDS,
             max_part_size=MAX_FIELD_BYTES,
         ).parse()
@@ -100,7 +101,8 @@ async def read_file(request: Request) -> Sent:
         if not isinstance(file, UploadFile):
             found = ", ".join(name[:60] for name in form) or "nothing"
             raise MalformedUpload(f"The form has no file called 'file'; it holds {found}.")
-        return Sent(await file.read(), fields)
+        second = None if beside is None else form.get(beside)
+        return Sent(await file.read(), fields, await second.read() if isinstance(second, UploadFile) else None)
     finally:
         await form.close()
 

@@ -70,6 +70,12 @@ READ_EXAMPLES: JsonObject = {
         "value": {"file": FILE_EXAMPLE, "format": "segy"},
     },
 }
+CHECK_EXAMPLES: JsonObject = {
+    "three matches": {
+        "summary": "Three matches, their mean and the model that is read",
+        "value": {"file": FILE_EXAMPLE, "top_k": 3},
+    },
+}
 SEARCH_EXAMPLES: JsonObject = {
     "one model": {
         "summary": "The three models most like this one",
@@ -167,6 +173,22 @@ def arrays() -> dict[int | str, JsonObject]:
     file = BINARY | {"description": "The arrays that docs/http.md lists; `answer` has the JSON."}
     described = "JSON, or an npz where Accept prefers it."
     return {200: {"description": described, "content": {NPZ: {"schema": file}}}}
+
+
+def check(fields: type[BaseModel]) -> JsonObject:
+    """The request of POST /v1/check: a file as elsewhere, and in a form a model beside it."""
+    content = _content(fields, CHECK_EXAMPLES)
+    model = BINARY | {
+        "description": "A velocity model of one's own to check too, m/s: npy or npz of the frame's cells."
+    }
+    content[MULTIPART]["schema"]["properties"]["model"] = model
+    return _request(fields, content)
+
+
+def check_files() -> dict[int | str, JsonObject]:
+    """The other answers of POST /v1/check, beside its JSON."""
+    content = {kind: {"schema": BINARY} for kind in (NPZ, "image/png")}
+    return {200: {"description": "JSON, or the file that was asked for.", "content": content}}
 
 
 def with_keys(document: JsonObject) -> JsonObject:

@@ -42,9 +42,9 @@ from seisbind.service.http.forms import (
     unless_left,
     until_left,
 )
-from seisbind.service.http.npy_stream import FormStream, Stack
 from seisbind.service.http.parameters import parse_geometry, parse_include
 from seisbind.service.http.routing import PIECE_BYTES, Admitted, serving_of
+from seisbind.service.runtime.npy_stream import FormStream, Stack
 from seisbind.service.runtime.sections import check_windows, section_lines
 from seisbind.service.runtime.serving import Serving
 from seisbind.service.schemas import BULK_PARTS, RetrieveFields, StreamAnswer

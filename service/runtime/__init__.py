@@ -5,9 +5,11 @@
 
 __all__ = [
     "batcher",
+    "check_picture",
     "images",
     "logs",
     "metrics",
+    "npy_stream",
     "npz_answer",
     "record_picture",
     "request_body",

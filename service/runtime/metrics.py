@@ -47,6 +47,7 @@ class Metrics:
         self.admitted = Gauge("seisbind_admitted_requests", "Places taken, of SEISBIND_MAX_CONCURRENCY.", registry=own)
         self.arriving = Gauge("seisbind_arriving_bodies", "Bodies on their way, of SEISBIND_MAX_UPLOADS.", registry=own)
         self.streams = Gauge("seisbind_streams", "Streams, of SEISBIND_MAX_STREAMS.", registry=own)
+        self.checks = Gauge("seisbind_checks", "Checks that wait or run, of SEISBIND_MAX_CHECKS.", registry=own)
         self.queue_depth = Gauge("seisbind_queue_depth", "Jobs that wait for the model thread.", registry=own)
         self.waiting_gathers = Gauge("seisbind_waiting_gathers", "Gathers that wait for a batch.", registry=own)
         self.received_bytes = Counter("seisbind_received_bytes", "Bytes of request bodies read.", registry=own)

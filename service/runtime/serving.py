@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -35,9 +36,17 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+CHECK_NICENESS = 19  # of the thread that models waves and of those that it starts: all else goes first
 CANARY_DEADLINE_S = 10.0  # behind what the model thread has to do first; a server later than this is not ready for more
 FILE_THREADS = 4  # records read, models removed and answers written: mostly outside the interpreter's lock
 MAX_READERS = 4
+
+
+def _go_last() -> None:
+    """Give the calling thread the lowest priority, on Linux, where it has one of its own."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), CHECK_NICENESS)
 
 
 class _Held:
@@ -55,9 +64,10 @@ class Serving:
     Who owns what: one *model* thread runs the encoders and searches (torch spreads each call over the cores by itself),
     for gathers in the batches that ``batches`` forms; *reader* threads, one for each core that the encoders leave, read
     and prepare gathers; `FILE_THREADS` *file* threads read records, remove models and write large answers; one
-    *picture* thread draws, so that pictures that wait for each other keep nobody else waiting. The event loop owns
-    ``admitted``, ``uploads``, ``streams``, ``stopping``, ``_reloading`` and ``_parsing``. The current engine is
-    replaced as a whole under ``_lock``; a job keeps the one it began with.
+    *picture* thread draws, so that pictures that wait for each other keep nobody else waiting; one *check* thread
+    models waves, at the lowest priority where threads have one (Linux). The event loop owns ``admitted``, ``uploads``,
+    ``streams``, ``stopping``, ``_reloading`` and ``_parsing``. The current engine is replaced as a whole under
+    ``_lock``, which guards ``_checks`` too; a job keeps the one it began with.
 
     Raises:
         SeisBindError: no usable weights, device or gallery.
@@ -84,6 +94,7 @@ class Serving:
         self._readers = ThreadPoolExecutor(max(1, min(MAX_READERS, left)), thread_name_prefix="reader")
         self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
         self._drawing = ThreadPoolExecutor(1, thread_name_prefix="picture")
+        self._checking = ThreadPoolExecutor(1, thread_name_prefix="check", initializer=_go_last)
         self.batches = Batcher(
             lambda job: self._submit(self._model, job),
             max_batch=settings.max_batch,
@@ -99,11 +110,13 @@ class Serving:
         self._reloading = asyncio.Lock()
         self._parsing = asyncio.Lock()
         self._admitted = 0
+        self._checks = 0  # under ``_lock``
         self._canary_at = float("-inf")
         self._canary: asyncio.Task[bool] | None = None
         self._warm_up()
         self.metrics.admitted.set_function(lambda: self._admitted)
         self.metrics.arriving.set_function(lambda: len(self.uploads))
+        self.metrics.checks.set_function(lambda: self._checks)
         self.metrics.streams.set_function(lambda: len(self.streams))
         self.metrics.waiting_gathers.set_function(lambda: self.batches.waiting)
         self.metrics.gallery_models.set_function(lambda: len(self._held.engine.gallery))
@@ -197,6 +210,32 @@ class Serving:
     async def on_picture(self, draw: Callable[[Engine], bytes]) -> bytes:
         """Run ``draw`` on the picture thread."""
         return await self._run(self._drawing, draw)
+
+    async def on_check(self, job: Callable[[Engine, Callable[[], bool]], T]) -> T:
+        """Run ``job`` on the check thread; it is given a function that says whether nobody wants its result any more.
+
+        Raises:
+            Overloaded: as many checks wait or run as may.
+        """
+        with self._lock:
+            if self._checks >= self.settings.max_checks:
+                raise Overloaded(
+                    f"{self._checks} checks wait or run already (SEISBIND_MAX_CHECKS). Try again in a few seconds."
+                )
+            self._checks += 1
+        left = threading.Event()
+        running = self._submit(
+            self._checking, lambda engine: job(engine, lambda: left.is_set() or self.stopping.is_set())
+        )
+        running.add_done_callback(self._check_ended)
+        try:
+            return await asyncio.wrap_future(running)
+        finally:
+            left.set()
+
+    def _check_ended(self, check: Future[T]) -> None:
+        with self._lock:
+            self._checks -= 1
 
     async def _run(self, pool: ThreadPoolExecutor, job: Callable[[Engine], T]) -> T:
         return await asyncio.wrap_future(self._submit(pool, job))  # cancelled before it runs, it never runs
@@ -292,4 +331,5 @@ class Serving:
         self._readers.shutdown(wait=True)
         self._files.shutdown(wait=True)
         self._drawing.shutdown(wait=True)
+        self._checking.shutdown(wait=True)
         self._held.engine.gallery.close()

@@ -52,6 +52,7 @@ STATUS: dict[type[tree.SeisBindError], int] = {
     tree.WriteScopeRequired: 403,
     tree.Overloaded: 429,
     tree.NotReady: 503,
+    tree.MissingExtra: 501,
 }
 
 # Errors of the framework, which know only a status.

@@ -123,7 +123,7 @@ def test_no_key_or_not_one(sent: list[bytes]) -> None:
 
 
 # what they ask does not fit a URL
-READING_POSTS = {"/v1/read", "/v1/retrieve", "/v1/retrieve/stream", "/v1/search", "/v1/section"}
+READING_POSTS = {"/v1/check", "/v1/read", "/v1/retrieve", "/v1/retrieve/stream", "/v1/search", "/v1/section"}
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from seisbind.model.errors import BodyTooSlow, MalformedUpload, UnsupportedFormat, UploadTooLarge
 from seisbind.service.formats.npy import MAX_HEADER_BYTES, NPY_MAGIC, Limits, NpyHeader, read_npy_header
-from seisbind.service.http.forms import MAX_FIELD_BYTES, MAX_FORM_FIELDS
 
+MAX_FORM_FIELDS = 16
+MAX_FIELD_BYTES = 32_768  # 1024 receiver positions with 30 characters each
 START_BYTES = MAX_HEADER_BYTES + 12  # the longest header that is read, and what precedes it
 MAX_FORM_BYTES = 2 * MAX_FORM_FIELDS * MAX_FIELD_BYTES  # before the file, headers and boundaries included
 

@@ -1,0 +1,100 @@
+"""Velocity models against records: the true one passes whatever the source and the noise, wrong ones do not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from seisbind.model.frame import OPENFWI_FRAME
+from seisbind.model.ground.families import generate
+from seisbind.model.inversion.check import checks, compare, lowest_usable_hz
+from seisbind.model.inversion.observed import Observed
+from seisbind.model.survey.preparation import prepare
+from seisbind.model.waves.wavefield import ABSORBING, FREE_SURFACE, simulate
+from seisbind.model.waves.wavelet import band_wavelet
+
+pytest.importorskip("deepwave")
+FRAME = OPENFWI_FRAME
+TRUE, WRONG = np.concatenate([generate("CurveFault-A", 1, np.random.default_rng(n)) for n in (3, 4)])
+AIR_GUN = band_wavelet(6, 25, 0.001, slopes=(2, 3), impulsive=True, delay_s=0.03)
+
+
+def noisy(record: np.ndarray, decibel: float) -> np.ndarray:
+    noise = np.random.default_rng(0).standard_normal(record.shape, dtype=np.float32)
+    return record + noise * np.sqrt(np.square(record).mean()) * np.float32(10 ** (-decibel / 20))
+
+
+@pytest.fixture(scope="module")
+def observed() -> Observed:
+    """By OpenFWI's own operator, another wavelet, gain, sign and delay, and noise at 20 dB."""
+    return Observed.of(prepare(noisy(-7 * simulate(TRUE, engine="openfwi", wavelet=AIR_GUN), 20)))
+
+
+def test_the_true_model_passes_and_another_does_not(observed: Observed) -> None:
+    true, wrong = checks(observed, np.stack([TRUE, WRONG]))
+    assert true.verdict.usable and true.verdict.reason == "explained" and not true.free_surface
+    assert true.comparison.whole.residual > 0.04 > true.unexplained  # noise is left, and counts for nothing
+    assert true.comparison.whole.in_time > 0.99 and true.comparison.whole.cosine > 0.95
+    assert wrong.verdict.reason != "explained" and wrong.unexplained > 5 * true.unexplained
+    assert len(wrong.comparison.shots) == 5 and wrong.predicted.shape == observed.traces.shape
+    assert f"{wrong.unexplained:.0%}" in wrong.verdict.detail
+
+
+def test_ground_far_too_slow_is_not_usable(observed: Observed) -> None:
+    (slow,) = checks(observed, np.full((1, 70, 70), 1000.0, np.float32), boundary=ABSORBING)
+    assert not slow.verdict.usable and slow.verdict.reason == "cycle_skipped"
+
+
+def test_a_free_surface_is_found() -> None:
+    record = noisy(simulate(TRUE, boundary=FREE_SURFACE), 20)
+    found = list(checks(Observed.of(prepare(record)), np.stack([WRONG, TRUE, TRUE])))
+    assert all(check.free_surface for check in found)
+    assert found[1].verdict.reason == found[2].verdict.reason == "explained"
+    assert found[1].comparison == found[2].comparison
+
+
+def test_a_shift_of_more_than_half_a_period_fails_the_windows(observed: Observed) -> None:
+    hz = lowest_usable_hz(observed)
+    assert 4 <= hz <= 6
+    for share, in_time in ((0.3, True), (0.7, False)):
+        late = np.roll(observed.traces, round(share / (hz * FRAME.dt_s)), axis=1)
+        found = compare(observed, late, hz)
+        assert (found.whole.in_time > 0.9) == in_time
+        lag_s = float(np.nanmedian(found.lag_s)) if in_time else np.nan
+        assert np.isnan(lag_s) or lag_s == pytest.approx(-share / hz, abs=0.01)
+    same = compare(observed, observed.traces, hz).whole
+    assert (same.residual, same.unexplained, same.in_time) == (0, 0, 1) and same.phase_rad < 1e-9
+    assert same.cosine == pytest.approx(1)
+
+
+def test_dead_traces_are_ignored(observed: Observed) -> None:
+    live = observed.live.copy()
+    live[:, ::3] = False
+    traces = np.where(live[:, None], observed.traces, np.float32(0))
+    (whole,) = checks(observed, TRUE[None], boundary=ABSORBING)
+    (some,) = checks(replace(observed, traces=traces, live=live), TRUE[None], boundary=ABSORBING)
+    assert some.verdict.reason == "explained"
+    assert some.unexplained == pytest.approx(whole.unexplained, abs=0.01)
+    assert np.isnan(some.comparison.phase_rad[:, ::3]).all() and not some.predicted[:, :, ::3].any()
+    assert np.isnan(some.comparison.lag_s[:, ::3]).all()
+
+
+def test_noise_alone_has_nothing_to_follow() -> None:
+    rng = np.random.default_rng(2)
+    noise = Observed.of(prepare(rng.standard_normal((1, *FRAME.gather_shape), dtype=np.float32)))
+    (check,) = checks(noise, TRUE[None], boundary=ABSORBING)
+    assert check.verdict.reason == "no_signal" and not check.verdict.usable
+
+
+def test_what_is_not_asked_for_is_not_predicted(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
+    predicted = []
+    from seisbind.model.inversion.forward import Forward
+
+    run = Forward.__call__
+    monkeypatch.setattr(Forward, "__call__", lambda *args: predicted.append(1) or run(*args))
+    found = checks(observed, np.stack([TRUE] * 6), boundary=ABSORBING)
+    next(found)
+    found.close()
+    assert len(predicted) == 1
