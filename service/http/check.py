@@ -26,7 +26,7 @@ from seisbind.service.engine.engine import Engine, Stopwatch
 from seisbind.service.engine.query import Query
 from seisbind.service.formats.npy import NPZ
 from seisbind.service.formats.reader import Ingest, read_gathers, read_velocity
-from seisbind.service.http import npz_answer, openapi
+from seisbind.service.http import openapi
 from seisbind.service.http.forms import (
     allowed_top_k,
     limits_of,
