@@ -38,6 +38,7 @@ from seisbind.service.http.forms import (
 from seisbind.service.http.parameters import parse_geometry, parse_include
 from seisbind.service.http.retrieve import bodies
 from seisbind.service.http.routing import JSON, Admitted, InPieces, serving_of
+from seisbind.service.runtime import npz_answer
 from seisbind.service.runtime.batcher import Answered
 from seisbind.service.runtime.check_picture import check_png
 from seisbind.service.schemas import LARGE_PARTS, PARTS
