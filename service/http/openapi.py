@@ -173,9 +173,7 @@ def arrays() -> dict[int | str, JsonObject]:
 def job(fields: type[BaseModel]) -> JsonObject:
     """The request of POST /v1/jobs: a file as elsewhere, in a form a model beside it, and a key to repeat it with."""
     content = _content(fields, JOB_EXAMPLES)
-    model = BINARY | {
-        "description": "A velocity model of one's own to start from, m/s, of the frame's cells."
-    }
+    model = BINARY | {"description": "A velocity model of one's own to start from, m/s, of the frame's cells."}
     content[MULTIPART]["schema"]["properties"]["model"] = model
     request = _request(fields, content)
     request["parameters"].append(REPEAT_KEY)
