@@ -58,6 +58,13 @@ PLAN = {
     ("CONTRIBUTING.md", "import io"): RUN,
     ("CONTRIBUTING.md", "from fastapi import"): RUN,
     ("CONTRIBUTING.md", "SEISBIND_WRITABLE=true seisbind serve"): "installs forty packages, and takes minutes",
+    ("docs/check.md", "seisbind check"): "tests/service/commands/test_check_command.py runs its like",
+    (
+        "docs/check.md",
+        "import numpy",
+    ): "makes the record of the pictures; tests/model/inversion/test_check.py has its like",
+    ("docs/check.md", "seisbind gallery build"): "makes the pictures; tests/service/commands/test_check_command.py",
+    ("docs/check.md", "┏"): "what it prints, with the shipped weights",
     ("docs/deploy.md", "docker compose"): "needs a container engine",
     ("docs/deploy.md", "seisbind-1  |"): "a container's log; docker/build_with_buildah.py prints it",
     ("docs/deploy.md", "git pull"): "needs a container engine",
