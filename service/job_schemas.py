@@ -9,24 +9,22 @@ from pydantic import BaseModel, Field
 
 from seisbind.service.schemas import RetrieveFields
 
-STARTS = ("read", "matches")
 ENDS = ("done", "failed", "cancelled")
 MAX_LISTED = 100
+ITERATIONS = 32  # of `RefineConfig`, which a client does without
 
 
 class JobFields(RetrieveFields):
     """Query parameters or form fields of a job."""
 
     kind: Literal["refine"] = Field("refine", description="What is done: refine.", examples=["refine"])
-    iterations: int = Field(40, ge=1, description="Most iterations.", examples=[20])
-    start: str = Field(
-        "read",
-        max_length=60,
-        description="Models that a refinement starts from, separated by commas: read (from the gather by the encoder), "
-        "matches (the first top_k of the gallery, within filter).",
-        examples=["read", "read,matches"],
+    iterations: int = Field(ITERATIONS, ge=1, description="Most iterations.", examples=[20])
+    start: Literal["best", "read", "match", "mean"] = Field(
+        "best",
+        description="Model that a refinement starts from: read from the gather by the encoder, the first match within "
+        "filter, the mean of the first five; best tries them all.",
+        examples=["read"],
     )
-    top_k: int = Field(3, ge=1, le=8, description="Matches that it starts from, with start=matches.", examples=[3])
 
 
 class JobEvent(BaseModel):

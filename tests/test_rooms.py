@@ -33,13 +33,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/engine": MODEL
     | {"model/confidence", "model/encoders", "model/datasets", "index", "service", "service/formats"}
     | {"model/inspection", "model/inversion"},
-    "service/jobs": {"model", "service/formats"},
+    "service/jobs": {"model", "model/inversion", "service/formats"},
     "service/runtime": MODEL
     | {"model/encoders", "model/inspection", "index", "service", "service/formats", "service/engine", "service/jobs"},
     "service/transport": {"model", "service", "service/runtime"},
     "service/http": MODEL
     | {"model/encoders", "index", "service", "service/formats", "service/engine", "service/runtime"}
-    | {"service/jobs", "service/transport"},
+    | {"service/jobs", "service/transport", "model/inversion"},
     "service/bulk": MODEL
     | {"model/encoders", "index", "service", "service/formats", "service/engine", "service/client"},
 }

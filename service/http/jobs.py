@@ -18,27 +18,27 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from seisbind.model.errors import InvalidQuery, JobNotDone, Overloaded, SeisBindError
+from seisbind.model.inversion.observed import Observed
 from seisbind.model.scale import parse_scale
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.query import Query as GatherQuery
+from seisbind.service.engine.refine import MEAN_OF, Starts, choose_starts, given_start
 from seisbind.service.formats.npy import npz
-from seisbind.service.formats.reader import read_gathers
+from seisbind.service.formats.reader import read_gathers, read_velocity
 from seisbind.service.formats.velocity_model import VelocityModel, arrays_of, write
 from seisbind.service.http import openapi
 from seisbind.service.http.forms import (
     Sent,
-    allowed_top_k,
     limits_of,
     parse_fields,
     parse_filter,
     read_file,
     unless_left,
 )
-from seisbind.service.http.parameters import parse_format, parse_geometry, split
+from seisbind.service.http.parameters import parse_format, parse_geometry
 from seisbind.service.http.routing import Admitted, InPieces, serving_of
 from seisbind.service.job_schemas import (
     MAX_LISTED,
-    STARTS,
     JobBody,
     JobError,
     JobEvent,
@@ -47,7 +47,7 @@ from seisbind.service.job_schemas import (
     JobsAnswer,
     moment,
 )
-from seisbind.service.jobs.job import Event, Float32, Job, JobState, RefineInput, RefineRequest
+from seisbind.service.jobs.job import Event, Job, JobState, RefineInput, RefineRequest
 from seisbind.service.jobs.store import RESULT, VELOCITY, Repeat
 from seisbind.service.runtime.images import velocity_png
 from seisbind.service.runtime.serving import Serving
@@ -67,19 +67,19 @@ quick = APIRouter(prefix="/v1", tags=["jobs"], responses=openapi.PROBLEMS)
     "/jobs",
     status_code=202,
     response_model=JobBody,
-    openapi_extra=openapi.upload(JobFields, openapi.JOB_EXAMPLES, headers=openapi.REPEAT_KEY),
+    openapi_extra=openapi.job(JobFields),
 )
 async def submit_job(request: Request, response: Response) -> JobBody:
     """A refinement of the model that is read from one gather: it begins when those before it are done.
 
-    Send a gather as in POST /v1/retrieve; `include` changes nothing here. A request with an `Idempotency-Key` that is
-    sent again makes no second job.
+    Send a gather as in POST /v1/retrieve; a model of one's own, as `model` of the form, is the start then. `top_k` and
+    `include` change nothing here. A request with an `Idempotency-Key` that is sent again makes no second job.
     """
     serving, jobs = serving_of(request), serving_of(request).jobs
     if "idempotency-key" not in request.headers:  # else it may be one that was taken
         await on_store(serving, jobs.store.check_room)
     serving.batches.check()
-    sent = await read_file(request)
+    sent = await read_file(request, beside="model")
     fields = parse_fields(JobFields, sent.fields)
     repeat = _repeat(request, sent)
     job = await on_store(serving, lambda: jobs.store.find_repeat(repeat))
@@ -101,50 +101,41 @@ async def _asked(serving: Serving, sent: Sent, fields: JobFields) -> tuple[Refin
             f"{fields.iterations} iterations; this server does at most {settings.max_iterations} in one job "
             "(SEISBIND_MAX_ITERATIONS)."
         )
-    starts = tuple(dict.fromkeys(split(fields.start)))
-    if not starts or set(starts) - set(STARTS):
-        raise InvalidQuery(f"start is one or both of {', '.join(STARTS)}; got {fields.start!r}.")
     geometry, scale = parse_geometry(fields), parse_scale(fields.scale, fields.target_depth_m)
-    top_k, filter = allowed_top_k(fields.top_k, serving), parse_filter(fields.filter)
+    filter, limits = parse_filter(fields.filter), limits_of(serving)
 
-    def prepare(engine: Engine) -> GatherQuery:
-        limits, frame = limits_of(serving), engine.frame
+    def prepare(engine: Engine) -> tuple[GatherQuery, Starts | None]:
+        frame = engine.frame
         upload = read_gathers(sent.content, geometry=geometry, limits=limits, frame=frame, scale=scale)
         if upload.ingest.gathers != 1:
             raise InvalidQuery(f"A job is about one gather; the file holds {upload.ingest.gathers}. Send each alone.")
-        return GatherQuery.prepare(
-            upload.gathers, upload.survey, frame=frame, top_k=top_k, filter=filter, notes=upload.notes,
+        query = GatherQuery.prepare(
+            upload.gathers, upload.survey, frame=frame, top_k=MEAN_OF, filter=filter, notes=upload.notes,
             scale=upload.chosen,
         )  # fmt: skip
+        given = None if sent.beside is None else read_velocity(sent.beside, limits=limits)
+        return query, None if given is None else given_start(query, given)
 
     with serving.batches.coming():
-        query = await serving.on_reader(prepare)
+        query, starts = await serving.on_reader(prepare)
     retrieval = (await serving.batches.answer(query)).retrievals[0]
-    models: list[Float32] = []
-    if "read" in starts:
-        if retrieval.model is None:
-            raise InvalidQuery("The weights that are served read no model from a gather; ask for start=matches.")
-        models.append((retrieval.model.value / query.scale.k).astype(np.float32))
-    if "matches" in starts:
+    if starts is None:
         ids = [match.model_id for match in retrieval.matches]
-        models += await serving.on_file(lambda engine: engine.gallery.velocities(ids))
-    if not models:
-        raise InvalidQuery("No model of the gallery matches, so there is none to start from; ask for start=read.")
-    prepared, scale = query.prepared, query.scale
-    seen = prepared.live[0].any(axis=1)  # the shots that there is something to compare with
+        matches = await serving.on_file(lambda engine: engine.gallery.velocities(ids))
+        starts = choose_starts(query, retrieval, matches, fields.start)
+    observed, scale = Observed.of(query.prepared), query.scale
     asked = RefineRequest(
-        frame=prepared.frame,
+        frame=observed.frame,
         iterations=fields.iterations,
         seconds=settings.job_seconds,
-        start=",".join(starts),
-        starts=len(models),
+        start=",".join(starts.names),
+        starts=len(starts.names),
         s=scale.s,
         k=scale.k,
         x0_m=query.x0_m,
         warnings=tuple(note.sentence for note in retrieval.warnings),
     )
-    record = (prepared.traces[0][seen], prepared.live[0][seen], prepared.shot_x_m[0][seen])
-    return asked, RefineInput(*record, np.stack(models))
+    return asked, RefineInput(observed.traces, observed.live, observed.shot_x_m, starts.velocity)
 
 
 def _repeat(request: Request, sent: Sent) -> Repeat | None:
@@ -154,7 +145,7 @@ def _repeat(request: Request, sent: Sent) -> Repeat | None:
         return None
     if not REPEAT_KEY.fullmatch(key):
         raise InvalidQuery("An Idempotency-Key has 1 to 255 visible ASCII characters.")
-    digest = hashlib.sha256(sent.content)
+    digest = hashlib.sha256(hashlib.sha256(sent.content).digest() + hashlib.sha256(sent.beside or b"").digest())
     digest.update(json.dumps(sent.fields, sort_keys=True).encode())
     return Repeat(f"{request.scope['state'].get('caller', '')} {key}", digest.digest())
 
