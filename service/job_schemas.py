@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from seisbind.service.schemas import RetrieveFields
+from seisbind.service.check_schemas import MeasuresBody, VerdictBody
+from seisbind.service.schemas import GalleryBody, RetrieveFields
 
 ENDS = ("done", "failed", "cancelled")
 MAX_LISTED = 100
@@ -94,6 +95,16 @@ class JobsAnswer(BaseModel):
 
     jobs: list[JobBody]
     counts: dict[str, int]
+
+
+class KeptAnswer(BaseModel):
+    """A refined model that was added to the gallery, and what its check found."""
+
+    model_id: str
+    source: str = Field(description="Where it comes from, as its record in the gallery has it.")
+    verdict: VerdictBody
+    measures: MeasuresBody
+    gallery: GalleryBody
 
 
 def moment(seconds: float) -> datetime:

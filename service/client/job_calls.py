@@ -18,7 +18,7 @@ from seisbind.service.client.calls import FROM_FILE, Call, Conditions, file_byte
 from seisbind.service.client.parts import form
 from seisbind.service.formats.npy import npy
 from seisbind.service.formats.reader import Geometry
-from seisbind.service.job_schemas import ITERATIONS, JobBody, JobEvent, JobsAnswer
+from seisbind.service.job_schemas import ITERATIONS, JobBody, JobEvent, JobsAnswer, KeptAnswer
 
 
 def submit_refinement(
@@ -81,6 +81,11 @@ def result_file(job_id: str, format: str) -> Call[bytes]:
 def job_image(job_id: str) -> Call[bytes]:
     """GET /v1/jobs/{id}/image.png: the model of a job's last iteration."""
     return Call("GET", f"{_path(job_id)}/image.png", lambda answer: answer.content)
+
+
+def keep_job_model(job_id: str) -> Call[KeptAnswer]:
+    """POST /v1/jobs/{id}/model: check the model that a job was refined to, and add it to the gallery."""
+    return Call("POST", f"{_path(job_id)}/model", json_body(KeptAnswer))
 
 
 def events(job_id: str, *, after: int = -1) -> JobLines:

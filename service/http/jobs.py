@@ -17,10 +17,14 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from seisbind.model.errors import InvalidQuery, JobNotDone, Overloaded, SeisBindError
+from seisbind.model.errors import InvalidQuery, JobNotDone, Overloaded, SeisBindError, WeightsMismatch
+from seisbind.model.inversion.check import Check
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.scale import parse_scale
+from seisbind.service.engine.bodies import gallery_body
+from seisbind.service.engine.check_bodies import measures_body, verdict_body
 from seisbind.service.engine.engine import Engine
+from seisbind.service.engine.keep import check_refined, keep_refined
 from seisbind.service.engine.query import Query as GatherQuery
 from seisbind.service.engine.refine import MEAN_OF, Starts, choose_starts, given_start
 from seisbind.service.formats.npy import npz
@@ -36,7 +40,7 @@ from seisbind.service.http.forms import (
     unless_left,
 )
 from seisbind.service.http.parameters import parse_format, parse_geometry
-from seisbind.service.http.routing import Admitted, InPieces, serving_of
+from seisbind.service.http.routing import Admitted, InPieces, serving_of, writable
 from seisbind.service.job_schemas import (
     MAX_LISTED,
     JobBody,
@@ -45,9 +49,11 @@ from seisbind.service.job_schemas import (
     JobFields,
     JobLinks,
     JobsAnswer,
+    KeptAnswer,
     moment,
 )
-from seisbind.service.jobs.job import Event, Job, JobState, RefineInput, RefineRequest
+from seisbind.service.jobs.job import Event, Float32, Job, JobState, RefineInput, RefineRequest
+from seisbind.service.jobs.records import INPUT
 from seisbind.service.jobs.store import RESULT, VELOCITY, Repeat
 from seisbind.service.runtime.images import velocity_png
 from seisbind.service.runtime.serving import Serving
@@ -134,6 +140,7 @@ async def _asked(serving: Serving, sent: Sent, fields: JobFields) -> tuple[Refin
         k=scale.k,
         x0_m=query.x0_m,
         warnings=tuple(note.sentence for note in retrieval.warnings),
+        parents=tuple(starts.parents(name) for name in starts.names),
     )
     return asked, RefineInput(observed.traces, observed.live, observed.shot_x_m, starts.velocity)
 
@@ -260,8 +267,7 @@ async def job_result(request: Request, job_id: str, format: str) -> Response:
 
     def content() -> bytes:
         job = serving.jobs.store.job(job_id)
-        if job.state is not JobState.DONE:
-            raise JobNotDone(f"The job {job_id} is {job.state}; it has a result when it is done.")
+        _check_done(job)
         model, more = _model(serving, job)
         with serving.metrics.stage("render"):
             if file_format == "npz":
@@ -269,6 +275,11 @@ async def job_result(request: Request, job_id: str, format: str) -> Response:
             return write(model, file_format, title=f"REFINED BY SEISBIND, JOB {job_id}")
 
     return InPieces(await on_store(serving, content), media_type=openapi.MODEL_TYPES[file_format])
+
+
+def _check_done(job: Job) -> None:
+    if job.state is not JobState.DONE:
+        raise JobNotDone(f"The job {job.job_id} is {job.state}; it has a result when it is done.")
 
 
 def _model(
@@ -288,6 +299,48 @@ def _model(
         x0_m=job.request.x0_m,
     )
     return model, arrays
+
+
+@working.post("/jobs/{job_id}/model", response_model=KeptAnswer, status_code=201)
+async def keep_job_model(request: Request, job_id: str) -> KeptAnswer:
+    """Check the model that a job was refined to, and add it to the gallery if it is usable as a starting model.
+
+    It is stored with the figures of its check, the models that it was refined from, and the job.
+    """
+    serving = writable(request)
+    job = await on_store(serving, lambda: serving.jobs.store.job(job_id))
+    _check_done(job)
+
+    def examine(engine: Engine, stop: Callable[[], bool]) -> tuple[Float32, Check, tuple[str, ...]]:
+        if engine.frame != job.request.frame:
+            raise WeightsMismatch(
+                f"The job {job_id} is of another frame than the gallery that is served: {job.request.frame} there, "
+                f"{engine.frame} here. Submit it again."
+            )
+        result, made = serving.jobs.store.arrays(job, RESULT), serving.jobs.store.arrays(job, INPUT)
+        if result is None or made is None:
+            raise JobNotDone(f"The job {job_id} was removed.")
+        inputs = RefineInput(**made)
+        observed = Observed(inputs.traces, inputs.live, inputs.shot_x_m, job.request.frame)
+        with serving.metrics.stage("check"):
+            check = check_refined(
+                observed, result["velocity"], scale=job.request.scale, device=str(engine.embedder.device)
+            )  # fmt: skip
+        parents = job.request.parents
+        return result["velocity"], check, parents[int(result["start"])] if parents else ()
+
+    velocity, check, parents = await serving.on_check(examine)
+    by = f"refined by job {job_id}"
+    kept = await serving.on_model(lambda engine: keep_refined(engine, velocity, check, parents=parents, by=by))
+    request.state.changed = {"added": [kept.model_id]}
+    info = await serving.on_file(lambda engine: engine.info())
+    return KeptAnswer(
+        model_id=kept.model_id,
+        source=kept.source,
+        verdict=verdict_body(check.verdict),
+        measures=measures_body(check.comparison.whole),
+        gallery=gallery_body(info),
+    )
 
 
 async def on_store(serving: Serving, ask: Callable[[], T]) -> T:
