@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-KNEE = 0.2  # of a score of `novelty`: nearer the median of training than this is no departure
+KNEE = 0.1  # of a score of `novelty`: nearer the median of training than this is no departure
 CAP = 2.0  # beyond this nothing is known, and a verdict says so
 
 

@@ -35,7 +35,7 @@ def calibrate(
     embedder: Embedder,
     pairs: PairSet,
     *,
-    seen: Prepared,
+    seen: Prepared | None,
     augment: AugmentConfig | None = None,
     others: Float32 | None = None,
     kept: Calibration | None = None,
@@ -53,13 +53,14 @@ def calibrate(
     Args:
         embedder: the encoders.
         pairs: the held-out split.
-        seen: gathers as training saw them (`augment.as_trained`); `SEEN` are enough.
+        seen: gathers as training saw them (`augment.as_trained`); `SEEN` are enough. None where ``kept`` is given.
         augment: of training.
         others: ``(m, 70, 70)`` further velocity models, m/s, in the galleries that presence is fitted on.
-        kept: of encoders whose readings these have, to the bit: what it says of them is taken over.
+        kept: of encoders whose readings these have, to the bit: what it says of them is taken over, and what is fitted
+            here is the intervals of cells, what departures add to both, and the range of ground that is not foreign.
 
     Raises:
-        InvalidConfig: weights without heads on the gathers, or too few pairs.
+        InvalidConfig: weights without heads on the gathers, too few pairs, or neither ``seen`` nor ``kept``.
     """
     prepared = as_prepared(pairs)
     embedded, measured = embed(embedder, pairs, prepared), [measure(prepared)]
@@ -76,11 +77,12 @@ def calibrate(
             f"{familiar.sum()} pairs are too few for {COVERAGE:.0%} intervals; at least {MIN_PAIRS} are needed."
         )
     values = [embedder.measures(*each) for each in zip(measured, gathers, strict=True)]
-    if kept is None:
-        encoded = embedder.embed_gathers(seen)
-        novelty = learn(embedder.measures(measure(seen), encoded)[:, : OF_RECORD + 1])
-    else:
+    if kept is not None:
         novelty = kept.novelty
+    elif seen is not None:
+        novelty = learn(embedder.measures(measure(seen), embedder.embed_gathers(seen))[:, : OF_RECORD + 1])
+    else:
+        raise InvalidConfig("A calibration needs gathers as training saw them, or another one to go on from.")
     if any(config.foreign):
         novelty = learn_foreign(novelty, np.concatenate([each[familiar, -1] for each in values]))
     clean = np.concatenate([familiar, np.zeros((len(gathers) - 1) * len(pairs), bool)])
@@ -201,4 +203,4 @@ def least_excess(y: Float64, x: Float64, weight: Float64, level: float) -> Float
     scale = len(y) * weight / weight.sum()  # of order 1, as the solver's tolerances are
     bounds = np.column_stack([(level - 1) * scale, level * scale])
     solved = linprog(-y, A_ub=x.T, b_ub=np.full(x.shape[1], LEAST), bounds=bounds, method="highs")
-    return np.maximum(-solved.ineqlin.marginals, 0.0)
+    return np.asarray(np.maximum(-solved.ineqlin.marginals, 0.0))
