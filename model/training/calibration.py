@@ -89,10 +89,12 @@ def calibrate(
     share = np.concatenate([_family_shares(each) for each in gathers])
     departed = np.concatenate([departures(scores(each, novelty)) for each in values])
     y = np.log(np.concatenate([_scores(each, embedded.descriptors) for each in gathers]) + 1e-9)
-    base = _by_family(y, share, clean) if kept is None else np.asarray(kept.log_factor)
+    if clean.all():
+        departed = departed[:, :0]
+    base = _by_family(y, share, departed, clean) if kept is None else np.asarray(kept.log_factor)
     cells = [each for each in (_cell_scores(embedder, each, pairs) for each in gathers) if each is not None]
     cell_y = np.log(np.concatenate(cells) + 1e-9)[:, None] if cells else np.empty((len(y), 0))
-    cell_base = _by_family(cell_y, share, clean)
+    cell_base = _by_family(cell_y, share, departed, clean)
     excess, cell_excess = (
         _by_departure(each - share @ rows, departed, clean) for each, rows in ((y, base), (cell_y, cell_base))
     )
@@ -111,17 +113,21 @@ def _rows(matrix: Float64) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in matrix.tolist())
 
 
-def _by_family(y: Float64, share: Float64, clean: NDArray[np.bool_]) -> Float64:
-    """``(families, columns)`` for logarithms ``y`` (n, columns) of errors over scales, where ``clean`` (n,)."""
-    count = int(clean.sum())
+def _by_family(y: Float64, share: Float64, departed: Float64, clean: NDArray[np.bool_]) -> Float64:
+    """``(families, columns)`` for logarithms ``y`` (n, columns) of errors over scales, where ``clean`` (n,).
+
+    What departs even there, such as another source, is told apart by columns of its own.
+    """
+    count, families = int(clean.sum()), share.shape[1]
     level = np.ceil((count + 1) * COVERAGE) / count
-    fitted = [regression_quantile(column, share[clean], level) for column in y[clean].T]
-    return np.column_stack(fitted) if fitted else np.empty((share.shape[1], 0))
+    x = np.column_stack([share, departed])[clean]
+    fitted = [regression_quantile(column, x, level)[:families] for column in y[clean].T]
+    return np.column_stack(fitted) if fitted else np.empty((families, 0))
 
 
 def _by_departure(y: Float64, departed: Float64, clean: NDArray[np.bool_]) -> Float64:
-    """``(measures, columns)`` that departures add to what the families say; none where all gathers are ``clean``."""
-    if clean.all():
+    """``(measures, columns)`` that departures add to what the families say."""
+    if not departed.shape[1]:
         return np.empty((0, y.shape[1]))
     weight = np.where(clean, FAMILIAR / clean.sum(), (1 - FAMILIAR) / (~clean).sum())
     fitted = [least_excess(column, departed, weight, COVERAGE) for column in y.T]

@@ -376,7 +376,8 @@ def test_heads_that_are_right_cost_nothing(velocity: np.ndarray) -> None:
 def test_errors_alone_are_trained_and_nothing_else_moves(tmp_path: Path, pairs: PairSet, recipe: TrainConfig) -> None:
     start = train(pairs, recipe, tmp_path / "start", device="cpu")
     errors = load_config("errors")
-    own = replace(errors, encoders=replace(recipe.encoders, map_error=1), steps=20, batch=8, warmup=2, augment=None)
+    form = replace(recipe.encoders, map_error=1)
+    own = replace(errors, encoders=form, steps=40, batch=20, warmup=2, augment=None, learning_rate=2e-2)
     kinds = replace(pairs, families=(*pairs.families[:5], *BROAD_FAMILIES[:5]))
     after = train(kinds, own, tmp_path / "errors", start=start, device="cpu")
     gathers = whole_batch(pairs)
