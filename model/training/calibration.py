@@ -9,7 +9,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from seisbind.model.confidence.intervals import departures
+from seisbind.model.confidence.intervals import departures, shot_distance
 from seisbind.model.confidence.novelty import OF_RECORD, learn, learn_foreign, measure, scores
 from seisbind.model.confidence.presence import SIZES, Presence, coarse, fit_presence
 from seisbind.model.datasets.pairs import PairSet
@@ -63,12 +63,13 @@ def calibrate(
         InvalidConfig: weights without heads on the gathers, too few pairs, or neither ``seen`` nor ``kept``.
     """
     prepared = as_prepared(pairs)
-    embedded, measured = embed(embedder, pairs, prepared), [measure(prepared)]
+    embedded, measured, distance = embed(embedder, pairs, prepared), [measure(prepared)], [shot_distance(prepared)]
     gathers = [embedded.gathers]
     if augment is not None:
         prepared = augmented(pairs, replace(augment, mirror=0.0), seed=1)  # a mirrored gather is not of its own model
         gathers.append(embedder.embed_gathers(prepared))
         measured.append(measure(prepared))
+        distance.append(shot_distance(prepared))
     del prepared  # makes room
     config = embedder.weights.description.config
     familiar = np.isin(pairs.family_names(), config.families) if any(config.foreign) else np.ones(len(pairs), bool)
@@ -87,7 +88,7 @@ def calibrate(
         novelty = learn_foreign(novelty, np.concatenate([each[familiar, -1] for each in values]))
     clean = np.concatenate([familiar, np.zeros((len(gathers) - 1) * len(pairs), bool)])
     share = np.concatenate([_family_shares(each) for each in gathers])
-    departed = np.concatenate([departures(scores(each, novelty)) for each in values])
+    departed = departures(np.concatenate([scores(each, novelty) for each in values]), np.concatenate(distance))
     y = np.log(np.concatenate([_scores(each, embedded.descriptors) for each in gathers]) + 1e-9)
     if clean.all():
         departed = departed[:, :0]

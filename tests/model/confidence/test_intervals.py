@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from seisbind.model.confidence.intervals import CAP, KNEE, departures, interval_factor
+from seisbind.model.confidence.intervals import CAP, KNEE, departures, interval_factor, shot_distance
+from seisbind.model.frame import OPENFWI_FRAME
+from seisbind.model.survey.preparation import Prepared
 from seisbind.model.training.calibration import COVERAGE, least_excess
 
 
@@ -12,7 +14,19 @@ def pinball(y: np.ndarray, x: np.ndarray, weight: np.ndarray, coefficients: np.n
 
 def test_records_near_the_median_of_training_do_not_depart() -> None:
     scores = np.array([[0.0, KNEE], [KNEE + 0.5, 99.0], [np.nan, 1.0]])
-    np.testing.assert_allclose(departures(scores), [[0, 0], [0.5, CAP], [CAP, 1 - KNEE]])
+    expected = [[0, 0, 0], [0.5, CAP, 0.4], [CAP, 1 - KNEE, CAP]]
+    np.testing.assert_allclose(departures(scores, np.array([0.0, 0.4, 9.0])), expected)
+
+
+def test_shots_that_are_elsewhere_or_lost_are_a_distance() -> None:
+    shots, samples, receivers = OPENFWI_FRAME.prepared_shape
+    traces, live = np.zeros((3, shots, samples, receivers), np.float32), np.ones((3, shots, receivers), bool)
+    places = np.tile(np.asarray(OPENFWI_FRAME.shot_x_m, np.float32), (3, 1))
+    places[1] += 43.0
+    live[2, 1:] = False
+    found = shot_distance(Prepared(traces, live, places))
+    spacing = OPENFWI_FRAME.line_m / (shots - 1)
+    assert found[0] == 0 and found[1] == pytest.approx(43 / spacing) and found[2] == pytest.approx(2, rel=0.01)
 
 
 def test_without_departures_the_factor_is_that_of_the_families_to_the_bit() -> None:
