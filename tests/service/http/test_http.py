@@ -433,7 +433,6 @@ ELSEWHERE = {
     tree.InvalidConfig,
     tree.DatasetError,
     tree.WeightsError,
-    tree.MissingExtra,
     tree.ServerRefused,
     tree.ServiceError,
     tree.PortTaken,
