@@ -26,7 +26,7 @@ from seisbind.service.engine.query import Query
 
 Float32 = NDArray[np.float32]
 
-MAX_MATCHES = 16  # that one check models: with mean, read and given model about 2 s of a core
+MAX_MATCHES = 16  # that one check models: with mean, read and given model about a second of a core
 UNKNOWN = "in_gallery_unknown"  # the warning that goes where a match explains the record
 # How much likelier it is that a match explains the record where the ground is among them than where it is not, and the
 # same for none that explains: .96 / .02 and .04 / .98 over 160 queries as those of `benchmarks/check.py`

@@ -434,7 +434,6 @@ ELSEWHERE = {
     tree.InvalidConfig,
     tree.DatasetError,
     tree.WeightsError,
-    tree.MissingExtra,
     tree.ServerRefused,
     tree.ServiceError,
     tree.PortTaken,
