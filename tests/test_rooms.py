@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/engine": MODEL
     | {"model/confidence", "model/encoders", "model/datasets", "index", "service", "service/formats"}
     | {"model/inspection", "model/inversion"},
-    "service/jobs": {"model", "service/formats"},
+    "service/jobs": {"model", "model/inversion", "service/formats"},
     "service/runtime": MODEL
     | {"model/encoders", "model/inspection", "index", "service", "service/formats", "service/engine", "service/jobs"},
     "service/transport": {"model", "service", "service/runtime"},

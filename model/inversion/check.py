@@ -1,12 +1,12 @@
 """Velocity models judged by the wave equation: what each predicts against what was recorded, and a verdict.
 
 What a model predicts is made with the source estimated from the record (`source`), so a wrong wavelet, gain, sign or
-clock fails nobody. `compare` measures; `checks` predicts, compares and judges model after model.
+clock fails nobody. `compare` measures; `check_models` predicts, compares and judges model after model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,7 +31,7 @@ OCTAVES = 0.5  # standard deviation of the filter about the lowest frequency
 FAINTEST = 1e-3  # of the strongest window's energy; weaker ones are not compared
 ALIKE = 0.7  # correlation of a window with the next trace's: less is noise, which no model predicts
 FOLLOWED = 0.5  # correlation at the best lag: less, and nothing is predicted there
-TRIED = 2  # models that are predicted with both boundaries, to find which the record has
+TRIED = 2  # models that are predicted with both boundaries, where none explains the record with the first
 
 COHERENT = 0.3  # of the record's energy: less, and `unexplained` is not known to `EXPLAINED`
 
@@ -122,19 +122,23 @@ class Check:
         return self.comparison.whole.unexplained
 
 
-def checks(
-    observed: Observed, velocity: Float32, *, boundary: Boundary | None = None, device: str = "cpu"
-) -> Iterator[Check]:
-    """Each of ``velocity`` ``(model, depth, x)``, m/s of the frame, against a record, in order.
-
-    A model's work is done when it is asked for, so whoever stops asking has cancelled the rest; on a GPU all models are
-    predicted at once.
+def check_models(
+    observed: Observed,
+    velocity: Float32,
+    *,
+    boundary: Boundary | None = None,
+    device: str = "cpu",
+    between: Callable[[], None] = lambda: None,
+) -> list[Check]:
+    """Each of ``velocity`` ``(model, depth, x)``, m/s of the frame, against a record.
 
     Args:
         observed: the record.
         velocity: within `frame.VELOCITY_LIMITS_M_S`.
-        boundary: None to take the better of an absorbing and a free surface, by the first two models.
-        device: of torch.
+        boundary: None to take the better of an absorbing and a free surface: where no model explains the record
+            without one, the nearest models are predicted with one, and all of them where that explains more.
+        device: of torch; on a GPU all models are predicted at once.
+        between: called before waves are modelled; what it raises ends the work.
 
     Raises:
         MissingExtra, InvalidConfig: see `Forward`.
@@ -142,24 +146,32 @@ def checks(
     wavelet, lowest_hz = torch.from_numpy(probing_wavelet(observed)), lowest_usable_hz(observed)
     at_once = 1 if torch.device(device).type == "cpu" else max(1, len(velocity))
 
-    def made(surface: Boundary, models: Float32) -> Iterator[Check]:
+    def made(surface: Boundary, models: Float32) -> list[Check]:
         forward = Forward(observed.shot_x_m, observed.frame, boundary=surface, device=device)
+        found = []
         for start in range(0, len(models), at_once):
+            between()
             with torch.no_grad():
                 some = forward(torch.from_numpy(models[start : start + at_once]), wavelet)
             for record in some.cpu().numpy():
                 source, predicted = estimate_source(observed, record)
                 comparison = compare(observed, predicted, lowest_hz)
-                yield Check(comparison, judge(comparison), surface.free_surface, source, predicted)
+                found.append(Check(comparison, judge(comparison), surface.free_surface, source, predicted))
+        return found
 
     models = np.ascontiguousarray(velocity, dtype=np.float32)
-    if boundary is not None:
-        yield from made(boundary, models)
-        return
-    tried = {surface: list(made(surface, models[:TRIED])) for surface in (ABSORBING, FREE_SURFACE)}
-    better = min(tried, key=lambda surface: sum(check.unexplained for check in tried[surface]))
-    yield from tried[better]
-    yield from made(better, models[TRIED:])
+    if boundary is not None or not len(models):
+        return made(boundary or ABSORBING, models)
+    without = made(ABSORBING, models)
+    nearest = sorted(range(len(models)), key=lambda n: without[n].unexplained)[:TRIED]
+    if without[nearest[0]].unexplained <= EXPLAINED:
+        return without
+    tried = dict(zip(nearest, made(FREE_SURFACE, models[nearest]), strict=True))
+    if min(check.unexplained for check in tried.values()) >= without[nearest[0]].unexplained:
+        return without
+    rest = [n for n in range(len(models)) if n not in tried]
+    tried |= zip(rest, made(FREE_SURFACE, models[rest]), strict=True)
+    return [tried[n] for n in range(len(models))]
 
 
 def lowest_usable_hz(observed: Observed) -> float:

@@ -12,6 +12,7 @@ __all__ = [
     "gallery_builder",
     "inspection",
     "query",
+    "refine",
     "section",
     "section_file",
 ]

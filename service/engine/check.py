@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from seisbind.model.errors import InvalidQuery, InvalidVelocityModel, NotReady
 from seisbind.model.frame import VELOCITY_LIMITS_M_S
 from seisbind.model.ground.descriptors import check_velocity
-from seisbind.model.inversion.check import Check, Verdict, checks, judge
+from seisbind.model.inversion.check import Check, Verdict, check_models, judge
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.scale import Scale
 from seisbind.service.check_schemas import BEST
@@ -149,7 +149,7 @@ def check_candidates(
 
     Args:
         device: of torch.
-        stop: asked before each candidate.
+        stop: asked before waves are modelled.
 
     Raises:
         InvalidQuery: nothing to check.
@@ -159,12 +159,14 @@ def check_candidates(
     if not found:
         raise InvalidQuery("There is nothing to check: no model matches, none is read, none was given.")
     observed, scale = Observed.of(query.prepared), query.scale
-    running = checks(observed, np.stack([each.velocity for each in found]), device=device)
-    done = []
-    for candidate in found:
+
+    def between() -> None:
         if stop():
             raise NotReady("The check was stopped: its client left, or the server is shutting down.")
-        check = next(running)
+
+    found_by = check_models(observed, np.stack([each.velocity for each in found]), device=device, between=between)
+    done = []
+    for candidate, check in zip(found, found_by, strict=True):
         verdict = judge(check.comparison, lowest_hz=check.comparison.lowest_hz * scale.frequency)
         done.append(CheckedCandidate(candidate, check, verdict))
     matches = [each for each in done if each.candidate.kind == "match"]

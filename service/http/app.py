@@ -52,8 +52,16 @@ async def read_metrics(request: Request) -> Response:
 
 
 ROUTERS = (
-    *(retrieve.router, check.router, gallery.working, gallery.quick, stream.router, stream.sections),
-    *(jobs.working, jobs.quick, state, page.router),
+    retrieve.router,
+    check.router,
+    gallery.working,
+    gallery.quick,
+    stream.router,
+    stream.sections,
+    jobs.working,
+    jobs.quick,
+    state,
+    page.router,
 )
 POLICIES = policies(ROUTERS) | {"/openapi.json": Policy(setting="openapi_access")}
 

@@ -36,14 +36,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CHECK_NICENESS = 19  # of the thread that models waves and of those that it starts: all else goes first
+CHECK_NICENESS = 10  # of the thread that models waves and of those that it starts: a tenth of a busy core is left
 CANARY_DEADLINE_S = 10.0  # behind what the model thread has to do first; a server later than this is not ready for more
 FILE_THREADS = 4  # records read, models removed and answers written: mostly outside the interpreter's lock
 MAX_READERS = 4
 
 
 def _go_last() -> None:
-    """Give the calling thread the lowest priority, on Linux, where it has one of its own."""
+    """Give the calling thread a low priority, on Linux, where it has one of its own."""
     if sys.platform == "linux":
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), CHECK_NICENESS)
@@ -65,7 +65,7 @@ class Serving:
     for gathers in the batches that ``batches`` forms; *reader* threads, one for each core that the encoders leave, read
     and prepare gathers; `FILE_THREADS` *file* threads read records, remove models and write large answers; one
     *picture* thread draws, so that pictures that wait for each other keep nobody else waiting; one *check* thread
-    models waves, at the lowest priority where threads have one (Linux). The event loop owns ``admitted``, ``uploads``,
+    models waves, at a low priority where threads have one (Linux). The event loop owns ``admitted``, ``uploads``,
     ``streams``, ``stopping``, ``_reloading`` and ``_parsing``. The current engine is replaced as a whole under
     ``_lock``, which guards ``_checks`` too; a job keeps the one it began with.
 

@@ -9,7 +9,7 @@ import pytest
 
 from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.ground.families import generate
-from seisbind.model.inversion.check import checks, compare, lowest_usable_hz
+from seisbind.model.inversion.check import check_models, compare, lowest_usable_hz
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.survey.preparation import prepare
 from seisbind.model.waves.wavefield import ABSORBING, FREE_SURFACE, simulate
@@ -33,7 +33,7 @@ def observed() -> Observed:
 
 
 def test_the_true_model_passes_and_another_does_not(observed: Observed) -> None:
-    true, wrong = checks(observed, np.stack([TRUE, WRONG]))
+    true, wrong = check_models(observed, np.stack([TRUE, WRONG]))
     assert true.verdict.usable and true.verdict.reason == "explained" and not true.free_surface
     assert true.comparison.whole.residual > 0.04 > true.unexplained  # noise is left, and counts for nothing
     assert true.comparison.whole.in_time > 0.99 and true.comparison.whole.cosine > 0.95
@@ -43,13 +43,13 @@ def test_the_true_model_passes_and_another_does_not(observed: Observed) -> None:
 
 
 def test_ground_far_too_slow_is_not_usable(observed: Observed) -> None:
-    (slow,) = checks(observed, np.full((1, 70, 70), 1000.0, np.float32), boundary=ABSORBING)
+    (slow,) = check_models(observed, np.full((1, 70, 70), 1000.0, np.float32), boundary=ABSORBING)
     assert not slow.verdict.usable and slow.verdict.reason == "cycle_skipped"
 
 
 def test_a_free_surface_is_found() -> None:
     record = noisy(simulate(TRUE, boundary=FREE_SURFACE), 20)
-    found = list(checks(Observed.of(prepare(record)), np.stack([WRONG, TRUE, TRUE])))
+    found = list(check_models(Observed.of(prepare(record)), np.stack([WRONG, TRUE, TRUE])))
     assert all(check.free_surface for check in found)
     assert found[1].verdict.reason == found[2].verdict.reason == "explained"
     assert found[1].comparison == found[2].comparison
@@ -73,8 +73,8 @@ def test_dead_traces_are_ignored(observed: Observed) -> None:
     live = observed.live.copy()
     live[:, ::3] = False
     traces = np.where(live[:, None], observed.traces, np.float32(0))
-    (whole,) = checks(observed, TRUE[None], boundary=ABSORBING)
-    (some,) = checks(replace(observed, traces=traces, live=live), TRUE[None], boundary=ABSORBING)
+    (whole,) = check_models(observed, TRUE[None], boundary=ABSORBING)
+    (some,) = check_models(replace(observed, traces=traces, live=live), TRUE[None], boundary=ABSORBING)
     assert some.verdict.reason == "explained"
     assert some.unexplained == pytest.approx(whole.unexplained, abs=0.01)
     assert np.isnan(some.comparison.phase_rad[:, ::3]).all() and not some.predicted[:, :, ::3].any()
@@ -84,17 +84,25 @@ def test_dead_traces_are_ignored(observed: Observed) -> None:
 def test_noise_alone_has_nothing_to_follow() -> None:
     rng = np.random.default_rng(2)
     noise = Observed.of(prepare(rng.standard_normal((1, *FRAME.gather_shape), dtype=np.float32)))
-    (check,) = checks(noise, TRUE[None], boundary=ABSORBING)
+    (check,) = check_models(noise, TRUE[None], boundary=ABSORBING)
     assert check.verdict.reason == "no_signal" and not check.verdict.usable
 
 
-def test_what_is_not_asked_for_is_not_predicted(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
-    predicted = []
-    from seisbind.model.inversion.forward import Forward
+def test_what_is_stopped_is_not_predicted(observed: Observed) -> None:
+    asked: list[int] = []
 
-    run = Forward.__call__
-    monkeypatch.setattr(Forward, "__call__", lambda *args: predicted.append(1) or run(*args))
-    found = checks(observed, np.stack([TRUE] * 6), boundary=ABSORBING)
-    next(found)
-    found.close()
-    assert len(predicted) == 1
+    def between() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check_models(observed, np.stack([TRUE] * 6), between=between)
+    assert len(asked) == 3
+
+
+def test_models_far_off_do_not_decide_on_the_surface(observed: Observed) -> None:
+    """A record without a free surface, which two wrong models would rather have."""
+    others = generate("Style-A", 2, np.random.default_rng(1))
+    found = check_models(observed, np.concatenate([others, TRUE[None]]))
+    assert not found[2].free_surface and found[2].verdict.reason == "explained"

@@ -1,0 +1,402 @@
+"""Full-waveform inversion of one gather from several starts, an iteration at a time.
+
+Gauss-Newton on blocks of cells first, from low frequencies up, with total variation (`sensitivity`, `regularise`); then
+gradients on the frame's own cells with all frequencies (`Forward`, Adam of torch). The source is estimated anew from
+every prediction. Nothing here reads a clock but for `RefineStep.step_s`, and nothing is random: an inversion that is
+taken up from its state gives the numbers of one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seisbind.model.errors import InvalidConfig, InvalidVelocityModel
+from seisbind.model.inversion.forward import Forward
+from seisbind.model.inversion.observed import Observed
+from seisbind.model.inversion.regularise import Roughness, denoise
+from seisbind.model.inversion.sensitivity import Sensitivity
+from seisbind.model.inversion.source import Source, estimate_source, probing_wavelet
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Arrays = Mapping[str, NDArray[Any]]
+
+FLANK = 0.15  # width of a band's upper flank, over its corner
+WHITE = 0.1  # of the record's largest amplitude: what lies below it is raised to it at most
+INTERFACE_M_S = 60.0  # mean difference of neighbouring blocks that the prior expects
+CORRELATED = 2.0  # samples of a band to one that is independent
+MISFIT = 0.01  # of the record in its band, rms: what one wave equation misses of another
+DOUBT = (0.5, 0.15, 4.0)  # first, least and largest share of the residual that a linear step is not asked to explain
+STALLED = 0.01  # a step that lowers the misfit by less than this share was the band's last
+TRIAL_STEPS = 2  # that each start is given before they are compared
+NOISE = 1.05  # of the noise before the first arrival: a residual below that has nothing left to say
+STEP_M_S = (8.0, 2.0)  # of the first and last gradient step
+SMOOTHED = 0.03  # total variation's weight, of a gradient step
+MOMENTS = (0.9, 0.99)  # of Adam
+LATE = 1.0  # power of time that residuals of gradient steps are weighted with: the deep ones are weak
+INTERVAL = 1.645  # standard deviations of a 90 % interval
+
+
+@dataclass(frozen=True, slots=True)
+class RefineConfig:
+    """How a refinement is done.
+
+    Attributes:
+        iterations: at most, over all stages; the last `details` of a full run are gradient steps.
+        bands: upper corners of the Gauss-Newton steps, over the frame's peak frequency.
+        details: share of the iterations that are gradient steps on the frame's own cells, with all frequencies.
+        keep_m: of the frame, from the top: not changed, as a layer of water.
+        device: of torch.
+
+    Raises:
+        InvalidConfig: numbers that no refinement has.
+    """
+
+    iterations: int = 32
+    bands: tuple[float, ...] = (0.4, 0.53, 0.67, 0.8, 1.0)
+    details: float = 0.25
+    keep_m: float = 0.0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.iterations <= 10_000:
+            raise InvalidConfig(f"A refinement takes 1 to 10000 iterations; got {self.iterations}.")
+        if not self.bands or min(self.bands) <= 0 or not 0 <= self.details <= 1 or self.keep_m < 0:
+            raise InvalidConfig("A refinement has positive bands, a share of details from 0 to 1, no depth below 0.")
+
+
+@dataclass(frozen=True, slots=True)
+class RefineStep:
+    """What one iteration did.
+
+    Attributes:
+        iteration: its number, from 1.
+        of: most iterations that there will be.
+        stage: ``start 1``, ``to 6 Hz`` (of the frame), ``all frequencies``.
+        residual: rms of record less prediction over the record's, all frequencies, live traces.
+        step_s: seconds that it took.
+    """
+
+    iteration: int
+    of: int
+    stage: str
+    residual: float
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """What came of a refinement, in the units of its frame.
+
+    Attributes:
+        velocity: ``(depth, x)`` m/s.
+        low, high: ``(depth, x)`` m/s, 90 % interval: of the Gaussian about the model whose curvature is that of the
+            misfit and of total variation. How often it holds is measured in ``benchmarks/refine.py``.
+        illumination: ``(depth, x)`` how strongly the record answers to each block, over the strongest; 0 where no wave
+            of the record has been.
+        residual: ``(iteration,)`` see `RefineStep`.
+        source: ``(n,)`` the wavelet that was estimated, at the frame's samples, on the scale of the record.
+        start: the number of the start that was gone on from.
+        stopped: why it ended before its iterations did, or None.
+    """
+
+    velocity: Float32
+    low: Float32
+    high: Float32
+    illumination: Float32
+    residual: Float32
+    source: Float32
+    start: int
+    stopped: str | None
+
+
+@dataclass(slots=True)
+class _State:
+    """All that an iteration changes; arrays and numbers only."""
+
+    models: Float64  # (start, depth, x); once one is chosen, it alone
+    misfits: Float64  # (start,) in the first band, after its trial
+    chosen: int  # -1 while starts are tried
+    iteration: int
+    stage: int  # of the trial: the start; then the band; len(bands): gradients
+    in_stage: int
+    doubt: float
+    first: Float64  # Adam's moments
+    second: Float64
+    residual: Float64  # (iteration,)
+    stopped: str
+
+
+class Refinement:
+    """One inversion, stepped from outside. `begin` or `resume` make it."""
+
+    def __init__(self, observed: Observed, config: RefineConfig, state: _State) -> None:
+        frame = observed.frame
+        self._observed, self.config, self._state = observed, config, state
+        wavelet = probing_wavelet(observed)
+        self._forward = Forward(observed.shot_x_m, frame, device=config.device)
+        self._sensitivity = Sensitivity(observed.shot_x_m, frame, wavelet, device=config.device)
+        self._roughness = Roughness(self._sensitivity.blocks.shape)
+        self._wavelet = torch.from_numpy(np.asarray(wavelet, np.float32))
+        self._record = torch.from_numpy(observed.traces)
+        self._live = torch.from_numpy(observed.live)[:, None]
+        self._rms = _rms(self._record)
+        self._size = 1 << (2 * frame.samples - 1).bit_length()
+        hz = np.fft.rfftfreq(self._size, frame.dt_s)
+        power = np.square(np.abs(np.fft.rfft(observed.traces, self._size, axis=1))).mean(axis=(0, 2))
+        width = max(1, round(1.5 * frame.peak_hz / 15 / hz[1]))
+        amplitude = np.sqrt(np.convolve(power, np.ones(2 * width + 1) / (2 * width + 1), mode="same"))
+        self._hz: Float64 = hz.astype(np.float64)
+        self._amplitude = amplitude / max(amplitude.max(), 1e-30)
+        self._kept = np.arange(frame.depth_cells) * frame.cell_m < config.keep_m - 1e-9
+        self._noise = noise_rms(observed) / self._rms
+        self._predicted: tuple[Float64, Source, Tensor] | None = None  # of the last model, not to predict it twice
+
+    @classmethod
+    def begin(cls, observed: Observed, starts: Float32, config: RefineConfig = RefineConfig()) -> Self:
+        """A refinement from models ``(start, depth, x)`` in m/s of the frame; the best after a trial is gone on from.
+
+        Raises:
+            InvalidVelocityModel: no start, or models of another shape or without finite numbers.
+            InvalidConfig, MissingExtra: see `Forward`.
+        """
+        models = np.asarray(starts, np.float64)
+        if models.ndim != 3 or not len(models) or models.shape[1:] != observed.frame.velocity_shape:
+            raise InvalidVelocityModel(
+                f"Starts of shape {models.shape}; (start, {', '.join(map(str, observed.frame.velocity_shape))}) "
+                f"is that of the frame."
+            )
+        if not np.isfinite(models).all():
+            raise InvalidVelocityModel("A start has numbers that are not finite.")
+        nothing = np.zeros(observed.frame.velocity_shape)
+        state = _State(
+            models=np.clip(models, *observed.frame.velocity_m_s),
+            misfits=np.full(len(models), np.inf),
+            chosen=-1 if len(models) > 1 else 0,
+            iteration=0, stage=0, in_stage=0, doubt=DOUBT[0],
+            first=nothing, second=nothing, residual=np.zeros(0), stopped="",
+        )  # fmt: skip
+        return cls(observed, config, state)
+
+    @classmethod
+    def resume(cls, observed: Observed, config: RefineConfig, state: Arrays) -> Self:
+        """The refinement whose `state` it was, with the same record and configuration."""
+        values: dict[str, Any] = {}
+        for name, kind in _State.__annotations__.items():
+            value = state[name]
+            values[name] = {"int": int, "float": float, "str": str}.get(kind, np.array)(value)
+        return cls(observed, config, _State(**values))
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What `resume` takes: plain arrays."""
+        return {name: np.array(getattr(self._state, name)) for name in _State.__annotations__}
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing more to do."""
+        return bool(self._state.stopped) or self._state.iteration >= self.config.iterations
+
+    @property
+    def stopped(self) -> str | None:
+        """Why it ended by itself, as a sentence."""
+        return self._state.stopped or None
+
+    @property
+    def velocity(self) -> Float32:
+        """``(depth, x)`` m/s: the model so far."""
+        state = self._state
+        best = state.chosen if state.chosen >= 0 else int(np.argmin(state.misfits))
+        return np.asarray(state.models[best if len(state.models) > 1 else 0], np.float32)
+
+    def step(self) -> RefineStep:
+        """One iteration. Raises InvalidConfig when there is none left."""
+        if self.done:
+            raise InvalidConfig("This refinement is done; there is no iteration left.")
+        started, state = time.perf_counter(), self._state
+        if state.chosen < 0:
+            stage = f"start {state.stage + 1}"
+            self._try()
+        elif state.stage < len(self.config.bands):
+            stage = f"to {self.config.bands[state.stage] * self._observed.frame.peak_hz:.3g} Hz"
+            self._climb()
+        else:
+            stage = "all frequencies"
+            self._detail()
+        state.iteration += 1
+        state.residual = np.append(state.residual, self._residual)
+        if state.chosen >= 0 and self._residual <= NOISE * self._noise:
+            state.stopped = f"The residual, {self._residual:.3g} of the record, is that of its noise."
+        return RefineStep(
+            state.iteration, self.config.iterations, stage, self._residual, time.perf_counter() - started
+        )  # fmt: skip
+
+    def _try(self) -> None:
+        """A step of the trial of a start."""
+        state = self._state
+        number = state.stage
+        state.models[number], state.misfits[number], _ = self._gauss_newton(state.models[number], self.config.bands[0])
+        state.in_stage += 1
+        if state.in_stage < TRIAL_STEPS:
+            return
+        state.stage, state.in_stage, state.doubt = number + 1, 0, DOUBT[0]
+        if state.stage == len(state.models):
+            state.chosen, state.stage = int(np.argmin(state.misfits)), 0
+            state.models = state.models[state.chosen][None].copy()
+
+    def _climb(self) -> None:
+        """A Gauss-Newton step, and to the next band after the last of this one."""
+        state, bands = self._state, self.config.bands
+        state.models[0], _, gain = self._gauss_newton(state.models[0], bands[state.stage])
+        state.in_stage += 1
+        steps = max(1, round(self.config.iterations * (1 - self.config.details) / len(bands)))
+        if state.in_stage >= steps or gain < STALLED:
+            state.stage, state.in_stage, state.doubt = state.stage + 1, 0, DOUBT[0]
+            if state.stage == len(bands) and self.config.details == 0:
+                state.stopped = "No band of frequencies lowers the residual any further."
+
+    def _gauss_newton(self, model: Float64, band: float) -> tuple[Float64, float, float]:
+        """A better model, its misfit in the band over the record's there, and by which share that has fallen."""
+        state, blocks = self._state, self._sensitivity.blocks
+        source, predicted = self._predict(model)
+        seen = self._through(self._record, band)
+        scale, left = _rms(seen), self._through(self._record - predicted, band)
+        misfit = _rms(left)
+        curvature, slope = self._normal(model, source, band, left)
+        sigma2 = ((MISFIT * scale) ** 2 + (state.doubt * misfit) ** 2) * CORRELATED
+        change = self._roughness.solve(
+            curvature / sigma2, slope / sigma2, blocks.gather(model).ravel(), 1 / INTERFACE_M_S
+        )
+        spread = blocks.spread(change.reshape(blocks.shape))
+        for part in (1.0, 0.5, 0.25):
+            tried = self._within(model + part * spread, model)
+            again = _rms(self._through(self._record - self._predict(tried)[1], band))
+            if again < misfit:
+                state.doubt = max(DOUBT[1], state.doubt * (0.7 if part == 1 else 1.4))
+                return tried, again / scale, 1 - again / misfit
+        self._predict(model)
+        state.doubt = min(DOUBT[2], 2 * state.doubt)
+        return model, misfit / scale, 1.0 if state.doubt < DOUBT[2] else 0.0
+
+    def _normal(self, model: Float64, source: Source, band: float, left: Tensor) -> tuple[Float64, Float64]:
+        """J'J and J'r of a band: ``(block, block)`` and ``(block,)``."""
+        sensitivity = self._sensitivity
+        response = torch.from_numpy(self._response(sensitivity.frequency_hz.double().numpy(), band)).float()
+        jacobian = sensitivity.jacobian(model, source, response)
+        live = self._live[:, 0, sensitivity.receivers].to(jacobian.device)
+        jacobian *= live[:, :, None, None]
+        flat = jacobian.flatten(0, 2)
+        rows = left[:, :: sensitivity.stride, sensitivity.receivers].transpose(1, 2).to(flat)
+        return (flat.T @ flat).double().cpu().numpy(), (flat.T @ rows.flatten()).double().cpu().numpy()
+
+    def _detail(self) -> None:
+        """A step of Adam on the cells, with all frequencies; then total variation's proximal point."""
+        state, (b1, b2) = self._state, MOMENTS
+        model = torch.from_numpy(state.models[0]).float().requires_grad_()
+        made = self._forward(model[None], self._wavelet)[0].cpu()
+        source, _ = estimate_source(self._observed, made.detach().numpy())
+        frame = self._observed.frame
+        late = ((1 + torch.arange(frame.samples)) * frame.dt_s)[:, None] ** LATE
+        left = self._through(source.apply(made) - self._record, None) * late
+        (gradient,) = torch.autograd.grad(left.square().sum(), model)
+        slope = gradient.double().numpy()
+        state.in_stage += 1
+        state.first = b1 * state.first + (1 - b1) * slope
+        state.second = b2 * state.second + (1 - b2) * slope**2
+        first, second = state.first / (1 - b1**state.in_stage), state.second / (1 - b2**state.in_stage)
+        size = np.sqrt(second)
+        most = max(1, self.config.iterations - (state.iteration - state.in_stage + 1))
+        length = STEP_M_S[0] * (STEP_M_S[1] / STEP_M_S[0]) ** ((state.in_stage - 1) / most)
+        direction = first / (size + 1e-3 * np.sqrt(second.mean()) + 1e-30)
+        moved = denoise(state.models[0] - length * direction, SMOOTHED * length)
+        state.models[0] = self._within(moved, state.models[0])
+        self._predict(state.models[0])
+
+    def _predict(self, model: Float64) -> tuple[Source, Tensor]:
+        """The source, and ``(shot, time, receiver)`` predicted with it; zero where the record is not live."""
+        if self._predicted is None or not np.array_equal(self._predicted[0], model):
+            with torch.no_grad():
+                made = self._forward(torch.from_numpy(model).float()[None], self._wavelet)[0].cpu()
+            source, predicted = estimate_source(self._observed, made.numpy())
+            self._predicted = model.copy(), source, torch.from_numpy(predicted)
+        return self._predicted[1], self._predicted[2]
+
+    @property
+    def _residual(self) -> float:
+        """Of the model that was predicted last: the one that the iteration ended with."""
+        left = self._record if self._predicted is None else self._record - self._predicted[2]
+        return _rms(left * self._live) / self._rms
+
+    def _through(self, traces: Tensor, band: float | None) -> Tensor:
+        """Traces ``(shot, time, receiver)`` through a band's filter, dead ones zero."""
+        response = torch.from_numpy(self._response(self._hz, band)).float()[None, :, None]
+        spectrum = torch.fft.rfft(traces * self._live, self._size, dim=1)
+        filtered: Tensor = torch.fft.irfft(spectrum * response, self._size, dim=1)
+        return filtered[:, : traces.shape[1]]
+
+    def _response(self, hz: Float64, band: float | None) -> Float64:
+        """Of zero phase: up to a corner (``band`` peak frequencies), the record's spectrum made flatter."""
+        if band is None:
+            return np.ones_like(hz)
+        corner = band * self._observed.frame.peak_hz
+        flat = 1 / (np.interp(hz, self._hz, self._amplitude) + WHITE)
+        return np.asarray(flat * np.exp(-0.5 * (np.maximum(hz - corner, 0) / (FLANK * corner)) ** 2))
+
+    def _within(self, model: Float64, before: Float64) -> Float64:
+        """``model`` within the frame's velocities, and as ``before`` where it is kept."""
+        clipped = np.clip(model, *self._observed.frame.velocity_m_s)
+        return np.where(self._kept[:, None], before, clipped)
+
+    def result(self) -> Refined:
+        """The model, what is left of uncertainty, and where waves have been; costs a step."""
+        state, blocks = self._state, self._sensitivity.blocks
+        model = np.asarray(self.velocity, np.float64)
+        source, predicted = self._predict(model)
+        band = self.config.bands[-1]
+        left, scale = self._through(self._record - predicted, band), _rms(self._through(self._record, band))
+        curvature, _ = self._normal(model, source, band, left)
+        illumination = np.sqrt(np.diag(curvature)).reshape(blocks.shape)
+        sigma2 = ((MISFIT * scale) ** 2 + _rms(left) ** 2) * CORRELATED
+        prior = self._roughness.form(blocks.gather(model).ravel()) / INTERFACE_M_S
+        spread_m_s = (self._observed.frame.velocity_m_s[1] - self._observed.frame.velocity_m_s[0]) / np.sqrt(12)
+        known = curvature / sigma2 + prior + np.eye(len(prior)) / spread_m_s**2
+        deviation = np.sqrt(np.diag(np.linalg.inv(known))).reshape(blocks.shape)
+        off = INTERVAL * blocks.spread(deviation)
+        low, high = self._observed.frame.velocity_m_s
+        return Refined(
+            velocity=self.velocity,
+            low=np.clip(model - off, low, high).astype(np.float32),
+            high=np.clip(model + off, low, high).astype(np.float32),
+            illumination=blocks.spread(illumination / max(illumination.max(), 1e-30)).astype(np.float32),
+            residual=state.residual.astype(np.float32),
+            source=self._source(source),
+            start=max(state.chosen, 0),
+            stopped=self.stopped,
+        )
+
+    def _source(self, source: Source) -> Float32:
+        """The wavelet with which `Forward` would predict the record itself."""
+        wavelet = torch.zeros(len(self._wavelet) + source.half, 1)
+        wavelet[: len(self._wavelet), 0] = self._wavelet
+        return np.asarray(source.apply(wavelet)[:, 0].numpy(), np.float32)
+
+
+def noise_rms(observed: Observed) -> float:
+    """Root mean square of the samples before any wave of the frame can have arrived; 0 without such."""
+    frame = observed.frame
+    offset_m = np.abs(observed.shot_x_m[:, None] - np.asarray(frame.survey.receiver_x_m))
+    rows = offset_m / frame.velocity_m_s[1] / frame.dt_s - frame.record_dt_s / frame.dt_s
+    before = np.arange(frame.samples)[None, :, None] < rows[:, None] - 1
+    quiet = observed.traces[before & observed.live[:, None]]
+    return float(np.sqrt(np.square(quiet, dtype=np.float64).mean())) if quiet.size else 0.0
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.double().square().mean().sqrt())

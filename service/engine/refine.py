@@ -1,0 +1,98 @@
+"""Refinements of one gather: where they start, and what they say in true units.
+
+The inversion itself is `seisbind.model.inversion.refinement`; whoever steps it (the command, a job) begins here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from seisbind.model.errors import InvalidConfig, InvalidQuery
+from seisbind.model.frame import VELOCITY_LIMITS_M_S
+from seisbind.model.inversion.observed import Observed
+from seisbind.model.inversion.refinement import RefineConfig, Refined, Refinement
+from seisbind.service.engine.answers import Retrieval
+from seisbind.service.engine.check import given_model
+from seisbind.service.engine.engine import Engine
+from seisbind.service.engine.query import Query
+from seisbind.service.formats.velocity_model import VelocityModel
+
+Float32 = NDArray[np.float32]
+Start = Literal["best", "read", "match", "mean", "given"]
+STARTS: tuple[Start, ...] = get_args(Start)
+MEAN_OF = 5  # first matches
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """Models that a refinement may start from.
+
+    Attributes:
+        names: ``read``, ``match``, ``mean`` or ``given``, of each.
+        velocity: ``(start, depth, x)`` m/s of the frame.
+    """
+
+    names: tuple[str, ...]
+    velocity: Float32
+
+
+def find_starts(engine: Engine, query: Query, *, start: Start = "best") -> Starts:
+    """The models of the engine's answer to a query of one gather.
+
+    Args:
+        start: ``read`` from the gather, the first ``match``, the ``mean`` of the first five; ``best`` for all that
+            there are, between which a trial decides.
+
+    Raises:
+        InvalidQuery: not one gather, or no such model.
+        InvalidConfig: an unknown start.
+    """
+    if start not in STARTS or start == "given":
+        raise InvalidConfig(f"There is no start {start!r}; there are {', '.join(STARTS[:-1])}.")
+    if len(query) != 1:
+        raise InvalidQuery(f"A refinement is of one gather; there are {len(query)}. Send them one by one.")
+    ((retrieval,),) = engine.retrieve_batch([replace(query, top_k=MEAN_OF)])
+    matches = [each.model_id for each in retrieval.matches]
+    return choose_starts(query, retrieval, engine.gallery.velocities(matches) if matches else [], start)
+
+
+def choose_starts(query: Query, retrieval: Retrieval, matches: ArrayLike, start: Start) -> Starts:
+    """`find_starts` of an answer; ``matches``: ``(match, depth, x)`` m/s of the frame, best first."""
+    velocity, found = np.asarray(matches, np.float32), dict[str, Float32]()
+    if retrieval.model is not None:
+        found["read"] = np.clip(retrieval.model.value / np.float32(query.scale.k), *VELOCITY_LIMITS_M_S)
+    if len(velocity):
+        found |= {"match": velocity[0], "mean": velocity.mean(axis=0)}
+    wanted = [name for name in found if start in ("best", name)]
+    if not wanted:
+        raise InvalidQuery(
+            f"There is no model to start from by {start!r}; there are {', '.join(found) or 'none'}. Give a model of "
+            "your own, weights that read one, or a gallery with models."
+        )
+    return Starts(tuple(wanted), np.stack([found[name] for name in wanted]))
+
+
+def given_start(query: Query, velocity: ArrayLike) -> Starts:
+    """A model of one's own, ``(depth, x)`` in true m/s and cells of ``s`` times the frame's.
+
+    Raises:
+        InvalidVelocityModel: not one model of the frame's cells, or one that `check_velocity` refuses.
+    """
+    return Starts(("given",), given_model(velocity, query)[None])
+
+
+def begin(query: Query, starts: Starts, config: RefineConfig) -> Refinement:
+    """A refinement of the one gather of ``query``. Raises as `Refinement.begin`."""
+    return Refinement.begin(Observed.of(query.prepared), starts.velocity, config)
+
+
+def true_model(query: Query, refined: Refined) -> VelocityModel:
+    """The refined model with its interval, where the survey is and in its units."""
+    k, frame = np.float32(query.scale.k), query.prepared.frame
+    return VelocityModel(
+        refined.velocity * k, refined.low * k, refined.high * k, frame.cell_m * query.scale.s, query.x0_m
+    )  # fmt: skip
