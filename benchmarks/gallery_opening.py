@@ -21,7 +21,7 @@ import numpy as np
 from gallery_search import REAL, SEED, between
 
 from seisbind.index import Gallery
-from seisbind.index.search import mapped
+from seisbind.index.storage.folder import MAPPED, READ
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import mixed
@@ -137,13 +137,13 @@ def read(folder: Path, fingerprint: str, alone: float) -> dict[str, object]:
     with Gallery.open(folder, fingerprint=fingerprint) as gallery:
         gallery._view.write_snapshots(folder, fingerprint=fingerprint, at_step=lambda step: None)
     written = time.perf_counter() - start
-    (folder / mapped.MAPPED).replace(aside)
+    (folder / MAPPED).replace(aside)
     try:
         process, found = started(folder, fingerprint, "read")
         process.communicate("\n")
     finally:
-        aside.replace(folder / mapped.MAPPED)
-        for name in mapped.READ:
+        aside.replace(folder / MAPPED)
+        for name in READ:
             (folder / name).unlink(missing_ok=True)
     return {**found, "added_mb": float(str(found["private_mb"])) - alone, "written_s": written}
 

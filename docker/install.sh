@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes /opt/seisbind: an environment with SeisBind, torch and what both need, and nothing that a server never opens.
-# install.sh BUILD INDEX [EXTRA]: BUILD is the end of torch's version ("+cpu", or nothing for PyPI's), INDEX one more
-# index, EXTRA one of pyproject.toml's extras.
+# install.sh BUILD INDEX [EXTRAS]: BUILD is the end of torch's version ("+cpu", or nothing for PyPI's), INDEX one more
+# index, EXTRAS of pyproject.toml's extras, with commas between.
 set -eu
 build=$1 index=$2 extra=${3:-}
 for unset in PIP_NO_INDEX PIP_INDEX_URL; do

@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike
 from seisbind.index.info import HISTOGRAM_PARTS, Distribution, GalleryInfo
 from seisbind.index.search.filter import Filter
 from seisbind.index.search.loading import LoadedView, load_view, refresh_view
-from seisbind.index.search.mapped import SnapshotDamaged, SnapshotWatch, write_snapshots
+from seisbind.index.search.mapped import SnapshotDamaged, SnapshotWatch
+from seisbind.index.search.mapped_writer import write_snapshots
 from seisbind.index.search.snapshots import recover_snapshots
 from seisbind.index.search.view import Hit
 from seisbind.index.storage.database import (

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidConfig, InvalidSurvey
 
@@ -54,8 +55,7 @@ class Survey:
         if len(self.shot_x_m) > MAX_SHOTS:
             raise InvalidSurvey(f"A gather of {len(self.shot_x_m)} shots; at most {MAX_SHOTS} are used at a time.")
         positions = np.asarray(self.shot_x_m + self.receiver_x_m, dtype=np.float64)
-        if not np.isfinite(positions).all():
-            raise InvalidSurvey("Shot and receiver positions must be finite numbers in metres.")
+        check_finite(positions)
         farthest = float(positions[np.abs(positions).argmax()])
         if abs(farthest) > MAX_POSITION_M:
             raise InvalidSurvey(
@@ -70,6 +70,15 @@ class Survey:
             )
         if not ANY_DT_S[0] <= self.dt_s < ANY_DT_S[1]:  # also true of NaN
             check_dt(self.dt_s, DT_LIMITS_S)
+
+
+def check_finite(positions_m: NDArray[np.float64]) -> None:
+    """Raises InvalidSurvey for positions of shots and receivers that are not finite."""
+    wrong = int((~np.isfinite(positions_m)).sum())
+    if wrong:
+        raise InvalidSurvey(
+            f"{wrong} of {len(positions_m)} shot and receiver positions are not finite numbers in metres. Correct them."
+        )
 
 
 def check_dt(dt_s: float, limits_s: tuple[float, float]) -> None:

@@ -7,26 +7,25 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from seisbind.service.schemas import RetrieveFields
+from seisbind.service.check_schemas import MeasuresBody, VerdictBody
+from seisbind.service.schemas import GalleryBody, RetrieveFields
 
-STARTS = ("read", "matches")
 ENDS = ("done", "failed", "cancelled")
 MAX_LISTED = 100
+ITERATIONS = 32  # of `RefineConfig`, which a client does without
 
 
 class JobFields(RetrieveFields):
     """Query parameters or form fields of a job."""
 
     kind: Literal["refine"] = Field("refine", description="What is done: refine.", examples=["refine"])
-    iterations: int = Field(40, ge=1, description="Most iterations.", examples=[20])
-    start: str = Field(
-        "read",
-        max_length=60,
-        description="Models that a refinement starts from, separated by commas: read (from the gather by the encoder), "
-        "matches (the first top_k of the gallery, within filter).",
-        examples=["read", "read,matches"],
+    iterations: int = Field(ITERATIONS, ge=1, description="Most iterations.", examples=[20])
+    start: Literal["best", "read", "match", "mean"] = Field(
+        "best",
+        description="Model that a refinement starts from: read from the gather by the encoder, the first match within "
+        "filter, the mean of the first five; best tries them all.",
+        examples=["read"],
     )
-    top_k: int = Field(3, ge=1, le=8, description="Matches that it starts from, with start=matches.", examples=[3])
 
 
 class JobEvent(BaseModel):
@@ -96,6 +95,16 @@ class JobsAnswer(BaseModel):
 
     jobs: list[JobBody]
     counts: dict[str, int]
+
+
+class KeptAnswer(BaseModel):
+    """A refined model that was added to the gallery, and what its check found."""
+
+    model_id: str
+    source: str = Field(description="Where it comes from, as its record in the gallery has it.")
+    verdict: VerdictBody
+    measures: MeasuresBody
+    gallery: GalleryBody
 
 
 def moment(seconds: float) -> datetime:

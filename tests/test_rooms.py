@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/transport": {"model", "service", "service/runtime"},
     "service/http": MODEL
     | {"model/encoders", "index", "service", "service/formats", "service/engine", "service/runtime"}
-    | {"service/jobs", "service/transport"},
+    | {"service/jobs", "service/transport", "model/inversion"},
     "service/bulk": MODEL
     | {"model/encoders", "index", "service", "service/formats", "service/engine", "service/client"},
 }

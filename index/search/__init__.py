@@ -1,6 +1,7 @@
 """What a search sees, in memory: columns, vectors, and their snapshots on the disk.
 
-`view` puts them together as the models of one moment; `loading` makes one from snapshots and records.
+`view` puts them together as the models of one moment; `loading` makes one from snapshots and records. Those of
+large galleries are `mapped` and not read.
 """
 
-__all__ = ["columns", "filter", "loading", "snapshots", "vectors", "view"]
+__all__ = ["columns", "filter", "loading", "mapped", "mapped_writer", "snapshots", "vectors", "view"]

@@ -220,8 +220,8 @@ class Columns:
     def matching(self, condition: Filter) -> Bool:
         """Which positions a filter lets through, removed models included.
 
-        Numbers are compared as SQLite compares them, in float64: a float32 is as high as a number where it is as high as
-        the first float32 that is.
+        Numbers are compared as SQLite compares them, in float64: a float32 reaches a number where it reaches the first
+        float32 that does.
         """
         mask = np.ones(len(self), np.bool_)
         if condition.families:

@@ -11,36 +11,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 import zlib
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seisbind.index.search.codes import Codes, encode, residual_bound
+from seisbind.index.search.codes import Codes
 from seisbind.index.search.columns import Columns, Labels, Statistics
-from seisbind.index.search.snapshots import AtStep
 from seisbind.index.search.vectors import VectorIndex
 from seisbind.index.search.view import View
-from seisbind.index.storage.folder import MAPPED, READ, SPACES
+from seisbind.index.storage.folder import MAPPED, SPACES
 from seisbind.index.storage.record import CHECKSUM, GalleryState, Int64
 from seisbind.model.errors import GalleryDamaged, GalleryError
-from seisbind.model.files import sync
 from seisbind.model.ground.descriptors import NAMES
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 MAGIC = b"SBNDMAP\n"
 BLOCK = 1 << 16  # bytes under one checksum, which takes ten microseconds
 RECHECK_S = 600.0  # between two looks at all blocks, each of which takes about half a second for a million models
-CHUNK = 8192  # vectors written at a time, 8 MB of 256-d ones
-MAPPED_MODELS = 32_768  # smaller galleries have the snapshots of `snapshots`, which are read and checked whole
 
-_DTYPES: dict[str, Any] = {
+DTYPES: dict[str, Any] = {
     "rows": "<i8",
     "order": "<i8",
     "checksums": CHECKSUM,
@@ -144,10 +142,10 @@ class SnapshotWatch:
         self, file: MappedFile, compare_list: Callable[[], None], damaged: Callable[[GalleryError], None]
     ) -> None:
         self._stopping = threading.Event()
-        self._thread = threading.Thread(
+        work = threading.Thread(
             target=self._run, args=(file, compare_list, damaged), name="snapshot watch", daemon=True
         )
-        self._thread.start()
+        work.start()
 
     def _run(self, file: MappedFile, compare_list: Callable[[], None], damaged: Callable[[GalleryError], None]) -> None:
         try:
@@ -156,12 +154,14 @@ class SnapshotWatch:
             while not self._stopping.wait(RECHECK_S):
                 file.check_all(self._stopping)
         except GalleryError as error:
-            damaged(error)
+            try:
+                damaged(error)
+            except GalleryError as worse:  # of the records themselves: what is searched stays as it is, checked
+                log.error("%s", worse)
 
     def close(self) -> None:
-        """Stop, and wait for what is being compared or loaded again."""
+        """Stop soon; nothing waits for it, and what it still finds is not used."""
         self._stopping.set()
-        self._thread.join()
 
 
 class RowOf(MutableMapping[str, int]):
@@ -180,7 +180,7 @@ class RowOf(MutableMapping[str, int]):
         return row
 
     def _mapped(self, model_id: str) -> int | None:
-        key = model_id.encode()
+        key = model_id.encode(errors="surrogatepass")  # whatever is asked for; ids are ASCII
         if len(key) > self._ids.itemsize:
             return None
         wanted = np.array([key], self._ids.dtype)  # of the same length, or all ids would be copied to compare them
@@ -228,7 +228,7 @@ class MappedSnapshot:
         file.check(0, facts["columns_end"])
         state = GalleryState(facts["generation"], facts["count"], bytes.fromhex(facts["digest"]))
         count = state.count
-        held = {name: file.array(name, dtype, (count,)) for name, dtype in _DTYPES.items() if name != "descriptors"}
+        held = {name: file.array(name, dtype, (count,)) for name, dtype in DTYPES.items() if name != "descriptors"}
         ids = file.array("ids", np.dtype(("S", facts["id_bytes"])), (count,))
         labels = json.loads(file.array("labels", np.uint8, (-1,)).tobytes())
         columns = Columns.of(
@@ -256,141 +256,18 @@ class MappedSnapshot:
         return cls(file, view, RowOf(ids, held["order"], held["rows"]))
 
 
-def write_mapped(view: View, folder: Path, *, fingerprint: str, at_step: AtStep) -> None:
-    """Write ``view``, which is what the records hold, beside them.
-
-    Raises:
-        OSError: the disk refused. What was there before is still there.
-    """
-    path = folder / MAPPED
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as handle:
-            _write(view, _Blocks(handle), fingerprint)
-        at_step(f"{MAPPED}:written")
-        sync(temporary)
-        at_step(f"{MAPPED}:synced")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    at_step(f"{MAPPED}:renamed")
-    sync(folder)
-
-
-def _write(view: View, out: _Blocks, fingerprint: str) -> None:
-    kept = np.flatnonzero(view.alive)
-    columns = view.columns.select(kept)
-    statistics = Statistics.of(columns, np.ones(len(kept), np.bool_))
-    arrays: dict[str, NDArray[Any]] = {
-        "rows": columns.rows,
-        "ids": columns.coded_ids,
-        "order": np.argsort(columns.coded_ids, kind="stable"),
-        "checksums": columns.checksums,
-        "family": columns.family,
-        "tag_set": columns.tag_set,
-        "descriptors": columns.descriptors,
-    }
-    for name, array in arrays.items():
-        with out.section(name):
-            out.write(np.ascontiguousarray(array, _DTYPES.get(name, array.dtype)))
-    with out.section("labels"):
-        out.write(json.dumps({"families": columns.labels.families, "tag_sets": columns.labels.tag_sets}).encode())
-    columns_end = out.size
-    codes = {}
-    for space in SPACES:
-        index, largest, longest = view.index(space), 0.0, 0.0
-        parts = [kept[start : start + CHUNK] for start in range(0, len(kept), CHUNK)]
-        with out.section(f"{space}.vectors"):
-            for part in parts:
-                vectors = index.vectors_at(part)
-                largest = max(largest, float(np.abs(vectors).max()))
-                out.write(vectors.astype("<f4", copy=False))
-        with out.section(f"{space}.codes"):
-            for part in parts:
-                coded, square = encode(index.vectors_at(part), largest)
-                longest = max(longest, square)
-                out.write(coded)
-        codes[space] = residual_bound(largest, longest)
-    facts = {
-        "format": FORMAT_VERSION,
-        "fingerprint": fingerprint,
-        "dimension": view.velocity.dimension,
-        "generation": view.generation,
-        "count": len(view),
-        "digest": view.state.digest.hex(),
-        "id_bytes": columns.coded_ids.itemsize,
-        "families": statistics.families.tolist(),
-        "ranges": [statistics.low.tolist(), statistics.high.tolist()],
-        "codes": codes,
-        "columns_end": columns_end,
-        "sections": out.sections,
-    }
-    out.finish(facts)
-
-
-def write_snapshots(view: View, folder: Path, *, fingerprint: str, at_step: AtStep) -> None:
-    """Write ``view``, which is what the records hold, beside them, in the way that fits its size; the other goes.
-
-    Raises:
-        OSError: the disk refused. What was there before is still there, or will be recognised as not matching.
-    """
-    if len(view) >= MAPPED_MODELS:
-        write_mapped(view, folder, fingerprint=fingerprint, at_step=at_step)
-    else:
-        view.write_snapshots(folder, fingerprint=fingerprint, at_step=at_step)
-    for name in READ if len(view) >= MAPPED_MODELS else (MAPPED,):
-        (folder / name).unlink(missing_ok=True)
-
-
-class _Blocks:
-    """Writes sections, each from a multiple of `BLOCK` on, and the checksums of all blocks behind them."""
-
-    def __init__(self, handle: BinaryIO) -> None:
-        self._handle = handle
-        self.size = 0
-        self.sections: dict[str, tuple[int, int]] = {}
-        self._checksums: list[int] = []
-        self._checksum = 0
-
-    @contextmanager
-    def section(self, name: str) -> Iterator[None]:
-        start = self.size
-        yield
-        self.sections[name] = (start, self.size - start)
-        self.write(bytes(-self.size % BLOCK))
-
-    def write(self, content: bytes | NDArray[Any]) -> None:
-        left = memoryview(content if isinstance(content, bytes) else content.reshape(-1).view(np.uint8).data)
-        self._handle.write(left)
-        while left:
-            part = left[: BLOCK - self.size % BLOCK]
-            self._checksum = zlib.crc32(part, self._checksum)
-            self.size += len(part)
-            if self.size % BLOCK == 0:
-                self._checksums.append(self._checksum)
-                self._checksum = 0
-            left = left[len(part) :]
-
-    def finish(self, facts: dict[str, Any]) -> None:
-        table = np.array(self._checksums, "<u4").tobytes()
-        facts |= {"blocks": len(self._checksums), "table_sha256": hashlib.sha256(table).hexdigest()}
-        described = _dump(facts)
-        self._handle.write(table + described + len(described).to_bytes(8, "little") + MAGIC)
-
-
-def _dump(facts: dict[str, Any]) -> bytes:
+def dump_facts(facts: dict[str, Any]) -> bytes:
     """Canonical JSON with its own checksum: no byte of it can change unnoticed."""
     check = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return json.dumps(facts | {"check": check}, sort_keys=True).encode()
 
 
 def _parse(text: bytes) -> dict[str, Any]:
-    """The inverse of `_dump`. Raises ValueError if ``text`` is anything else, or of another version."""
+    """The inverse of `dump_facts`. Raises ValueError if ``text`` is anything else, or of another version."""
     try:
         facts: dict[str, Any] = json.loads(text)
         del facts["check"]
-        if _dump(facts) != text:
+        if dump_facts(facts) != text:
             raise ValueError
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError("its description is damaged") from error

@@ -165,8 +165,8 @@ def project(
     extent = np.ptp(points, axis=0)
     if not extent.any():
         raise InvalidSurvey(
-            "All source and group positions are the same: the trace headers hold no geometry. Pass shot_x_m and "
-            "receiver_x_m in metres."
+            f"All {len(points)} source and group positions are the same: the trace headers hold no geometry. Pass "
+            "shot_x_m and receiver_x_m in metres."
         )
     if not extent[1]:
         return traces.source_xy_m[:, 0], traces.group_xy_m[:, 0]

@@ -91,6 +91,14 @@ def lay_spread(
         InvalidSurvey: positions not finite or too far off, no geometry, not one straight line (`line.project`), or all
             offsets too long.
     """
+    check_positions(traces)
+    notes: list[Note] = []
+    source, group = project(traces, notes, None, None, scale.s * frame.line_m)
+    return find_spread(source / scale.s, group / scale.s, frame=frame, usable=usable), tuple(notes)
+
+
+def check_positions(traces: TracePositions) -> None:
+    """Raises InvalidSurvey for positions that are not finite, or too far off."""
     positions = np.concatenate([traces.source_xy_m, traces.group_xy_m], axis=1)
     wrong = ~(np.abs(positions) <= MAX_POSITION_M).all(axis=1)
     if wrong.any():
@@ -98,9 +106,6 @@ def lay_spread(
             f"{int(wrong.sum())} of {len(wrong)} traces have positions that are no numbers within "
             f"{MAX_POSITION_M:g} m, the first is trace {int(wrong.argmax()) + 1}. Correct them, or leave these out."
         )
-    notes: list[Note] = []
-    source, group = project(traces, notes, None, None, scale.s * frame.line_m)
-    return find_spread(source / scale.s, group / scale.s, frame=frame, usable=usable), tuple(notes)
 
 
 def find_spread(

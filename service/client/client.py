@@ -194,6 +194,7 @@ class Client(_Connection[httpx.Client]):
     result = _method(job_calls.result)
     result_file = _method(job_calls.result_file)
     job_image = _method(job_calls.job_image)
+    keep_job_model = _method(job_calls.keep_job_model)
 
     def live(self) -> bool:
         """GET /healthz: whether the server's event loop answers; False also without a server."""
@@ -317,6 +318,7 @@ class AsyncClient(_Connection[httpx.AsyncClient]):
     result = _async_method(job_calls.result)
     result_file = _async_method(job_calls.result_file)
     job_image = _async_method(job_calls.job_image)
+    keep_job_model = _async_method(job_calls.keep_job_model)
 
     async def live(self) -> bool:
         """GET /healthz: whether the server's event loop answers; False also without a server."""

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import ValidationError
 
+from seisbind.model.frame import Survey
 from seisbind.model.scale import AskedScale
 from seisbind.service.client.answers import json_body, npz_arrays, unexpected
-from seisbind.service.client.calls import FROM_FILE, Call, Conditions, retrieve_file
+from seisbind.service.client.calls import FROM_FILE, Call, Conditions, file_bytes, retrieve_fields
+from seisbind.service.client.parts import form
+from seisbind.service.formats.npy import npy
 from seisbind.service.formats.reader import Geometry
-from seisbind.service.job_schemas import JobBody, JobEvent, JobsAnswer
+from seisbind.service.job_schemas import ITERATIONS, JobBody, JobEvent, JobsAnswer, KeptAnswer
 
 
 def submit_refinement(
     file: bytes | Path,
-    geometry: Geometry = FROM_FILE,
+    geometry: Survey | Geometry = FROM_FILE,
     *,
-    iterations: int = 40,
-    start: Sequence[str] = ("read",),
-    top_k: int = 3,
+    iterations: int = ITERATIONS,
+    start: str = "best",
+    model: ArrayLike | None = None,
     filter: Conditions = None,
     scale: AskedScale = None,
     key: str | None = None,
@@ -35,15 +37,17 @@ def submit_refinement(
     Args:
         geometry: overrides what the file says.
         iterations: at most.
-        start: models that it starts from: ``read`` from the gather, ``matches`` of the gallery.
-        top_k, filter: of the matches.
+        start: ``read`` from the gather, the first ``match``, the ``mean`` of five, or ``best``, which tries them all.
+        model: to start from in their place, ``(depth, x)`` m/s in cells of ``s`` times the frame's.
+        filter: of the matches.
         key: the same again makes no second job; by default a new one, so that a lost answer can be asked for again.
     """
-    sent = retrieve_file(file, geometry, top_k=top_k, filter=filter, include=(), scale=scale).sent
-    fields = {"kind": "refine", "iterations": str(iterations), "start": ",".join(start)}
-    headers = {"Idempotency-Key": str(uuid.uuid4()) if key is None else key}
-    more = {"data": sent["data"] | fields, "headers": headers}
-    return Call("POST", "/v1/jobs", json_body(JobBody), sent | more)
+    fields = retrieve_fields(geometry, 1, filter, (), scale)
+    fields |= {"kind": "refine", "iterations": str(iterations), "start": start}
+    sent = form(file_bytes(file), fields) | {"headers": {"Idempotency-Key": str(uuid.uuid4()) if key is None else key}}
+    if model is not None:
+        sent["files"]["model"] = ("model", npy(model), "application/octet-stream")
+    return Call("POST", "/v1/jobs", json_body(JobBody), sent)
 
 
 def job(job_id: str) -> Call[JobBody]:
@@ -77,6 +81,11 @@ def result_file(job_id: str, format: str) -> Call[bytes]:
 def job_image(job_id: str) -> Call[bytes]:
     """GET /v1/jobs/{id}/image.png: the model of a job's last iteration."""
     return Call("GET", f"{_path(job_id)}/image.png", lambda answer: answer.content)
+
+
+def keep_job_model(job_id: str) -> Call[KeptAnswer]:
+    """POST /v1/jobs/{id}/model: check the model that a job was refined to, and add it to the gallery."""
+    return Call("POST", f"{_path(job_id)}/model", json_body(KeptAnswer))
 
 
 def events(job_id: str, *, after: int = -1) -> JobLines:

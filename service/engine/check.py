@@ -27,8 +27,8 @@ from seisbind.service.engine.query import Query
 Float32 = NDArray[np.float32]
 
 MAX_MATCHES = 16  # that one check models: with mean, read and given model about 2 s of a core
-# How much likelier a check that a match explains is where the gallery holds the ground than where it does not, and the
-# same for a check that none explains: .96 / .02 and .04 / .98 of `benchmarks/check.py`
+# How much likelier it is that a match explains the record where the ground is among them than where it is not, and the
+# same for none that explains: .96 / .02 and .04 / .98 over 160 queries as those of `benchmarks/check.py`
 FOR, AGAINST = 48.0, 0.04
 
 Kind = Literal["match", "mean", "read", "given"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seisbind.model.inversion.check import Measures
+from seisbind.model.inversion.check import Measures, Verdict
 from seisbind.service.check_schemas import CandidateBody, CheckBody, MeasuresBody, ShotBody, VerdictBody
 from seisbind.service.engine.check import Checked, CheckedCandidate
 from seisbind.service.formats.npy import npz
@@ -49,6 +49,16 @@ def check_npz(checked: Checked, answer: str) -> bytes:
     return npz(arrays)
 
 
+def verdict_body(verdict: Verdict) -> VerdictBody:
+    """A verdict, for a client."""
+    return VerdictBody(usable=verdict.usable, reason=verdict.reason, detail=verdict.detail)
+
+
+def measures_body(measures: Measures) -> MeasuresBody:
+    """Measures, for a client."""
+    return MeasuresBody(**_numbers(measures))
+
+
 def _candidate(each: CheckedCandidate, checked: Checked) -> CandidateBody:
     comparison, candidate, verdict = each.check.comparison, each.candidate, each.verdict
     positions = checked.observed.shot_x_m * checked.scale.s
@@ -57,8 +67,8 @@ def _candidate(each: CheckedCandidate, checked: Checked) -> CandidateBody:
         kind=candidate.kind,
         rank=candidate.rank,
         model_id=candidate.model_id,
-        verdict=VerdictBody(usable=verdict.usable, reason=verdict.reason, detail=verdict.detail),
-        measures=MeasuresBody(**_numbers(comparison.whole)),
+        verdict=verdict_body(verdict),
+        measures=measures_body(comparison.whole),
         shots=[
             ShotBody(x_m=float(x), **_numbers(shot)) for x, shot in zip(positions, comparison.shots, strict=True)
         ],

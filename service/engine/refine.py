@@ -34,10 +34,16 @@ class Starts:
     Attributes:
         names: ``read``, ``match``, ``mean`` or ``given``, of each.
         velocity: ``(start, depth, x)`` m/s of the frame.
+        matches: ids of the models that ``match`` is the first and ``mean`` the mean of.
     """
 
     names: tuple[str, ...]
     velocity: Float32
+    matches: tuple[str, ...] = ()
+
+    def parents(self, name: str) -> tuple[str, ...]:
+        """Ids of the models that a start is made of; its name where no gallery has it."""
+        return {"match": self.matches[:1], "mean": self.matches}.get(name, (name,))
 
 
 def find_starts(engine: Engine, query: Query, *, start: Start = "best") -> Starts:
@@ -73,7 +79,8 @@ def choose_starts(query: Query, retrieval: Retrieval, matches: ArrayLike, start:
             f"There is no model to start from by {start!r}; there are {', '.join(found) or 'none'}. Give a model of "
             "your own, weights that read one, or a gallery with models."
         )
-    return Starts(tuple(wanted), np.stack([found[name] for name in wanted]))
+    ids = tuple(match.model_id for match in retrieval.matches[: len(velocity)])
+    return Starts(tuple(wanted), np.stack([found[name] for name in wanted]), ids)
 
 
 def given_start(query: Query, velocity: ArrayLike) -> Starts:

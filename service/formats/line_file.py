@@ -27,6 +27,7 @@ from seisbind.model.frame import ANY_DT_S
 from seisbind.model.survey.line import TracePositions
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.scaling import measured_traces
+from seisbind.model.survey.spreads import check_positions
 from seisbind.service.formats.npy import ZIP_MAGIC, Array, Limits, read_arrays
 from seisbind.service.formats.segy import (
     FIELDS,
@@ -91,7 +92,8 @@ class LineTraces:
         return len(self.positions)
 
     def extent(self) -> Extent:
-        """How large the record is, for a scale to be chosen."""
+        """How large the record is, for a scale to be chosen. Raises InvalidSurvey for positions that are none."""
+        check_positions(self.positions)
         some = np.flatnonzero(self.usable)
         some = some[measured_traces(len(some), self.samples)]
         at = self.positions

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey, MalformedUpload
-from seisbind.model.frame import OPENFWI_FRAME, Frame
+from seisbind.model.frame import OPENFWI_FRAME, Frame, check_finite
 from seisbind.model.inspection.traces import FieldTraces, choose_traces, number_shots
 from seisbind.model.survey.notes import Note
 from seisbind.service.formats.npy import NPY_MAGIC, ZIP_MAGIC, Limits
@@ -83,6 +83,7 @@ def _of_array(gather: NDArray[np.generic], geometry: Geometry, frame: Frame) -> 
             f"{len(shot_x_m)} shot and {len(receiver_x_m)} receiver positions; the gather has {shots} shots into "
             f"{receivers} receivers."
         )
+    check_finite(np.array([*shot_x_m, *receiver_x_m], np.float64))
     if geometry.dt_s is None:
         notes.append(Note("assumed_dt", f"No dt_s was given; {frame.record_dt_s * 1e3:g} ms a sample was assumed."))
     shot = np.repeat(np.arange(shots), receivers)

@@ -13,7 +13,6 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 
-from seisbind.model.errors import NotWritable
 from seisbind.model.ground.descriptors import DESCRIPTORS, Untrained
 from seisbind.model.scale import Scale, parse_model_scale
 from seisbind.service.engine.bodies import frame_body, gallery_body, model_body, weights_body
@@ -23,9 +22,8 @@ from seisbind.service.formats.segy import write_velocity
 from seisbind.service.http import openapi
 from seisbind.service.http.forms import limits_of, parse_fields, read_file
 from seisbind.service.http.parameters import split
-from seisbind.service.http.routing import Admitted, serving_of, written
+from seisbind.service.http.routing import Admitted, serving_of, writable, written
 from seisbind.service.runtime.images import velocity_png
-from seisbind.service.runtime.serving import Serving
 from seisbind.service.schemas import (
     AddAnswer,
     AddFields,
@@ -134,7 +132,7 @@ async def add_models(request: Request) -> Response:
 
     Their cells are those of `frame` in GET /v1/gallery: 70 x 70 of OpenFWI's.
     """
-    serving = _writable(request)
+    serving = writable(request)
     sent = await read_file(request)
     fields = parse_fields(AddFields, sent.fields)
     ids, tags, limits = split(fields.model_id or ""), split(fields.tags), limits_of(serving)
@@ -165,7 +163,7 @@ async def add_models(request: Request) -> Response:
 async def remove_model(request: Request, model_id: str) -> Response:
     """Remove a velocity model from the gallery."""
     # no work for the model thread: it needs no encoder, and now and then it copies the whole gallery
-    await _writable(request).on_file(lambda engine: engine.remove([model_id]))
+    await writable(request).on_file(lambda engine: engine.remove([model_id]))
     request.state.changed = {"removed": [model_id]}
     return Response(status_code=204)
 
@@ -239,10 +237,3 @@ async def reload(request: Request) -> ReloadAnswer:
 def _true(velocity: Float32, scale: Scale) -> Float32:
     """A velocity model of the gallery, in true m/s."""
     return velocity if scale.k == 1 else velocity * np.float32(scale.k)
-
-
-def _writable(request: Request) -> Serving:
-    serving = serving_of(request)
-    if not serving.settings.writable:
-        raise NotWritable("This server does not change its gallery. Start it with SEISBIND_WRITABLE=true to allow it.")
-    return serving

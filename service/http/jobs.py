@@ -17,37 +17,43 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from seisbind.model.errors import InvalidQuery, JobNotDone, Overloaded, SeisBindError
+from seisbind.model.errors import InvalidQuery, JobNotDone, Overloaded, SeisBindError, WeightsMismatch
+from seisbind.model.inversion.check import Check
+from seisbind.model.inversion.observed import Observed
 from seisbind.model.scale import parse_scale
+from seisbind.service.engine.bodies import gallery_body
+from seisbind.service.engine.check_bodies import measures_body, verdict_body
 from seisbind.service.engine.engine import Engine
+from seisbind.service.engine.keep import check_refined, keep_refined
 from seisbind.service.engine.query import Query as GatherQuery
+from seisbind.service.engine.refine import MEAN_OF, Starts, choose_starts, given_start
 from seisbind.service.formats.npy import npz
-from seisbind.service.formats.reader import read_gathers
+from seisbind.service.formats.reader import read_gathers, read_velocity
 from seisbind.service.formats.velocity_model import VelocityModel, arrays_of, write
 from seisbind.service.http import openapi
 from seisbind.service.http.forms import (
     Sent,
-    allowed_top_k,
     limits_of,
     parse_fields,
     parse_filter,
     read_file,
     unless_left,
 )
-from seisbind.service.http.parameters import parse_format, parse_geometry, split
-from seisbind.service.http.routing import Admitted, InPieces, serving_of
+from seisbind.service.http.parameters import parse_format, parse_geometry
+from seisbind.service.http.routing import Admitted, InPieces, serving_of, writable
 from seisbind.service.job_schemas import (
     MAX_LISTED,
-    STARTS,
     JobBody,
     JobError,
     JobEvent,
     JobFields,
     JobLinks,
     JobsAnswer,
+    KeptAnswer,
     moment,
 )
 from seisbind.service.jobs.job import Event, Float32, Job, JobState, RefineInput, RefineRequest
+from seisbind.service.jobs.records import INPUT
 from seisbind.service.jobs.store import RESULT, VELOCITY, Repeat
 from seisbind.service.runtime.images import velocity_png
 from seisbind.service.runtime.serving import Serving
@@ -67,19 +73,19 @@ quick = APIRouter(prefix="/v1", tags=["jobs"], responses=openapi.PROBLEMS)
     "/jobs",
     status_code=202,
     response_model=JobBody,
-    openapi_extra=openapi.upload(JobFields, openapi.JOB_EXAMPLES, headers=openapi.REPEAT_KEY),
+    openapi_extra=openapi.job(JobFields),
 )
 async def submit_job(request: Request, response: Response) -> JobBody:
     """A refinement of the model that is read from one gather: it begins when those before it are done.
 
-    Send a gather as in POST /v1/retrieve; `include` changes nothing here. A request with an `Idempotency-Key` that is
-    sent again makes no second job.
+    Send a gather as in POST /v1/retrieve; a model of one's own, as `model` of the form, is the start then. `top_k` and
+    `include` change nothing here. A request with an `Idempotency-Key` that is sent again makes no second job.
     """
     serving, jobs = serving_of(request), serving_of(request).jobs
     if "idempotency-key" not in request.headers:  # else it may be one that was taken
         await on_store(serving, jobs.store.check_room)
     serving.batches.check()
-    sent = await read_file(request)
+    sent = await read_file(request, beside="model")
     fields = parse_fields(JobFields, sent.fields)
     repeat = _repeat(request, sent)
     job = await on_store(serving, lambda: jobs.store.find_repeat(repeat))
@@ -101,50 +107,42 @@ async def _asked(serving: Serving, sent: Sent, fields: JobFields) -> tuple[Refin
             f"{fields.iterations} iterations; this server does at most {settings.max_iterations} in one job "
             "(SEISBIND_MAX_ITERATIONS)."
         )
-    starts = tuple(dict.fromkeys(split(fields.start)))
-    if not starts or set(starts) - set(STARTS):
-        raise InvalidQuery(f"start is one or both of {', '.join(STARTS)}; got {fields.start!r}.")
     geometry, scale = parse_geometry(fields), parse_scale(fields.scale, fields.target_depth_m)
-    top_k, filter = allowed_top_k(fields.top_k, serving), parse_filter(fields.filter)
+    filter, limits = parse_filter(fields.filter), limits_of(serving)
 
-    def prepare(engine: Engine) -> GatherQuery:
-        limits, frame = limits_of(serving), engine.frame
+    def prepare(engine: Engine) -> tuple[GatherQuery, Starts | None]:
+        frame = engine.frame
         upload = read_gathers(sent.content, geometry=geometry, limits=limits, frame=frame, scale=scale)
         if upload.ingest.gathers != 1:
             raise InvalidQuery(f"A job is about one gather; the file holds {upload.ingest.gathers}. Send each alone.")
-        return GatherQuery.prepare(
-            upload.gathers, upload.survey, frame=frame, top_k=top_k, filter=filter, notes=upload.notes,
+        query = GatherQuery.prepare(
+            upload.gathers, upload.survey, frame=frame, top_k=MEAN_OF, filter=filter, notes=upload.notes,
             scale=upload.chosen,
         )  # fmt: skip
+        given = None if sent.beside is None else read_velocity(sent.beside, limits=limits)
+        return query, None if given is None else given_start(query, given)
 
     with serving.batches.coming():
-        query = await serving.on_reader(prepare)
+        query, starts = await serving.on_reader(prepare)
     retrieval = (await serving.batches.answer(query)).retrievals[0]
-    models: list[Float32] = []
-    if "read" in starts:
-        if retrieval.model is None:
-            raise InvalidQuery("The weights that are served read no model from a gather; ask for start=matches.")
-        models.append((retrieval.model.value / query.scale.k).astype(np.float32))
-    if "matches" in starts:
+    if starts is None:
         ids = [match.model_id for match in retrieval.matches]
-        models += await serving.on_file(lambda engine: engine.gallery.velocities(ids))
-    if not models:
-        raise InvalidQuery("No model of the gallery matches, so there is none to start from; ask for start=read.")
-    prepared, scale = query.prepared, query.scale
-    seen = prepared.live[0].any(axis=1)  # the shots that there is something to compare with
+        matches = await serving.on_file(lambda engine: engine.gallery.velocities(ids))
+        starts = choose_starts(query, retrieval, matches, fields.start)
+    observed, scale = Observed.of(query.prepared), query.scale
     asked = RefineRequest(
-        frame=prepared.frame,
+        frame=observed.frame,
         iterations=fields.iterations,
         seconds=settings.job_seconds,
-        start=",".join(starts),
-        starts=len(models),
+        start=",".join(starts.names),
+        starts=len(starts.names),
         s=scale.s,
         k=scale.k,
         x0_m=query.x0_m,
         warnings=tuple(note.sentence for note in retrieval.warnings),
+        parents=tuple(starts.parents(name) for name in starts.names),
     )
-    record = (prepared.traces[0][seen], prepared.live[0][seen], prepared.shot_x_m[0][seen])
-    return asked, RefineInput(*record, np.stack(models))
+    return asked, RefineInput(observed.traces, observed.live, observed.shot_x_m, starts.velocity)
 
 
 def _repeat(request: Request, sent: Sent) -> Repeat | None:
@@ -154,7 +152,7 @@ def _repeat(request: Request, sent: Sent) -> Repeat | None:
         return None
     if not REPEAT_KEY.fullmatch(key):
         raise InvalidQuery("An Idempotency-Key has 1 to 255 visible ASCII characters.")
-    digest = hashlib.sha256(sent.content)
+    digest = hashlib.sha256(hashlib.sha256(sent.content).digest() + hashlib.sha256(sent.beside or b"").digest())
     digest.update(json.dumps(sent.fields, sort_keys=True).encode())
     return Repeat(f"{request.scope['state'].get('caller', '')} {key}", digest.digest())
 
@@ -269,8 +267,7 @@ async def job_result(request: Request, job_id: str, format: str) -> Response:
 
     def content() -> bytes:
         job = serving.jobs.store.job(job_id)
-        if job.state is not JobState.DONE:
-            raise JobNotDone(f"The job {job_id} is {job.state}; it has a result when it is done.")
+        _check_done(job)
         model, more = _model(serving, job)
         with serving.metrics.stage("render"):
             if file_format == "npz":
@@ -278,6 +275,11 @@ async def job_result(request: Request, job_id: str, format: str) -> Response:
             return write(model, file_format, title=f"REFINED BY SEISBIND, JOB {job_id}")
 
     return InPieces(await on_store(serving, content), media_type=openapi.MODEL_TYPES[file_format])
+
+
+def _check_done(job: Job) -> None:
+    if job.state is not JobState.DONE:
+        raise JobNotDone(f"The job {job.job_id} is {job.state}; it has a result when it is done.")
 
 
 def _model(
@@ -297,6 +299,48 @@ def _model(
         x0_m=job.request.x0_m,
     )
     return model, arrays
+
+
+@working.post("/jobs/{job_id}/model", response_model=KeptAnswer, status_code=201)
+async def keep_job_model(request: Request, job_id: str) -> KeptAnswer:
+    """Check the model that a job was refined to, and add it to the gallery if it is usable as a starting model.
+
+    It is stored with the figures of its check, the models that it was refined from, and the job.
+    """
+    serving = writable(request)
+    job = await on_store(serving, lambda: serving.jobs.store.job(job_id))
+    _check_done(job)
+
+    def examine(engine: Engine, stop: Callable[[], bool]) -> tuple[Float32, Check, tuple[str, ...]]:
+        if engine.frame != job.request.frame:
+            raise WeightsMismatch(
+                f"The job {job_id} is of another frame than the gallery that is served: {job.request.frame} there, "
+                f"{engine.frame} here. Submit it again."
+            )
+        result, made = serving.jobs.store.arrays(job, RESULT), serving.jobs.store.arrays(job, INPUT)
+        if result is None or made is None:
+            raise JobNotDone(f"The job {job_id} was removed.")
+        inputs = RefineInput(**made)
+        observed = Observed(inputs.traces, inputs.live, inputs.shot_x_m, job.request.frame)
+        with serving.metrics.stage("check"):
+            check = check_refined(
+                observed, result["velocity"], scale=job.request.scale, device=str(engine.embedder.device)
+            )  # fmt: skip
+        parents = job.request.parents
+        return result["velocity"], check, parents[int(result["start"])] if parents else ()
+
+    velocity, check, parents = await serving.on_check(examine)
+    by = f"refined by job {job_id}"
+    kept = await serving.on_model(lambda engine: keep_refined(engine, velocity, check, parents=parents, by=by))
+    request.state.changed = {"added": [kept.model_id]}
+    info = await serving.on_file(lambda engine: engine.info())
+    return KeptAnswer(
+        model_id=kept.model_id,
+        source=kept.source,
+        verdict=verdict_body(check.verdict),
+        measures=measures_body(check.comparison.whole),
+        gallery=gallery_body(info),
+    )
 
 
 async def on_store(serving: Serving, ask: Callable[[], T]) -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -94,15 +93,13 @@ JOB_EXAMPLES: JsonObject = {
         "value": {"file": FILE_EXAMPLE, "iterations": 10},
     },
 }
-REPEAT_KEY: tuple[JsonObject, ...] = (
-    {
-        "name": "Idempotency-Key",
-        "in": "header",
-        "required": False,
-        "description": "Chosen by the client for one request: the same again makes no second job.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
-    },
-)
+REPEAT_KEY: JsonObject = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Chosen by the client for one request: the same again makes no second job.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+}
 ADD_EXAMPLES: JsonObject = {
     "one model": {
         "summary": "A model with an id, a family and tags of one's own",
@@ -111,11 +108,9 @@ ADD_EXAMPLES: JsonObject = {
 }
 
 
-def upload(fields: type[BaseModel], examples: JsonObject, *, headers: Sequence[JsonObject] = ()) -> JsonObject:
+def upload(fields: type[BaseModel], examples: JsonObject) -> JsonObject:
     """The request of a call that takes a file and ``fields``, beside it in a form or as query parameters."""
-    request = _request(fields, _content(fields, examples))
-    request["parameters"] += headers
-    return request
+    return _request(fields, _content(fields, examples))
 
 
 def stream(fields: type[BaseModel]) -> JsonObject:
@@ -173,6 +168,16 @@ def arrays() -> dict[int | str, JsonObject]:
     file = BINARY | {"description": "The arrays that docs/http.md lists; `answer` has the JSON."}
     described = "JSON, or an npz where Accept prefers it."
     return {200: {"description": described, "content": {NPZ: {"schema": file}}}}
+
+
+def job(fields: type[BaseModel]) -> JsonObject:
+    """The request of POST /v1/jobs: a file as elsewhere, in a form a model beside it, and a key to repeat it with."""
+    content = _content(fields, JOB_EXAMPLES)
+    model = BINARY | {"description": "A velocity model of one's own to start from, m/s, of the frame's cells."}
+    content[MULTIPART]["schema"]["properties"]["model"] = model
+    request = _request(fields, content)
+    request["parameters"].append(REPEAT_KEY)
+    return request
 
 
 def check(fields: type[BaseModel]) -> JsonObject:

@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
+from seisbind.model.errors import NotWritable
 from seisbind.service.engine.engine import Engine
 from seisbind.service.runtime.request_body import RequestBody
 from seisbind.service.runtime.serving import Serving
@@ -74,3 +75,11 @@ async def written(
 
     body = serving.here(content) if small else await serving.on_file(content)
     return InPieces(body, status_code=status, media_type=media_type)
+
+
+def writable(request: Request) -> Serving:
+    """What is served, where its gallery may be changed. Raises NotWritable."""
+    serving = serving_of(request)
+    if not serving.settings.writable:
+        raise NotWritable("This server does not change its gallery. Start it with SEISBIND_WRITABLE=true to allow it.")
+    return serving

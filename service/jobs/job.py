@@ -42,6 +42,7 @@ class RefineRequest:
         start: where the models that it starts from come from, in words; ``starts``: how many they are.
         s, k, x0_m: of the gather's scale, and the place of its first receiver: true units of the result.
         warnings: of the gather's preparation, sentences.
+        parents: of each start, the ids of the models that it is made of, or its name where no gallery has it.
     """
 
     frame: Frame
@@ -53,6 +54,7 @@ class RefineRequest:
     k: float = 1.0
     x0_m: float = 0.0
     warnings: tuple[str, ...] = ()
+    parents: tuple[tuple[str, ...], ...] = ()
 
     @property
     def scale(self) -> Scale:
@@ -68,7 +70,8 @@ class RefineRequest:
         """What `to_json` wrote."""
         stored: dict[str, Any] = json.loads(text)
         frame, warnings = Frame.from_dict(stored.pop("frame")), tuple(stored.pop("warnings"))
-        return cls(frame=frame, warnings=warnings, **stored)
+        parents = tuple(tuple(each) for each in stored.pop("parents"))
+        return cls(frame=frame, warnings=warnings, parents=parents, **stored)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -89,9 +90,12 @@ class Jobs:
             self._worker.terminate()
             try:
                 self._worker.wait(END_S)
+                self._let_go()
             except subprocess.TimeoutExpired:
                 self._worker.kill()
-            self._let_go()
+                self._let_go()
+                with suppress(JobError):
+                    self.store.forgive()
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

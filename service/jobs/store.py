@@ -197,6 +197,11 @@ class JobStore:
             connection.execute("PRAGMA incremental_vacuum").fetchall()
             return gone.rowcount
 
+    def forgive(self) -> None:
+        """Do not hold against a job that its worker was killed because its server ended."""
+        with self._writing("forgive") as connection:
+            connection.execute("UPDATE jobs SET deaths = max(0, deaths - 1) WHERE state = 'running'")
+
     def unfinished(self) -> bool:
         """Whether there is something to work on."""
         with self._reading() as connection:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -168,6 +169,8 @@ def main(make: Make, **more: Any) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     os.nice(19)
+    with suppress(OSError):  # where there is not enough memory, this process is to go, and not its server
+        Path("/proc/self/oom_score_adj").write_text("500")
 
     def watch() -> None:
         while os.read(0, 1):  # until the server closes it, or ends

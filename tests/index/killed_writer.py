@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from seisbind.index import Gallery, verify_folder
-from seisbind.index.search import mapped
+from seisbind.index.search import mapped_writer
 from seisbind.index.storage.folder import MAPPED
 from seisbind.model.ground.descriptors import NAMES
 
@@ -103,7 +103,7 @@ class MappedStore(GalleryStore):
     """A gallery that counts as large."""
 
     def __init__(self, folder: Path, at_step: Callable[[str], None]) -> None:
-        mapped.MAPPED_MODELS = 1
+        mapped_writer.MAPPED_MODELS = 1
         super().__init__(folder, at_step)
 
 

@@ -51,4 +51,6 @@ def test_appended_lines_go_on_after_the_last_whole_one(tmp_path: Path) -> None:
     next(again.whole())  # what was not read is not known to be sound
     assert again.begin() and path.read_bytes() == b"one\n"
     again.close()
-    assert not AppendedLines(tmp_path / "new").begin()
+    new = AppendedLines(tmp_path / "new")
+    assert not new.begin()
+    new.close()

@@ -58,6 +58,13 @@ PLAN = {
     ("CONTRIBUTING.md", "import io"): RUN,
     ("CONTRIBUTING.md", "from fastapi import"): RUN,
     ("CONTRIBUTING.md", "SEISBIND_WRITABLE=true seisbind serve"): "installs forty packages, and takes minutes",
+    ("docs/check.md", "seisbind check"): "tests/service/commands/test_check_command.py runs its like",
+    (
+        "docs/check.md",
+        "import numpy",
+    ): "makes the record of the pictures; tests/model/inversion/test_check.py has its like",
+    ("docs/check.md", "seisbind gallery build"): "makes the pictures; tests/service/commands/test_check_command.py",
+    ("docs/check.md", "┏"): "what it prints, with the shipped weights",
     ("docs/deploy.md", "docker compose"): "needs a container engine",
     ("docs/deploy.md", "seisbind-1  |"): "a container's log; docker/build_with_buildah.py prints it",
     ("docs/deploy.md", "git pull"): "needs a container engine",
@@ -68,6 +75,7 @@ PLAN = {
     ("docs/http.md", ""): RUN,
     ("docs/inspect.md", ""): RUN,
     ("docs/inspect.md", "┏"): "what `seisbind inspect` prints; compared below",
+    ("docs/my_line.md", ""): RUN,
     ("docs/operations.md", "seisbind key new"): RUN,
     ("docs/operations.md", "scrape_configs"): RUN,
     ("docs/operations.md", "server {"): RUN,
@@ -86,6 +94,8 @@ PLAN = {
 }
 SMALLER = {
     "--count 5000 --seed 1": "--count 40 --seed 1",
+    "--count 2000 --seed 1 --family broad": "--count 6 --seed 1 --family broad",
+    "record my-line": "record my-line --length 1400",
     "--count 500 --per-file 100": "--count 5 --per-file 1",
     "--count 500": "--count 30",
     "--count 20000": "--count 20",
@@ -213,6 +223,7 @@ def test_each_block_is_planned_and_each_plan_has_a_block() -> None:
         *(("docs/pipelines.md", language) for language in ("python", "bash")),
         *(("docs/operations.md", language) for language in ("bash", "yaml", "nginx", "python")),
         ("docs/formats.md", "json"),
+        ("docs/my_line.md", "bash"),
         *((f"docs/{page}.md", language) for page in ("fwi", "inspect") for language in ("python", "bash")),
         ("docs/physics.md", "bash"),
         *(("docs/jobs.md", language) for language in ("python", "bash")),
@@ -252,6 +263,15 @@ def test_jobs_md(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [line["iteration"] for line in lines if line["iteration"]] == [1, 2, 3, 4, 5]
     assert (tmp_path / "refined.png").read_bytes().startswith(b"\x89PNG")
     assert server.http.get("/v1/jobs").json()["jobs"] == []
+
+
+def test_my_line_md(tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (block,) = those("docs/my_line.md", "bash")
+    said = run(smaller(block.text), tmp_path, MPLBACKEND="agg")
+    assert "With --scale auto it takes s = " in said and re.search(r"off the truth by \d+ m/s", said)
+    assert (tmp_path / "my-line" / "section.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "my-line" / "start.nc").read_bytes().startswith(b"CDF")
 
 
 @pytest.mark.parametrize("block", those("CONTRIBUTING.md", "python"), ids=str)

@@ -117,6 +117,38 @@ def test_a_scaled_line_has_the_scaled_section(engine: Engine, scale: Scale) -> N
                 assert one.physics[name].value == pytest.approx(expected, rel=2e-3, abs=1e-3)
 
 
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_a_mirrored_line_has_the_mirrored_section(engine: Engine, mirrored: bool) -> None:
+    """With a reading that knows no left and right: how strong each receiver's traces are. Weights are not so exact.
+
+    Vacuity: the ground has no symmetry, so that the section of the line that is not mirrored differs.
+    """
+    nodes, shots = np.arange(0, 1611, 10.0), np.arange(0, 1611, 30.0)
+    source, receiver = (part.ravel() for part in np.meshgrid(shots, nodes, indexing="ij"))
+    near = np.abs(source - receiver) <= 700
+    source, receiver = source[near], receiver[near]
+    louder = (0.5 + (source + receiver) / 3200)[:, None]
+
+    def read(source_m: Float64, receiver_m: Float64) -> Section:
+        traces = traces_of(source, receiver) * louder
+        file = npz({"traces": traces, "source_x_m": source_m, "receiver_x_m": receiver_m, "dt_s": 0.004})
+        plan = plan_section(read_line(file), frame=engine.frame, step_m=230)
+        readings = []
+        for gather, query in plan.read(range(len(plan))):
+            assert query is not None and gather.prepared is not None
+            strength = np.abs(gather.prepared.traces[0]).mean(axis=(0, 1))
+            place = WindowAnswer((gather.start_m, gather.start_m + 690), 5, 1.0)
+            readings.append(WindowReading(place, gather.start_m, gather.lit, np.tile(strength, (70, 1))))
+        return join_section(engine, plan, readings)
+
+    one, other = read(source, receiver), read(1610 - source, 1610 - receiver)
+    turn = slice(None, None, -1 if mirrored else 1)
+    off = np.abs(other.velocity[:, turn] / one.velocity - 1)[:, 10:-10].max()
+    assert (off < 0.03) == mirrored
+    np.testing.assert_allclose(1610 - other.x_m[::-1], one.x_m)
+    np.testing.assert_allclose(other.weight[::-1], one.weight, atol=1e-6)
+
+
 def test_a_line_in_two_files_is_one_section(engine: Engine, found: Section) -> None:
     source, receiver = towed()
     at = 72 * 61  # in the middle of a shot's turn

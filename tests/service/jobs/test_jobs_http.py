@@ -99,20 +99,23 @@ def lines_of_now(server: Any, job_id: str) -> list[Event]:
     return found
 
 
+def inputs_of(gather: Float32, start: Float32) -> RefineInput:
+    prepared = prepare(gather)
+    return RefineInput(prepared.traces[0], prepared.live[0], prepared.shot_x_m[0], start[None])
+
+
 def wanted(engine: Engine, gather: Float32, iterations: int) -> Float32:
     """What the stand-in makes of the model that is read from a gather."""
     read = engine.retrieve(gather[None])[0].model
     assert read is not None
-    prepared = prepare(gather)
-    inputs = RefineInput(prepared.traces[0], prepared.live[0], prepared.shot_x_m[0], read.value[None])
-    steps = standin.StandIn(standin.job(0, iterations=iterations)[0], inputs, None)
+    steps = standin.StandIn(standin.job(0, iterations=iterations)[0], inputs_of(gather, read.value), None)
     while not steps.done:
         steps.step()
     return steps.velocity
 
 
 def test_a_job_from_its_request_to_its_result(server: Any, engine: Engine, gathers: Float32) -> None:
-    answer = submit(server, gathers[0], iterations=5)
+    answer = submit(server, gathers[0], iterations=5, start="read")
     assert answer.status_code == 202, answer.text
     job = answer.json()
     assert answer.headers["location"] == f"/v1/jobs/{job['job_id']}" == job["links"]["self"]
@@ -145,12 +148,28 @@ def test_a_job_from_its_request_to_its_result(server: Any, engine: Engine, gathe
 def test_a_scaled_job_is_in_true_units(server: Any, gathers: Float32) -> None:
     twins = {}
     for scale in ("1", "2,0.5"):  # times are four times as long
-        job_id = submitted(server, gathers[0], iterations=1, scale=scale, start="read,matches", top_k=2)
+        job_id = submitted(server, gathers[0], iterations=1, scale=scale)
         assert ended(server, job_id)["state"] == "done"
         twins[scale] = np.load(io.BytesIO(server.http.get(f"/v1/jobs/{job_id}/result.npz").content))
     own, scaled = twins.values()
     assert (own["cell_m"], scaled["cell_m"]) == (10, 20)
     np.testing.assert_allclose(scaled["velocity"], own["velocity"] / 2, rtol=1e-3)
+
+
+def test_where_it_starts(server: Any, gathers: Float32, models: tuple[Float32, list[str]]) -> None:
+    starts = {}
+    for start in ("best", "read", "match", "mean"):
+        starts[start] = job_of(server, submitted(server, gathers[0], iterations=1, start=start))["start"]
+        if len(starts) % 2 == 0:  # as many as may wait
+            until(lambda: server.http.get("/v1/jobs").json()["counts"]["queued"] == 0)
+    assert starts == {"best": "read,match,mean", "read": "read", "match": "match", "mean": "mean"}
+    with Client(server.url) as client:
+        own = client.submit_refinement(npy(gathers[0]), iterations=1, model=models[0][5])
+        assert own.start == "given"
+        until(lambda: client.job(own.job_id).state == "done")
+        steps = standin.StandIn(standin.job(0, iterations=1)[0], inputs_of(gathers[0], models[0][5]), None)
+        steps.step()
+        np.testing.assert_allclose(client.result(own.job_id)["velocity"], steps.velocity, rtol=1e-4)
 
 
 def test_a_request_that_is_sent_again_makes_no_second_job(server: Any, gathers: Float32) -> None:
@@ -184,7 +203,7 @@ def test_a_job_is_cancelled_and_then_removed(server: Any, gathers: Float32) -> N
 def test_a_worker_that_is_killed_and_a_server_that_ends_lose_nothing(
     run_server: Any, server: Any, settings: Settings, engine: Engine, gathers: Float32, folder: Path
 ) -> None:
-    job_id = submitted(server, gathers[0], iterations=LONG)
+    job_id = submitted(server, gathers[0], iterations=LONG, start="read")
     until(lambda: (job_of(server, job_id)["progress"] or {"iteration": 0})["iteration"] > 1)
     os.kill(int((folder / "worker.pid").read_text()), signal.SIGKILL)
     until(lambda: "It goes on." in str(lines_of_now(server, job_id)))
@@ -222,7 +241,7 @@ def test_jobs_are_bounded(server: Any, gathers: Float32) -> None:
     server.http.delete(f"/v1/jobs/{job_id}")
     until(lambda: server.http.get("/v1/jobs").json()["counts"]["queued"] == 0)
     for fields in ({"iterations": LONG + 1}, {"iterations": 0}, {"start": "x"}, {"start": ""}, {"kind": "x"},
-                   {"top_k": 9}, {"start": "matches", "filter": '{"family": "none"}'}, {"more": 1}):  # fmt: skip
+                   {"start": "match", "filter": '{"family": "none"}'}, {"more": 1}):  # fmt: skip
         assert submit(server, gathers[0], **fields).status_code == 422, fields
     assert submit(server, gathers[:2]).status_code == 422
     assert server.http.get("/v1/jobs", params={"limit": 101}).status_code == 422

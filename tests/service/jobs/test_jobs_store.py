@@ -21,11 +21,12 @@ import killed_jobs
 import standin
 from killed_jobs import WORKER_STEPS, Books, Faults, check
 from seisbind.model.errors import InvalidQuery, JobError, JobsFull, JobsWriteFailed, UnknownJob
-from seisbind.service.jobs import worker
+from seisbind.service.jobs import keeper, worker
 from seisbind.service.jobs.database import JOBS, JobDatabase
 from seisbind.service.jobs.job import Job, JobState
 from seisbind.service.jobs.store import JobLimits, JobStore, Repeat
 from standin import StandIn, uninterrupted
+from wire import until
 
 
 @pytest.fixture
@@ -223,6 +224,18 @@ def test_a_worker_that_is_stopped_in_order_costs_no_life(folder: Path, store: Jo
     assert (released.state, released.deaths, released.last and released.last.iteration) == (JobState.QUEUED, 0, 3)
     work(folder)
     assert np.array_equal(result(store, job), uninterrupted(9))
+
+
+def test_a_server_that_ends_within_an_iteration_costs_no_life(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "WORKER", (sys.executable, standin.__file__))
+    monkeypatch.setattr(keeper, "END_S", 0.1)
+    jobs = keeper.Jobs(folder, limits=JobLimits())
+    job = jobs.store.submit(*standin.job(18, start="hangs"))
+    until(lambda: (last := jobs.store.job(job.job_id).last) is not None and last.iteration == standin.FAULTY - 1)
+    jobs.close()
+    store = JobStore(folder)
+    assert (store.job(job.job_id).state, store.job(job.job_id).deaths) == (JobState.RUNNING, 0)
+    store.close()
 
 
 def test_two_workers_are_never_at_work_at_once(folder: Path, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:

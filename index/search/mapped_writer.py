@@ -1,0 +1,148 @@
+"""Writing the snapshot of a large gallery, in the format of `mapped`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seisbind.index.search.codes import encode, residual_bound
+from seisbind.index.search.columns import Statistics
+from seisbind.index.search.mapped import BLOCK, DTYPES, FORMAT_VERSION, MAGIC, dump_facts
+from seisbind.index.search.snapshots import AtStep
+from seisbind.index.search.view import View
+from seisbind.index.storage.folder import MAPPED, READ, SPACES
+from seisbind.model.files import sync
+
+MAPPED_MODELS = 32_768  # smaller galleries have the snapshots of `snapshots`, which are read and checked whole
+CHUNK = 8192  # vectors written at a time, 8 MB of 256-d ones
+
+
+def write_mapped(view: View, folder: Path, *, fingerprint: str, at_step: AtStep) -> None:
+    """Write ``view``, which is what the records hold, beside them.
+
+    Raises:
+        OSError: the disk refused. What was there before is still there.
+    """
+    path = folder / MAPPED
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as handle:
+            _write(view, _Blocks(handle), fingerprint)
+        at_step(f"{MAPPED}:written")
+        sync(temporary)
+        at_step(f"{MAPPED}:synced")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    at_step(f"{MAPPED}:renamed")
+    sync(folder)
+
+
+def _write(view: View, out: _Blocks, fingerprint: str) -> None:
+    kept = np.flatnonzero(view.alive)
+    columns = view.columns.select(kept)
+    statistics = Statistics.of(columns, np.ones(len(kept), np.bool_))
+    arrays: dict[str, NDArray[Any]] = {
+        "rows": columns.rows,
+        "ids": columns.coded_ids,
+        "order": np.argsort(columns.coded_ids, kind="stable"),
+        "checksums": columns.checksums,
+        "family": columns.family,
+        "tag_set": columns.tag_set,
+        "descriptors": columns.descriptors,
+    }
+    for name, array in arrays.items():
+        with out.section(name):
+            out.write(np.ascontiguousarray(array, DTYPES.get(name, array.dtype)))
+    with out.section("labels"):
+        out.write(json.dumps({"families": columns.labels.families, "tag_sets": columns.labels.tag_sets}).encode())
+    columns_end = out.size
+    codes = {}
+    for space in SPACES:
+        index, largest, longest = view.index(space), 0.0, 0.0
+        parts = [kept[start : start + CHUNK] for start in range(0, len(kept), CHUNK)]
+        with out.section(f"{space}.vectors"):
+            for part in parts:
+                vectors = index.vectors_at(part)
+                largest = max(largest, float(np.abs(vectors).max()))
+                out.write(vectors.astype("<f4", copy=False))
+        with out.section(f"{space}.codes"):
+            for part in parts:
+                coded, square = encode(index.vectors_at(part), largest)
+                longest = max(longest, square)
+                out.write(coded)
+        codes[space] = residual_bound(largest, longest)
+    facts = {
+        "format": FORMAT_VERSION,
+        "fingerprint": fingerprint,
+        "dimension": view.velocity.dimension,
+        "generation": view.generation,
+        "count": len(view),
+        "digest": view.state.digest.hex(),
+        "id_bytes": columns.coded_ids.itemsize,
+        "families": statistics.families.tolist(),
+        "ranges": [statistics.low.tolist(), statistics.high.tolist()],
+        "codes": codes,
+        "columns_end": columns_end,
+        "sections": out.sections,
+    }
+    out.finish(facts)
+
+
+def write_snapshots(view: View, folder: Path, *, fingerprint: str, at_step: AtStep) -> None:
+    """Write ``view``, which is what the records hold, beside them, in the way that fits its size; the other goes.
+
+    Raises:
+        OSError: the disk refused. What was there before is still there, or will be recognised as not matching.
+    """
+    if len(view) >= MAPPED_MODELS:
+        write_mapped(view, folder, fingerprint=fingerprint, at_step=at_step)
+    else:
+        view.write_snapshots(folder, fingerprint=fingerprint, at_step=at_step)
+    for name in READ if len(view) >= MAPPED_MODELS else (MAPPED,):
+        (folder / name).unlink(missing_ok=True)
+
+
+class _Blocks:
+    """Writes sections, each from a multiple of `BLOCK` on, and the checksums of all blocks behind them."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+        self.size = 0
+        self.sections: dict[str, tuple[int, int]] = {}
+        self._checksums: list[int] = []
+        self._checksum = 0
+
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        start = self.size
+        yield
+        self.sections[name] = (start, self.size - start)
+        self.write(bytes(-self.size % BLOCK))
+
+    def write(self, content: bytes | NDArray[Any]) -> None:
+        left = memoryview(content if isinstance(content, bytes) else content.reshape(-1).view(np.uint8).data)
+        self._handle.write(left)
+        while left:
+            part = left[: BLOCK - self.size % BLOCK]
+            self._checksum = zlib.crc32(part, self._checksum)
+            self.size += len(part)
+            if self.size % BLOCK == 0:
+                self._checksums.append(self._checksum)
+                self._checksum = 0
+            left = left[len(part) :]
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        table = np.array(self._checksums, "<u4").tobytes()
+        facts |= {"blocks": len(self._checksums), "table_sha256": hashlib.sha256(table).hexdigest()}
+        described = dump_facts(facts)
+        self._handle.write(table + described + len(described).to_bytes(8, "little") + MAGIC)
