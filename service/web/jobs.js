@@ -182,10 +182,8 @@ async function fetchPicture(mine) {
     const picture = await (await call(`v1/jobs/${mine.job.job_id}/image.png`, { signal })).blob();
     mine.picture = await createImageBitmap(picture);
     paint();
-  } catch (error) {
-    if (!(error instanceof Refused)) { // it has no model yet, or the server has more to do: the next one shows it
-      throw error;
-    }
+  } catch {
+    // it has no model yet, or the server has more to do: the next iteration asks again
   }
 }
 
