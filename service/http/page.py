@@ -73,7 +73,7 @@ def _line(frame: Frame) -> dict[str, str]:
     }
 
 
-def landing(info: GalleryInfo, api: dict[str, Any], *, jobs: bool) -> str:
+def landing(info: GalleryInfo, api: dict[str, Any], *, jobs: bool, writable: bool) -> str:
     """The page, as HTML: what is served and which calls there are is said in it, without a script too."""
     calls = "".join(
         f"<tr><td><code>{method.upper()} {escape(path)}</code></td>"
@@ -88,6 +88,7 @@ def landing(info: GalleryInfo, api: dict[str, Any], *, jobs: bool) -> str:
         "weights": escape(info.fingerprint),
         "calls": calls,
         "jobs": "" if jobs else " hidden",
+        "writable": "" if writable else " hidden",
         **_line(info.frame),
     }
     page = (WEB / INDEX).read_text(encoding="utf-8")
@@ -102,7 +103,8 @@ async def index(request: Request) -> HTMLResponse:
     """The page."""
     serving = serving_of(request)
     info = await serving.on_file(lambda engine: engine.info())
-    page = landing(info, request.app.openapi(), jobs=serving.settings.jobs is not None)
+    takes_jobs, writable = serving.settings.jobs is not None, serving.settings.writable
+    page = landing(info, request.app.openapi(), jobs=takes_jobs, writable=writable)
     return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
 
 

@@ -98,7 +98,7 @@ async function follow(job) {
   opened = mine;
   by("job").hidden = false;
   by("job-title").textContent = `Refinement of ${titleOf(job)}`;
-  by("job-line").textContent = "";
+  by("job-line").textContent = by("job-kept").textContent = "";
   describe(mine);
   list();
   try {
@@ -211,6 +211,7 @@ function describe({ job, points, result }) {
   by("job-progress").max = last?.of ?? job.iterations;
   by("job-progress").value = last?.iteration ?? 0;
   by("job-end").textContent = ENDED.includes(job.state) ? "Remove" : "Cancel";
+  by("job-keep").hidden = job.state !== "done";
   by("job-models").replaceChildren(...(result ?? []).map((panel) => modelItem(panel, result)));
   by("job-files").replaceChildren(...(result ? [inLine(FORMATS.map((each) => fileButton(job, each)))] : []));
 }
@@ -282,8 +283,28 @@ async function end() {
   }
 }
 
+// Into the gallery, if the wave equation vouches for it.
+async function keep() {
+  const mine = opened;
+  by("job-keep").disabled = true;
+  by("job-kept").textContent = "Checking the refined model.";
+  let said = "";
+  try {
+    const kept = await (await call(`v1/jobs/${mine.job.job_id}/model`, { method: "POST" })).json();
+    said = `Kept as ${kept.model_id}. ${kept.verdict.detail}`;
+  } catch (error) {
+    said = sentenceOf(error);
+  } finally {
+    by("job-keep").disabled = false;
+  }
+  if (opened === mine) {
+    by("job-kept").textContent = said;
+  }
+}
+
 by("refine-form").addEventListener("submit", submit);
 by("job-end").addEventListener("click", end);
+by("job-keep").addEventListener("click", keep);
 by("jobs").addEventListener("toggle", () => {
   if (by("jobs").open) {
     list();

@@ -24,12 +24,11 @@ Float32 = NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def refining(
-    run_server: Any, weights: Path, gallery_path: Path, tmp_path_factory: pytest.TempPathFactory
+    run_server: Any, weights: Path, make_gallery: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
-    """A server that takes jobs; an iteration takes a fifth of a second."""
-    settings = Settings(
-        gallery=gallery_path, weights=weights, device="cpu", jobs=tmp_path_factory.mktemp("served") / "jobs"
-    )
+    """A server that takes jobs, over a gallery that it may change; an iteration takes a fifth of a second."""
+    folder = tmp_path_factory.mktemp("served") / "jobs"
+    settings = Settings(gallery=make_gallery(), weights=weights, device="cpu", jobs=folder, writable=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keeper, "WORKER", (sys.executable, standin.__file__))
         patch.setenv("STANDIN_S", "0.2")
@@ -68,6 +67,8 @@ def test_a_refinement_is_followed_to_its_files_and_found_again(
         same = refining.http.get(f"{job['links']['self']}/result.{format}").content
         assert len((tmp_path / ending).read_bytes()) == len(same)
     refined = np.load(io.BytesIO((tmp_path / "npy").read_bytes()), allow_pickle=False)
+    page.get_by_role("button", name="Keep in the gallery").click()
+    page.locator("#job-kept", has_text="The refined model is not kept, for it does not explain its record.").wait_for()
     label = page.locator("#job-models canvas").nth(1).get_attribute("aria-label")
     assert label.startswith(f"Refined: {np.floor(refined.min() + 0.5):.0f} to {np.floor(refined.max() + 0.5):.0f} ")
 
