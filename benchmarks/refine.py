@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--keys", nargs="*", help="default: all")
     parser.add_argument("--each", type=int, default=2, help="maps of a key, evenly from its first to its last")
     parser.add_argument("--first", type=int, default=0, help="of the maps of a key, leave out as many")
-    parser.add_argument("--iterations", type=int, default=RefineConfig.iterations)
+    parser.add_argument("--iterations", type=int, default=RefineConfig().iterations)
     parser.add_argument("--lowest", type=float, default=None)
     parser.add_argument("--against-smoothed", action="store_true")
     parser.add_argument("--weights", type=Path, default=None)

@@ -20,7 +20,7 @@ from seisbind.index.info import HISTOGRAM_PARTS, Distribution, GalleryInfo
 from seisbind.index.search.filter import Filter
 from seisbind.index.search.loading import LoadedView, load_view, refresh_view
 from seisbind.index.search.mapped import SnapshotDamaged, SnapshotWatch
-from seisbind.index.search.mapped_writer import write_snapshots
+from seisbind.index.search.mapped_writer import is_large, write_snapshots
 from seisbind.index.search.snapshots import recover_snapshots
 from seisbind.index.search.view import Hit
 from seisbind.index.storage.database import (
@@ -90,8 +90,10 @@ class Gallery:
         self._mapped = loaded.mapped
         self._row_of = loaded.row_of  # changes before ``_view`` does: see `_lookup`
         self._view = loaded.view
-        self._snapshot_generation = -1 if loaded.behind else self._view.generation
-        self._behind = loaded.behind  # models that the snapshots lack, or have too many
+        # models that the snapshots lack, or have too many; a large gallery that is not mapped yet lacks all
+        large = loaded.mapped is None and is_large(loaded.view)
+        self._behind = len(loaded.view) + 1 if large else loaded.behind
+        self._snapshot_generation = -1 if self._behind else self._view.generation
         self._files = ExitStack()  # closed by `close`
         self._closed = False
         self._watch = SnapshotWatch(loaded.mapped, self._compare_list, self._heal) if loaded.mapped else None

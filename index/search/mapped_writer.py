@@ -98,17 +98,22 @@ def _write(view: View, out: _Blocks, fingerprint: str) -> None:
     out.finish(facts)
 
 
+def is_large(view: View) -> bool:
+    """Whether its snapshot is one to map."""
+    return len(view) >= MAPPED_MODELS
+
+
 def write_snapshots(view: View, folder: Path, *, fingerprint: str, at_step: AtStep) -> None:
     """Write ``view``, which is what the records hold, beside them, in the way that fits its size; the other goes.
 
     Raises:
         OSError: the disk refused. What was there before is still there, or will be recognised as not matching.
     """
-    if len(view) >= MAPPED_MODELS:
+    if is_large(view):
         write_mapped(view, folder, fingerprint=fingerprint, at_step=at_step)
     else:
         view.write_snapshots(folder, fingerprint=fingerprint, at_step=at_step)
-    for name in READ if len(view) >= MAPPED_MODELS else (MAPPED,):
+    for name in READ if is_large(view) else (MAPPED,):
         (folder / name).unlink(missing_ok=True)
 
 

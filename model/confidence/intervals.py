@@ -13,16 +13,33 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from seisbind.model.survey.preparation import Prepared
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-KNEE = 0.2  # of a score of `novelty`: nearer the median of training than this is no departure
+KNEE = 0.1  # of a score of `novelty`: nearer the median of training than this is no departure
 CAP = 2.0  # beyond this nothing is known, and a verdict says so
 
 
-def departures(scores: Float64) -> Float64:
-    """``(batch, measures)``: how far each measure departs from training, from its score of `novelty.scores`."""
-    return np.nan_to_num(np.clip(scores - KNEE, 0.0, CAP), nan=CAP)
+def shot_distance(prepared: Prepared) -> Float64:
+    """``(batch,)``: how far the frame's own shot positions are from the nearest shot on average, in their spacing."""
+    own = np.asarray(prepared.frame.shot_x_m)
+    present = np.asarray(prepared.live.any(axis=2))
+    away = np.abs(own[:, None] - prepared.shot_x_m[:, None, :])  # (batch, own, shot)
+    nearest = np.where(present[:, None, :], away, prepared.frame.line_m).min(axis=2)
+    return np.asarray(nearest.mean(axis=1) * (len(own) - 1) / (own[-1] - own[0]))
+
+
+def departures(scores: Float64, distance: Float64) -> Float64:
+    """``(batch, measures + 1)``: how far a record departs from those of training, in each measure and in its shots.
+
+    Args:
+        scores: ``(batch, measures)`` of `novelty.scores`.
+        distance: of `shot_distance`.
+    """
+    departed = np.clip(np.column_stack([scores - KNEE, distance]), 0.0, CAP)
+    return np.asarray(np.nan_to_num(departed, nan=CAP))
 
 
 def interval_factor(
@@ -33,8 +50,8 @@ def interval_factor(
     Args:
         shares: ``(batch, families)`` probabilities of the families, or one column of ones.
         log_factor: ``(families, ..)``.
-        departed: ``(batch, measures)`` of `departures`.
-        log_excess: ``(measures, ..)``; empty where the factor follows the families alone.
+        departed: ``(batch, departures)`` of `departures`.
+        log_excess: ``(departures, ..)``; empty where the factor follows the families alone.
     """
     log = shares @ np.asarray(log_factor, np.float32)
     if len(log_excess) and departed is not None:

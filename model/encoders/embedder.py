@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import zoom
 
-from seisbind.model.confidence.intervals import departures, interval_factor
+from seisbind.model.confidence.intervals import departures, interval_factor, shot_distance
 from seisbind.model.confidence.novelty import Verdict, judge, measure, scores, with_uncertainty
 from seisbind.model.encoders.runtimes import as_tensor, choose_runtime
 from seisbind.model.encoders.weights_file import Weights, load_weights
@@ -44,6 +44,7 @@ class EncodedGathers:
         family: ``(batch, families)`` probability of each of the configuration's families; None without a head.
         kind: ``(batch, kinds)`` probability of each of the configuration's kinds of ground; None without a head.
         measured: `novelty.measure` of the gathers, where intervals depend on it.
+        shot_distance: ``(batch,)`` of `intervals.shot_distance`.
     """
 
     embedding: Float32
@@ -54,6 +55,7 @@ class EncodedGathers:
     velocity_scale: Float32 | None = None
     kind: Float32 | None = None
     measured: Float64 | None = None
+    shot_distance: Float64 | None = None
 
     def select(self, rows: NDArray[np.intp]) -> EncodedGathers:
         """Some of the gathers, in the order of ``rows``."""
@@ -177,6 +179,7 @@ class Embedder:
         calibration = self.weights.description.calibration
         if calibration is not None and calibration.log_excess:
             read["measured"] = measure(prepared) if measured is None else measured
+            read["shot_distance"] = shot_distance(prepared)
         if len(parts) == 1:
             return EncodedGathers(**read | parts[0])
         return EncodedGathers(**read | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -283,9 +286,10 @@ class Embedder:
 
     def _departures(self, encoded: EncodedGathers) -> Float64 | None:
         calibration = self.weights.description.calibration
-        if calibration is None or encoded.measured is None:
+        if calibration is None or encoded.measured is None or encoded.shot_distance is None:
             return None
-        return departures(scores(self.measures(encoded.measured, encoded), calibration.novelty))
+        values = self.measures(encoded.measured, encoded)
+        return departures(scores(values, calibration.novelty), encoded.shot_distance)
 
 
 def _shares(encoded: EncodedGathers) -> Float32:

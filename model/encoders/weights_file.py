@@ -67,9 +67,9 @@ class Calibration:
         pairs: how many pairs it was measured on.
         log_cell_factor: ``(families,)``, the same as ``log_factor`` for the cells of the read model; empty where the
             weights state no error of cells.
-        log_excess: ``(measures, 13)``, by how much that exponent rises with the departure of each measure of
-            ``novelty``; empty where intervals follow the families alone.
-        log_cell_excess: ``(measures,)``, the same for the cells.
+        log_excess: ``(departures, 13)``, by how much that exponent rises with each of `intervals.departures`; empty
+            where intervals follow the families alone.
+        log_cell_excess: ``(departures,)``, the same for the cells.
     """
 
     log_factor: tuple[tuple[float, ...], ...]

@@ -11,7 +11,6 @@ Float64 = NDArray[np.float64]
 
 SMALLEST_M_S = 10.0  # differences of neighbours below this are rounding, not interfaces
 SOLVES = 8  # of reweighted least squares; the model changes by less than 1 m/s after them
-PROJECTIONS = 15  # of Chambolle's algorithm
 
 
 class Roughness:
@@ -51,24 +50,3 @@ class Roughness:
             rough = weight * self.form(model + change)
             change = cho_solve(cho_factor(curvature + rough + ridge), slope - rough @ model)
         return change
-
-
-def denoise(model: Float64, weight: float) -> Float64:
-    """The proximal point of ``weight`` times the total variation at ``model`` ``(depth, x)`` (Chambolle 2004)."""
-    if not weight:
-        return model
-    dual = np.zeros((2, *model.shape))
-    for _ in range(PROJECTIONS):
-        slope = np.zeros_like(dual)
-        flat = model + weight * _divergence(dual)
-        slope[0, :-1], slope[1, :, :-1] = np.diff(flat, axis=0), np.diff(flat, axis=1)
-        dual += slope / (8 * weight)
-        dual /= np.maximum(np.sqrt(np.square(dual).sum(axis=0)), 1)
-    return np.asarray(model + weight * _divergence(dual))
-
-
-def _divergence(dual: Float64) -> Float64:
-    down, right = dual[0].copy(), dual[1].copy()
-    down[1:] -= dual[0, :-1]
-    right[:, 1:] -= dual[1, :, :-1]
-    return np.asarray(down + right)

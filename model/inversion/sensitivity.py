@@ -27,7 +27,7 @@ Float64 = NDArray[np.float64]
 
 BLOCK = 2  # cells to a block's side: a fifth of the shortest wavelength of the band that it is used for
 RECEIVERS = 3  # every third one
-BEYOND = 4  # blocks that the map is continued by: its edges are half-spaces, and answer as such
+BEYOND = 16  # blocks that the map goes on by, ever less: its edges are half-spaces, and a wave sees far into them
 PULSE_S = (0.15, 0.6)  # width and middle of a receiver's pulse, periods of the frame's peak frequency
 SAMPLED = 5.0  # samples of a Jacobian to a period of the frame's peak frequency
 PER_CALL = 10  # wavefields

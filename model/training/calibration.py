@@ -9,7 +9,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from seisbind.model.confidence.intervals import departures
+from seisbind.model.confidence.intervals import departures, shot_distance
 from seisbind.model.confidence.novelty import OF_RECORD, learn, learn_foreign, measure, scores
 from seisbind.model.confidence.presence import SIZES, Presence, coarse, fit_presence
 from seisbind.model.datasets.pairs import PairSet
@@ -35,7 +35,7 @@ def calibrate(
     embedder: Embedder,
     pairs: PairSet,
     *,
-    seen: Prepared,
+    seen: Prepared | None,
     augment: AugmentConfig | None = None,
     others: Float32 | None = None,
     kept: Calibration | None = None,
@@ -53,21 +53,23 @@ def calibrate(
     Args:
         embedder: the encoders.
         pairs: the held-out split.
-        seen: gathers as training saw them (`augment.as_trained`); `SEEN` are enough.
+        seen: gathers as training saw them (`augment.as_trained`); `SEEN` are enough. None where ``kept`` is given.
         augment: of training.
         others: ``(m, 70, 70)`` further velocity models, m/s, in the galleries that presence is fitted on.
-        kept: of encoders whose readings these have, to the bit: what it says of them is taken over.
+        kept: of encoders whose readings these have, to the bit: what it says of them is taken over, and what is fitted
+            here is the intervals of cells, what departures add to both, and the range of ground that is not foreign.
 
     Raises:
-        InvalidConfig: weights without heads on the gathers, or too few pairs.
+        InvalidConfig: weights without heads on the gathers, too few pairs, or neither ``seen`` nor ``kept``.
     """
     prepared = as_prepared(pairs)
-    embedded, measured = embed(embedder, pairs, prepared), [measure(prepared)]
+    embedded, measured, distance = embed(embedder, pairs, prepared), [measure(prepared)], [shot_distance(prepared)]
     gathers = [embedded.gathers]
     if augment is not None:
         prepared = augmented(pairs, replace(augment, mirror=0.0), seed=1)  # a mirrored gather is not of its own model
         gathers.append(embedder.embed_gathers(prepared))
         measured.append(measure(prepared))
+        distance.append(shot_distance(prepared))
     del prepared  # makes room
     config = embedder.weights.description.config
     familiar = np.isin(pairs.family_names(), config.families) if any(config.foreign) else np.ones(len(pairs), bool)
@@ -76,21 +78,24 @@ def calibrate(
             f"{familiar.sum()} pairs are too few for {COVERAGE:.0%} intervals; at least {MIN_PAIRS} are needed."
         )
     values = [embedder.measures(*each) for each in zip(measured, gathers, strict=True)]
-    if kept is None:
-        encoded = embedder.embed_gathers(seen)
-        novelty = learn(embedder.measures(measure(seen), encoded)[:, : OF_RECORD + 1])
-    else:
+    if kept is not None:
         novelty = kept.novelty
+    elif seen is not None:
+        novelty = learn(embedder.measures(measure(seen), embedder.embed_gathers(seen))[:, : OF_RECORD + 1])
+    else:
+        raise InvalidConfig("A calibration needs gathers as training saw them, or another one to go on from.")
     if any(config.foreign):
         novelty = learn_foreign(novelty, np.concatenate([each[familiar, -1] for each in values]))
     clean = np.concatenate([familiar, np.zeros((len(gathers) - 1) * len(pairs), bool)])
     share = np.concatenate([_family_shares(each) for each in gathers])
-    departed = np.concatenate([departures(scores(each, novelty)) for each in values])
+    departed = departures(np.concatenate([scores(each, novelty) for each in values]), np.concatenate(distance))
     y = np.log(np.concatenate([_scores(each, embedded.descriptors) for each in gathers]) + 1e-9)
-    base = _by_family(y, share, clean) if kept is None else np.asarray(kept.log_factor)
+    if clean.all():
+        departed = departed[:, :0]
+    base = _by_family(y, share, departed, clean) if kept is None else np.asarray(kept.log_factor)
     cells = [each for each in (_cell_scores(embedder, each, pairs) for each in gathers) if each is not None]
     cell_y = np.log(np.concatenate(cells) + 1e-9)[:, None] if cells else np.empty((len(y), 0))
-    cell_base = _by_family(cell_y, share, clean)
+    cell_base = _by_family(cell_y, share, departed, clean)
     excess, cell_excess = (
         _by_departure(each - share @ rows, departed, clean) for each, rows in ((y, base), (cell_y, cell_base))
     )
@@ -109,17 +114,21 @@ def _rows(matrix: Float64) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in matrix.tolist())
 
 
-def _by_family(y: Float64, share: Float64, clean: NDArray[np.bool_]) -> Float64:
-    """``(families, columns)`` for logarithms ``y`` (n, columns) of errors over scales, where ``clean`` (n,)."""
-    count = int(clean.sum())
+def _by_family(y: Float64, share: Float64, departed: Float64, clean: NDArray[np.bool_]) -> Float64:
+    """``(families, columns)`` for logarithms ``y`` (n, columns) of errors over scales, where ``clean`` (n,).
+
+    What departs even there, such as another source, is told apart by columns of its own.
+    """
+    count, families = int(clean.sum()), share.shape[1]
     level = np.ceil((count + 1) * COVERAGE) / count
-    fitted = [regression_quantile(column, share[clean], level) for column in y[clean].T]
-    return np.column_stack(fitted) if fitted else np.empty((share.shape[1], 0))
+    x = np.column_stack([share, departed])[clean]
+    fitted = [regression_quantile(column, x, level)[:families] for column in y[clean].T]
+    return np.column_stack(fitted) if fitted else np.empty((families, 0))
 
 
 def _by_departure(y: Float64, departed: Float64, clean: NDArray[np.bool_]) -> Float64:
-    """``(measures, columns)`` that departures add to what the families say; none where all gathers are ``clean``."""
-    if clean.all():
+    """``(measures, columns)`` that departures add to what the families say."""
+    if not departed.shape[1]:
         return np.empty((0, y.shape[1]))
     weight = np.where(clean, FAMILIAR / clean.sum(), (1 - FAMILIAR) / (~clean).sum())
     fitted = [least_excess(column, departed, weight, COVERAGE) for column in y.T]
@@ -201,4 +210,4 @@ def least_excess(y: Float64, x: Float64, weight: Float64, level: float) -> Float
     scale = len(y) * weight / weight.sum()  # of order 1, as the solver's tolerances are
     bounds = np.column_stack([(level - 1) * scale, level * scale])
     solved = linprog(-y, A_ub=x.T, b_ub=np.full(x.shape[1], LEAST), bounds=bounds, method="highs")
-    return np.maximum(-solved.ineqlin.marginals, 0.0)
+    return np.asarray(np.maximum(-solved.ineqlin.marginals, 0.0))

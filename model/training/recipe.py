@@ -117,7 +117,7 @@ ERRORS = replace(
     hard_negatives=0.0,
     weight_decay=0.0,
     learning_rate=2e-3,
-    steps=1000,
+    steps=1200,
     seed=4,
 )
 NAMED = {

@@ -91,13 +91,15 @@ def train_weights(
     description = Description(name, encoders.config, made, frame=encoders.frame)
     if held_out is not None and config.encoders.kind == "seisbind":
         embedder = Embedder(Weights(as_saved(encoders), description, ""), device=device)
-        seen = as_trained(pairs, config.augment, count=SEEN)
-        if others is None:  # a stride, for files hold one family each
-            further = pairs.velocity[:: math.ceil(len(pairs) / OTHERS)].cpu().numpy()
-        else:
-            pairs = None  # makes room
-            further = others()
         kept = start_calibration if config.errors_only else None
+        seen = further = None
+        if kept is None:
+            seen = as_trained(pairs, config.augment, count=SEEN)
+            # a stride, for files hold one family each
+            further = pairs.velocity[:: math.ceil(len(pairs) / OTHERS)].cpu().numpy() if others is None else None
+        pairs = None  # makes room
+        if kept is None and others is not None:
+            further = others()
         calibration = calibrate(embedder, held_out(), seen=seen, augment=config.augment, others=further, kept=kept)
         description = replace(description, calibration=calibration)
     return save_weights(out / WEIGHTS, encoders, description)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from seisbind.model.errors import SeisBindError
-from seisbind.service.commands import check, gallery, inspect, keys, retrieve, section, training
+from seisbind.service.commands import check, gallery, inspect, keys, refine, retrieve, section, training
 from seisbind.service.commands.errors import print_error
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(inspect.inspect)
 app.command()(retrieve.retrieve)
 app.command()(check.check)
 app.command()(section.section)
+app.command()(refine.refine)
 
 
 def _say_version(asked: bool) -> None:

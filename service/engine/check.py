@@ -27,6 +27,7 @@ from seisbind.service.engine.query import Query
 Float32 = NDArray[np.float32]
 
 MAX_MATCHES = 16  # that one check models: with mean, read and given model about 2 s of a core
+UNKNOWN = "in_gallery_unknown"  # the warning that goes where a match explains the record
 # How much likelier it is that a match explains the record where the ground is among them than where it is not, and the
 # same for none that explains: .96 / .02 and .04 / .98 over 160 queries as those of `benchmarks/check.py`
 FOR, AGAINST = 48.0, 0.04
@@ -175,11 +176,13 @@ def check_candidates(
     if explaining:
         first = min(explaining, key=lambda n: matches[n].check.unexplained)
         order = [first, *(n for n in order if n != first)]
+    whole = query.filter is None and bool(matches)  # a filter's matches tell nothing of the gallery
     answer = replace(
         retrieval,
         matches=tuple(_ranked(retrieval.matches, order)),
+        warnings=tuple(note for note in retrieval.warnings if not (whole and explaining and note.code == UNKNOWN)),
         ranked_by="check" if explaining else retrieval.ranked_by,
-        in_gallery=_in_gallery(retrieval.in_gallery, bool(explaining)) if query.filter is None and matches else None,
+        in_gallery=_in_gallery(retrieval.in_gallery, bool(explaining)) if whole else retrieval.in_gallery,
     )
     best = min(range(len(done)), key=lambda n: done[n].check.unexplained)
     return Checked(answer, tuple(done), best, bool(explaining) and order[0] != 0, observed)
@@ -190,8 +193,10 @@ def _ranked(matches: tuple[Match, ...], order: list[int]) -> Iterator[Match]:
         yield replace(matches[number], rank=rank)
 
 
-def _in_gallery(before: float | None, explained: bool) -> float:
-    """The probability after the check; even odds before it where none was given."""
+def _in_gallery(before: float | None, explained: bool) -> float | None:
+    """The probability after the check. Where none was given, even odds where a match explains, else still none."""
+    if before is None and not explained:
+        return None
     probability = 0.5 if before is None else min(max(before, 1e-6), 1 - 1e-6)
     odds = probability / (1 - probability) * (FOR if explained else AGAINST)
     return odds / (1 + odds)

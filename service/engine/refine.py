@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import InvalidConfig, InvalidQuery
 from seisbind.model.frame import VELOCITY_LIMITS_M_S
 from seisbind.model.inversion.observed import Observed
@@ -18,8 +19,9 @@ from seisbind.model.inversion.refinement import RefineConfig, Refined, Refinemen
 from seisbind.service.engine.answers import Retrieval
 from seisbind.service.engine.check import given_model
 from seisbind.service.engine.engine import Engine
-from seisbind.service.engine.query import Query
-from seisbind.service.formats.velocity_model import VelocityModel
+from seisbind.service.engine.query import Query, encode
+from seisbind.service.formats.npy import npz
+from seisbind.service.formats.velocity_model import VelocityModel, arrays_of, write
 
 Float32 = NDArray[np.float32]
 Start = Literal["best", "read", "match", "mean", "given"]
@@ -92,9 +94,34 @@ def given_start(query: Query, velocity: ArrayLike) -> Starts:
     return Starts(("given",), given_model(velocity, query)[None])
 
 
+def read_start(embedder: Embedder, query: Query) -> Starts:
+    """The model that is read from the one gather of ``query``, where there is no gallery. Raises InvalidQuery."""
+    read = embedder.read_model(encode(embedder, [query]))
+    if read is None:
+        raise InvalidQuery("These weights read no model from a gather; start from one of your own, or from a gallery.")
+    return Starts(("read",), np.clip(read.value[:1], *query.prepared.frame.velocity_m_s))
+
+
 def begin(query: Query, starts: Starts, config: RefineConfig) -> Refinement:
     """A refinement of the one gather of ``query``. Raises as `Refinement.begin`."""
     return Refinement.begin(Observed.of(query.prepared), starts.velocity, config)
+
+
+def contents(query: Query, refined: Refined, format: str, *, title: str) -> bytes:
+    """A file of a format of `seisbind.service.formats.velocity_model`, in true units; npz has all that is known."""
+    model = true_model(query, refined)
+    if format != "npz":
+        return write(model, format, title=title)
+    frame, time = query.prepared.frame, query.scale.time
+    return npz(
+        dict(arrays_of(model))
+        | {
+            "illumination": refined.illumination,
+            "residual": refined.residual,
+            "source": refined.source,
+            "source_dt_s": np.array(frame.dt_s * time),
+        }
+    )
 
 
 def true_model(query: Query, refined: Refined) -> VelocityModel:

@@ -66,8 +66,9 @@ def end(
     code: str | None = None,
     sentence: str | None = None,
 ) -> None:
-    """Bring a job to an end: of its arrays its model and its result stay."""
-    connection.execute("DELETE FROM arrays WHERE row = ? AND name IN (?, ?)", (row, INPUT, STATE))
+    """Bring a job to an end: its model stays, and of one that is done its result and the record to check it with."""
+    unneeded = (STATE, STATE if state is JobState.DONE else INPUT)
+    connection.execute("DELETE FROM arrays WHERE row = ? AND name IN (?, ?)", (row, *unneeded))
     kept = "SELECT coalesce(sum(length(content)), 0) FROM arrays WHERE row = ?"
     connection.execute(
         f"UPDATE jobs SET state = ?, ended_at = ?, code = ?, sentence = ?, room = ({kept}) WHERE row = ?",

@@ -212,7 +212,7 @@ def test_changes_are_made_up_for_and_written_when_many(path: Path, make_batch: M
         assert gallery.model_ids()[-1] == "a-much-longer-id-than-any-before"
 
 
-def test_a_reader_keeps_up_and_a_gallery_that_shrinks_is_read_again(
+def test_a_reader_keeps_up_and_a_gallery_changes_its_kind_with_its_size(
     path: Path, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Gallery.open(path, fingerprint=None) as reader:
@@ -229,6 +229,11 @@ def test_a_reader_keeps_up_and_a_gallery_that_shrinks_is_read_again(
     assert not (path / MAPPED).exists() and (path / "velocity.faiss").exists()
     with Gallery.open(path, fingerprint=None) as reader:
         assert reader._mapped is None and len(reader) == 40 and reader.notes == ()
+    monkeypatch.setattr(mapped_writer, "MAPPED_MODELS", 1)  # as if made before there were mapped snapshots
+    with Gallery.open(path, fingerprint=None, writable=True):
+        pass
+    with Gallery.open(path, fingerprint=None) as reader:
+        assert reader._mapped is not None and not (path / "velocity.faiss").exists()
 
 
 def test_older_records_put_back_are_not_mixed_with_it(path: Path, make_batch: MakeBatch) -> None:

@@ -10,6 +10,7 @@ from seisbind.model.confidence.novelty import (
     TrainingRanges,
     judge,
     learn,
+    learn_foreign,
     measure,
     scores,
     with_uncertainty,
@@ -54,6 +55,23 @@ def test_what_was_seen_is_likely(recorded: Prepared) -> None:
     verdicts = judge(values(recorded), known)
     assert sum(v.likely for v in verdicts) >= 11  # 1 % of them exceed the limit, by its definition
     assert all((v.reason is None) == (v.detail is None) == v.likely for v in verdicts)
+
+
+def test_foreign_ground_is_unlike_training_and_says_so(recorded: Prepared) -> None:
+    """Its end is where one in a hundred over familiar ground lies beyond; other measures keep their ranges."""
+    measured, none = measure(recorded), np.zeros(len(recorded), np.float32)
+    before = learn(values(recorded))
+    odds = np.random.default_rng(3).normal(-3.0, 1.0, 4000)
+    known = learn_foreign(before, odds)
+    assert known.low[:-1] == before.low and known.high[:-1] == before.high and known.limit == before.limit
+    assert learn_foreign(known, odds) == known  # of weights that go on from such weights
+    beyond = (odds - known.middle[-1]) / (known.high[-1] - known.middle[-1]) > known.limit
+    assert abs(beyond.mean() - 0.01) < 0.001
+    p = np.full(len(recorded), 0.04, np.float32)
+    p[0] = 0.9
+    verdicts = judge(with_uncertainty(measured, none, p), known)
+    assert verdicts[0].reason == "ground" and "log odds" in (verdicts[0].detail or "")
+    assert [v.likely for v in verdicts[1:]] == [v.likely for v in judge(values(recorded), before)[1:]]
 
 
 def test_a_record_without_noise_is_not_unlike_noisy_ones(recorded: Prepared) -> None:

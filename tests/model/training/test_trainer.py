@@ -14,6 +14,7 @@ from seisbind.model.encoders.seismic import GatherEmbedding
 from seisbind.model.encoders.weights_file import load_weights
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.frame import OPENFWI_FRAME
+from seisbind.model.ground.families import BROAD_FAMILIES
 from seisbind.model.survey.preparation import OPENFWI
 from seisbind.model.training.augment import AugmentConfig, Batch, augment, mirror, whole_batch
 from seisbind.model.training.batches import likeness, runs
@@ -375,17 +376,21 @@ def test_heads_that_are_right_cost_nothing(velocity: np.ndarray) -> None:
 def test_errors_alone_are_trained_and_nothing_else_moves(tmp_path: Path, pairs: PairSet, recipe: TrainConfig) -> None:
     start = train(pairs, recipe, tmp_path / "start", device="cpu")
     errors = load_config("errors")
-    own = replace(errors, encoders=replace(recipe.encoders, map_error=1), steps=20, batch=8, warmup=2, augment=None)
-    after = train(pairs, own, tmp_path / "errors", start=start, device="cpu")
+    form = replace(recipe.encoders, map_error=1)
+    own = replace(errors, encoders=form, steps=40, batch=20, warmup=2, augment=None, learning_rate=2e-2)
+    kinds = replace(pairs, families=(*pairs.families[:5], *BROAD_FAMILIES[:5]))
+    after = train(kinds, own, tmp_path / "errors", start=start, device="cpu")
     gathers = whole_batch(pairs)
     with torch.inference_mode():
         before, now = (
             each.embed_gathers(gathers.traces.float(), gathers.live, gathers.shot_x_m) for each in (start, after)
         )
-    for name in ("embedding", "descriptors", "velocity"):
+    for name in ("embedding", "descriptors", "descriptor_scale", "velocity", "family"):
         assert torch.equal(getattr(before, name), getattr(now, name)), name
-    assert not torch.equal(before.descriptor_scale, now.descriptor_scale) and now.velocity_scale.std() > 0
-    for wrong in ({"weight_decay": 0.1}, {"errors_only": False}, {"loss": LossConfig()}):
+    assert now.velocity_scale.std() > 0 and before.kind is None
+    assert after.config.foreign == (False,) * 5 + (True,) * 5
+    assert torch.nn.functional.cross_entropy(now.kind, pairs.family) < np.log(10)  # which is that of a guess
+    for wrong in ({"loss": replace(errors.loss, family_head=0.1)}, {"errors_only": False}, {"loss": LossConfig()}):
         with pytest.raises(InvalidConfig, match=r"errors_only|contrastive"):
             replace(errors, **wrong)
     with pytest.raises(InvalidConfig, match="'errors_only' recipe goes on from trained"):

@@ -36,7 +36,7 @@ def test_the_match_that_explains_the_record_becomes_the_first(
     given, best = named(checked, "given"), named(checked, "best")
     assert given.verdict.reason == best.verdict.reason == "explained"
     assert given.check.comparison == best.check.comparison
-    assert checked.retrieval.in_gallery is None  # of matches that a filter chose, nothing is known of the gallery
+    assert checked.retrieval.in_gallery == plain.in_gallery  # a filter's matches tell nothing of the gallery
     with pytest.raises(InvalidQuery, match="match 7"):
         named(checked, "match 7")
 

@@ -23,8 +23,10 @@ from seisbind.model.errors import MissingExtra, ServerRefused
 from seisbind.model.survey.preparation import prepare
 from seisbind.service.client.client import AsyncClient, Client
 from seisbind.service.engine.engine import Engine
-from seisbind.service.jobs import keeper
+from seisbind.service.formats.npy import npz
+from seisbind.service.jobs import keeper, records
 from seisbind.service.jobs.job import Event, RefineInput
+from seisbind.service.jobs.workbench import Workbench
 from seisbind.service.settings import Settings
 from seisbind.service.transport.keys import Scope, make_key
 from standin import LONG
@@ -335,3 +337,35 @@ def test_a_retrieval_is_answered_while_a_job_runs(server: Any, gathers: Float32,
     assert server.http.post("/v1/retrieve", files={"file": npy(gathers[0])}).status_code == 200
     assert job_of(server, job_id)["state"] == "running"
     server.http.delete(f"/v1/jobs/{job_id}")
+
+
+def test_a_refined_model_is_checked_and_kept(
+    run_server: Any, settings: Settings, make_gallery: Any, gathers: Float32, models: Any, tmp_path: Path
+) -> None:
+    """The stand-in's model explains nothing and is refused; the true one in its place is kept."""
+    pytest.importorskip("deepwave", reason="deepwave, which a check simulates with, is not installed")
+    own = settings.model_copy(update={"gallery": make_gallery(), "jobs": tmp_path / "jobs", "writable": True})
+    with run_server(own) as server, Client(server.url) as client:
+        job_id = submitted(server, gathers[0], iterations=2, start="match")
+        parent = server.http.post("/v1/retrieve", files={"file": npy(gathers[0])}).json()["results"][0]["matches"][0]
+        assert ended(server, job_id)["state"] == "done"
+        refused = server.http.post(f"/v1/jobs/{job_id}/model")
+        assert (refused.status_code, refused.json()["code"]) == (422, "invalid_velocity_model"), refused.text
+        assert "not kept" in refused.json()["detail"]
+        bench = Workbench(own.jobs)
+        with bench._writing("test") as connection:
+            job = records.read_job(connection, "job_id = ?", job_id)
+            result = {"velocity": models[0][0] * np.float32(1.001), "start": np.array(0)}
+            records.put(connection, job.row, records.RESULT, 0, npz(result))
+        bench.close()
+        kept = client.keep_job_model(job_id)
+        assert kept.verdict.usable and kept.measures.unexplained < 0.05
+        assert job_id in kept.source and kept.gallery.models == 61
+        found = server.http.get(f"/v1/models/{kept.model_id}").json()
+        assert set(found["tags"]) == {"refined", f"parent:{parent['model_id']}"} and found["source"] == kept.source
+
+
+def test_no_model_is_kept_before_its_time_or_by_a_server_that_changes_nothing(server: Any, gathers: Float32) -> None:
+    job_id = submitted(server, gathers[0], iterations=LONG)
+    answer = server.http.post(f"/v1/jobs/{job_id}/model")
+    assert (answer.status_code, answer.json()["code"]) == (403, "not_writable")

@@ -1,0 +1,161 @@
+"""Full-waveform inversion on a small frame: what it is made of, and what it does as a whole."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from seisbind.model.errors import InvalidConfig, InvalidVelocityModel
+from seisbind.model.frame import Frame
+from seisbind.model.inversion.forward import Forward
+from seisbind.model.inversion.observed import Observed
+from seisbind.model.inversion.refinement import RefineConfig, Refinement, noise_rms
+from seisbind.model.inversion.regularise import Roughness
+from seisbind.model.inversion.sensitivity import Sensitivity
+from seisbind.model.inversion.source import Source
+from seisbind.model.survey.preparation import prepare
+from seisbind.model.waves.wavefield import simulate
+from seisbind.model.waves.wavelet import ricker
+
+pytest.importorskip("deepwave")
+Float32 = NDArray[np.float32]
+
+SMALL = Frame(
+    depth_cells=26, x_cells=30, cell_m=10.0, velocity_m_s=(1500.0, 3500.0), receivers=30, receiver_spacing_m=10.0,
+    shot_x_m=(0.0, 140.0, 290.0), samples=110, dt_s=0.004, record_samples=440, record_dt_s=0.001, peak_hz=18.0,
+    name="small",
+)  # fmt: skip
+CONFIG = RefineConfig(iterations=9, bands=(0.5, 1.0))
+
+
+def layered() -> Float32:
+    """Three layers."""
+    model = np.full(SMALL.velocity_shape, 1700.0, np.float32)
+    model[8:], model[16:] = 2100.0, 2600.0
+    return model
+
+
+def start() -> Float32:
+    """A straight line through them."""
+    return np.repeat(np.linspace(1600, 2500, SMALL.depth_cells, dtype=np.float32)[:, None], SMALL.x_cells, axis=1)
+
+
+@pytest.fixture(scope="module")
+def observed() -> Observed:
+    """By OpenFWI's operator, with a gain that nothing is told of, and a dead trace."""
+    record = prepare(3.7 * simulate(layered(), frame=SMALL, engine="openfwi"), SMALL.survey, frame=SMALL)
+    record.traces[:, :, :, 9] = 0
+    record.live[:, :, 9] = False
+    return Observed.of(record)
+
+
+def finished(refinement: Refinement) -> Refinement:
+    while not refinement.done:
+        refinement.step()
+    return refinement
+
+
+@pytest.fixture(scope="module")
+def refined(observed: Observed) -> Refinement:
+    """From two starts; the second is hopeless."""
+    return finished(Refinement.begin(observed, np.stack([start(), np.full_like(start(), 3300)]), CONFIG))
+
+
+def test_the_jacobian_is_the_change_of_the_record() -> None:
+    """Of blocks within the map, at low frequencies, against the difference of two records."""
+    wavelet = ricker(8.0, SMALL.dt_s)
+    sensitivity = Sensitivity(np.asarray(SMALL.shot_x_m, np.float32), SMALL, wavelet)
+    hz, model = sensitivity.frequency_hz, np.full(SMALL.velocity_shape, 2000.0)
+    unfiltered = Source(np.eye(1, 11, 5)[0])
+    jacobian = sensitivity.jacobian(model, unfiltered, torch.exp(-((hz / 18) ** 4)))
+    blocks = np.zeros(sensitivity.blocks.shape)
+    blocks[5:7, 6:9] = 10.0
+    predicted = (jacobian @ torch.from_numpy(blocks.ravel()).float()).transpose(1, 2).numpy()
+    both = torch.from_numpy(np.stack([model, model + sensitivity.blocks.spread(blocks)]))
+    made = Forward(SMALL.shot_x_m, SMALL)(both, torch.from_numpy(wavelet)).numpy()
+    change = made[1] - made[0]
+    size = 1024
+    response = np.exp(-((np.fft.rfftfreq(size, SMALL.dt_s) / 18) ** 4))[None, :, None]
+    change = np.fft.irfft(np.fft.rfft(change, size, axis=1) * response, size, axis=1)[:, : SMALL.samples]
+    change = change[:, :: sensitivity.stride, sensitivity.receivers]
+    assert np.sum(predicted * change) > 0.98 * np.linalg.norm(predicted) * np.linalg.norm(change)
+    assert abs(np.linalg.norm(predicted) / np.linalg.norm(change) - 1) < 0.1
+
+
+def test_layers_come_out_of_a_straight_line(observed: Observed) -> None:
+    refined = finished(Refinement.begin(observed, start()[None], RefineConfig(iterations=8, bands=(0.5, 1.0))))
+    before, after = (np.abs(model - layered()).mean() for model in (start(), refined.velocity))
+    assert after < 0.5 * before
+    result = refined.result()
+    assert len(result.residual) == 8
+    assert result.residual[-1] < 0.25 * result.residual[0]
+    assert (result.low <= result.velocity).all() and (result.velocity <= result.high).all()
+    assert result.illumination.min() > 0 and result.illumination.max() <= 1
+    assert result.illumination[:4].mean() > 2 * result.illumination[-4:].mean()
+    with torch.no_grad():  # the wavelet is that of the record
+        made = Forward(observed.shot_x_m, SMALL)(
+            torch.from_numpy(result.velocity[None]), torch.from_numpy(result.source)
+        )  # fmt: skip
+    left = (made[0].numpy() - observed.traces) * observed.live[:, None]
+    assert np.linalg.norm(left) < 1.3 * result.residual[-1] * np.linalg.norm(observed.traces)
+
+
+def test_the_better_start_is_gone_on_from(refined: Refinement) -> None:
+    assert refined.result().start == 0 and len(refined.result().residual) == CONFIG.iterations
+
+
+@pytest.mark.parametrize("after", [3, 6], ids=["in the trial", "after it"])
+def test_taken_up_again_it_gives_the_same_numbers(observed: Observed, refined: Refinement, after: int) -> None:
+    begun = Refinement.begin(observed, np.stack([start(), np.full_like(start(), 3300)]), CONFIG)
+    for _ in range(after):
+        begun.step()
+    kept = io.BytesIO()
+    np.savez(kept, **begun.state())  # type: ignore[arg-type]
+    kept.seek(0)
+    with np.load(kept, allow_pickle=False) as state:
+        again = Refinement.resume(observed, CONFIG, {name: state[name] for name in state.files})
+    assert not np.array_equal(again.velocity, refined.velocity)
+    finished(again)
+    np.testing.assert_array_equal(again.velocity, refined.velocity)
+    np.testing.assert_array_equal(again.result().residual, refined.result().residual)
+
+
+def test_velocities_stay_within_the_frame_and_water_as_it_is(observed: Observed) -> None:
+    outside = start()
+    outside[12:] = 9000
+    config = RefineConfig(iterations=2, bands=(1.0,), keep_m=50.0)
+    kept = finished(Refinement.begin(observed, outside[None], config)).velocity
+    assert kept.min() >= SMALL.velocity_m_s[0] and kept.max() <= SMALL.velocity_m_s[1]
+    np.testing.assert_array_equal(kept[:5], start()[:5])
+    assert not np.array_equal(kept[5], start()[5])
+
+
+def test_it_stops_at_the_noise(observed: Observed) -> None:
+    noise = np.random.default_rng(0).normal(0, np.abs(observed.traces).max(), observed.traces.shape)
+    noisy = Observed((observed.traces + noise).astype(np.float32), observed.live, observed.shot_x_m, SMALL)
+    assert noise_rms(noisy) == pytest.approx(noise.std(), rel=0.1)
+    stopped = finished(Refinement.begin(noisy, layered()[None], CONFIG))
+    assert stopped.stopped is not None and "noise" in stopped.stopped
+    assert len(stopped.result().residual) < CONFIG.iterations
+    with pytest.raises(InvalidConfig, match="done"):
+        stopped.step()
+
+
+@pytest.mark.parametrize("starts", [np.zeros((0, 26, 30)), np.ones((1, 70, 70)), np.full((1, 26, 30), np.nan)])
+def test_starts_that_are_none(observed: Observed, starts: NDArray[Any]) -> None:
+    with pytest.raises(InvalidVelocityModel):
+        Refinement.begin(observed, starts.astype(np.float32), CONFIG)
+
+
+def test_total_variation_keeps_an_interface_and_removes_what_ripples() -> None:
+    clean = np.where(np.arange(20)[:, None] < 10, 2000.0, 3000.0) * np.ones((20, 15))
+    rippled = clean + np.random.default_rng(1).normal(0, 20, clean.shape)
+    change = Roughness((20, 15)).solve(np.eye(300) / 20**2, np.zeros(300), rippled.ravel(), 1 / 15)
+    smooth = rippled + change.reshape(20, 15)
+    assert np.abs(smooth - clean).mean() < 0.5 * np.abs(rippled - clean).mean()
+    assert (smooth[10] - smooth[9]).mean() > 900
