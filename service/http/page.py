@@ -73,7 +73,7 @@ def _line(frame: Frame) -> dict[str, str]:
     }
 
 
-def landing(info: GalleryInfo, api: dict[str, Any]) -> str:
+def landing(info: GalleryInfo, api: dict[str, Any], *, jobs: bool, writable: bool) -> str:
     """The page, as HTML: what is served and which calls there are is said in it, without a script too."""
     calls = "".join(
         f"<tr><td><code>{method.upper()} {escape(path)}</code></td>"
@@ -87,6 +87,8 @@ def landing(info: GalleryInfo, api: dict[str, Any]) -> str:
         "count": f"{info.count:,}".replace(",", " "),
         "weights": escape(info.fingerprint),
         "calls": calls,
+        "jobs": "" if jobs else " hidden",
+        "writable": "" if writable else " hidden",
         **_line(info.frame),
     }
     page = (WEB / INDEX).read_text(encoding="utf-8")
@@ -99,8 +101,11 @@ def landing(info: GalleryInfo, api: dict[str, Any]) -> str:
 @PAGE
 async def index(request: Request) -> HTMLResponse:
     """The page."""
-    info = await serving_of(request).on_file(lambda engine: engine.info())
-    return HTMLResponse(landing(info, request.app.openapi()), headers={"Content-Security-Policy": POLICY})
+    serving = serving_of(request)
+    info = await serving.on_file(lambda engine: engine.info())
+    takes_jobs, writable = serving.settings.jobs is not None, serving.settings.writable
+    page = landing(info, request.app.openapi(), jobs=takes_jobs, writable=writable)
+    return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
 
 
 @router.get("/web/{name:path}", include_in_schema=False)

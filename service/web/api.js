@@ -42,3 +42,24 @@ export async function call(path, { method = "GET", body = undefined, signal = un
   }
   throw new Refused(problem);
 }
+
+// Calls `line` with each object of an answer that is lines of JSON; resolves to its text.
+export async function readLines(response, line) {
+  const reader = response.body.getReader();
+  const decoder = new TextDecoder();
+  const pieces = [];
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    const piece = decoder.decode(value ?? new Uint8Array(), { stream: !done });
+    pieces.push(piece);
+    const ends = (rest + piece).split("\n");
+    rest = ends.pop();
+    for (const each of ends) {
+      line(JSON.parse(each));
+    }
+    if (done) {
+      return pieces.join("");
+    }
+  }
+}

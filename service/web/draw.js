@@ -63,13 +63,14 @@ function short(number) {
   return String(Number(number.toPrecision(6))).replace("-", "−");
 }
 
-// A frame with both axes around `box`; x and y are {low, high, label}, y downwards.
+// A frame with both axes around `box`; x and y are {low, high, label}, y downwards unless it is `up`;
+// of an x that is `whole` there are no parts.
 function axes(context, box, x, y) {
   const [left, top, width, height] = box;
   context.strokeRect(left + 0.5, top + 0.5, width - 1, height - 1);
   context.textBaseline = "top";
   context.textAlign = "center";
-  for (const at of ticks(x.low, x.high, Math.max(2, width / 62))) {
+  for (const at of ticks(x.low, x.high, Math.max(2, width / 62)).filter((each) => !x.whole || Number.isInteger(each))) {
     const px = left + ((at - x.low) / (x.high - x.low)) * width;
     context.fillRect(Math.min(px, left + width - 1), top + height, 1, 4);
     context.fillText(short(at), px, top + height + 6);
@@ -80,7 +81,8 @@ function axes(context, box, x, y) {
   context.textBaseline = "middle";
   context.textAlign = "right";
   for (const at of ticks(y.low, y.high, Math.max(2, height / 45))) {
-    const py = top + ((at - y.low) / (y.high - y.low)) * height;
+    const share = (at - y.low) / (y.high - y.low);
+    const py = top + (y.up ? 1 - share : share) * height;
     context.fillRect(left - 4, Math.min(py, top + height - 1), 4, 1);
     context.fillText(short(at), left - 6, py);
   }
@@ -163,10 +165,8 @@ export function drawBar(canvas, { scale, label, difference = false }) {
   context.fillText(label, left + inner / 2, 36);
 }
 
-// One shot as variable density, black positive.
-export function drawTraces(canvas, { traces, shot, axis, gain }) {
-  const { context, width, height } = begin(canvas);
-  const { samples, receivers, dtS, stepM, shotXM, values } = traces;
+// Pressure times a power of time, of one shot; and where black is full, 96 % of it.
+function gainedShot({ samples, receivers, dtS, values }, shot) {
   const from = shot * samples * receivers;
   const gained = new Float32Array(samples * receivers);
   const dead = new Array(receivers).fill(true);
@@ -179,7 +179,15 @@ export function drawTraces(canvas, { traces, shot, axis, gain }) {
     }
   }
   const sizes = gained.map(Math.abs).filter((size) => size > 0).sort();
-  const clip = (sizes[Math.floor(sizes.length * CLIP_SHARE)] || 1) * 2 ** -gain;
+  return { gained, dead, clip: sizes[Math.floor(sizes.length * CLIP_SHARE)] || 1 };
+}
+
+// One shot as variable density, black positive; as dark as `like`, other traces of the same shots, would be.
+export function drawTraces(canvas, { traces, shot, axis, gain, like = null }) {
+  const { context, width, height } = begin(canvas);
+  const { samples, receivers, dtS, stepM, shotXM } = traces;
+  const { gained, dead, clip: own } = gainedShot(traces, shot);
+  const clip = (like ? gainedShot(like, shot).clip : own) * 2 ** -gain;
   const box = [46, 6, width - 46 - 12, height - 6 - 38];
   const [left, top, inner, deep] = box;
   context.imageSmoothingEnabled = true;
@@ -217,6 +225,54 @@ export function drawTraces(canvas, { traces, shot, axis, gain }) {
   context.lineTo(px, top + 8);
   context.fill();
   return { dead: dead.filter(Boolean).length };
+}
+
+// How late a prediction is, trace by trace and window by window: `map` has windows as rows, from `fromS` to `toS` of
+// `traces`, whose axes it gets; `scale` {low, high} in seconds. Grey where nothing is followed.
+export function drawLags(canvas, { map, fromS, toS, traces, scale }) {
+  const { context, width, height } = begin(canvas);
+  const { samples, receivers, dtS, stepM } = traces;
+  const box = [46, 6, width - 46 - 12, height - 6 - 38];
+  const [left, top, inner, deep] = box;
+  const shade = (row, column) => (map.values[row * map.columns + column] - scale.low) / (scale.high - scale.low);
+  const whole = samples * dtS;
+  context.fillStyle = ink("--bars");
+  context.fillRect(left, top, inner, deep);
+  context.fillStyle = ink("--ink");
+  context.imageSmoothingEnabled = false;
+  context.drawImage(
+    raster(map.rows, map.columns, diverging, shade), left, top + (fromS / whole) * deep, inner, ((toS - fromS) / whole) * deep,
+  );
+  const x = { low: -stepM / 2, high: (receivers - 0.5) * stepM, label: "receiver position (m)" };
+  axes(context, box, x, { low: 0, high: whole, label: "time (s)" });
+}
+
+// What is left to explain, iteration by iteration: `points` are {iteration, residual}.
+export function drawCurve(canvas, { points, of }) {
+  const { context, width, height } = begin(canvas);
+  const box = [46, 6, width - 46 - 12, height - 6 - 38];
+  const [left, top, inner, deep] = box;
+  const high = Math.max(...points.map(({ residual }) => residual), 1e-6) * 1.05;
+  axes(context, box, { low: 0, high: of, label: "iteration", whole: true }, { low: 0, high, label: "residual", up: true });
+  context.strokeStyle = context.fillStyle = ink("--accent");
+  context.lineWidth = 2;
+  context.beginPath();
+  for (const { iteration, residual } of points) {
+    context.lineTo(left + (iteration / of) * inner, top + (1 - residual / high) * deep);
+  }
+  context.stroke();
+  for (const { iteration, residual } of points) {
+    context.beginPath();
+    context.arc(left + (iteration / of) * inner, top + (1 - residual / high) * deep, 2.5, 0, 2 * Math.PI);
+    context.fill();
+  }
+}
+
+// A picture that the server drew, as large as the canvas is wide.
+export function drawPicture(canvas, bitmap) {
+  canvas.width = bitmap.width;
+  canvas.height = bitmap.height;
+  canvas.getContext("2d").drawImage(bitmap, 0, 0);
 }
 
 function shape(name, attributes, text = "") {

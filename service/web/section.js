@@ -1,10 +1,10 @@
 // A long line: its file goes to POST /v1/section, whose lines of JSON say how far it is, and have the section at the end.
 
-import { call, Refused } from "./api.js";
+import { call, readLines, Refused } from "./api.js";
 import { drawBar, drawModel } from "./draw.js";
+import { by, save } from "./elements.js";
 import { number } from "./words.js";
 
-const by = (id) => document.getElementById(id);
 let section = null; // of the last answer, its arrays unpacked
 let text = ""; // the last answer as it came
 let running = null; // what ends the request that is under way
@@ -12,27 +12,6 @@ let running = null; // what ends the request that is under way
 function unpack(base64) {
   const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
   return new Float32Array(bytes.buffer); // little-endian, as every browser's machine is
-}
-
-// Calls `line` with each object of an answer that is lines of JSON; resolves to its text.
-async function readLines(response, line) {
-  const reader = response.body.getReader();
-  const decoder = new TextDecoder();
-  const pieces = [];
-  let rest = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    const piece = decoder.decode(value ?? new Uint8Array(), { stream: !done });
-    pieces.push(piece);
-    const ends = (rest + piece).split("\n");
-    rest = ends.pop();
-    for (const each of ends) {
-      line(JSON.parse(each));
-    }
-    if (done) {
-      return pieces.join("");
-    }
-  }
 }
 
 function say(sentence) {
@@ -134,17 +113,11 @@ async function ask(event) {
   }
 }
 
-function save() {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type: "application/x-ndjson" }));
-  link.download = "section.ndjson";
-  link.click();
-  URL.revokeObjectURL(link.href);
-}
-
 by("line-form").addEventListener("submit", ask);
 by("line-cancel").addEventListener("click", () => running?.abort());
 by("line-which").addEventListener("change", draw);
-by("line-save").addEventListener("click", save);
+by("line-save").addEventListener("click", () => {
+  save(new Blob([text], { type: "application/x-ndjson" }), "section.ndjson");
+});
 by("line").addEventListener("toggle", draw);
 window.addEventListener("resize", draw);

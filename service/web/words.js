@@ -71,6 +71,33 @@ export function presence({ in_gallery: probability, ranked_by: rankedBy, warning
   return { kind: "doubt", mark: "⚠ Probably not in the gallery.", words, detail };
 }
 
+export function duration(seconds) {
+  if (seconds < 90) {
+    return `${Math.max(1, Math.round(seconds))} s`;
+  }
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}
+
+export function jobSentence({ state, ahead, detail, error }) {
+  const why = error?.detail ?? detail;
+  const said = {
+    queued: ahead ? `It waits for ${ahead} other${ahead === 1 ? "" : "s"}.` : "It is next.",
+    running: "It is at work; it goes on without this page.",
+    done: "It is done.",
+    failed: "It has failed.",
+    cancelled: "It was cancelled; its last model is kept.",
+  }[state];
+  return why ? `${said} ${why}` : said;
+}
+
+export function candidateName({ name, kind }) {
+  return { mean: "the mean of the matches", read: "the model read directly", given: "the given model" }[kind] ?? name;
+}
+
+export function share(part) {
+  return part === null ? "–" : `${Math.round(100 * part)} %`;
+}
+
 const ADVICE = {
   invalid_survey: "Enter positions and sampling under “Geometry” above, then ask again.",
   unsupported_format: "The page takes npy, npz, SEG-Y and SU files; which one it is, the bytes say and not the name.",

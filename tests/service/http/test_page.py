@@ -84,7 +84,7 @@ def test_what_the_page_loads_is_there() -> None:
 
 
 def test_the_page_sends_the_fields_of_the_call() -> None:
-    index, script = (WEB / INDEX).read_text(encoding="utf-8"), (WEB / "page.js").read_text(encoding="utf-8")
+    index, script = (WEB / INDEX).read_text(encoding="utf-8"), (WEB / "question.js").read_text(encoding="utf-8")
     (sent,) = re.findall(r"const GEOMETRY = \[(.+)\];", script)
     names = set(re.findall(r'"(\w+)"', sent))
     assert {"scale", "target_depth_m"} < names < set(RetrieveFields.model_fields)
@@ -95,8 +95,10 @@ def test_the_scripts_ids_are_the_pages() -> None:
     index = (WEB / INDEX).read_text(encoding="utf-8")
     ids = re.findall(r'\bid="([^"]+)"', index)
     assert len(ids) == len(set(ids))
-    for script in ("page.js", "section.js"):
-        assert set(re.findall(r'\bby\("([^"]+)"\)', (WEB / script).read_text(encoding="utf-8"))) <= set(ids)
+    named = {name: set(re.findall(r'\bby\("([^"]+)"\)', (WEB / name).read_text(encoding="utf-8"))) for name in TEXTS}
+    assert len([name for name, found in named.items() if found]) > 5
+    for script, found in named.items():
+        assert found <= set(ids), script
 
 
 def test_the_page_and_the_docs_draw_the_line_where_the_weights_do() -> None:

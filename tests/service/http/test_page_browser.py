@@ -1,15 +1,9 @@
-"""The page in a real browser: Chromium through Playwright, over the real server.
-
-Both have to be there (``pip install -c constraints.txt -e '.[browser]'``, Debian's ``chromium``); the tests are skipped
-otherwise. ``SEISBIND_CHROMIUM`` names another program, ``SEISBIND_AXE`` axe-core's ``axe.min.js``.
-"""
+"""The page in a real browser (conftest.py has it). ``SEISBIND_AXE`` names axe-core's ``axe.min.js``."""
 
 from __future__ import annotations
 
 import io
 import os
-import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,84 +12,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from chromium import INKED, Open, answered, ask_sample, send
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.service.commands.demo import npy
 from seisbind.service.formats.npy import npz
 from seisbind.service.transport.keys import Scope, make_key
 
-api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install -e '.[browser]'")
-CHROMIUM = os.environ.get("SEISBIND_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-if CHROMIUM is None:
-    pytest.skip("there is no chromium on this machine: apt install chromium", allow_module_level=True)
 AXE = os.environ.get("SEISBIND_AXE")
 
 Float32 = NDArray[np.float32]
-ARGUMENTS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-SHAKEN = 120_000  # ms, that a busy machine may need for a step
-INKED = """canvas => { const d = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
-const colours = Array.from({length: d.length / 4}, (_, i) => d[4 * i] << 16 | d[4 * i + 1] << 8 | d[4 * i + 2]);
-return new Set(colours).size }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield opened
-        opened.close()
-
-
-Open = Callable[..., Any]
-
-
-@pytest.fixture
-def visit(browser: Any, served: Any) -> Iterator[Open]:
-    """Opens the page; afterwards holds it to no fault in its scripts, no violated policy, no other host."""
-    contexts, faults = [], []
-
-    def open_page(*, url: str = served.url, width: int = 1280, scheme: str = "light", **options: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
-        contexts.append(context)
-        context.set_default_timeout(SHAKEN)
-        page = context.new_page()
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda line: faults.append(line.text) if "Content Security" in line.text else None)
-        page.on("request", lambda request: _belongs(request.url, url) or faults.append(request.url))
-        page.goto(f"{url}/")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert faults == []
-
-
-def _belongs(address: str, url: str) -> bool:
-    return address.startswith((f"{url}/", f"blob:{url}/"))
-
-
-def answered(page: Any) -> None:
-    page.wait_for_selector("#state.done")
-    page.locator("#models canvas[aria-label]").nth(5).wait_for()
-
-
-def ask_sample(page: Any, title: str = "A fault") -> None:
-    page.get_by_role("button", name=title).click()
-    answered(page)
-
-
-def send(page: Any, name: str, content: bytes) -> None:
-    file = {"name": name, "mimeType": "application/octet-stream", "buffer": content}
-    page.set_input_files("#file", files=[file])
 
 
 def test_a_sample_is_asked_about_with_the_keyboard(visit: Open) -> None:
@@ -187,6 +112,7 @@ def test_a_field_file_and_its_downloads(visit: Open, gathers: Float32, served: A
     answered(page)
     assert "npy, float32" in page.inner_text("#ingest")
     assert page.is_visible("#gather-choice")
+    assert page.is_disabled("#check-ask") and "holds one" in page.inner_text("#check-state")
     page.select_option("#gather-choice", "1")
     page.locator("#models canvas[aria-label]").nth(5).wait_for()
     first = page.locator("#models li").nth(1)
@@ -217,6 +143,15 @@ def test_the_model_read_directly_is_taken_as_a_file(visit: Open, gathers: Float3
         download.value.save_as(tmp_path / ending)
         same = served.http.post("/v1/read", files={"file": npy(gathers[0])}, data={"format": format}).content
         assert len((tmp_path / ending).read_bytes()) == len(same)
+    read.get_by_text("Files as an inversion takes it").click()
+    page.get_by_label("Grid (m)").fill("dx=20,x0=-100,nx=50")
+    page.get_by_label("Continued where nothing was read").check()
+    with page.expect_download() as download:
+        read.get_by_text("npz", exact=True).click()
+    download.value.save_as(tmp_path / "start.npz")
+    with np.load(tmp_path / "start.npz", allow_pickle=False) as start:
+        assert start["velocity"].shape == (35, 50) and np.isfinite(start["velocity"]).all()
+        assert start["x0"] == -100 and not start["known"][:, 0].any()
     written = np.load(tmp_path / "npy", allow_pickle=False)
     shown = served.http.post("/v1/retrieve", files={"file": npy(gathers[0])}, data={"include": "model"}).json()
     np.testing.assert_allclose(written, shown["results"][0]["model"]["value"], atol=0.06)
