@@ -96,7 +96,7 @@ class Refined:
     Attributes:
         velocity: ``(depth, x)`` m/s.
         low, high: ``(depth, x)`` m/s, 90 % interval: of the Gaussian about the model whose curvature is that of the
-            misfit and of total variation. How often it holds is measured in ``benchmarks/refine.py``.
+            misfit and of total variation. Too narrow: it held 18-87 % of the cells (``benchmarks/refine.py``).
         illumination: ``(depth, x)`` how strongly the record answers to each block, over the strongest; 0 where no wave
             of the record has been.
         residual: ``(iteration,)`` see `RefineStep`.
