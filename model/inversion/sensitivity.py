@@ -39,36 +39,23 @@ class Blocks:
 
     Attributes:
         shape: (depth, x) of the blocks.
-        down, across: ``(cell, block)`` weights that make cells of blocks, linear between their centres.
     """
 
     shape: tuple[int, int]
-    down: Float64
-    across: Float64
 
     @classmethod
     def of(cls, frame: Frame) -> Blocks:
-        depth, x = (math.ceil(cells / BLOCK) for cells in frame.velocity_shape)
-        return cls((depth, x), _linear(frame.depth_cells, depth), _linear(frame.x_cells, x))
+        """Those of a frame, whose cells are even in number."""
+        depth, x = frame.velocity_shape
+        return cls((depth // BLOCK, x // BLOCK))
 
     def gather(self, cells: Float64) -> Float64:
         """Means over blocks of ``(depth, x)``."""
-        missing = [(0, BLOCK * blocks - have) for blocks, have in zip(self.shape, cells.shape, strict=True)]
-        padded = np.pad(cells, missing, mode="edge")
-        return np.asarray(padded.reshape(self.shape[0], BLOCK, self.shape[1], BLOCK).mean(axis=(1, 3)))
+        return np.asarray(cells.reshape(self.shape[0], BLOCK, self.shape[1], BLOCK).mean(axis=(1, 3)))
 
     def spread(self, blocks: Float64) -> Float64:
-        """``(depth, x)`` cells between blocks."""
-        return np.asarray(self.down @ blocks @ self.across.T)
-
-
-def _linear(cells: int, blocks: int) -> Float64:
-    at = np.clip((np.arange(cells) + 0.5) / BLOCK - 0.5, 0, blocks - 1)
-    first = np.minimum(at.astype(np.int64), blocks - 2)
-    weights = np.zeros((cells, blocks))
-    weights[np.arange(cells), first] = 1 - (at - first)
-    weights[np.arange(cells), first + 1] += at - first
-    return weights
+        """``(depth, x)`` cells, each its block's value: linear between centres, an interface would ring."""
+        return np.asarray(blocks.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1))
 
 
 class Sensitivity:

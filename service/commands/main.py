@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from seisbind.model.errors import SeisBindError
-from seisbind.service.commands import check, gallery, inspect, keys, refine, retrieve, section, training
+from seisbind.service.commands import check, gallery, inspect, refine, retrieve, section, training
 from seisbind.service.commands.errors import print_error
+from seisbind.service.transport.keys import Scope, make_key
 
 app = typer.Typer(
     name="seisbind",
@@ -18,8 +19,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+key_app = typer.Typer(help="Make API keys.", no_args_is_help=True)
 app.add_typer(gallery.app, name="gallery")
-app.add_typer(keys.app, name="key")
+app.add_typer(key_app, name="key")
 app.command()(training.simulate)
 app.command()(training.train)
 app.command()(training.evaluate)
@@ -45,6 +47,28 @@ def _command(
     ] = False,
 ) -> None:
     """Velocity models and their physics from seismic shot gathers, by retrieval."""
+
+
+@key_app.callback()
+def _keys() -> None:
+    """Make API keys."""
+
+
+@key_app.command("new")
+def new_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; logs say it.")],
+    scope: Annotated[Scope, typer.Option(help="read, or write: also change the gallery.")] = Scope.READ,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print a new key, which is kept nowhere, and the line that makes a server know it."""
+    import json
+
+    secret, key = make_key(name, scope)
+    if as_json:
+        print(json.dumps({"key": secret, "line": key.line}))
+        return
+    print(f"Key, shown this once; the caller sends 'Authorization: Bearer KEY':\n{secret}")
+    print(f"Line for SEISBIND_API_KEYS or the file of SEISBIND_API_KEYS_FILE:\n{key.line}")
 
 
 @app.command()

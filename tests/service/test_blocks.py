@@ -84,6 +84,7 @@ PLAN = {
     ("docs/pipelines.md", ""): RUN,
     ("docs/scale.md", "$ seisbind retrieve line.sgy"): "tests/service/http/test_scale.py runs its like",
     ("docs/jobs.md", ""): RUN,
+    ("docs/refine.md", "seisbind refine"): "takes minutes; tests/service/commands/test_refine_command.py",
     ("docs/section.md", ""): RUN,
     ("docs/training.md", "seisbind"): RUN,
     ("docs/training.md", "seisbind simulate runs/line"): "minutes; tests/service/test_own_line.py runs its like",
