@@ -15,7 +15,7 @@ from seisbind.model.errors import InvalidConfig
 from seisbind.service.settings import Settings, read_settings
 
 ROOT = Path(__file__).parents[2]
-NUMBERS = [*range(1, 49), 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 66, 67, 68, 69]
+NUMBERS = list(range(1, 70))
 ROWS = {
     int(number): rest
     for number, rest in re.findall(
