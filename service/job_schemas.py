@@ -12,7 +12,7 @@ from seisbind.service.schemas import GalleryBody, RetrieveFields
 
 ENDS = ("done", "failed", "cancelled")
 MAX_LISTED = 100
-ITERATIONS = 32  # of `RefineConfig`, which a client does without
+ITERATIONS = 24  # of `RefineConfig`, which a client does without
 
 
 class JobFields(RetrieveFields):
