@@ -105,10 +105,11 @@ def started(folder: Path, fingerprint: str, what: str) -> tuple[subprocess.Popen
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=Path("runs/opening"), help="of galleries, made once")
     parser.add_argument("--models", type=int, default=1_000_000)
     parser.add_argument("--read", action="store_true", help="also write and read the snapshots of smaller galleries")
     args = parser.parse_args()
+    args.folder.parent.mkdir(parents=True, exist_ok=True)
     if not args.folder.exists():
         make(args.folder, args.models)
     with Gallery.open(args.folder, fingerprint=None) as gallery:

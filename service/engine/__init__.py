@@ -11,6 +11,7 @@ __all__ = [
     "engine",
     "gallery_builder",
     "inspection",
+    "keep",
     "query",
     "refine",
     "section",

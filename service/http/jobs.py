@@ -53,8 +53,7 @@ from seisbind.service.job_schemas import (
     moment,
 )
 from seisbind.service.jobs.job import Event, Float32, Job, JobState, RefineInput, RefineRequest
-from seisbind.service.jobs.records import INPUT
-from seisbind.service.jobs.store import RESULT, VELOCITY, Repeat
+from seisbind.service.jobs.store import INPUT, RESULT, VELOCITY, Repeat
 from seisbind.service.runtime.images import velocity_png
 from seisbind.service.runtime.serving import Serving
 

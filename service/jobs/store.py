@@ -26,7 +26,7 @@ from seisbind.service.jobs import records
 from seisbind.service.jobs.database import AtStep, JobDatabase
 from seisbind.service.jobs.job import Event, Job, JobState, RefineInput, RefineRequest
 
-VELOCITY, RESULT = records.VELOCITY, records.RESULT
+INPUT, VELOCITY, RESULT = records.INPUT, records.VELOCITY, records.RESULT
 # models per start that a job's checkpoints and result may have the size of; a checkpoint has some 5
 MODELS_OF_ROOM = 100
 SMALLEST_ROOM = 1 << 20
@@ -164,7 +164,7 @@ class JobStore:
             return [records.read_event(text) for (text,) in found], job.state
 
     def arrays(self, job: Job, name: str) -> dict[str, NDArray[Any]] | None:
-        """The last `VELOCITY` or the `RESULT` of a job; None where there is none yet.
+        """The `INPUT`, the last `VELOCITY` or the `RESULT` of a job; None where there is none yet, or none any more.
 
         Raises:
             JobError: what is stored contradicts its checksum.

@@ -120,11 +120,9 @@ def test_files_that_are_no_frame_are_refused(tmp_path: Path) -> None:
             load_frame(path)
 
 
-def test_the_shipped_weights_are_of_openfwis_frame_and_the_next_format_says_so(
-    tmp_path: Path, other_frame: Frame
-) -> None:
+def test_the_shipped_weights_are_of_openfwis_frame_and_their_format_says_so(tmp_path: Path, other_frame: Frame) -> None:
     shipped = load_weights(SHIPPED)
-    assert shipped.description.format == 3 and shipped.description.frame == OPENFWI_FRAME
+    assert shipped.description.format == 4 and shipped.description.frame == OPENFWI_FRAME
     for frame in (OPENFWI_FRAME, other_frame):
         path = tmp_path / "weights.safetensors"
         save_weights(path, Encoders(SMALL, frame=frame), Description("test", SMALL, frame=frame))

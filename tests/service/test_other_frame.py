@@ -227,7 +227,7 @@ def test_the_page_is_drawn_for_it(server: Any, served: Any) -> None:
     own = served.http.get("/").text
     assert 'data-cell-m="10"' in own and '<fieldset class="samples">' in own and "4 ms, 10 m" in own
     assert "Five shots into 70 receivers without positions are taken for OpenFWI's line." in own
-    script = server.http.get("/web/page.js").text
+    script = server.http.get("/web/models.js").text
     assert "dataset" in script and "FRAME.cellM" in script
 
 

@@ -151,7 +151,7 @@ def test_large_cells_fit_into_segy(s: float) -> None:
     step, unit = {10.0: (10_000, "CENTIMETRES"), 100.0: (1000, "METRES")}[s]
     assert int.from_bytes(body[3216:3218], "big") == step and f"IN {unit} ({step})" in body[:3200].decode("cp037")
     odd = segy.write_velocity(np.full((70, 70), 2000, np.float32), cell_m=12.34567, title="odd")
-    assert "CELLS ARE 12.34567 M" in odd[:3200].decode("cp037")
+    assert "CELLS ARE 12.34567 X 12.34567 M" in odd[:3200].decode("cp037")
 
 
 def test_filters_and_searches_are_in_true_units(served: Any, engine: Engine, models: tuple[Float32, list[str]]) -> None:
