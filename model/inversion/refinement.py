@@ -42,7 +42,8 @@ TRIAL_STEPS = 2  # that each start is given before they are compared
 NOISE = 1.05  # of the noise before the first arrival: a residual below that has nothing left to say
 TIMELY = 0.12  # misfit of a band, rms: none of it can be half a period off, and lower bands are not needed
 INTERVAL = 1.645  # standard deviations of a 90 % interval
-PRIOR = 0.25  # blocks of a read model that are wrong together, weighed as one: 1 over their number
+PRIOR = 0.25  # weight of a block's prior: neighbours are wrong together, and four weigh as one. Of five drawn models
+# (`mixed(10, 901)`, 12 iterations) the mean error is 84 m/s without, 69 with this, 68 with 1, which made two worse
 
 
 @dataclass(frozen=True, slots=True)
