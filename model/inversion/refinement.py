@@ -42,6 +42,8 @@ TRIAL_STEPS = 2  # that each start is given before they are compared
 NOISE = 1.05  # of the noise before the first arrival: a residual below that has nothing left to say
 TIMELY = 0.12  # misfit of a band, rms: none of it can be half a period off, and lower bands are not needed
 INTERVAL = 1.645  # standard deviations of a 90 % interval
+WIDENED = 6.1  # half-widths of the Gaussian of the curvature that nine tenths of the cells are off by at most: of
+# ten drawn models (benchmarks/refine.py --drawn 10 --seed 950 --iterations 12, which prints their number over this one)
 PRIOR = 0.25  # weight of a block's prior: neighbours are wrong together, and four weigh as one. Of five drawn models
 # (`mixed(10, 901)`, 12 iterations) the mean error is 84 m/s without, 69 with this, 68 with 1, which made two worse
 
@@ -98,7 +100,8 @@ class Refined:
     Attributes:
         velocity: ``(depth, x)`` m/s.
         low, high: ``(depth, x)`` m/s, 90 % interval: of the Gaussian about the model whose curvature is that of the
-            misfit and of total variation. Too narrow: it held 18-87 % of the cells (``benchmarks/refine.py``).
+            misfit and of the priors, `WIDENED` to what it misses on drawn models, within the frame's velocities. Over
+            many maps it holds so many cells, not in each (docs/refine.md has how many).
         illumination: ``(depth, x)`` how strongly the record answers to each block, over the strongest; 0 where no wave
             of the record has been.
         residual: ``(iteration,)`` see `RefineStep`.
@@ -385,7 +388,7 @@ class Refinement:
         spread_m_s = (self._observed.frame.velocity_m_s[1] - self._observed.frame.velocity_m_s[0]) / np.sqrt(12)
         known = curvature / sigma2 + prior + np.eye(len(prior)) / spread_m_s**2
         deviation = np.sqrt(np.diag(np.linalg.inv(known))).reshape(blocks.shape)
-        off = INTERVAL * blocks.spread(deviation)
+        off = WIDENED * INTERVAL * blocks.spread(deviation)
         low, high = self._observed.frame.velocity_m_s
         return Refined(
             velocity=self.velocity,
