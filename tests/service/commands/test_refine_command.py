@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from seisbind.model.inversion.refinement import RefineConfig, Refinement
 from seisbind.service.commands.refine import refine
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.query import Query
-from seisbind.service.engine.refine import begin, contents, find_starts, given_start, true_model
+from seisbind.service.engine.refine import begin, choose_starts, contents, find_starts, given_start, true_model
 
 pytest.importorskip("deepwave")
 Float32 = NDArray[np.float32]
@@ -95,6 +96,20 @@ def test_starts_are_the_answers_models(engine: Engine, gathers: Float32, models:
         find_starts(engine, query, start="given")
     with pytest.raises(InvalidQuery, match="one gather"):
         find_starts(engine, Query.prepare(gathers[:2], OPENFWI_FRAME.survey))
+
+
+def test_the_interval_of_the_model_that_is_read_is_the_prior(engine: Engine, gathers: Float32) -> None:
+    query = Query.prepare(gathers[0], OPENFWI_FRAME.survey)
+    ((answer,),) = engine.retrieve_batch([query])
+    assert answer.model is not None
+    read = answer.model.value
+    stated = replace(answer, model=replace(answer.model, low=read - 50, high=read + np.float32(164.5)))
+    prior = choose_starts(query, stated, [], "read").prior
+    assert prior is not None
+    np.testing.assert_array_equal(prior[0], read)
+    np.testing.assert_allclose(prior[1], 100, rtol=1e-3)
+    unstated = replace(answer, model=replace(answer.model, low=None, high=None))
+    assert choose_starts(query, unstated, [], "read").prior is None
 
 
 def test_three_times_as_large_it_is_the_same_model(gathers: Float32, models: tuple[Float32, list[str]]) -> None:
