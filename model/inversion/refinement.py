@@ -42,6 +42,7 @@ TRIAL_STEPS = 2  # that each start is given before they are compared
 NOISE = 1.05  # of the noise before the first arrival: a residual below that has nothing left to say
 TIMELY = 0.12  # misfit of a band, rms: none of it can be half a period off, and lower bands are not needed
 INTERVAL = 1.645  # standard deviations of a 90 % interval
+PRIOR = 0.25  # blocks of a read model that are wrong together, weighed as one: 1 over their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ class _State:
     doubt: float
     residual: Float64  # (iteration,)
     stopped: str
+    prior: Float64  # (2, depth, x) mean and deviation; (0, depth, x) without
 
 
 class Refinement:
@@ -153,11 +155,21 @@ class Refinement:
         self._amplitude = amplitude / max(amplitude.max(), 1e-30)
         self._kept = np.arange(frame.depth_cells) * frame.cell_m < config.keep_m - 1e-9
         self._noise = noise_rms(observed) / self._rms
+        self._believed = [self._sensitivity.blocks.gather(each).ravel() for each in state.prior]
         self._predicted: tuple[Float64, Source, Tensor] | None = None  # of the last model, not to predict it twice
 
     @classmethod
-    def begin(cls, observed: Observed, starts: Float32, config: RefineConfig = RefineConfig()) -> Self:
+    def begin(
+        cls, observed: Observed, starts: Float32, config: RefineConfig = RefineConfig(), *, prior: Float32 | None = None
+    ) -> Self:
         """A refinement from models ``(start, depth, x)`` in m/s of the frame; the best after a trial is gone on from.
+
+        Args:
+            observed: the record.
+            starts: see above.
+            config: how it is done.
+            prior: ``(2, depth, x)`` m/s: what each cell is without the record's word, and the standard deviation of
+                that, above 0. It holds where the record says little.
 
         Raises:
             InvalidVelocityModel: no start, or models of another shape or without finite numbers.
@@ -171,12 +183,18 @@ class Refinement:
             )
         if not np.isfinite(models).all():
             raise InvalidVelocityModel("A start has numbers that are not finite.")
+        shape = observed.frame.velocity_shape
+        believed = np.zeros((0, *shape)) if prior is None else np.asarray(prior, np.float64)
+        if prior is not None and not (
+            believed.shape == (2, *shape) and np.isfinite(believed).all() and believed[1].min() > 0
+        ):
+            raise InvalidVelocityModel("A prior is the mean and the deviation, above 0, of each cell of the frame.")
         state = _State(
             models=np.clip(models, *observed.frame.velocity_m_s),
             misfits=np.full(len(models), np.inf),
             chosen=-1 if len(models) > 1 else 0,
             iteration=0, stage=0, in_stage=0, doubt=DOUBT[0],
-            residual=np.zeros(0), stopped="",
+            residual=np.zeros(0), stopped="", prior=believed,
         )  # fmt: skip
         return cls(observed, config, state)
 
@@ -277,10 +295,12 @@ class Refinement:
         misfit = _rms(left)
         curvature, slope = self._normal(model, source, band, left)
         sigma2 = ((MISFIT / band * scale) ** 2 + (state.doubt * misfit) ** 2) * self._correlated(band)
+        cells = blocks.gather(model).ravel()
+        mean, sure = self._belief(cells)
         change = self._roughness.solve(
-            curvature / sigma2 + np.eye(len(slope)) / TRUST_M_S**2,
-            slope / sigma2,
-            blocks.gather(model).ravel(),
+            curvature / sigma2 + np.diag(sure + 1 / TRUST_M_S**2),
+            slope / sigma2 + sure * (mean - cells),
+            cells,
             1 / INTERFACE_M_S,
         )
         spread = blocks.spread(change.reshape(blocks.shape))
@@ -293,6 +313,13 @@ class Refinement:
         self._predict(model)
         state.doubt = min(DOUBT[2], 2 * state.doubt)
         return model, misfit / scale, 1.0 if state.doubt < DOUBT[2] else 0.0
+
+    def _belief(self, cells: Float64) -> tuple[Float64, Float64]:
+        """The prior's mean and curvature of each block; ``cells`` and 0 without one."""
+        if not self._believed:
+            return cells, np.zeros_like(cells)
+        mean, deviation = self._believed
+        return mean, PRIOR / deviation**2
 
     def _normal(self, model: Float64, source: Source, band: float, left: Tensor) -> tuple[Float64, Float64]:
         """J'J and J'r of a band: ``(block, block)`` and ``(block,)``."""
@@ -352,7 +379,8 @@ class Refinement:
         curvature, _ = self._normal(model, source, band, left)
         illumination = np.sqrt(np.diag(curvature)).reshape(blocks.shape)
         sigma2 = ((MISFIT / band * scale) ** 2 + _rms(left) ** 2) * self._correlated(band)
-        prior = self._roughness.form(blocks.gather(model).ravel()) / INTERFACE_M_S
+        cells = blocks.gather(model).ravel()
+        prior = self._roughness.form(cells) / INTERFACE_M_S + np.diag(self._belief(cells)[1])
         spread_m_s = (self._observed.frame.velocity_m_s[1] - self._observed.frame.velocity_m_s[0]) / np.sqrt(12)
         known = curvature / sigma2 + prior + np.eye(len(prior)) / spread_m_s**2
         deviation = np.sqrt(np.diag(np.linalg.inv(known))).reshape(blocks.shape)

@@ -150,7 +150,8 @@ def _kept(part: Path, query: Query, starts: Starts, config: Any) -> Iterator[tup
     from seisbind.service.engine.refine import begin
 
     prepared, digest = query.prepared, hashlib.sha256()
-    for content in (prepared.traces, prepared.live, prepared.shot_x_m, starts.velocity):
+    prior = np.zeros(0) if starts.prior is None else starts.prior
+    for content in (prepared.traces, prepared.live, prepared.shot_x_m, starts.velocity, prior):
         digest.update(np.ascontiguousarray(content).tobytes())
     asked = f"{digest.hexdigest()} {config}"
     if part.exists():

@@ -11,11 +11,11 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.encoders.embedder import Embedder, ReadModel
 from seisbind.model.errors import InvalidConfig, InvalidQuery
 from seisbind.model.frame import VELOCITY_LIMITS_M_S
 from seisbind.model.inversion.observed import Observed
-from seisbind.model.inversion.refinement import RefineConfig, Refined, Refinement
+from seisbind.model.inversion.refinement import INTERVAL, RefineConfig, Refined, Refinement
 from seisbind.service.engine.answers import Retrieval
 from seisbind.service.engine.check import given_model
 from seisbind.service.engine.engine import Engine
@@ -27,6 +27,7 @@ Float32 = NDArray[np.float32]
 Start = Literal["best", "read", "match", "mean", "given"]
 STARTS: tuple[Start, ...] = get_args(Start)
 MEAN_OF = 5  # first matches
+SUREST_M_S = 10.0  # half-width of an interval that a prior takes at its word
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,14 @@ class Starts:
         names: ``read``, ``match``, ``mean`` or ``given``, of each.
         velocity: ``(start, depth, x)`` m/s of the frame.
         matches: ids of the models that ``match`` is the first and ``mean`` the mean of.
+        prior: ``(2, depth, x)`` m/s of the frame: the model that is read, and the standard deviation of its error; None
+            where the weights state no interval for it.
     """
 
     names: tuple[str, ...]
     velocity: Float32
     matches: tuple[str, ...] = ()
+    prior: Float32 | None = None
 
     def parents(self, name: str) -> tuple[str, ...]:
         """Ids of the models that a start is made of; its name where no gallery has it."""
@@ -71,8 +75,11 @@ def find_starts(engine: Engine, query: Query, *, start: Start = "best") -> Start
 def choose_starts(query: Query, retrieval: Retrieval, matches: ArrayLike, start: Start) -> Starts:
     """`find_starts` of an answer; ``matches``: ``(match, depth, x)`` m/s of the frame, best first."""
     velocity, found = np.asarray(matches, np.float32), dict[str, Float32]()
-    if retrieval.model is not None:
-        found["read"] = np.clip(retrieval.model.value / np.float32(query.scale.k), *VELOCITY_LIMITS_M_S)
+    true, k, prior = retrieval.model, np.float32(query.scale.k), None
+    if true is not None:
+        low, high = (None if each is None else each[None] / k for each in (true.low, true.high))
+        prior = prior_of(ReadModel(true.value[None] / k, low, high))
+        found["read"] = np.clip(true.value / k, *VELOCITY_LIMITS_M_S)
     if len(velocity):
         found |= {"match": velocity[0], "mean": velocity.mean(axis=0)}
     wanted = [name for name in found if start in ("best", name)]
@@ -82,7 +89,18 @@ def choose_starts(query: Query, retrieval: Retrieval, matches: ArrayLike, start:
             "your own, weights that read one, or a gallery with models."
         )
     ids = tuple(match.model_id for match in retrieval.matches[: len(velocity)])
-    return Starts(tuple(wanted), np.stack([found[name] for name in wanted]), ids)
+    return Starts(tuple(wanted), np.stack([found[name] for name in wanted]), ids, prior)
+
+
+def prior_of(read: ReadModel) -> Float32 | None:
+    """`Refinement.begin`'s prior: the first read model and the deviation that its 90 % interval is of; None without.
+
+    The wider side is taken: the other may end at the frame's range.
+    """
+    if read.low is None or read.high is None:
+        return None
+    half = np.maximum(read.high[0] - read.value[0], read.value[0] - read.low[0])
+    return np.stack([read.value[0], np.maximum(half, SUREST_M_S) / np.float32(INTERVAL)])
 
 
 def given_start(query: Query, velocity: ArrayLike) -> Starts:
@@ -99,12 +117,13 @@ def read_start(embedder: Embedder, query: Query) -> Starts:
     read = embedder.read_model(encode(embedder, [query]))
     if read is None:
         raise InvalidQuery("These weights read no model from a gather; start from one of your own, or from a gallery.")
-    return Starts(("read",), np.clip(read.value[:1], *query.prepared.frame.velocity_m_s))
+    velocity = np.clip(read.value[:1], *query.prepared.frame.velocity_m_s)
+    return Starts(("read",), velocity, prior=prior_of(read))
 
 
 def begin(query: Query, starts: Starts, config: RefineConfig) -> Refinement:
     """A refinement of the one gather of ``query``. Raises as `Refinement.begin`."""
-    return Refinement.begin(Observed.of(query.prepared), starts.velocity, config)
+    return Refinement.begin(Observed.of(query.prepared), starts.velocity, config, prior=starts.prior)
 
 
 def contents(query: Query, refined: Refined, format: str, *, title: str) -> bytes:

@@ -141,7 +141,7 @@ async def _asked(serving: Serving, sent: Sent, fields: JobFields) -> tuple[Refin
         warnings=tuple(note.sentence for note in retrieval.warnings),
         parents=tuple(starts.parents(name) for name in starts.names),
     )
-    return asked, RefineInput(observed.traces, observed.live, observed.shot_x_m, starts.velocity)
+    return asked, RefineInput(observed.traces, observed.live, observed.shot_x_m, starts.velocity, starts.prior)
 
 
 def _repeat(request: Request, sent: Sent) -> Repeat | None:

@@ -84,12 +84,14 @@ class RefineInput:
         live: ``(shot, receiver)`` bool.
         shot_x_m: ``(shot,)`` metres from the first receiver.
         starts: ``(start, depth, x)`` float32, m/s.
+        prior: ``(2, depth, x)`` float32, m/s, of `Refinement.begin`; None without one.
     """
 
     traces: Float32
     live: NDArray[np.bool_]
     shot_x_m: Float32
     starts: Float32
+    prior: Float32 | None = None
 
 
 @dataclass(frozen=True, slots=True)

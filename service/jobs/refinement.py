@@ -63,5 +63,5 @@ def make_refinement(
     observed = Observed(inputs.traces, inputs.live, inputs.shot_x_m, request.frame)
     config = RefineConfig(iterations=request.iterations)
     if state is None:
-        return JobRefinement(Refinement.begin(observed, inputs.starts, config))
+        return JobRefinement(Refinement.begin(observed, inputs.starts, config, prior=inputs.prior))
     return JobRefinement(Refinement.resume(observed, config, state))

@@ -119,7 +119,8 @@ class JobStore:
             JobsFull, JobsWriteFailed: there is no room for it; it was not taken.
             InvalidQuery: another request had the same key.
         """
-        content = npz({name: getattr(arrays, name) for name in RefineInput.__slots__})
+        held = {name: getattr(arrays, name) for name in RefineInput.__slots__}
+        content = npz({name: array for name, array in held.items() if array is not None})
         room = len(content) + room_of(request)
         self._at_step("submit:begun")
         with self._writing("submit") as connection:

@@ -125,6 +125,32 @@ def test_taken_up_again_it_gives_the_same_numbers(observed: Observed, refined: R
     np.testing.assert_array_equal(again.result().residual, refined.result().residual)
 
 
+def test_a_prior_holds_where_the_record_says_little_and_is_kept_with_the_state(observed: Observed) -> None:
+    """Its mean is off by as much at the top, where waves say better, as at the bottom."""
+    config = RefineConfig(iterations=4, bands=(0.5, 1.0))
+    mean = start() + np.float32(300)
+    prior = np.stack([mean, np.full_like(mean, 50)])
+    without = finished(Refinement.begin(observed, start()[None], config))
+    begun = Refinement.begin(observed, start()[None], config, prior=prior)
+    begun.step()
+    again = finished(Refinement.resume(observed, config, begun.state()))
+    held = finished(begun)
+    np.testing.assert_array_equal(again.velocity, held.velocity)
+    np.testing.assert_array_equal(again.result().high, held.result().high)
+    near = [np.abs(each.velocity - mean)[-4:].mean() for each in (held, without)]
+    assert near[0] < 0.5 * near[1]
+    assert np.abs(held.velocity - layered())[:8].mean() < 100
+    sure, unsure = (each.result() for each in (held, without))
+    assert (sure.high - sure.low)[-4:].mean() < (unsure.high - unsure.low)[-4:].mean()
+
+
+@pytest.mark.parametrize("deviation", [0.0, np.nan])
+def test_a_prior_that_is_none(observed: Observed, deviation: float) -> None:
+    prior = np.stack([start(), np.full_like(start(), deviation)])
+    with pytest.raises(InvalidVelocityModel, match="prior"):
+        Refinement.begin(observed, start()[None], CONFIG, prior=prior)
+
+
 def test_velocities_stay_within_the_frame_and_water_as_it_is(observed: Observed) -> None:
     outside = start()
     outside[12:] = 9000

@@ -26,7 +26,8 @@ def test_a_refinement_as_a_job(other_frame: Frame, tmp_path: Path) -> None:
     )
     velocity = generate("FlatVel-A", 1, np.random.default_rng(5), frame=frame)
     prepared = prepare(simulate(velocity, frame=frame), frame=frame)
-    inputs = RefineInput(prepared.traces[0], prepared.live[0], prepared.shot_x_m[0], 0.95 * velocity)
+    prior = np.concatenate([velocity, np.full_like(velocity, 100)])
+    inputs = RefineInput(prepared.traces[0], prepared.live[0], prepared.shot_x_m[0], 0.95 * velocity, prior)
     request = RefineRequest(frame, 2, 600.0, "read")
     store, stop, committed = JobStore(tmp_path), threading.Event(), []
     job = store.submit(request, inputs)
