@@ -117,7 +117,7 @@ def read_start(embedder: Embedder, query: Query) -> Starts:
     read = embedder.read_model(encode(embedder, [query]))
     if read is None:
         raise InvalidQuery("These weights read no model from a gather; start from one of your own, or from a gallery.")
-    velocity = np.clip(read.value[:1], *query.prepared.frame.velocity_m_s)
+    velocity = np.clip(read.value[:1], *VELOCITY_LIMITS_M_S)
     return Starts(("read",), velocity, prior=prior_of(read))
 
 
