@@ -19,7 +19,12 @@ class JobFields(RetrieveFields):
     """Query parameters or form fields of a job."""
 
     kind: Literal["refine"] = Field("refine", description="What is done: refine.", examples=["refine"])
-    iterations: int = Field(ITERATIONS, ge=1, description="Most iterations.", examples=[20])
+    iterations: int | None = Field(
+        None,
+        ge=1,
+        description=f"Most iterations; {ITERATIONS}, or what the server allows if that is less.",
+        examples=[20],
+    )
     start: Literal["best", "read", "match", "mean"] = Field(
         "best",
         description="Model that a refinement starts from: read from the gather by the encoder, the first match within "
@@ -37,7 +42,10 @@ class JobEvent(BaseModel):
     iteration: int | None = Field(description="Iterations done.")
     of: int | None = Field(description="Most there will be.")
     stage: str | None = Field(description="Of the refinement.")
-    residual: float | None = Field(description="What the model does not explain of the record, over the record's rms.")
+    residual: float | None = Field(
+        description="What the model that the iteration ended with does not explain of the record, over the record's "
+        "rms; while several starts are tried, that is the start whose turn it is."
+    )
     step_s: float | None = Field(description="Time that the iteration took, seconds.")
     seconds_left: float | None = Field(description="As the last iterations went, seconds.")
     detail: str | None
@@ -48,7 +56,7 @@ class JobEvent(BaseModel):
         return self.state in ENDS
 
 
-class JobError(BaseModel):
+class JobErrorBody(BaseModel):
     """Why a job failed."""
 
     code: str = Field(description="As in problem documents.")
@@ -80,7 +88,7 @@ class JobBody(BaseModel):
     worked_s: float = Field(description="Time of its iterations so far, seconds.")
     progress: JobEvent | None = Field(description="The last iteration.")
     detail: str | None = Field(description="Why it ended as it did, where there is more to say than its state.")
-    error: JobError | None = Field(description="Where it failed.")
+    error: JobErrorBody | None = Field(description="Where it failed.")
     warnings: list[str] = Field(description="What was assumed or done when its record was prepared.")
     links: JobLinks
 
@@ -98,7 +106,7 @@ class JobsAnswer(BaseModel):
 
 
 class KeptAnswer(BaseModel):
-    """A refined model that was added to the gallery, and what its check found."""
+    """A refined model that the gallery has, and what its check found."""
 
     model_id: str
     source: str = Field(description="Where it comes from, as its record in the gallery has it.")

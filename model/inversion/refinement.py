@@ -8,6 +8,7 @@ gives the numbers of one that was never interrupted.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seisbind.model.errors import InvalidConfig, InvalidVelocityModel
+from seisbind.model.frame import VELOCITY_LIMITS_M_S, Frame
 from seisbind.model.inversion.forward import Forward
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.inversion.regularise import Roughness
-from seisbind.model.inversion.sensitivity import Sensitivity
+from seisbind.model.inversion.sensitivity import Blocks, Sensitivity, jacobian_bytes
 from seisbind.model.inversion.source import Source, estimate_source, probing_wavelet
 
 Float32 = NDArray[np.float32]
@@ -38,7 +40,9 @@ MISFIT = 0.006  # of a record, rms, that one wave equation misses of another at 
 DOUBT = (0.5, 0.15, 4.0)  # first, least and largest share of the residual that a linear step is not asked to explain
 TRUST_M_S = 200.0  # of a block in a step; where waves hardly go, nothing else bounds it
 STALLED = 0.01  # a step that lowers the misfit by less than this share was the band's last
-TRIAL_STEPS = 2  # that each start is given before they are compared
+TRIAL_STEPS = 2  # at most, that each start is given before they are compared
+MATRICES = 7  # of blocks by blocks, float64, that a step holds at once
+MOST_BYTES = 4 << 30  # of the arrays of a step
 NOISE = 1.05  # of the noise before the first arrival: a residual below that has nothing left to say
 TIMELY = 0.12  # misfit of a band, rms: none of it can be half a period off, and lower bands are not needed
 INTERVAL = 1.645  # standard deviations of a 90 % interval
@@ -81,8 +85,9 @@ class RefineStep:
     Attributes:
         iteration: its number, from 1.
         of: most iterations that there will be.
-        stage: ``start 1``, or ``to 6 Hz`` (of the frame).
-        residual: rms of record less prediction over the record's, all frequencies, live traces.
+        stage: ``start 1``, or ``up to 0.4 of the peak frequency``, which is true at any scale.
+        residual: of the model that it ended with, which while starts are tried is that start's: rms of record less
+            prediction over the record's, all frequencies, live traces.
         step_s: seconds that it took.
     """
 
@@ -105,6 +110,7 @@ class Refined:
         illumination: ``(depth, x)`` how strongly the record answers to each block, over the strongest; 0 where no wave
             of the record has been.
         residual: ``(iteration,)`` see `RefineStep`.
+        residual_before, residual_after: of the start that was gone on from as it was, and of ``velocity``.
         source: ``(n,)`` the wavelet that was estimated, at the frame's samples, on the scale of the record.
         start: the number of the start that was gone on from.
         stopped: why it ended before its iterations did, or None.
@@ -115,6 +121,8 @@ class Refined:
     high: Float32
     illumination: Float32
     residual: Float32
+    residual_before: float
+    residual_after: float
     source: Float32
     start: int
     stopped: str | None
@@ -126,6 +134,7 @@ class _State:
 
     models: Float64  # (start, depth, x); once one is chosen, it alone
     misfits: Float64  # (start,) in the first band, after its trial
+    began: Float64  # (start,) residual before its first step; NaN where there was none yet
     chosen: int  # -1 while starts are tried
     iteration: int
     stage: int  # of the trial: the start; then the band
@@ -157,7 +166,6 @@ class Refinement:
         amplitude = np.sqrt(np.convolve(power, np.ones(2 * width + 1) / (2 * width + 1), mode="same"))
         self._hz: Float64 = hz.astype(np.float64)
         self._amplitude = amplitude / max(amplitude.max(), 1e-30)
-        self._kept = np.arange(frame.depth_cells) * frame.cell_m < config.keep_m - 1e-9
         self._noise = noise_rms(observed) / self._rms
         self._believed = [self._sensitivity.blocks.gather(each).ravel() for each in state.prior]
         self._predicted: tuple[Float64, Source, Tensor] | None = None  # of the last model, not to predict it twice
@@ -177,8 +185,9 @@ class Refinement:
 
         Raises:
             InvalidVelocityModel: no start, or models of another shape or without finite numbers.
-            InvalidConfig, MissingExtra: see `Forward`.
+            InvalidConfig, MissingExtra: see `check_memory` and `Forward`.
         """
+        check_memory(observed)
         models = np.asarray(starts, np.float64)
         if models.ndim != 3 or not len(models) or models.shape[1:] != observed.frame.velocity_shape:
             raise InvalidVelocityModel(
@@ -194,8 +203,9 @@ class Refinement:
         ):
             raise InvalidVelocityModel("A prior is the mean and the deviation, above 0, of each cell of the frame.")
         state = _State(
-            models=np.clip(models, *observed.frame.velocity_m_s),
+            models=_within(models, np.clip(models, *VELOCITY_LIMITS_M_S), observed.frame, config),
             misfits=np.full(len(models), np.inf),
+            began=np.full(len(models), np.nan),
             chosen=-1 if len(models) > 1 else 0,
             iteration=0, stage=0, in_stage=0, doubt=DOUBT[0],
             residual=np.zeros(0), stopped="", prior=believed,
@@ -228,15 +238,27 @@ class Refinement:
     @property
     def velocity(self) -> Float32:
         """``(depth, x)`` m/s: the model so far."""
+        return np.asarray(self._state.models[self.start if self._state.chosen < 0 else 0], np.float32)
+
+    @property
+    def start(self) -> int:
+        """The number of the start that `velocity` comes from."""
         state = self._state
-        best = state.chosen if state.chosen >= 0 else int(np.argmin(state.misfits))
-        return np.asarray(state.models[best if len(state.models) > 1 else 0], np.float32)
+        return state.chosen if state.chosen >= 0 else int(np.argmin(state.misfits))
 
     def step(self) -> RefineStep:
         """One iteration. Raises InvalidConfig when there is none left."""
         if self.done:
             raise InvalidConfig("This refinement is done; there is no iteration left.")
         started, state = time.perf_counter(), self._state
+        if state.chosen < 0 and not self._trial_steps:
+            for number, model in enumerate(state.models):
+                state.misfits[number], state.began[number] = self._misfit(model, self.config.bands[0]), self._residual
+            self._choose()
+        number = state.stage if state.chosen < 0 else state.chosen
+        if np.isnan(state.began[number]):
+            self._predict(state.models[number if len(state.models) > 1 else 0])
+            state.began[number] = self._residual
         if state.chosen < 0:
             stage = f"start {state.stage + 1}"
             self._try()
@@ -250,23 +272,34 @@ class Refinement:
             state.iteration, self.config.iterations, stage, self._residual, time.perf_counter() - started
         )  # fmt: skip
 
+    @property
+    def _trial_steps(self) -> int:
+        """Steps of each start that fit into the iterations; without one, starts are compared as they are."""
+        return min(TRIAL_STEPS, self.config.iterations // len(self._state.models))
+
+    def _choose(self) -> None:
+        state = self._state
+        state.chosen, state.stage = int(np.argmin(state.misfits)), 0
+        state.models = state.models[state.chosen][None].copy()
+
     def _try(self) -> None:
         """A step of the trial of a start."""
         state = self._state
         number = state.stage
         state.models[number], state.misfits[number], _ = self._gauss_newton(state.models[number], self.config.bands[0])
         state.in_stage += 1
-        if state.in_stage < TRIAL_STEPS:
+        if state.in_stage < self._trial_steps:
             return
         state.stage, state.in_stage, state.doubt = number + 1, 0, DOUBT[0]
         if state.stage == len(state.models):
-            state.chosen, state.stage = int(np.argmin(state.misfits)), 0
-            state.models = state.models[state.chosen][None].copy()
+            self._choose()
 
     def _climb(self) -> str:
         """A Gauss-Newton step, and to the next band after the last of this one."""
         state, bands = self._state, self.config.bands
-        while state.stage + 1 < len(bands) and not state.in_stage and self._misfit(bands[state.stage + 1]) < TIMELY:
+        while state.stage + 1 < len(bands) and not state.in_stage:
+            if self._misfit(state.models[0], bands[state.stage + 1]) >= TIMELY:
+                break
             state.stage += 1
         band = bands[state.stage]
         state.models[0], misfit, gain = self._gauss_newton(state.models[0], band)
@@ -283,11 +316,11 @@ class Refinement:
                 )
             else:
                 state.stage, state.in_stage, state.doubt = state.stage + 1, 0, DOUBT[0]
-        return f"to {band * self._observed.frame.peak_hz:.3g} Hz"
+        return f"up to {band:g} of the peak frequency"
 
-    def _misfit(self, band: float) -> float:
-        """Of the model in a band, over the record there."""
-        left = self._record - self._predict(self._state.models[0])[1]
+    def _misfit(self, model: Float64, band: float) -> float:
+        """Of a model in a band, over the record there."""
+        left = self._record - self._predict(model)[1]
         return _rms(self._through(left, band)) / _rms(self._through(self._record, band))
 
     def _gauss_newton(self, model: Float64, band: float) -> tuple[Float64, float, float]:
@@ -309,7 +342,7 @@ class Refinement:
         )
         spread = blocks.spread(change.reshape(blocks.shape))
         for part in (1.0, 0.5, 0.25):
-            tried = self._within(model + part * spread, model)
+            tried = _within(model + part * spread, model, self._observed.frame, self.config)
             again = _rms(self._through(self._record - self._predict(tried)[1], band))
             if again < misfit:
                 state.doubt = max(DOUBT[1], state.doubt * (0.7 if part == 1 else 1.4))
@@ -368,11 +401,6 @@ class Refinement:
         flat = 1 / (np.interp(hz, self._hz, self._amplitude) + WHITE)
         return np.asarray(flat * np.exp(-0.5 * (np.maximum(hz - corner, 0) / (FLANK * corner)) ** 2))
 
-    def _within(self, model: Float64, before: Float64) -> Float64:
-        """``model`` within the frame's velocities, and as ``before`` where it is kept."""
-        clipped = np.clip(model, *self._observed.frame.velocity_m_s)
-        return np.where(self._kept[:, None], before, clipped)
-
     def result(self) -> Refined:
         """The model, what is left of uncertainty, and where waves have been; costs a step."""
         state, blocks = self._state, self._sensitivity.blocks
@@ -392,12 +420,14 @@ class Refinement:
         low, high = self._observed.frame.velocity_m_s
         return Refined(
             velocity=self.velocity,
-            low=np.clip(model - off, low, high).astype(np.float32),
-            high=np.clip(model + off, low, high).astype(np.float32),
+            low=np.minimum(np.clip(model - off, low, high), model).astype(np.float32),  # what is kept may lie outside
+            high=np.maximum(np.clip(model + off, low, high), model).astype(np.float32),
             illumination=blocks.spread(illumination / max(illumination.max(), 1e-30)).astype(np.float32),
             residual=state.residual.astype(np.float32),
+            residual_before=float(state.began[self.start]),
+            residual_after=self._residual,
             source=self._source(source),
-            start=max(state.chosen, 0),
+            start=self.start,
             stopped=self.stopped,
         )
 
@@ -406,6 +436,24 @@ class Refinement:
         wavelet = torch.zeros(len(self._wavelet) + source.half, 1)
         wavelet[: len(self._wavelet), 0] = self._wavelet
         return np.asarray(source.apply(wavelet)[:, 0].numpy(), np.float32)
+
+
+def check_memory(observed: Observed) -> None:
+    """Whether a refinement's arrays, which the frame bounds, are of a size that a machine has. Raises InvalidConfig."""
+    frame, blocks = observed.frame, math.prod(Blocks.of(observed.frame).shape)
+    size = jacobian_bytes(frame, len(observed.shot_x_m)) + MATRICES * 8 * blocks**2
+    if size > MOST_BYTES:
+        raise InvalidConfig(
+            f"A refinement in the frame {frame.name} ({frame.depth_cells} x {frame.x_cells} cells, "
+            f"{len(observed.shot_x_m)} shots) takes {size / 2**30:.1f} GiB of memory; {MOST_BYTES >> 30} GiB is "
+            "the most. Use weights of a frame with fewer cells."
+        )
+
+
+def _within(model: Float64, before: Float64, frame: Frame, config: RefineConfig) -> Float64:
+    """``(.., depth, x)`` within the frame's velocities, and as ``before`` where it is kept."""
+    kept = np.arange(frame.depth_cells) * frame.cell_m < config.keep_m - 1e-9
+    return np.where(kept[:, None], before, np.clip(model, *frame.velocity_m_s))
 
 
 def noise_rms(observed: Observed) -> float:

@@ -71,10 +71,8 @@ class Sensitivity:
     def __init__(self, shot_x_m: Float32, frame: Frame, wavelet: Float32, *, device: str = "cpu") -> None:
         self.frame, self.blocks, self._device = frame, Blocks.of(frame), torch.device(device)
         self.receivers = np.arange(0, frame.receivers, RECEIVERS)
-        self.stride = max(1, int(1 / (SAMPLED * frame.peak_hz * frame.dt_s)))  # samples to one of the Jacobian
-        self.rows = math.ceil(frame.samples / self.stride)
+        self.stride, self.rows, self.size = _times(frame)
         self.row_s = frame.dt_s * self.stride
-        self.size = 1 << math.ceil(math.log2(2.4 * self.rows))
         self._shots_m = np.asarray(shot_x_m, np.float64)
         self._receivers_m = np.asarray(frame.survey.receiver_x_m)[self.receivers]
         self._wavelet = torch.from_numpy(np.asarray(wavelet, np.float32))
@@ -172,6 +170,21 @@ class Sensitivity:
                 ).receiver_amplitudes  # (position, block, step)
             out.append(wave[:, :, :: self.stride * steps].transpose(1, 2))
         return torch.cat(out)
+
+
+def jacobian_bytes(frame: Frame, shots: int) -> int:
+    """Of a Jacobian and of the wavefields that it is made of."""
+    (depth, x), (_, rows, size) = Blocks.of(frame).shape, _times(frame)
+    receivers = len(range(0, frame.receivers, RECEIVERS))
+    spectra = 8 * (shots + receivers) * (size // 2 + 1) * (depth + 2 * BEYOND) * (x + 2 * BEYOND)
+    return 4 * shots * receivers * rows * depth * x + spectra
+
+
+def _times(frame: Frame) -> tuple[int, int, int]:
+    """Samples to one of a Jacobian, how many it has of them, and the length of their transforms."""
+    stride = max(1, int(1 / (SAMPLED * frame.peak_hz * frame.dt_s)))
+    rows = math.ceil(frame.samples / stride)
+    return stride, rows, 1 << math.ceil(math.log2(2.4 * rows))
 
 
 def _continued(blocks: int) -> Float64:

@@ -18,14 +18,14 @@ from seisbind.service.client.calls import FROM_FILE, Call, Conditions, file_byte
 from seisbind.service.client.parts import form
 from seisbind.service.formats.npy import npy
 from seisbind.service.formats.reader import Geometry
-from seisbind.service.job_schemas import ITERATIONS, JobBody, JobEvent, JobsAnswer, KeptAnswer
+from seisbind.service.job_schemas import JobBody, JobEvent, JobsAnswer, KeptAnswer
 
 
 def submit_refinement(
     file: bytes | Path,
     geometry: Survey | Geometry = FROM_FILE,
     *,
-    iterations: int = ITERATIONS,
+    iterations: int | None = None,
     start: str = "best",
     model: ArrayLike | None = None,
     filter: Conditions = None,
@@ -36,14 +36,16 @@ def submit_refinement(
 
     Args:
         geometry: overrides what the file says.
-        iterations: at most.
+        iterations: at most; by default 24, or what the server allows if that is less.
         start: ``read`` from the gather, the first ``match``, the ``mean`` of five, or ``best``, which tries them all.
         model: to start from in their place, ``(depth, x)`` m/s in cells of ``s`` times the frame's.
         filter: of the matches.
         key: the same again makes no second job; by default a new one, so that a lost answer can be asked for again.
     """
     fields = retrieve_fields(geometry, 1, filter, (), scale)
-    fields |= {"kind": "refine", "iterations": str(iterations), "start": start}
+    fields |= {"kind": "refine", "start": start}
+    if iterations is not None:
+        fields["iterations"] = str(iterations)
     sent = form(file_bytes(file), fields) | {"headers": {"Idempotency-Key": str(uuid.uuid4()) if key is None else key}}
     if model is not None:
         sent["files"]["model"] = ("model", npy(model), "application/octet-stream")

@@ -61,12 +61,14 @@ def check(
     from seisbind.model.errors import GalleryError, InvalidConfig, InvalidQuery, ServiceError, WeightsError
     from seisbind.model.files import replacing
     from seisbind.service.bulk.run import ExitCode
-    from seisbind.service.commands.errors import print_error
+    from seisbind.service.commands.errors import check_out, print_error
 
     try:
         file_format = None if out is None else out.suffix.removeprefix(".")
         if file_format not in (None, *FORMATS):
             raise InvalidConfig(f"--out ends with .npz or .png; got {out}.")
+        if out is not None:
+            check_out(out)
         if (url is None) == (gallery is None):
             raise InvalidConfig("Give --url http://… (a server) or --gallery PATH (on this machine), one of the two.")
         geometry, parsed = _line(dt_s, shot_x_m, receiver_x_m, peak_hz, scale, target_depth)

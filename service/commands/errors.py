@@ -1,10 +1,21 @@
-"""Errors of commands: one line on standard error, with its code in brackets."""
+"""Errors of commands: one line on standard error, with its code in brackets; and what is refused before any work."""
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
-from seisbind.model.errors import SeisBindError
+from seisbind.model.errors import InvalidConfig, SeisBindError
+
+
+def check_out(path: Path) -> None:
+    """Whether a file can be written there, before the work for it is done. Raises InvalidConfig."""
+    folder = path.parent
+    if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise InvalidConfig(
+            f"--out {path}: no file can be written there; {folder} has to be a folder that is writable."
+        )
 
 
 def print_error(error: SeisBindError | OSError) -> None:

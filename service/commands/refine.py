@@ -80,12 +80,14 @@ def _refine(
     from seisbind.service.bulk.backends import LIMITS
     from seisbind.service.client.calls import file_bytes
     from seisbind.service.commands.console import counting
+    from seisbind.service.commands.errors import check_out
     from seisbind.service.engine.query import Query
     from seisbind.service.engine.refine import contents
     from seisbind.service.formats.reader import read_gathers
     from seisbind.service.formats.velocity_model import format_of
 
     file_format = format_of(out)
+    check_out(out)
     embedder = Embedder.load(weights, device=device)
     upload = read_gathers(
         file_bytes(file), limits=LIMITS, frame=embedder.frame, scale=parse_scale(scale, target_depth_m)
@@ -101,8 +103,9 @@ def _refine(
     with _kept(part, query, starts, config) as (refinement, keep):
         with counting("Refining", config.iterations) as progress:
             while not refinement.done:
+                done = refinement.step().iteration
                 keep()
-                progress(refinement.step().iteration)
+                progress(done)
         refined = refinement.result()
         with replacing(out) as temporary:
             temporary.write_bytes(contents(query, refined, file_format, title=f"REFINED FROM {file.name} BY SEISBIND"))
@@ -140,6 +143,8 @@ def _kept(part: Path, query: Query, starts: Starts, config: Any) -> Iterator[tup
     """The refinement, from its file if there is one, and what writes that file."""
     import hashlib
     import io
+    import zlib
+    from zipfile import BadZipFile
 
     import numpy as np
 
@@ -156,13 +161,13 @@ def _kept(part: Path, query: Query, starts: Starts, config: Any) -> Iterator[tup
     asked = f"{digest.hexdigest()} {config}"
     if part.exists():
         try:
-            with np.load(part, allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(part.read_bytes()), allow_pickle=False) as arrays:
                 state = {name: arrays[name] for name in arrays.files}
             other = str(state.pop("asked")) != asked
             refinement = Refinement.resume(Observed.of(prepared), config, state)
         except SeisBindError:
             raise
-        except (ValueError, KeyError, OSError, EOFError, TypeError) as error:
+        except (ValueError, KeyError, OSError, EOFError, TypeError, BadZipFile, zlib.error) as error:
             raise InvalidConfig(
                 f"{part} is none that seisbind refine writes. Remove it, or give another --out."
             ) from error
@@ -189,9 +194,11 @@ def _say(out: Path, refined: Refined, starts: Starts, as_json: bool) -> None:
     start = starts.names[refined.start]
     if as_json:
         about = {"out": str(out), "start": start, "iterations": len(residual), "residual": residual}
+        about |= {"residual_before": refined.residual_before, "residual_after": refined.residual_after}
         print(json.dumps(about | {"stopped": refined.stopped, "unlit": unlit}, indent=1))
         return
     print(
-        f"{out}: from the {start} model, {len(residual)} iterations; residual {residual[0]:.3f} -> {residual[-1]:.3f} "
-        f"of the record; {unlit:.0%} of the cells hardly seen by any wave. {refined.stopped or ''}".rstrip()
+        f"{out}: from the {start} model, {len(residual)} iterations; residual {refined.residual_before:.3f} -> "
+        f"{refined.residual_after:.3f} of the record; "
+        f"{unlit:.0%} of the cells hardly seen by any wave. {refined.stopped or ''}".rstrip()
     )

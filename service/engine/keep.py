@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from seisbind.model.errors import InvalidVelocityModel
+from seisbind.model.errors import InvalidQuery, InvalidVelocityModel
 from seisbind.model.inversion.check import Check, check_models, judge
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.scale import Scale
@@ -24,10 +24,11 @@ REFINED, PARENT = "refined", "parent:"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A model that was kept, and what its check found."""
+    """A model that the gallery has, its record's source, whether it was ``added`` now, and what its check found."""
 
     model_id: str
     source: str
+    added: bool
     check: Check = field(compare=False)
 
 
@@ -67,5 +68,8 @@ def keep_refined(engine: Engine, velocity: Float32, check: Check, *, parents: tu
         f"{found.in_time:.0%} of windows in time, {check.verdict.reason}"
     )
     tags = [REFINED, *(f"{PARENT}{parent}" for parent in parents)]
-    (model_id,) = engine.add_models(velocity[None], tags=[tags], source=source, skip_existing=True)
-    return Kept(model_id, source, check)
+    try:
+        (model_id,), added = engine.add_models(velocity[None], tags=[tags], source=source), True
+    except InvalidQuery:  # its id is taken: by the same model, or this raises again
+        (model_id,), added = engine.add_models(velocity[None], tags=[tags], source=source, skip_existing=True), False
+    return Kept(model_id, engine.gallery.record(model_id).source or "", added, check)

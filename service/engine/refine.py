@@ -5,20 +5,22 @@ The inversion itself is `seisbind.model.inversion.refinement`; whoever steps it 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from seisbind.model.encoders.embedder import Embedder, ReadModel
 from seisbind.model.errors import InvalidConfig, InvalidQuery
-from seisbind.model.frame import VELOCITY_LIMITS_M_S
+from seisbind.model.frame import VELOCITY_LIMITS_M_S, Frame
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.inversion.refinement import INTERVAL, RefineConfig, Refined, Refinement
-from seisbind.service.engine.answers import Retrieval
+from seisbind.model.scale import Scale
+from seisbind.service.engine.answers import Match, Retrieval
 from seisbind.service.engine.check import given_model
-from seisbind.service.engine.engine import Engine
+from seisbind.service.engine.engine import Engine, Stopwatch
 from seisbind.service.engine.query import Query, encode
 from seisbind.service.formats.npy import npz
 from seisbind.service.formats.velocity_model import VelocityModel, arrays_of, write
@@ -27,6 +29,7 @@ Float32 = NDArray[np.float32]
 Start = Literal["best", "read", "match", "mean", "given"]
 STARTS: tuple[Start, ...] = get_args(Start)
 MEAN_OF = 5  # first matches
+MORE = ("illumination", "residual", "residual_before", "residual_after", "source", "start")  # of a result
 SUREST_M_S = 10.0  # half-width of an interval that a prior takes at its word
 
 
@@ -67,9 +70,12 @@ def find_starts(engine: Engine, query: Query, *, start: Start = "best") -> Start
         raise InvalidConfig(f"There is no start {start!r}; there are {', '.join(STARTS[:-1])}.")
     if len(query) != 1:
         raise InvalidQuery(f"A refinement is of one gather; there are {len(query)}. Send them one by one.")
-    ((retrieval,),) = engine.retrieve_batch([replace(query, top_k=MEAN_OF)])
-    matches = [each.model_id for each in retrieval.matches]
-    return choose_starts(query, retrieval, engine.gallery.velocities(matches) if matches else [], start)
+
+    def read(matches: list[tuple[Match, ...]]) -> ArrayLike:
+        return engine.gallery.velocities([each.model_id for each in matches[0]]) if matches[0] else []
+
+    (retrieval,), matches = engine.retrieve_and_read(replace(query, top_k=MEAN_OF), read, watch=Stopwatch())
+    return choose_starts(query, retrieval, matches, start)
 
 
 def choose_starts(query: Query, retrieval: Retrieval, matches: ArrayLike, start: Start) -> Starts:
@@ -117,7 +123,7 @@ def read_start(embedder: Embedder, query: Query) -> Starts:
     read = embedder.read_model(encode(embedder, [query]))
     if read is None:
         raise InvalidQuery("These weights read no model from a gather; start from one of your own, or from a gallery.")
-    velocity = np.clip(read.value[:1], *query.prepared.frame.velocity_m_s)
+    velocity = np.clip(read.value[:1], *VELOCITY_LIMITS_M_S)
     return Starts(("read",), velocity, prior=prior_of(read))
 
 
@@ -128,24 +134,21 @@ def begin(query: Query, starts: Starts, config: RefineConfig) -> Refinement:
 
 def contents(query: Query, refined: Refined, format: str, *, title: str) -> bytes:
     """A file of a format of `seisbind.service.formats.velocity_model`, in true units; npz has all that is known."""
-    model = true_model(query, refined)
-    if format != "npz":
-        return write(model, format, title=title)
-    frame, time = query.prepared.frame, query.scale.time
-    return npz(
-        dict(arrays_of(model))
-        | {
-            "illumination": refined.illumination,
-            "residual": refined.residual,
-            "source": refined.source,
-            "source_dt_s": np.array(frame.dt_s * time),
-        }
-    )
+    model, more = in_true_units(result_arrays(refined), query.prepared.frame, query.scale, x0_m=query.x0_m)
+    return npz({**arrays_of(model), **more}) if format == "npz" else write(model, format, title=title)
 
 
-def true_model(query: Query, refined: Refined) -> VelocityModel:
-    """The refined model with its interval, where the survey is and in its units."""
-    k, frame = np.float32(query.scale.k), query.prepared.frame
-    return VelocityModel(
-        refined.velocity * k, refined.low * k, refined.high * k, frame.cell_m * query.scale.s, query.x0_m
-    )  # fmt: skip
+def result_arrays(refined: Refined) -> dict[str, NDArray[Any]]:
+    """What is kept of a result, in the frame's units."""
+    return {name: np.asarray(getattr(refined, name)) for name in ("velocity", "low", "high", *MORE)}
+
+
+def in_true_units(
+    arrays: Mapping[str, NDArray[Any]], frame: Frame, scale: Scale, *, x0_m: float
+) -> tuple[VelocityModel, dict[str, NDArray[Any]]]:
+    """The model of `result_arrays`, with its interval where there is one; and what else there is of them."""
+    k = np.float32(scale.k)
+    low, high = (arrays[name] * k if name in arrays else None for name in ("low", "high"))
+    more = {name: arrays[name] for name in MORE if name in arrays}
+    model = VelocityModel(arrays["velocity"] * k, low, high, frame.cell_m * scale.s, x0_m)
+    return model, more | {"source_dt_s": np.array(frame.dt_s * scale.time)}

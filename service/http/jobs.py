@@ -10,23 +10,25 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
+from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from seisbind.model.errors import InvalidQuery, JobNotDone, Overloaded, SeisBindError, WeightsMismatch
+from seisbind.model.errors import InvalidConfig, InvalidQuery, JobNotDone, Overloaded, SeisBindError, WeightsMismatch
 from seisbind.model.inversion.check import Check
 from seisbind.model.inversion.observed import Observed
+from seisbind.model.inversion.refinement import check_memory
 from seisbind.model.scale import parse_scale
 from seisbind.service.engine.bodies import gallery_body
 from seisbind.service.engine.check_bodies import measures_body, verdict_body
-from seisbind.service.engine.engine import Engine
-from seisbind.service.engine.keep import check_refined, keep_refined
+from seisbind.service.engine.engine import Engine, Stopwatch
+from seisbind.service.engine.keep import Kept, check_refined, keep_refined
 from seisbind.service.engine.query import Query as GatherQuery
-from seisbind.service.engine.refine import MEAN_OF, Starts, choose_starts, given_start
+from seisbind.service.engine.refine import MEAN_OF, Starts, choose_starts, given_start, in_true_units
 from seisbind.service.formats.npy import npz
 from seisbind.service.formats.reader import read_gathers, read_velocity
 from seisbind.service.formats.velocity_model import VelocityModel, arrays_of, write
@@ -42,9 +44,10 @@ from seisbind.service.http.forms import (
 from seisbind.service.http.parameters import parse_format, parse_geometry
 from seisbind.service.http.routing import Admitted, InPieces, serving_of, writable
 from seisbind.service.job_schemas import (
+    ITERATIONS,
     MAX_LISTED,
     JobBody,
-    JobError,
+    JobErrorBody,
     JobEvent,
     JobFields,
     JobLinks,
@@ -54,6 +57,7 @@ from seisbind.service.job_schemas import (
 )
 from seisbind.service.jobs.job import Event, Float32, Job, JobState, RefineInput, RefineRequest
 from seisbind.service.jobs.store import INPUT, RESULT, VELOCITY, Repeat
+from seisbind.service.runtime import npz_answer
 from seisbind.service.runtime.images import velocity_png
 from seisbind.service.runtime.serving import Serving
 
@@ -101,15 +105,16 @@ async def submit_job(request: Request, response: Response) -> JobBody:
 async def _asked(serving: Serving, sent: Sent, fields: JobFields) -> tuple[RefineRequest, RefineInput]:
     """What a job works on: the gather as the encoders see it, and the models to start from."""
     settings = serving.settings
-    if fields.iterations > settings.max_iterations:
+    iterations = min(ITERATIONS, settings.max_iterations) if fields.iterations is None else fields.iterations
+    if iterations > settings.max_iterations:
         raise InvalidQuery(
-            f"{fields.iterations} iterations; this server does at most {settings.max_iterations} in one job "
+            f"{iterations} iterations; this server does at most {settings.max_iterations} in one job "
             "(SEISBIND_MAX_ITERATIONS)."
         )
     geometry, scale = parse_geometry(fields), parse_scale(fields.scale, fields.target_depth_m)
     filter, limits = parse_filter(fields.filter), limits_of(serving)
 
-    def prepare(engine: Engine) -> tuple[GatherQuery, Starts | None]:
+    def prepare(engine: Engine) -> tuple[GatherQuery, Observed, Starts | None]:
         frame = engine.frame
         upload = read_gathers(sent.content, geometry=geometry, limits=limits, frame=frame, scale=scale)
         if upload.ingest.gathers != 1:
@@ -118,20 +123,25 @@ async def _asked(serving: Serving, sent: Sent, fields: JobFields) -> tuple[Refin
             upload.gathers, upload.survey, frame=frame, top_k=MEAN_OF, filter=filter, notes=upload.notes,
             scale=upload.chosen,
         )  # fmt: skip
+        observed = Observed.of(query.prepared)
+        try:
+            check_memory(observed)
+        except InvalidConfig as error:  # of this server's weights, to its client
+            raise InvalidQuery(error.sentence) from error
         given = None if sent.beside is None else read_velocity(sent.beside, limits=limits)
-        return query, None if given is None else given_start(query, given)
+        return query, observed, None if given is None else given_start(query, given)
 
     with serving.batches.coming():
-        query, starts = await serving.on_reader(prepare)
-    retrieval = (await serving.batches.answer(query)).retrievals[0]
+        query, observed, starts = await serving.on_reader(prepare)
+    answered, matches = await npz_answer.with_velocity(query, serving, Stopwatch())
+    (retrieval,) = answered.retrievals
     if starts is None:
-        ids = [match.model_id for match in retrieval.matches]
-        matches = await serving.on_file(lambda engine: engine.gallery.velocities(ids))
-        starts = choose_starts(query, retrieval, matches, fields.start)
-    observed, scale = Observed.of(query.prepared), query.scale
+        found = matches[0][: len(retrieval.matches)] / np.float32(query.scale.k)
+        starts = choose_starts(query, retrieval, found, fields.start)
+    scale = query.scale
     asked = RefineRequest(
         frame=observed.frame,
-        iterations=fields.iterations,
+        iterations=iterations,
         seconds=settings.job_seconds,
         start=",".join(starts.names),
         starts=len(starts.names),
@@ -281,27 +291,21 @@ def _check_done(job: Job) -> None:
         raise JobNotDone(f"The job {job.job_id} is {job.state}; it has a result when it is done.")
 
 
-def _model(
-    serving: Serving, job: Job
-) -> tuple[VelocityModel, dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]]:
+def _model(serving: Serving, job: Job) -> tuple[VelocityModel, dict[str, NDArray[Any]]]:
     """The result of a job, or its model as it is now, in true units; and what else the result has."""
     arrays = serving.jobs.store.arrays(job, RESULT) or serving.jobs.store.arrays(job, VELOCITY)
     if arrays is None:
         raise JobNotDone(f"The job {job.job_id} is {job.state} and has no model yet: its first iteration makes one.")
-    k, frame = np.float32(job.request.k), job.request.frame
-    low, high = arrays.pop("low", None), arrays.pop("high", None)
-    model = VelocityModel(
-        value=arrays.pop("velocity") * k,
-        low=None if low is None else low * k,
-        high=None if high is None else high * k,
-        cell_m=frame.cell_m * job.request.s,
-        x0_m=job.request.x0_m,
-    )
-    return model, arrays
+    return in_true_units(arrays, job.request.frame, job.request.scale, x0_m=job.request.x0_m)
 
 
-@working.post("/jobs/{job_id}/model", response_model=KeptAnswer, status_code=201)
-async def keep_job_model(request: Request, job_id: str) -> KeptAnswer:
+@working.post(
+    "/jobs/{job_id}/model",
+    response_model=KeptAnswer,
+    status_code=201,
+    responses={200: {"model": KeptAnswer, "description": "The gallery had it already; nothing was changed."}},
+)
+async def keep_job_model(request: Request, response: Response, job_id: str) -> KeptAnswer:
     """Check the model that a job was refined to, and add it to the gallery if it is usable as a starting model.
 
     It is stored with the figures of its check, the models that it was refined from, and the job.
@@ -310,12 +314,15 @@ async def keep_job_model(request: Request, job_id: str) -> KeptAnswer:
     job = await on_store(serving, lambda: serving.jobs.store.job(job_id))
     _check_done(job)
 
-    def examine(engine: Engine, stop: Callable[[], bool]) -> tuple[Float32, Check, tuple[str, ...]]:
+    def check_frame(engine: Engine) -> None:
         if engine.frame != job.request.frame:
             raise WeightsMismatch(
                 f"The job {job_id} is of another frame than the gallery that is served: {job.request.frame} there, "
                 f"{engine.frame} here. Submit it again."
             )
+
+    def examine(engine: Engine, stop: Callable[[], bool]) -> tuple[Float32, Check, tuple[str, ...]]:
+        check_frame(engine)
         result, made = serving.jobs.store.arrays(job, RESULT), serving.jobs.store.arrays(job, INPUT)
         if result is None or made is None:
             raise JobNotDone(f"The job {job_id} was removed.")
@@ -329,9 +336,16 @@ async def keep_job_model(request: Request, job_id: str) -> KeptAnswer:
         return result["velocity"], check, parents[int(result["start"])] if parents else ()
 
     velocity, check, parents = await serving.on_check(examine)
-    by = f"refined by job {job_id}"
-    kept = await serving.on_model(lambda engine: keep_refined(engine, velocity, check, parents=parents, by=by))
-    request.state.changed = {"added": [kept.model_id]}
+
+    def keep(engine: Engine) -> Kept:
+        check_frame(engine)  # another gallery may be served by now
+        return keep_refined(engine, velocity, check, parents=parents, by=f"refined by job {job_id}")
+
+    kept = await serving.on_model(keep)
+    if kept.added:
+        request.state.changed = {"added": [kept.model_id]}
+    else:
+        response.status_code = 200
     info = await serving.on_file(lambda engine: engine.info())
     return KeptAnswer(
         model_id=kept.model_id,
@@ -356,7 +370,6 @@ def event_body(event: Event) -> JobEvent:
 def job_body(job: Job) -> JobBody:
     """A job, for its client."""
     path = f"/v1/jobs/{job.job_id}"
-    failed = job.state is JobState.FAILED
     return JobBody(
         job_id=job.job_id,
         kind="refine",
@@ -370,8 +383,8 @@ def job_body(job: Job) -> JobBody:
         scale=(job.request.s, job.request.k),
         worked_s=job.worked_s,
         progress=None if job.last is None else event_body(job.last),
-        detail=None if failed else job.sentence,
-        error=JobError(code=job.code or JobError.__name__, detail=job.sentence or "") if failed else None,
+        detail=job.sentence if job.code is None else None,
+        error=None if job.code is None else JobErrorBody(code=job.code, detail=job.sentence or ""),
         warnings=list(job.request.warnings),
         links=JobLinks(
             self=path,

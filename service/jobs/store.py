@@ -117,11 +117,16 @@ class JobStore:
 
         Raises:
             JobsFull, JobsWriteFailed: there is no room for it; it was not taken.
-            InvalidQuery: another request had the same key.
+            InvalidQuery: another request had the same key; or there would be no room if it were the only one.
         """
         held = {name: getattr(arrays, name) for name in RefineInput.__slots__}
         content = npz({name: array for name, array in held.items() if array is not None})
         room = len(content) + room_of(request)
+        if room > self._limits.bytes:
+            raise InvalidQuery(
+                f"This job alone may take {room} bytes on the disk; all jobs together may take {self._limits.bytes} "
+                "(SEISBIND_JOBS_BYTES). Start it from fewer models, or let the server have more."
+            )
         self._at_step("submit:begun")
         with self._writing("submit") as connection:
             if repeat is not None and (before := self._find_repeat(connection, repeat)) is not None:

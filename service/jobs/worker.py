@@ -134,7 +134,13 @@ def _work_on(job: Job, bench: Workbench, make: Make, stop: threading.Event, at_s
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def _limit(left_s: float) -> None:
+    """Whatever it hangs in, the kernel ends it."""
+    signal.setitimer(signal.ITIMER_REAL, max(0.0, left_s) + GRACE_S)
+
+
 def _iterate(job: Job, bench: Workbench, make: Make, stop: threading.Event, at_step: AtStep) -> None:
+    _limit(job.request.seconds - job.worked_s)
     inputs, (state, damaged) = bench.input(job), bench.checkpoint(job)
     if damaged:
         where = "the beginning" if state is None else "the one before"
@@ -148,7 +154,7 @@ def _iterate(job: Job, bench: Workbench, make: Make, stop: threading.Event, at_s
         if left_s <= 0:
             sentence = f"Its time, {job.request.seconds:g} s, was used up before its last iteration."
             break
-        signal.setitimer(signal.ITIMER_REAL, left_s + GRACE_S)  # whatever it hangs in, the kernel ends it
+        _limit(left_s)
         report = steps.step()
         at_step("step:computed")
         worked_s += report.step_s
@@ -160,6 +166,7 @@ def _iterate(job: Job, bench: Workbench, make: Make, stop: threading.Event, at_s
         model: Arrays = {"velocity": steps.velocity}
         if not bench.step(job, event, state=steps.state(), velocity=model):
             return
+    _limit(job.request.seconds - worked_s)
     bench.done(job, steps.arrays(), sentence=sentence or steps.stopped)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,10 +62,14 @@ def finished(refinement: Refinement) -> Refinement:
     return refinement
 
 
+def starts() -> Float32:
+    """Two; the first is hopeless."""
+    return np.stack([np.full_like(start(), 3300), start()])
+
+
 @pytest.fixture(scope="module")
 def refined(observed: Observed) -> Refinement:
-    """From two starts; the second is hopeless."""
-    return finished(Refinement.begin(observed, np.stack([start(), np.full_like(start(), 3300)]), CONFIG))
+    return finished(Refinement.begin(observed, starts(), CONFIG))
 
 
 def test_the_jacobian_is_the_change_of_the_record() -> None:
@@ -106,12 +112,47 @@ def test_layers_come_out_of_a_straight_line(observed: Observed) -> None:
 
 
 def test_the_better_start_is_gone_on_from(refined: Refinement) -> None:
-    assert refined.result().start == 0 and len(refined.result().residual) == CONFIG.iterations
+    result = refined.result()
+    assert result.start == 1 and len(result.residual) == CONFIG.iterations
+    assert result.residual_after == pytest.approx(result.residual[-1], rel=1e-3)
+    assert result.residual_after < 0.5 * result.residual_before < 0.5 * result.residual[0]  # which is the other start's
+
+
+@pytest.mark.parametrize(("iterations", "stages"), [(1, ["up to"]), (3, ["start 1", "start 2", "up to"])])
+def test_few_iterations_try_each_start_alike(observed: Observed, iterations: int, stages: list[str]) -> None:
+    refinement = Refinement.begin(observed, starts(), RefineConfig(iterations=iterations, bands=(0.5, 1.0)))
+    said = [refinement.step().stage for _ in range(iterations)]
+    assert all(each.startswith(stage) for each, stage in zip(said, stages, strict=True))
+    result = refinement.result()
+    assert refinement.done and result.start == refinement.start == 1
+    assert np.abs(result.velocity - layered()).mean() < np.abs(start() - layered()).mean()
+    assert result.residual_after < result.residual_before
+
+
+def test_within_the_trial_the_model_and_its_start_go_together(observed: Observed) -> None:
+    """As a job whose time is used up ends."""
+    refinement = Refinement.begin(observed, starts()[::-1], CONFIG)
+    for _ in range(3):
+        refinement.step()
+    result = refinement.result()
+    assert result.start == 0 and np.abs(result.velocity - start()).mean() < 300
+    assert result.residual_after < result.residual_before
+    assert result.residual_after < result.residual[-1]  # of the hopeless one, tried last
+
+
+def test_a_frame_that_takes_too_much_memory_is_refused_with_the_number() -> None:
+    text = (Path(__file__).parents[3] / "benchmarks" / "frames" / "kimberlina.json").read_text()
+    frame = Frame.from_dict(json.loads(text))
+    shots = np.asarray(frame.shot_x_m, np.float32)
+    traces = np.zeros((len(shots), frame.samples, frame.receivers), np.float32)
+    large = Observed(traces, np.ones((len(shots), frame.receivers), bool), shots, frame)
+    with pytest.raises(InvalidConfig, match=r"142 x 402 cells, 9 shots\) takes 1\d\.\d GiB of memory; 4 GiB"):
+        Refinement.begin(large, np.full((1, *frame.velocity_shape), 2000, np.float32), CONFIG)
 
 
 @pytest.mark.parametrize("after", [3, 6], ids=["in the trial", "after it"])
 def test_taken_up_again_it_gives_the_same_numbers(observed: Observed, refined: Refinement, after: int) -> None:
-    begun = Refinement.begin(observed, np.stack([start(), np.full_like(start(), 3300)]), CONFIG)
+    begun = Refinement.begin(observed, starts(), CONFIG)
     for _ in range(after):
         begun.step()
     kept = io.BytesIO()
@@ -153,12 +194,14 @@ def test_a_prior_that_is_none(observed: Observed, deviation: float) -> None:
 
 def test_velocities_stay_within_the_frame_and_water_as_it_is(observed: Observed) -> None:
     outside = start()
-    outside[12:] = 9000
+    outside[12:], outside[:5] = 9000, 1480
     config = RefineConfig(iterations=2, bands=(1.0,), keep_m=50.0)
-    kept = finished(Refinement.begin(observed, outside[None], config)).velocity
-    assert kept.min() >= SMALL.velocity_m_s[0] and kept.max() <= SMALL.velocity_m_s[1]
-    np.testing.assert_array_equal(kept[:5], start()[:5])
+    result = finished(Refinement.begin(observed, outside[None], config)).result()
+    kept = result.velocity
+    assert kept[5:].min() >= SMALL.velocity_m_s[0] and kept.max() <= SMALL.velocity_m_s[1]
+    np.testing.assert_array_equal(kept[:5], 1480)
     assert not np.array_equal(kept[5], start()[5])
+    assert (result.low <= kept).all() and (kept <= result.high).all()
 
 
 def test_it_stops_at_the_noise(observed: Observed) -> None:

@@ -53,6 +53,7 @@ def test_a_server_gives_the_same(
     ("options", "code", "says"),
     [
         ({"out": Path("x.gif")}, 2, ".npz or .png"),
+        ({"out": Path("nowhere/x.npz")}, 2, "writable"),
         ({}, 2, "one of the two"),
         ({"gallery": Path("nowhere")}, 2, "gallery"),
         ({"url": "http://127.0.0.1:9", "key": None}, 3, "127.0.0.1:9"),

@@ -17,7 +17,15 @@ from seisbind.model.inversion.refinement import RefineConfig, Refinement
 from seisbind.service.commands.refine import refine
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.query import Query
-from seisbind.service.engine.refine import begin, choose_starts, contents, find_starts, given_start, true_model
+from seisbind.service.engine.refine import (
+    begin,
+    choose_starts,
+    contents,
+    find_starts,
+    given_start,
+    in_true_units,
+    result_arrays,
+)
 
 pytest.importorskip("deepwave")
 Float32 = NDArray[np.float32]
@@ -39,7 +47,9 @@ def test_what_was_interrupted_goes_on_and_gives_the_same(
     whole, out = gather.with_name("whole.npz"), gather.with_name("out.npz")
     refine(gather, whole, **options(weights, as_json=True))
     said = json.loads(capsys.readouterr().out)
-    assert said["start"] == "read" and said["iterations"] == 3 and said["residual"][-1] < said["residual"][0]
+    assert said["start"] == "read" and said["iterations"] == 3
+    assert said["residual_after"] == pytest.approx(said["residual"][-1], rel=1e-3)
+    assert said["residual_after"] < said["residual"][0] < said["residual_before"]
     step, steps = Refinement.step, [0]
 
     def interrupted(self: Refinement) -> Any:
@@ -52,6 +62,13 @@ def test_what_was_interrupted_goes_on_and_gives_the_same(
     with pytest.raises(SystemExit) as ended:
         refine(gather, out, **options(weights))
     assert ended.value.code == 130 and not out.exists() and out.with_name("out.npz.part").exists()
+    part = out.with_name("out.npz.part")
+    content = part.read_bytes()
+    part.write_bytes(content[: len(content) // 2])
+    with pytest.raises(SystemExit) as ended:
+        refine(gather, out, **options(weights))
+    assert ended.value.code == 2 and "Remove it" in capsys.readouterr().err
+    part.write_bytes(content)
     with pytest.raises(SystemExit) as ended:  # of another option
         refine(gather, out, **options(weights, keep_m=100.0))
     assert ended.value.code == 2
@@ -67,6 +84,8 @@ def test_what_was_interrupted_goes_on_and_gives_the_same(
     ("more", "says"),
     [
         ({"out": "x.gif"}, ".npz"),
+        ({"out": "nowhere/x.npz"}, "writable"),
+        ({"out": "gather.npy/x.npz"}, "writable"),
         ({"start": "nowhere.npy"}, "nor a file"),
         ({"start": "match"}, "--gallery"),
         ({"part": b"PK nonsense"}, "Remove it"),
@@ -75,7 +94,7 @@ def test_what_was_interrupted_goes_on_and_gives_the_same(
 def test_what_cannot_be_used(
     gather: Path, weights: Path, more: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = gather.with_name(more.pop("out", "out.npz"))
+    out = gather.parent / more.pop("out", "out.npz")
     if content := more.pop("part", None):
         out.with_name(out.name + ".part").write_bytes(content)
     with pytest.raises(SystemExit) as ended:
@@ -126,9 +145,11 @@ def test_three_times_as_large_it_is_the_same_model(gathers: Float32, models: tup
     for survey, scale in ((line, None), (large, 3)):
         query = Query.prepare(gathers[0], survey, scale=scale)
         refinement = begin(query, given_start(query, start), RefineConfig(iterations=1))
-        refinement.step()
+        stage = refinement.step().stage
+        assert stage.startswith("up to") and stage.endswith("of the peak frequency")  # true at both scales
         refined = refinement.result()
-        made.append(true_model(query, refined))
+        arrays = result_arrays(refined)
+        made.append(in_true_units(arrays, OPENFWI_FRAME, query.scale, x0_m=query.x0_m)[0])
         assert len(contents(query, refined, "nc", title="refined")) > 4900 * 12
     np.testing.assert_allclose(made[1].value, made[0].value, atol=1.0)
     assert (made[0].cell_m, made[1].cell_m, made[0].x0_m, made[1].x0_m) == (10, 30, 0, 500)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def test_a_model_that_explains_its_record_is_kept_with_its_figures(
     (found,) = own.search_velocity(refined, filter=Filter.parse({"tag": "refined"}))
     assert [match.model_id for match in found.matches] == [kept.model_id]
     size = len(own.gallery)
-    assert keep_refined(own, refined, check, parents=(), by="again").model_id == kept.model_id
+    again = keep_refined(own, refined, check, parents=(), by="again")
+    assert kept.added and again == replace(kept, added=False)  # its source is that of its record
     assert len(own.gallery) == size
 
 

@@ -251,6 +251,30 @@ def test_jobs_are_bounded(server: Any, gathers: Float32) -> None:
         assert server.http.get(f"/v1/jobs/none/{path}").status_code in (404, 422)
 
 
+def test_a_server_that_allows_less_than_is_usual(serve: Any, gathers: Float32, tmp_path: Path) -> None:
+    """Fewer iterations: a request that names none gets those; less disk than a job takes: it can never be taken."""
+    server = serve(jobs=tmp_path / "jobs", max_iterations=7, jobs_bytes=2 << 20)
+    assert server.http.get("/openapi.json").status_code == 200
+    taken = submit(server, gathers[0], start="read")
+    assert (taken.status_code, taken.json()["iterations"]) == (202, 7), taken.text
+    refused = submit(server, gathers[0], iterations=8)
+    assert refused.status_code == 422 and "at most 7" in refused.json()["detail"]
+    large = submit(server, gathers[0])  # three starts
+    assert (large.status_code, large.json()["code"]) == (422, "invalid_query")
+    assert "SEISBIND_JOBS_BYTES" in large.json()["detail"] and str(2 << 20) in large.json()["detail"]
+
+
+def test_a_frame_that_takes_too_much_memory_is_refused_before_it_is_a_job(
+    server: Any, gathers: Float32, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seisbind.model.inversion import refinement
+
+    monkeypatch.setattr(refinement, "MOST_BYTES", 1 << 20)
+    refused = submit(server, gathers[0], iterations=1)
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_query")
+    assert "GiB of memory" in refused.json()["detail"] and not server.http.get("/v1/jobs").json()["jobs"]
+
+
 def test_as_many_as_follow_are_bounded(server: Any, gathers: Float32) -> None:
     job_id = submitted(server, gathers[0], iterations=LONG)
     with server.http.stream("GET", f"/v1/jobs/{job_id}/events") as first:
@@ -344,7 +368,9 @@ def test_a_refined_model_is_checked_and_kept(
 ) -> None:
     """The stand-in's model explains nothing and is refused; the true one in its place is kept."""
     pytest.importorskip("deepwave", reason="deepwave, which a check simulates with, is not installed")
-    own = settings.model_copy(update={"gallery": make_gallery(), "jobs": tmp_path / "jobs", "writable": True})
+    audit = tmp_path / "audit.jsonl"
+    changed = {"gallery": make_gallery(), "jobs": tmp_path / "jobs", "writable": True, "audit_file": audit}
+    own = settings.model_copy(update=changed)
     with run_server(own) as server, Client(server.url) as client:
         job_id = submitted(server, gathers[0], iterations=2, start="match")
         parent = server.http.post("/v1/retrieve", files={"file": npy(gathers[0])}).json()["results"][0]["matches"][0]
@@ -363,6 +389,13 @@ def test_a_refined_model_is_checked_and_kept(
         assert job_id in kept.source and kept.gallery.models == 61
         found = server.http.get(f"/v1/models/{kept.model_id}").json()
         assert set(found["tags"]) == {"refined", f"parent:{parent['model_id']}"} and found["source"] == kept.source
+        again = server.http.post(f"/v1/jobs/{job_id}/model")
+        assert (again.status_code, again.json()["model_id"], again.json()["source"]) == (
+            200, kept.model_id, kept.source
+        )  # fmt: skip
+        until(lambda: len(audit.read_text().splitlines()) >= 1)
+        said = [line for line in audit.read_text().splitlines() if "added" in line]
+        assert len(said) == 1 and kept.model_id in said[0]
 
 
 def test_no_model_is_kept_before_its_time_or_by_a_server_that_changes_nothing(server: Any, gathers: Float32) -> None:

@@ -199,6 +199,14 @@ def test_what_hangs_is_ended_by_the_kernel(folder: Path, store: JobStore) -> Non
     assert (hung.state, hung.last and hung.last.iteration, hung.deaths) == (JobState.RUNNING, standin.FAULTY - 1, 1)
 
 
+@pytest.mark.parametrize("where", ["in the beginning", "in the end"])
+def test_what_hangs_outside_of_its_iterations_is_ended_too(where: str, folder: Path, store: JobStore) -> None:
+    request, arrays = standin.job(7, start=f"hangs {where}", iterations=2)
+    job = store.submit(replace(request, seconds=0.3), arrays)
+    assert in_process(folder, STANDIN_GRACE="0.2").returncode == -signal.SIGALRM
+    assert store.job(job.job_id).state is JobState.RUNNING
+
+
 def test_time_that_is_used_up_ends_a_job_with_what_it_has_reached(folder: Path, store: JobStore) -> None:
     request, arrays = standin.job(8)
     job = store.submit(replace(request, seconds=3.5 * standin.STEP_S), arrays)

@@ -5,7 +5,7 @@
 is a worker of such jobs. What it does besides comes from the environment: STANDIN_S an iteration's seconds, STANDIN_DIE
 a step and a count (``step:committed 3``) at which it dies of SIGKILL, STANDIN_UNSAFE that every statement is a
 transaction of its own, which a store must not do. A request whose start is ``dies`` kills its worker in iteration 4,
-``raises`` has a bug there, and ``hangs`` never ends it.
+``raises`` has a bug there, and ``hangs`` never ends it; two others hang before the first and after the last.
 """
 
 from __future__ import annotations
@@ -50,8 +50,13 @@ class StandIn:
 
     def __init__(self, request: RefineRequest, inputs: RefineInput, state: Mapping[str, NDArray[Any]] | None) -> None:
         self._request, self._traces = request, inputs.traces
+        self._hang("hangs in the beginning")
         self.velocity: Float32 = inputs.starts[0] if state is None else state["velocity"]
         self._iteration = 0 if state is None else int(state["iteration"])
+
+    def _hang(self, start: str) -> None:
+        if self._request.start == start:
+            time.sleep(600)
 
     @property
     def done(self) -> bool:
@@ -76,6 +81,7 @@ class StandIn:
         return {"velocity": self.velocity, "iteration": np.array(self._iteration)}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
+        self._hang("hangs in the end")
         return {"velocity": self.velocity, "residual": np.arange(self._iteration, dtype=np.float32)}
 
 
