@@ -33,9 +33,9 @@ class MeasuresBody(BaseModel):
     """How what is predicted compares with what was recorded."""
 
     residual: float = Field(description="rms of the difference over that of the record; noise is part of it.")
-    unexplained: float = Field(
+    unexplained: float | None = Field(
         description="What neighbouring traces share of the difference over what they share of the record: 0 where only "
-        "noise is left."
+        "noise is left; null where they share nothing."
     )
     in_time: float | None = Field(
         description="Share of the windows that are followed with a lag under half a period of lowest_hz; null where no "

@@ -6,6 +6,7 @@ clock fails nobody. `compare` measures; `check_models` predicts, compares and ju
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -33,6 +34,7 @@ ALIKE = 0.7  # correlation of a window with the next trace's: less is noise, whi
 FOLLOWED = 0.5  # correlation at the best lag: less, and nothing is predicted there
 TRIED = 2  # models that are predicted with both boundaries, where none explains the record with the first
 
+SHARED = 0.01  # of a record's energy, by neighbouring traces: less is chance, and nothing to divide by
 COHERENT = 0.3  # of the record's energy: less, and `unexplained` is not known to `EXPLAINED`
 
 EXPLAINED = 0.08  # unexplained: 95 % of true models are below .055, 99 % of wrong first matches above .10
@@ -49,7 +51,7 @@ class Measures:
     Attributes:
         residual: rms of the difference over that of the record; noise is part of it.
         unexplained: the part of the residual that neighbouring traces share, over what they share of the record: 0
-            where only noise is left that differs from trace to trace.
+            where only noise is left that differs from trace to trace; NaN where they share nothing of the record.
         in_time: share of the windows that the prediction follows with a lag under half a period of the lowest usable
             frequency; NaN where no window has signal.
         phase_rad: rms over traces of the phase residual at that frequency, -pi to pi.
@@ -118,8 +120,9 @@ class Check:
 
     @property
     def unexplained(self) -> float:
-        """Of all shots; what models are ordered by."""
-        return self.comparison.whole.unexplained
+        """Of all shots; what models are ordered by. Infinite where nothing can be told."""
+        found = self.comparison.whole.unexplained
+        return math.inf if math.isnan(found) else found
 
 
 def check_models(
@@ -198,9 +201,7 @@ def compare(observed: Observed, predicted: Float32, lowest_hz: float) -> Compari
         cosine = dot / np.sqrt(np.maximum(energy * np.square(p[some]).sum(axis=1)[seen], 1e-300))
         return Measures(
             residual=float(np.sqrt(np.square(d[some] - p[some]).sum() / max(energy.sum(), 1e-300))),
-            unexplained=float(
-                np.sqrt(max(_shared(smooth_r[some], seen), 0) / max(_shared(smooth_d[some], seen), 1e-300))
-            ),
+            unexplained=_unexplained(smooth_d[some], smooth_r[some], seen),
             in_time=float(in_time[heard].mean()) if heard.any() else float("nan"),
             phase_rad=float(np.sqrt(np.square(phase[some][seen]).mean())),
             cosine=float(np.median(cosine)),
@@ -235,6 +236,13 @@ def judge(comparison: Comparison, *, lowest_hz: float | None = None) -> Verdict:
     if m.unexplained > CLOSE:
         return Verdict(False, "unlike", f"It predicts another record: {part}, more than {CLOSE:.0%}; {late}.")
     return Verdict(True, "close", f"It is near enough to begin from, but not the ground: {part}; {late}.")
+
+
+def _unexplained(smooth_d: Float64, smooth_r: Float64, seen: Bool) -> float:
+    of_record = _shared(smooth_d, seen)
+    if of_record <= SHARED * float(np.square(smooth_d).sum()):
+        return math.nan
+    return math.sqrt(max(_shared(smooth_r, seen), 0.0) / of_record)
 
 
 def _unaliased(x: Float64, frame: Frame) -> Float64:

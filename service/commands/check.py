@@ -216,7 +216,7 @@ def _show(file: Path, answer: CheckAnswer, out: Path | None) -> None:
         table.add_row(
             each.name,
             each.model_id or "",
-            f"{m.unexplained:.1%}",
+            "" if m.unexplained is None else f"{m.unexplained:.1%}",
             f"{m.residual:.1%}",
             "" if m.in_time is None else f"{m.in_time:.0%}",
             f"{m.cosine:.3f}",

@@ -31,6 +31,7 @@ UNKNOWN = "in_gallery_unknown"  # the warning that goes where a match explains t
 # How much likelier it is that a match explains the record where the ground is among them than where it is not, and the
 # same for none that explains: .96 / .02 and .04 / .98 over 160 queries as those of `benchmarks/check.py`
 FOR, AGAINST = 48.0, 0.04
+ENOUGH = 5  # matches that were checked there: of fewer, that none explains says less than `AGAINST`
 
 Kind = Literal["match", "mean", "read", "given"]
 
@@ -182,7 +183,7 @@ def check_candidates(
         matches=tuple(_ranked(retrieval.matches, order)),
         warnings=tuple(note for note in retrieval.warnings if not (whole and explaining and note.code == UNKNOWN)),
         ranked_by="check" if explaining else retrieval.ranked_by,
-        in_gallery=_in_gallery(retrieval.in_gallery, bool(explaining)) if whole else retrieval.in_gallery,
+        in_gallery=_in_gallery(retrieval.in_gallery, bool(explaining), len(matches)) if whole else retrieval.in_gallery,
     )
     best = min(range(len(done)), key=lambda n: done[n].check.unexplained)
     return Checked(answer, tuple(done), best, bool(explaining) and order[0] != 0, observed)
@@ -193,10 +194,11 @@ def _ranked(matches: tuple[Match, ...], order: list[int]) -> Iterator[Match]:
         yield replace(matches[number], rank=rank)
 
 
-def _in_gallery(before: float | None, explained: bool) -> float | None:
-    """The probability after the check. Where none was given, even odds where a match explains, else still none."""
-    if before is None and not explained:
-        return None
+def _in_gallery(before: float | None, explained: bool, checked: int) -> float | None:
+    """The probability after the check. Where none was given, even odds where a match explains, else still none; as it
+    was, where none of fewer than `ENOUGH` explains."""
+    if not explained and (before is None or checked < ENOUGH):
+        return before
     probability = 0.5 if before is None else min(max(before, 1e-6), 1 - 1e-6)
     odds = probability / (1 - probability) * (FOR if explained else AGAINST)
     return odds / (1 + odds)

@@ -1,4 +1,4 @@
-"""Refined models kept in the gallery, where the wave equation vouches for them: what a survey's next line can match.
+"""Refined models kept in the gallery where a check finds them usable: what a survey's next line can match.
 
 What is kept says where it comes from: the tag ``refined``, a tag ``parent:ID`` for each model that it was refined from,
 and a source with the figures of its check.
@@ -45,7 +45,7 @@ def check_refined(observed: Observed, velocity: Float32, *, scale: Scale, device
     verdict = judge(check.comparison, lowest_hz=check.comparison.lowest_hz * scale.frequency)
     if not verdict.usable:
         raise InvalidVelocityModel(
-            f"The refined model is not kept, for it does not explain its record. {verdict.detail}"
+            f"The refined model is not kept, for it is not usable as a starting model. {verdict.detail}"
         )
     return replace(check, verdict=verdict)
 

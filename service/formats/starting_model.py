@@ -17,6 +17,7 @@ Float64 = NDArray[np.float64]
 Known = NDArray[np.bool_]
 
 MAX_NODES = 2_000_000  # 26 MB with bounds; 50 km every 12.5 m to a depth of 6 km
+MAX_COUNT = 65_535  # rows or columns: what headers of SEG-Y hold, where a column has 240 bytes of its own
 WATER_M_S = 1500.0
 GROUND_OVER_WATER = 1.05  # what is read faster than this times the water is ground
 ON_NODE = 1e-6  # of a step
@@ -52,8 +53,8 @@ class Grid:
                     f"A grid's {name} is {first:g} m; it lies within {MAX_POSITION_M:g} m of the origin."
                 )
         for name, count in (("nx", self.nx), ("nz", self.nz)):
-            if count is not None and not 1 <= count <= MAX_NODES:
-                raise InvalidQuery(f"A grid's {name} is {count}; it is 1 to {MAX_NODES}.")
+            if count is not None and not 1 <= count <= MAX_COUNT:
+                raise InvalidQuery(f"A grid's {name} is {count}; it is 1 to {MAX_COUNT}.")
 
     def axes(self, model: VelocityModel) -> tuple[Float64, Float64]:
         """Positions of the rows and the columns. Raises InvalidQuery for none, and for too many."""
@@ -71,6 +72,11 @@ class Grid:
                 raise InvalidQuery(
                     f"The grid begins at {name} = {first:g} m; the model ends at {last:g} m. Give n{name}, or begin "
                     "before."
+                )
+            if count > MAX_COUNT:
+                raise InvalidQuery(
+                    f"The grid has more than {MAX_COUNT} nodes along {name}, every {step:g} m. Take larger steps, or a "
+                    "part."
                 )
             ends[name] = first, step, count
         found = ends["z"][2] * ends["x"][2]

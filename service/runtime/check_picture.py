@@ -61,9 +61,9 @@ def _draw_lag(
     step = float(window_s[1] - window_s[0]) if len(window_s) > 1 else 2 * float(window_s[0])
     own = (extent[0], extent[1], float(window_s[-1]) + step / 2, float(window_s[0]) - step / 2)
     axes.set_facecolor("#888888")
-    image = axes.imshow(lag_s * 1e3, cmap="RdBu", vmin=-half_s * 1e3, vmax=half_s * 1e3, aspect="auto", extent=own)
+    image = axes.imshow(lag_s * 1e3, cmap="RdBu_r", vmin=-half_s * 1e3, vmax=half_s * 1e3, aspect="auto", extent=own)
     axes.set(title="lag, to half a period", xlabel="receiver (m)", ylim=(extent[2], extent[3]))
-    figure.colorbar(image, ax=axes, label="ms; red: the prediction is late")
+    figure.colorbar(image, ax=axes, label="ms; blue: the prediction is late")
 
 
 def _wrapped(text: str) -> str:

@@ -283,7 +283,7 @@ async function end() {
   }
 }
 
-// Into the gallery, if the wave equation vouches for it.
+// Into the gallery, if a check finds it usable as a starting model.
 async function keep() {
   const mine = opened;
   by("job-keep").disabled = true;

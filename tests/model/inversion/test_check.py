@@ -47,6 +47,15 @@ def test_ground_far_too_slow_is_not_usable(observed: Observed) -> None:
     assert not slow.verdict.usable and slow.verdict.reason == "cycle_skipped"
 
 
+def test_where_traces_share_nothing_no_figure_is_given(observed: Observed) -> None:
+    """One live trace has no neighbour: 0 would be the figure of a true model."""
+    alone = replace(observed, live=np.arange(FRAME.receivers) == np.full((5, 1), 20))
+    (check,) = check_models(alone, TRUE[None], boundary=ABSORBING)
+    assert np.isnan(check.comparison.whole.unexplained) and check.unexplained == np.inf
+    assert all(np.isnan(shot.unexplained) for shot in check.comparison.shots)
+    assert not check.verdict.usable and check.verdict.reason == "no_signal"
+
+
 def test_a_free_surface_is_found() -> None:
     record = noisy(simulate(TRUE, boundary=FREE_SURFACE), 20)
     found = list(check_models(Observed.of(prepare(record)), np.stack([WRONG, TRUE, TRUE])))

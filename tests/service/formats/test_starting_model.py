@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from seisbind.model.errors import InvalidQuery
-from seisbind.service.formats.starting_model import MAX_NODES, parse_start, starting_model
+from seisbind.service.formats.starting_model import MAX_COUNT, parse_start, starting_model
 from seisbind.service.formats.velocity_model import VelocityModel, write
 
 Z, X = np.mgrid[:40, :60] * 10.0
@@ -161,9 +161,10 @@ def test_every_format_holds_it(format: str) -> None:
         ({"grid": "dx=10,x0=1e12"}, "x0 is 1e+12 m; it lies within 1e+08 m"),
         ({"grid": "dx=10,nx=0"}, "nx is 0; it is 1 to"),
         ({"grid": "dx=10,nz=2.5"}, "nz is 2.5; it is a whole number"),
-        ({"grid": "dx=10,nx=1e300"}, f"it is 1 to {MAX_NODES}"),
-        ({"grid": "dx=1e-3"}, "at most 2000000 are written"),
-        ({"grid": "dx=1e-300"}, "at most 2000000 are written"),
+        ({"grid": "dx=10,nx=1e300"}, f"it is 1 to {MAX_COUNT}"),
+        ({"grid": "dx=1e-3"}, "more than 65535 nodes along z, every 0.001 m"),
+        ({"grid": "dx=1e-300"}, "more than 65535 nodes along z"),
+        ({"grid": "dx=0.001,dz=10,nx=2000000,nz=1", "extend": True}, "nx is 2000000; it is 1 to 65535"),
         ({"grid": "dx=10,nx=2000,nz=2000"}, "2000 x 2000 = 4000000 nodes; at most 2000000"),
         ({"grid": "dz=10"}, "has its step dx"),
         ({"grid": "dx=10,dx=20"}, "each once at most"),

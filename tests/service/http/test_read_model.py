@@ -162,7 +162,7 @@ def test_what_the_call_refuses(served: Any, gathers: Float32, monkeypatch: pytes
     assert code(npy(gathers[0]), formats="npz")[1] == "invalid_request"
     for field, value, said in (
         ("grid", "dx=0", "dx is 0 m"),
-        ("grid", "dx=0.01", "at most 2000000"),
+        ("grid", "dx=0.01", "more than 65535 nodes"),
         ("smooth_m", "nan", "got nan m"),
         ("water", "depth=9000", "the model ends at 690 m"),
     ):
