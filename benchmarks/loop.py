@@ -26,7 +26,7 @@ from seisbind.model.frame import OPENFWI_FRAME, Survey
 from seisbind.model.ground.families import mixed
 from seisbind.model.ground.geology import draw_section
 from seisbind.model.inversion.observed import Observed
-from seisbind.model.inversion.refinement import RefineConfig
+from seisbind.model.inversion.refined import RefineConfig
 from seisbind.model.scale import UNSCALED
 from seisbind.model.waves.wavefield import simulate
 from seisbind.service.engine.engine import Engine

@@ -34,7 +34,8 @@ from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.ground.families import BROAD_FAMILIES, FAMILIES, mixed
 from seisbind.model.inversion.observed import Observed
-from seisbind.model.inversion.refinement import RefineConfig, Refined, Refinement
+from seisbind.model.inversion.refined import RefineConfig, Refined
+from seisbind.model.inversion.refinement import Refinement
 from seisbind.model.survey.preparation import prepare
 from seisbind.model.waves.wavefield import simulate
 from seisbind.service.engine.refine import prior_of

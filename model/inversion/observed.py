@@ -53,3 +53,13 @@ class Observed:
         return cls(
             prepared.traces[row][seen], prepared.live[row][seen], prepared.shot_x_m[row][seen], prepared.frame
         )  # fmt: skip
+
+
+def noise_rms(observed: Observed) -> float:
+    """Root mean square of the samples before any wave of the frame can have arrived; 0 without such."""
+    frame = observed.frame
+    offset_m = np.abs(observed.shot_x_m[:, None] - np.asarray(frame.survey.receiver_x_m))
+    rows = offset_m / frame.velocity_m_s[1] / frame.dt_s - frame.record_dt_s / frame.dt_s
+    before = np.arange(frame.samples)[None, :, None] < rows[:, None] - 1
+    quiet = observed.traces[before & observed.live[:, None]]
+    return float(np.sqrt(np.square(quiet, dtype=np.float64).mean())) if quiet.size else 0.0

@@ -22,7 +22,8 @@ from torch import Tensor
 from seisbind.model.errors import InvalidConfig, InvalidVelocityModel
 from seisbind.model.frame import VELOCITY_LIMITS_M_S, Frame
 from seisbind.model.inversion.forward import Forward
-from seisbind.model.inversion.observed import Observed
+from seisbind.model.inversion.observed import Observed, noise_rms
+from seisbind.model.inversion.refined import RefineConfig, Refined, RefineStep
 from seisbind.model.inversion.regularise import Roughness
 from seisbind.model.inversion.sensitivity import Blocks, Sensitivity, jacobian_bytes
 from seisbind.model.inversion.source import Source, estimate_source, probing_wavelet
@@ -50,82 +51,6 @@ WIDENED = 6.1  # half-widths of the Gaussian of the curvature that nine tenths o
 # ten drawn models (benchmarks/refine.py --drawn 10 --seed 950 --iterations 12, which prints their number over this one)
 PRIOR = 0.25  # weight of a block's prior: neighbours are wrong together, and four weigh as one. Of five drawn models
 # (`mixed(10, 901)`, 12 iterations) the mean error is 84 m/s without, 69 with this, 68 with 1, which made two worse
-
-
-@dataclass(frozen=True, slots=True)
-class RefineConfig:
-    """How a refinement is done.
-
-    Attributes:
-        iterations: at most, over the trial of the starts and all bands.
-        bands: upper corners, over the frame's peak frequency.
-        keep_m: of the frame, from the top: not changed, as a layer of water.
-        device: of torch.
-
-    Raises:
-        InvalidConfig: numbers that no refinement has.
-    """
-
-    iterations: int = 24
-    bands: tuple[float, ...] = (0.4, 0.67, 1.0)
-    keep_m: float = 0.0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.iterations <= 10_000:
-            raise InvalidConfig(f"A refinement takes 1 to 10000 iterations; got {self.iterations}.")
-        if not self.bands or min(self.bands) <= 0 or self.keep_m < 0:
-            raise InvalidConfig("A refinement has bands above 0 Hz, and keeps no negative depth.")
-
-
-@dataclass(frozen=True, slots=True)
-class RefineStep:
-    """What one iteration did.
-
-    Attributes:
-        iteration: its number, from 1.
-        of: most iterations that there will be.
-        stage: ``start 1``, or ``up to 0.4 of the peak frequency``, which is true at any scale.
-        residual: of the model that it ended with, which while starts are tried is that start's: rms of record less
-            prediction over the record's, all frequencies, live traces.
-        step_s: seconds that it took.
-    """
-
-    iteration: int
-    of: int
-    stage: str
-    residual: float
-    step_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Refined:
-    """What came of a refinement, in the units of its frame.
-
-    Attributes:
-        velocity: ``(depth, x)`` m/s.
-        low, high: ``(depth, x)`` m/s, 90 % interval: of the Gaussian about the model whose curvature is that of the
-            misfit and of the priors, `WIDENED` to what it misses on drawn models, within the frame's velocities. Over
-            many maps it holds so many cells, not in each (docs/refine.md has how many).
-        illumination: ``(depth, x)`` how strongly the record answers to each block, over the strongest; 0 where no wave
-            of the record has been.
-        residual: ``(iteration,)`` see `RefineStep`.
-        residual_before, residual_after: of the start that was gone on from as it was, and of ``velocity``.
-        source: ``(n,)`` the wavelet that was estimated, at the frame's samples, on the scale of the record.
-        start: the number of the start that was gone on from.
-        stopped: why it ended before its iterations did, or None.
-    """
-
-    velocity: Float32
-    low: Float32
-    high: Float32
-    illumination: Float32
-    residual: Float32
-    residual_before: float
-    residual_after: float
-    source: Float32
-    start: int
-    stopped: str | None
 
 
 @dataclass(slots=True)
@@ -171,9 +96,7 @@ class Refinement:
         self._predicted: tuple[Float64, Source, Tensor] | None = None  # of the last model, not to predict it twice
 
     @classmethod
-    def begin(
-        cls, observed: Observed, starts: Float32, config: RefineConfig = RefineConfig(), *, prior: Float32 | None = None
-    ) -> Self:
+    def begin(cls, observed: Observed, starts: Float32, config: RefineConfig, *, prior: Float32 | None = None) -> Self:
         """A refinement from models ``(start, depth, x)`` in m/s of the frame; the best after a trial is gone on from.
 
         Args:
@@ -454,16 +377,6 @@ def _within(model: Float64, before: Float64, frame: Frame, config: RefineConfig)
     """``(.., depth, x)`` within the frame's velocities, and as ``before`` where it is kept."""
     kept = np.arange(frame.depth_cells) * frame.cell_m < config.keep_m - 1e-9
     return np.where(kept[:, None], before, np.clip(model, *frame.velocity_m_s))
-
-
-def noise_rms(observed: Observed) -> float:
-    """Root mean square of the samples before any wave of the frame can have arrived; 0 without such."""
-    frame = observed.frame
-    offset_m = np.abs(observed.shot_x_m[:, None] - np.asarray(frame.survey.receiver_x_m))
-    rows = offset_m / frame.velocity_m_s[1] / frame.dt_s - frame.record_dt_s / frame.dt_s
-    before = np.arange(frame.samples)[None, :, None] < rows[:, None] - 1
-    quiet = observed.traces[before & observed.live[:, None]]
-    return float(np.sqrt(np.square(quiet, dtype=np.float64).mean())) if quiet.size else 0.0
 
 
 def _rms(values: Tensor) -> float:

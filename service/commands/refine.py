@@ -12,7 +12,8 @@ import typer
 
 if TYPE_CHECKING:
     from seisbind.model.encoders.embedder import Embedder
-    from seisbind.model.inversion.refinement import Refined, Refinement
+    from seisbind.model.inversion.refined import Refined
+    from seisbind.model.inversion.refinement import Refinement
     from seisbind.service.engine.query import Query
     from seisbind.service.engine.refine import Starts
 
@@ -75,7 +76,7 @@ def _refine(
 ) -> None:
     from seisbind.model.encoders.embedder import Embedder
     from seisbind.model.files import replacing
-    from seisbind.model.inversion.refinement import RefineConfig
+    from seisbind.model.inversion.refined import RefineConfig
     from seisbind.model.scale import parse_scale
     from seisbind.service.bulk.backends import LIMITS
     from seisbind.service.client.calls import file_bytes

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from seisbind.model.inversion.observed import Observed
-from seisbind.model.inversion.refinement import RefineConfig, Refinement, RefineStep
+from seisbind.model.inversion.refined import RefineConfig, RefineStep
+from seisbind.model.inversion.refinement import Refinement
 from seisbind.service.jobs.job import Float32, RefineInput, RefineRequest
 
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from seisbind.model.errors import InvalidConfig, InvalidVelocityModel
 from seisbind.model.frame import Frame
 from seisbind.model.inversion.forward import Forward
-from seisbind.model.inversion.observed import Observed
-from seisbind.model.inversion.refinement import RefineConfig, Refinement, noise_rms
+from seisbind.model.inversion.observed import Observed, noise_rms
+from seisbind.model.inversion.refined import RefineConfig
+from seisbind.model.inversion.refinement import Refinement
 from seisbind.model.inversion.regularise import Roughness
 from seisbind.model.inversion.sensitivity import Sensitivity
 from seisbind.model.inversion.source import Source

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidConfig, InvalidQuery
 from seisbind.model.frame import OPENFWI_FRAME, Survey
-from seisbind.model.inversion.refinement import RefineConfig, Refinement
+from seisbind.model.inversion.refined import RefineConfig
+from seisbind.model.inversion.refinement import Refinement
 from seisbind.service.commands.refine import refine
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.query import Query
