@@ -176,6 +176,8 @@ if __name__ == "__main__":
     if "STANDIN_UNLOCKED" in os.environ:
         worker.lock = lambda handle: None
     at_step = arm(Path(sys.argv[1]), "STANDIN_DIE")
-    Path(sys.argv[1], "worker.pid").write_text(str(os.getpid()))
+    new = Path(sys.argv[1], f"worker.{os.getpid()}")  # who reads it finds a number, never an empty file
+    new.write_text(str(os.getpid()))
+    new.replace(new.with_name("worker.pid"))
     deaths = int(os.environ.get("STANDIN_DEATHS", "3"))
     worker.main(StandIn, at_step=at_step, idle_s=0.3, max_deaths=deaths)
