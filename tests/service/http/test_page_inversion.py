@@ -68,7 +68,7 @@ def test_a_refinement_is_followed_to_its_files_and_found_again(
         assert len((tmp_path / ending).read_bytes()) == len(same)
     refined = np.load(io.BytesIO((tmp_path / "npy").read_bytes()), allow_pickle=False)
     page.get_by_role("button", name="Keep in the gallery").click()
-    page.locator("#job-kept", has_text="The refined model is not kept: it is not usable").wait_for()
+    page.locator("#job-kept", has_text="The refined model is not kept, for it is not usable").wait_for()
     label = page.locator("#job-models canvas").nth(1).get_attribute("aria-label")
     assert label.startswith(f"Refined: {np.floor(refined.min() + 0.5):.0f} to {np.floor(refined.max() + 0.5):.0f} ")
 
