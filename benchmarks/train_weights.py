@@ -116,7 +116,7 @@ def main() -> None:
     start = load_weights(args.start) if args.start else None
     families = SETS[args.set][3]
     training = {
-        "start": start and start.description.training | {"fingerprint": start.fingerprint},
+        "start": start and start.as_start,
         "families": list(dict.fromkeys(families)),
         "sets": {name: SETS[name][:2] for name in (*args.before, args.set, *HELD_OUT[families])},  # pairs and seed
         "others": (OTHERS, OTHERS_SEED),

@@ -79,6 +79,7 @@ class Gallery:
     ) -> None:
         self.path = path
         self.fingerprint = records.fingerprint
+        self.embeddings_fingerprint = records.embeddings_fingerprint
         self.dimension = records.dimension
         self.frame = records.frame
         self._records = records
@@ -117,7 +118,8 @@ class Gallery:
         """Make an empty gallery in the folder ``path`` and open it for writing.
 
         Args:
-            fingerprint: of the weights whose embeddings it will hold.
+            fingerprint: of the weights whose embeddings it will hold. A `Fingerprint` says theirs, too, and then the
+                gallery is opened with all weights that make the same ones.
             dimension: of the embeddings.
             frame: of the weights.
             overwrite: replace a gallery that is there already, with everything in it, at once (see `gallery_builder`).
@@ -178,7 +180,7 @@ class Gallery:
         """Open the gallery in the folder ``path``.
 
         Args:
-            fingerprint: of the weights that queries come from; None not to compare it.
+            fingerprint: of the weights that queries come from (see `fingerprint.embeds_alike`); None not to compare it.
             frame: of those weights; None not to compare it.
             writable: take its lock for writing, which one gallery object at a time can.
 
@@ -187,7 +189,7 @@ class Gallery:
             GalleryDamaged: its records are not what was written. (A damaged index is rebuilt: see `GalleryInfo.notes`.)
             GalleryError: its format belongs to another version of SeisBind.
             GalleryLocked: ``writable``, and another holds the lock; the sentence says who.
-            WeightsMismatch: it was made with other weights, or for another frame.
+            WeightsMismatch: it was made with weights of other embeddings, or for another frame.
         """
         if not (path / RECORDS).is_file():
             raise GalleryNotFound(f"There is no gallery at {path}. 'seisbind gallery build' makes one.")

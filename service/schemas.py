@@ -154,7 +154,9 @@ class DescriptorSearch(Strict):
 
 class WeightsBody(BaseModel):
     name: str
-    fingerprint: str = Field(description="Start of the SHA-256 of the weights; a gallery works with one.")
+    fingerprint: str = Field(
+        description="Start of the SHA-256 of the weights. A gallery works with those that make its embeddings."
+    )
 
 
 class GalleryBody(BaseModel):

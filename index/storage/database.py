@@ -20,6 +20,7 @@ from seisbind.model.errors import (
     GalleryNotFound,
     GalleryWriteFailed,
 )
+from seisbind.model.fingerprint import Fingerprint
 from seisbind.model.frame import Frame
 from seisbind.model.ground.descriptors import NAMES
 
@@ -81,7 +82,7 @@ def create_database(path: Path, *, fingerprint: str, dimension: int, created_at:
         for statement in SCHEMA.split(";"):
             connection.execute(statement)
         facts = {
-            "fingerprint": fingerprint,
+            "fingerprint": str(fingerprint),
             "dimension": str(dimension),
             "created_at": created_at,
             "descriptors": " ".join(NAMES),
@@ -90,6 +91,8 @@ def create_database(path: Path, *, fingerprint: str, dimension: int, created_at:
             "count": "0",
             "digest": "0" * 64,
         }
+        if isinstance(fingerprint, Fingerprint) and fingerprint.embeddings:
+            facts["embeddings"] = fingerprint.embeddings
         facts["check"] = facts_check(facts)
         connection.executemany("INSERT INTO meta VALUES (?, ?)", facts.items())
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

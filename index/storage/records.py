@@ -47,6 +47,7 @@ from seisbind.index.storage.record import (
     xor,
 )
 from seisbind.model.errors import GalleryDamaged, GalleryError, InvalidQuery, UnknownModel, WeightsMismatch
+from seisbind.model.fingerprint import embeds_alike
 from seisbind.model.frame import Frame, stored_frame
 from seisbind.model.ground.descriptors import NAMES
 
@@ -68,6 +69,7 @@ class Records:
             with self.reading() as connection:
                 facts = read_facts(connection, path.parent)
                 self.fingerprint: str = facts["fingerprint"]
+                self.embeddings_fingerprint: str | None = facts.get("embeddings")
                 self.dimension = int(facts["dimension"])
                 self.created_at: str = facts["created_at"]
                 self.frame = stored_frame(json.loads(facts.get("frame", "null")))  # galleries of before had none
@@ -76,17 +78,20 @@ class Records:
             raise
 
     def check_weights(self, fingerprint: str | None, frame: Frame | None) -> None:
-        """Raises WeightsMismatch if the gallery is of another frame or other weights; None is not compared."""
+        """Raises WeightsMismatch if the gallery is of another frame, or of weights with other embeddings.
+
+        None is not compared. ``fingerprint``: see `fingerprint.embeds_alike`.
+        """
         folder = self.path.parent
         if frame is not None and frame != self.frame:
             raise WeightsMismatch(
                 f"The gallery at {folder} is of another frame than these weights: {self.frame} there, {frame} "
                 "here. Use weights of that frame, or build the gallery again with these."
             )
-        if fingerprint is not None and fingerprint != self.fingerprint:
+        if fingerprint is not None and not embeds_alike(fingerprint, self.fingerprint, self.embeddings_fingerprint):
             raise WeightsMismatch(
-                f"The gallery at {folder} was made with weights {self.fingerprint}; these are {fingerprint}. Use "
-                "those weights, or build the gallery again with these."
+                f"The gallery at {folder} was made with weights {self.fingerprint}; these are {fingerprint}, whose "
+                "embeddings are others. Use those weights, or build the gallery again with these."
             )
 
     def check_in_place(self) -> None:

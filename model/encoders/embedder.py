@@ -134,6 +134,7 @@ class Embedder:
 
     @property
     def fingerprint(self) -> str:
+        """Of the weights; `seisbind.model.fingerprint` says which galleries it goes with."""
         return self.weights.fingerprint
 
     @property

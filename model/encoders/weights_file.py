@@ -1,8 +1,8 @@
 """Trained encoders as one safetensors file that describes and checks itself.
 
 The metadata holds a JSON `Description` (configuration, policies, calibration, training) and a SHA-256 over that JSON
-and every tensor, so that a damaged file is refused. The fingerprint is the start of that SHA-256; a gallery stores it
-and works only with weights of the same fingerprint.
+and every tensor, so that a damaged file is refused. The fingerprint is the start of that SHA-256; a gallery stores it,
+beside that of its embeddings, and works only with weights that make the same embeddings (`seisbind.model.fingerprint`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from seisbind.model.encoders.config import EncoderConfig
 from seisbind.model.encoders.networks import Encoders
 from seisbind.model.errors import InvalidConfig, WeightsError
 from seisbind.model.files import replacing
+from seisbind.model.fingerprint import Fingerprint, kept_since
 from seisbind.model.frame import OPENFWI_FRAME, Frame, stored_frame
 from seisbind.model.ground.descriptors import INTERFACE_STEP_M_S, NAMES
 from seisbind.model.survey.preparation import POLARITY_RATIO
@@ -34,6 +35,7 @@ FORMAT = 4
 BEFORE_FRAMES = 3  # the same without a frame: OpenFWI's
 SHIPPED = Path(__file__).parents[1] / "weights" / "seisbind.safetensors"
 FINGERPRINT_LENGTH = 16
+EMBEDS = ("velocity.", "physics.", "descriptor_")  # tensors that a gallery's embeddings depend on
 LATER = ("log_cell_factor", "log_excess", "log_cell_excess")  # of a calibration, stored only where there are any
 PRESENCE_KEYS = {"log_structure_difference": "log_far", "uncertainty": "doubt"}  # stored names of `Presence`'s fields
 
@@ -118,11 +120,19 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Encoders in evaluation mode, their description and their fingerprint."""
+    """Encoders in evaluation mode, their description and their fingerprint, a `Fingerprint` where they were loaded."""
 
     encoders: Encoders
     description: Description
     fingerprint: str
+
+    @property
+    def as_start(self) -> dict[str, Any]:
+        """What the description of weights that go on from these says of them, as ``start`` of its ``training``."""
+        told = {"fingerprint": str(self.fingerprint)}
+        if isinstance(self.fingerprint, Fingerprint):
+            told["embeddings"] = self.fingerprint.embeddings
+        return self.description.training | told
 
 
 def save_weights(path: Path, encoders: Encoders, description: Description) -> str:
@@ -165,7 +175,29 @@ def load_weights(path: Path | None = None, *, device: str | torch.device = "cpu"
         encoders = _built(description.config, description.frame, tensors)
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit its own configuration: {error}") from error
-    return Weights(encoders.to(device), description, stated[:FINGERPRINT_LENGTH])
+    return Weights(encoders.to(device), description, _fingerprint(stated, description, tensors))
+
+
+def _fingerprint(stated: str, description: Description, tensors: dict[str, Tensor]) -> Fingerprint:
+    embeddings = embeddings_digest(description, tensors)[:FINGERPRINT_LENGTH]
+    same = kept_since(description.training, embeddings)
+    return Fingerprint(stated[:FINGERPRINT_LENGTH], embeddings=embeddings, same=same)
+
+
+def embeddings_digest(description: Description, tensors: dict[str, Tensor]) -> str:
+    """SHA-256, in hexadecimal digits, of all that a gallery's embeddings depend on: the velocity and the physics
+    encoder, the standardisation of descriptors, the form of both, the frame and the descriptors."""
+    config = description.config
+    made_of = {
+        "kind": config.kind,
+        "velocity_width": config.velocity_width,
+        "hidden": config.hidden,
+        "frame": description.frame.to_dict(),
+        "descriptors": description.descriptors,
+        "interface_step_m_s": description.policy["interface_step_m_s"],
+    }
+    used = {name: t for name, t in tensors.items() if name.startswith(EMBEDS)}
+    return digest(json.dumps(made_of, sort_keys=True), used)
 
 
 def as_saved(encoders: Encoders) -> Encoders:

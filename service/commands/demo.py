@@ -19,6 +19,7 @@ from seisbind.index import Gallery
 from seisbind.index.storage.record import content_id
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import GalleryError, GalleryNotFound, PortTaken, ServiceError
+from seisbind.model.fingerprint import embeds_alike
 from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import FAMILIES, generate, mixed
 from seisbind.model.waves.wavefield import simulate
@@ -89,7 +90,9 @@ def prepare_gallery(path: Path, embedder: Embedder, velocity: Float32, family: N
     try:
         with Gallery.open(path, fingerprint=None) as gallery:
             held = gallery.model_ids()
-            if set(held) == wanted and gallery.fingerprint == embedder.fingerprint:
+            if set(held) == wanted and embeds_alike(
+                embedder.fingerprint, gallery.fingerprint, gallery.embeddings_fingerprint
+            ):
                 say(f"The gallery at {path} holds them already, embedded by these weights.")
                 return
             for start in range(0, len(held), BATCH):

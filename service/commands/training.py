@@ -184,7 +184,7 @@ def train(
             recipe,
             out,
             name=out.name,
-            training={"start": from_weights.fingerprint if from_weights else None},
+            training={"start": from_weights.as_start if from_weights else None},
             start=encoders,
             start_calibration=from_weights.description.calibration if from_weights else None,
             held_out=None if split is None else lambda: split,

@@ -21,6 +21,7 @@ from seisbind.model.confidence.presence import coarse
 from seisbind.model.confidence.ranking import CANDIDATES, Ranking, rank
 from seisbind.model.encoders.embedder import Embedder, EncodedGathers
 from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
+from seisbind.model.fingerprint import embeds_alike
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES, check_descriptors, check_velocity, describe
 from seisbind.model.scale import UNSCALED, AskedScale, parse_model_scale
@@ -64,19 +65,20 @@ class Stopwatch:
 
 
 class Engine:
-    """Answers from an `Embedder` and a `Gallery` made with the same weights. It owns neither; the caller closes them.
+    """Answers from an `Embedder` and a `Gallery` of the same embeddings. It owns neither; the caller closes them.
 
     All methods may be called from any thread.
 
     Raises:
-        WeightsMismatch: the gallery was made with other weights, or for another frame.
+        WeightsMismatch: the gallery was made with weights of other embeddings, or for another frame.
     """
 
     def __init__(self, embedder: Embedder, gallery: Gallery) -> None:
-        if embedder.fingerprint != gallery.fingerprint:
+        if not embeds_alike(embedder.fingerprint, gallery.fingerprint, gallery.embeddings_fingerprint):
             raise WeightsMismatch(
                 f"The gallery at {gallery.path} was made with weights {gallery.fingerprint}; these are "
-                f"{embedder.fingerprint}. Use those weights, or build the gallery again with these."
+                f"{embedder.fingerprint}, whose embeddings are others. Use those weights, or build the gallery again "
+                "with these."
             )
         if embedder.frame != gallery.frame:
             raise WeightsMismatch(

@@ -34,6 +34,7 @@ from seisbind.model.errors import (
     UnknownModel,
     WeightsMismatch,
 )
+from seisbind.model.fingerprint import Fingerprint
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
 
 MakeBatch = Callable[..., Any]
@@ -763,3 +764,27 @@ def test_a_reader_that_refreshes_also_drops_removed_models(filled: Path, make_ba
         with pytest.raises(UnknownModel):
             reader.record("m4")
         assert reader.verify().ok
+
+
+def test_other_weights_of_the_same_embeddings_are_served_and_may_write(tmp_path: Path, make_batch: MakeBatch) -> None:
+    made = Fingerprint("weights-1", embeddings="e")
+    with Gallery.create(tmp_path / "g", fingerprint=made, dimension=16) as gallery:
+        make_batch(3).add_to(gallery)
+    assert verify_folder(tmp_path / "g").ok
+    later = Fingerprint("weights-2", embeddings="e")
+    with Gallery.open(tmp_path / "g", fingerprint=later, writable=True) as gallery:
+        make_batch(3, first=3).add_to(gallery)
+        assert (gallery.fingerprint, gallery.embeddings_fingerprint, gallery.notes) == ("weights-1", "e", ())
+    with Gallery.open(tmp_path / "g", fingerprint=made) as gallery:
+        assert len(gallery) == 6 and gallery.notes == ()
+    for others in ("weights-2", Fingerprint("weights-2"), Fingerprint("weights-2", embeddings="f")):
+        with pytest.raises(WeightsMismatch, match=r"weights-1.*weights-2"):
+            Gallery.open(tmp_path / "g", fingerprint=others)
+
+
+def test_a_gallery_that_does_not_name_its_embeddings_is_served_by_what_was_trained_from_its_weights(
+    filled: Path,
+) -> None:
+    later = Fingerprint("weights-2", embeddings="e", same=frozenset({"weights-1"}))
+    with Gallery.open(filled, fingerprint=later) as gallery:
+        assert gallery.embeddings_fingerprint is None

@@ -55,7 +55,8 @@ def test_train_then_evaluate(folder: Path) -> None:
     onward = seisbind("train", "--data", folder / "train", "--start", weights, *further)
     assert onward.returncode == 0, onward.stderr
     started = load_weights(folder / "further" / "weights.safetensors").description.training["start"]
-    assert started == load_weights(weights).fingerprint
+    assert started["fingerprint"] == load_weights(weights).fingerprint
+    assert started["embeddings"] == load_weights(weights).fingerprint.embeddings and started["config"]["steps"] > 0
     again = seisbind("train", "--data", folder / "train", "--held-out", folder / "other", *options)
     assert again.returncode == 1 and "--resume" in again.stderr
 
