@@ -8,14 +8,14 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from seisbind.service.check_schemas import MeasuresBody, VerdictBody
-from seisbind.service.schemas import GalleryBody, RetrieveFields
+from seisbind.service.schemas import GalleryBody, GatherFields
 
 ENDS = ("done", "failed", "cancelled")
 MAX_LISTED = 100
 ITERATIONS = 24  # of `RefineConfig`, which a client does without
 
 
-class JobFields(RetrieveFields):
+class JobFields(GatherFields):
     """Query parameters or form fields of a job."""
 
     kind: Literal["refine"] = Field("refine", description="What is done: refine.", examples=["refine"])

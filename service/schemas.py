@@ -6,7 +6,7 @@ One module because it is one contract, which clients load without anything else 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
@@ -30,6 +30,14 @@ def _number(value: object) -> object:
     return value
 
 
+FILTER: Any = Field(
+    None,
+    max_length=20_000,
+    description='JSON: {"family": ["FlatVel-A"], "tag": "field", "mean_velocity": [2000, null]}; all must hold.',
+    examples=['{"family": "FlatVel-A", "max_velocity": [null, 4200]}'],
+)  # of a call that takes one as text
+
+
 class Strict(BaseModel):
     """A body or set of fields in which an unknown name is an error, not ignored."""
 
@@ -40,30 +48,17 @@ class SearchFields(Strict):
     """Query parameters or form fields of a search."""
 
     top_k: int = Field(5, ge=1, description="Matches wanted.", examples=[3])
-    filter: str | None = Field(
-        None,
-        max_length=20_000,
-        description='JSON: {"family": ["FlatVel-A"], "tag": "field", "mean_velocity": [2000, null]}; all must hold.',
-        examples=['{"family": "FlatVel-A", "max_velocity": [null, 4200]}'],
-    )
+    filter: str | None = FILTER
     include: str = Field(
         "descriptors", max_length=100, description="Parts of the answer: descriptors; may be empty.", examples=[""]
     )
     scale: str | None = Field(None, max_length=60, description=SCALE, examples=["2", "3,0.9"])
 
 
-class RetrieveFields(SearchFields):
-    """Query parameters or form fields of a retrieval; geometry given here overrides the file's."""
+class GatherFields(Strict):
+    """Query parameters or form fields of whatever takes gathers; geometry given here overrides the file's."""
 
-    include: str = Field(
-        "descriptors,physics",
-        max_length=100,
-        description="Parts of the answer, separated by commas: descriptors, physics, model (the ground as the encoder "
-        "reads it without the gallery, on all cells: the starting model to take); may be empty. POST /v1/retrieve "
-        "also knows velocity (the same in coarse cells) and traces (the gathers as the "
-        "encoder sees them, of the first 64 shots).",
-        examples=["physics"],
-    )
+    filter: str | None = FILTER
     dt_s: float | None = Field(
         None, description="Sampling interval, seconds; 0.001 is assumed for arrays.", examples=[0.001]
     )
@@ -88,6 +83,20 @@ class RetrieveFields(SearchFields):
     )
     target_depth_m: float | None = Field(
         None, description="With scale=auto: depth that the models have to reach, metres.", examples=[]
+    )
+
+
+class RetrieveFields(GatherFields, SearchFields):
+    """Query parameters or form fields of a retrieval; geometry given here overrides the file's."""
+
+    include: str = Field(
+        "descriptors,physics",
+        max_length=100,
+        description="Parts of the answer, separated by commas: descriptors, physics, model (the ground as the encoder "
+        "reads it without the gallery, on all cells: the starting model to take); may be empty. POST /v1/retrieve "
+        "also knows velocity (the same in coarse cells) and traces (the gathers as the "
+        "encoder sees them, of the first 64 shots).",
+        examples=["physics"],
     )
 
 

@@ -303,8 +303,11 @@ def file_bytes(file: bytes | Path) -> bytes:
 
 def _search_fields(top_k: int, filter: Conditions, include: Sequence[str]) -> dict[str, str]:
     """Form fields as in `schemas.SearchFields`."""
-    fields = {"top_k": str(top_k), "include": ",".join(include)}
-    return fields if filter is None else fields | {"filter": json.dumps(_json(filter))}
+    return {"top_k": str(top_k), "include": ",".join(include)} | _filter_fields(filter)
+
+
+def _filter_fields(filter: Conditions) -> dict[str, str]:
+    return {} if filter is None else {"filter": json.dumps(_json(filter))}
 
 
 def scale_fields(scale: AskedScale) -> dict[str, str]:
@@ -328,6 +331,11 @@ def retrieve_fields(
 ) -> dict[str, str]:
     """Form fields as in `schemas.RetrieveFields`."""
     return _search_fields(top_k, filter, include) | scale_fields(scale) | _geometry_fields(survey)
+
+
+def gather_fields(survey: Survey | Geometry, filter: Conditions, scale: AskedScale) -> dict[str, str]:
+    """Form fields as in `schemas.GatherFields`."""
+    return _filter_fields(filter) | scale_fields(scale) | _geometry_fields(survey)
 
 
 def _geometry_fields(survey: Survey | Geometry) -> dict[str, str]:

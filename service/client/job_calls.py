@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from seisbind.model.frame import Survey
 from seisbind.model.scale import AskedScale
 from seisbind.service.client.answers import json_body, npz_arrays, unexpected
-from seisbind.service.client.calls import FROM_FILE, Call, Conditions, file_bytes, retrieve_fields
+from seisbind.service.client.calls import FROM_FILE, Call, Conditions, file_bytes, gather_fields
 from seisbind.service.client.parts import form
 from seisbind.service.formats.npy import npy
 from seisbind.service.formats.reader import Geometry
@@ -42,7 +42,7 @@ def submit_refinement(
         filter: of the matches.
         key: the same again makes no second job; by default a new one, so that a lost answer can be asked for again.
     """
-    fields = retrieve_fields(geometry, 1, filter, (), scale)
+    fields = gather_fields(geometry, filter, scale)
     fields |= {"kind": "refine", "start": start}
     if iterations is not None:
         fields["iterations"] = str(iterations)

@@ -143,15 +143,15 @@ def _by_server(asked: Asked, url: str, key: str | None) -> tuple[CheckAnswer, by
                 asked.file, asked.geometry, top_k=asked.top_k, scale=asked.scale, model=asked.model
             )  # fmt: skip
             return CheckAnswer.model_validate_json(arrays["answer"].tobytes()), npz(arrays)
-        answer = client.check_file(
-            asked.file, asked.geometry, top_k=asked.top_k, scale=asked.scale, model=asked.model
-        )  # fmt: skip
         picture = b""
-        if asked.file_format == "png":
+        if asked.file_format == "png":  # first: it may be of a candidate that there is not
             picture = client.check_image(
                 asked.file, asked.geometry, candidate=asked.candidate, top_k=asked.top_k, scale=asked.scale,
                 model=asked.model,
             )  # fmt: skip
+        answer = client.check_file(
+            asked.file, asked.geometry, top_k=asked.top_k, scale=asked.scale, model=asked.model
+        )  # fmt: skip
         return answer, picture
 
 
@@ -183,6 +183,7 @@ def _by_gallery(asked: Asked, gallery: Path, weights: Path | None, device: str) 
             notes=upload.notes,
             scale=upload.chosen,
             model=asked.model,
+            named=asked.candidate,
             device=str(embedder.device),
         )
         answer = CheckAnswer(

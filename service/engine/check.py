@@ -7,7 +7,7 @@ first; else the order stays, for of models that do not explain a record the smal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -84,14 +84,19 @@ class Checked:
         return self.retrieval.scale
 
 
+def check_name(found: Sequence[Candidate], name: str) -> None:
+    """Raises InvalidQuery where none of the candidates has that name, which may be `BEST`, too."""
+    known = [each.name for each in found]
+    if name not in (BEST, *known):
+        raise InvalidQuery(f"There is no candidate {name[:60]!r}; there are {BEST}, {', '.join(known)}.")
+
+
 def named(checked: Checked, name: str) -> CheckedCandidate:
     """The candidate of that name, or the best. Raises InvalidQuery."""
+    check_name([each.candidate for each in checked.candidates], name)
     if name == BEST:
         return checked.candidates[checked.best]
-    known = {each.candidate.name: each for each in checked.candidates}
-    if name not in known:
-        raise InvalidQuery(f"There is no candidate {name[:60]!r}; there are {BEST}, {', '.join(known)}.")
-    return known[name]
+    return next(each for each in checked.candidates if each.candidate.name == name)
 
 
 def check_query(query: Query) -> None:
@@ -139,6 +144,16 @@ def candidates(query: Query, retrieval: Retrieval, velocity: Float32, given: Flo
     return tuple(found)
 
 
+def unless_stopped(stop: Callable[[], bool]) -> Callable[[], None]:
+    """What a check does before waves are modelled: raises NotReady once ``stop`` says that nobody wants its result."""
+
+    def between() -> None:
+        if stop():
+            raise NotReady("The check was stopped: its client left, or the server is shutting down.")
+
+    return between
+
+
 def check_candidates(
     query: Query,
     retrieval: Retrieval,
@@ -161,12 +176,8 @@ def check_candidates(
     if not found:
         raise InvalidQuery("There is nothing to check: no model matches, none is read, none was given.")
     observed, scale = Observed.of(query.prepared), query.scale
-
-    def between() -> None:
-        if stop():
-            raise NotReady("The check was stopped: its client left, or the server is shutting down.")
-
-    found_by = check_models(observed, np.stack([each.velocity for each in found]), device=device, between=between)
+    velocity = np.stack([each.velocity for each in found])
+    found_by = check_models(observed, velocity, device=device, between=unless_stopped(stop))
     done = []
     for candidate, check in zip(found, found_by, strict=True):
         verdict = judge(check.comparison, lowest_hz=check.comparison.lowest_hz * scale.frequency)

@@ -28,6 +28,7 @@ from seisbind.model.scale import UNSCALED, AskedScale, parse_model_scale
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.preparation import OPENFWI
 from seisbind.model.survey.scaling import ChosenScale
+from seisbind.service.check_schemas import BEST
 from seisbind.service.engine.answers import (
     Found,
     Match,
@@ -43,7 +44,7 @@ from seisbind.service.engine.answers import (
     search_result,
     withheld,
 )
-from seisbind.service.engine.check import Checked, candidates, check_candidates, check_query, given_model
+from seisbind.service.engine.check import Checked, candidates, check_candidates, check_name, check_query, given_model
 from seisbind.service.engine.query import Query, encode, rows_of, scales_of, stacked
 
 Float32 = NDArray[np.float32]
@@ -160,6 +161,7 @@ class Engine:
         notes: tuple[Note, ...] = (),
         scale: ChosenScale | AskedScale = None,
         model: ArrayLike | None = None,
+        named: str = BEST,
         device: str = "cpu",
     ) -> Checked:
         """`retrieve` for one gather, with each match, their mean and the read model checked by the wave equation.
@@ -169,10 +171,12 @@ class Engine:
             survey, filter, notes, scale: as those of `retrieve`.
             top_k: matches, at most `engine.check.MAX_MATCHES`.
             model: one of one's own to check beside them: ``(depth, x)``, m/s in true units.
+            named: a candidate that there has to be, before waves are modelled.
             device: where waves are modelled.
 
         Raises:
-            InvalidGather, InvalidSurvey, InvalidQuery: as `retrieve`, and for several gathers.
+            InvalidGather, InvalidSurvey, InvalidQuery: as `retrieve`, for several gathers, and without
+                a candidate that is ``named`` so.
             InvalidVelocityModel: see `engine.check.given_model`.
             MissingExtra: deepwave is not installed.
         """
@@ -184,7 +188,9 @@ class Engine:
             return self._velocities([match.model_id for match in matches[0]])
 
         (retrieval,), velocity = self.retrieve_and_read(query, read, watch=Stopwatch())
-        return check_candidates(query, retrieval, candidates(query, retrieval, velocity, given), device=device)
+        found = candidates(query, retrieval, velocity, given)
+        check_name(found, named)
+        return check_candidates(query, retrieval, found, device=device)
 
     def retrieve_batch(self, queries: Sequence[Query], *, watch: Stopwatch | None = None) -> list[list[Retrieval]]:
         """`retrieve` for several queries at once.

@@ -6,6 +6,7 @@ and a source with the figures of its check.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from seisbind.model.errors import InvalidQuery, InvalidVelocityModel
 from seisbind.model.inversion.check import Check, check_models, judge
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.scale import Scale
+from seisbind.service.engine.check import unless_stopped
 from seisbind.service.engine.engine import Engine
 
 Float32 = NDArray[np.float32]
@@ -32,16 +34,27 @@ class Kept:
     check: Check = field(compare=False)
 
 
-def check_refined(observed: Observed, velocity: Float32, *, scale: Scale, device: str = "cpu") -> Check:
+def check_refined(
+    observed: Observed,
+    velocity: Float32,
+    *,
+    scale: Scale,
+    device: str = "cpu",
+    stop: Callable[[], bool] = lambda: False,
+) -> Check:
     """A refined model ``(depth, x)``, m/s of the frame, against the record that it was refined to explain.
 
-    ``scale``: in whose true units its verdict is worded.
+    Args:
+        scale: in whose true units its verdict is worded.
+        device: of torch.
+        stop: asked before waves are modelled.
 
     Raises:
+        NotReady: it was stopped.
         InvalidVelocityModel: it is not usable as a starting model, so no gallery should answer with it.
         MissingExtra: deepwave is not installed.
     """
-    (check,) = check_models(observed, velocity[None], device=device)
+    (check,) = check_models(observed, velocity[None], device=device, between=unless_stopped(stop))
     verdict = judge(check.comparison, lowest_hz=check.comparison.lowest_hz * scale.frequency)
     if not verdict.usable:
         raise InvalidVelocityModel(

@@ -16,6 +16,7 @@ from seisbind.service.engine.check import (
     Checked,
     candidates,
     check_candidates,
+    check_name,
     check_query,
     check_top_k,
     given_model,
@@ -95,6 +96,7 @@ async def check(request: Request) -> Response:
         answered, velocity = await npz_answer.with_velocity(query, serving, watch)
         (retrieval,) = answered.retrievals
         found = candidates(query, retrieval, velocity[0][: len(retrieval.matches)] / query.scale.k, given)
+        check_name(found, fields.candidate)
 
         def run(engine: Engine, stop: Callable[[], bool]) -> Checked:
             with watch("check"):

@@ -81,8 +81,8 @@ quick = APIRouter(prefix="/v1", tags=["jobs"], responses=openapi.PROBLEMS)
 async def submit_job(request: Request, response: Response) -> JobBody:
     """A refinement of the model that is read from one gather: it begins when those before it are done.
 
-    Send a gather as in POST /v1/retrieve; a model of one's own, as `model` of the form, is the start then. `top_k` and
-    `include` change nothing here. A request with an `Idempotency-Key` that is sent again makes no second job.
+    Send a gather as in POST /v1/retrieve, without `top_k` and `include`; a model of one's own, as `model` of the form,
+    is the start then. A request with an `Idempotency-Key` that is sent again makes no second job.
     """
     serving, jobs = serving_of(request), serving_of(request).jobs
     if "idempotency-key" not in request.headers:  # else it may be one that was taken
@@ -202,8 +202,6 @@ async def follow_job(
     """
     serving = serving_of(request)
     await on_store(serving, lambda: serving.jobs.store.job(job_id))
-    if serving.jobs.followers >= serving.settings.max_streams:
-        raise Overloaded(f"{serving.jobs.followers} jobs are being followed already. Ask for the job alone, or later.")
     return EventLines(serving, job_id, after)
 
 
@@ -217,14 +215,21 @@ class EventLines(Response):
         self._serving, self._job_id, self._after = serving, job_id, after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the lines. Nothing is raised: the answer has begun."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        self._serving.jobs.followers += 1
+        """Send the lines.
+
+        Raises:
+            Overloaded: as many answers of lines are being sent as may be; this one has not begun.
+        """
+        jobs, most = self._serving.jobs, self._serving.settings.max_streams
+        if jobs.followers >= most:
+            raise Overloaded(f"{jobs.followers} jobs are being followed already. Ask for the job alone, or later.")
+        jobs.followers += 1
         try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             with suppress(ClientDisconnect):
                 await unless_left(Request(scope, receive), self._follow(send))
         finally:
-            self._serving.jobs.followers -= 1
+            jobs.followers -= 1
 
     async def _follow(self, send: Send) -> None:
         serving, after, until = self._serving, self._after, time.monotonic() + FOLLOWED_S
@@ -330,12 +335,13 @@ async def keep_job_model(request: Request, response: Response, job_id: str) -> K
         observed = Observed(inputs.traces, inputs.live, inputs.shot_x_m, job.request.frame)
         with serving.metrics.stage("check"):
             check = check_refined(
-                observed, result["velocity"], scale=job.request.scale, device=str(engine.embedder.device)
+                observed, result["velocity"], scale=job.request.scale, device=str(engine.embedder.device), stop=stop
             )  # fmt: skip
         parents = job.request.parents
         return result["velocity"], check, parents[int(result["start"])] if parents else ()
 
-    velocity, check, parents = await serving.on_check(examine)
+    await request.body()  # empty, or ignored; who leaves is noticed after it
+    velocity, check, parents = await unless_left(request, serving.on_check(examine))
 
     def keep(engine: Engine) -> Kept:
         check_frame(engine)  # another gallery may be served by now

@@ -8,7 +8,7 @@ from collections import Counter
 from seisbind.model.errors import InvalidQuery, InvalidSurvey
 from seisbind.service.formats.reader import Geometry
 from seisbind.service.formats.velocity_model import FORMATS
-from seisbind.service.schemas import RetrieveFields
+from seisbind.service.schemas import GatherFields
 
 
 def parse_json(text: str | bytes, what: str) -> dict[str, object]:
@@ -58,7 +58,7 @@ def parse_format(name: str) -> str:
     return name
 
 
-def parse_geometry(fields: RetrieveFields) -> Geometry:
+def parse_geometry(fields: GatherFields) -> Geometry:
     """The geometry that was sent beside the file."""
     return Geometry(
         fields.dt_s, _positions("shot_x_m", fields.shot_x_m), _positions("receiver_x_m", fields.receiver_x_m),

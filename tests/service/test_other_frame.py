@@ -249,6 +249,7 @@ def test_the_page_reads_models_in_its_metres(server: Any, gathers: Float32) -> N
         assert "Read directly" in page.inner_text("#models")
         page.wait_for_selector("#models canvas[aria-label*='Match 1,']")
         page.locator("#models canvas").nth(1).hover()
+        page.wait_for_function("document.querySelector('#readout').textContent.startsWith('x ')")
         found = re.match(r"x (\d+) m, depth (\d+) m", page.inner_text("#readout"))
         assert found is not None
         x, depth = (int(each) for each in found.groups())

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from seisbind.index import Filter, Gallery
 from seisbind.model.encoders.embedder import Embedder
-from seisbind.model.errors import InvalidVelocityModel
+from seisbind.model.errors import InvalidVelocityModel, NotReady
+from seisbind.model.inversion.forward import Forward
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.scale import UNSCALED, Scale
 from seisbind.model.survey.preparation import prepare
@@ -64,6 +65,26 @@ def test_a_model_that_does_not_explain_its_record_is_refused_in_true_units(
         check_refined(observed, np.full_like(models[0][0], 4400), scale=UNSCALED)
     with pytest.raises(InvalidVelocityModel, match=r"not kept.* at 1\.33 Hz"):
         check_refined(observed, np.full_like(models[0][0], 4400), scale=Scale(3.0))
+
+
+def test_the_check_of_a_refined_model_stops_between_its_surfaces(
+    observed: Observed, models: tuple[Float32, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modelled: list[int] = []
+    run = Forward.__call__
+
+    def counted(self: Forward, *args: Any) -> Any:
+        modelled.append(1)
+        return run(self, *args)
+
+    monkeypatch.setattr(Forward, "__call__", counted)
+    wrong = np.full_like(models[0][0], 4400)  # explains nothing, so that a free surface is tried, too
+    with pytest.raises(NotReady, match="stopped"):
+        check_refined(observed, wrong, scale=UNSCALED, stop=lambda: True)
+    assert not modelled
+    with pytest.raises(NotReady, match="stopped"):
+        check_refined(observed, wrong, scale=UNSCALED, stop=lambda: bool(modelled))
+    assert len(modelled) == 1
 
 
 def test_the_parents_of_a_start() -> None:

@@ -84,6 +84,17 @@ def test_fields_that_are_refused(served: Any, gathers: Float32, fields: dict[str
     assert refused.status_code == 422 and says in refused.json()["detail"]
 
 
+@pytest.mark.parametrize("candidate", ["given", "match 3", "nobody"])
+def test_a_candidate_that_there_is_not_is_refused_before_waves_are_modelled(
+    served: Any, gathers: Float32, monkeypatch: pytest.MonkeyPatch, candidate: str
+) -> None:
+    modelled: list[int] = []
+    monkeypatch.setattr(Forward, "__call__", lambda self, *args: modelled.append(1))
+    refused = send(served, gathers[0], format="png", candidate=candidate, top_k=2)
+    assert (refused.status_code, refused.json()["code"], modelled) == (422, "invalid_query", [])
+    assert f"no candidate {candidate!r}; there are best, match 1, match 2, mean" in refused.json()["detail"]
+
+
 def test_files_that_are_refused(served: Any, gathers: Float32) -> None:
     several = send(served, gathers)
     assert several.status_code == 422 and "one by one" in several.json()["detail"]

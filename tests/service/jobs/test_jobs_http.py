@@ -8,9 +8,11 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,11 +21,12 @@ import pytest
 from numpy.typing import NDArray
 
 import standin
-from seisbind.model.errors import MissingExtra, ServerRefused
+from seisbind.model.errors import MissingExtra, Overloaded, ServerRefused
 from seisbind.model.survey.preparation import prepare
 from seisbind.service.client.client import AsyncClient, Client
 from seisbind.service.engine.engine import Engine
 from seisbind.service.formats.npy import npz
+from seisbind.service.http.jobs import EventLines
 from seisbind.service.jobs import keeper, records
 from seisbind.service.jobs.job import Event, RefineInput
 from seisbind.service.jobs.workbench import Workbench
@@ -284,6 +287,44 @@ def test_as_many_as_follow_are_bounded(server: Any, gathers: Float32) -> None:
     assert lines_of(server, job_id)[-1]["state"] == "cancelled"
 
 
+def test_who_follows_is_counted_as_it_is_let_in() -> None:
+    """Two that were asked for at once, and one place."""
+    begun: list[Any] = []
+
+    async def both() -> None:
+        jobs = SimpleNamespace(followers=0)
+        serving = SimpleNamespace(jobs=jobs, settings=SimpleNamespace(max_streams=1))
+        first, second = (EventLines(serving, "job", -1) for _ in range(2))  # type: ignore[arg-type]
+        held = asyncio.Event()
+
+        async def send(message: Any) -> None:
+            begun.append(message)
+            await held.wait()
+
+        async def receive() -> Any:
+            return {"type": "http.disconnect"}
+
+        sending = asyncio.create_task(first({"type": "http"}, receive, send))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="1 jobs are being followed"):
+            await second({"type": "http"}, receive, send)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        assert jobs.followers == 0
+
+    asyncio.run(asyncio.wait_for(both(), 60))
+    assert len(begun) == 1
+
+
+@pytest.mark.parametrize("name", ["top_k", "include"])
+def test_what_changes_nothing_of_a_job_is_refused_by_name(server: Any, gathers: Float32, name: str) -> None:
+    refused = submit(server, gathers[0], **{name: "1"})
+    assert refused.status_code == 422 and name in refused.json()["detail"]
+    properties = server.http.get("/openapi.json").json()["paths"]["/v1/jobs"]["post"]["requestBody"]["content"][
+        "multipart/form-data"]["schema"]["properties"]  # fmt: skip
+    assert name not in properties and {"file", "filter", "scale", "start"} < set(properties)
+
+
 def test_a_quiet_job_is_followed_in_json_all_the_same(
     server: Any, gathers: Float32, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,6 +436,38 @@ def test_a_refined_model_is_checked_and_kept(
         until(lambda: "added" in audit.read_text())
         said = [line for line in audit.read_text().splitlines() if "added" in line]
         assert len(said) == 1 and kept.model_id in said[0]
+
+
+def test_who_leaves_is_not_checked_for(
+    run_server: Any, settings: Settings, make_gallery: Any, gathers: Float32, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The check of a model that would be kept: its client leaves while the first surface is modelled."""
+    pytest.importorskip("deepwave", reason="deepwave, which a check simulates with, is not installed")
+    from seisbind.model.inversion.forward import Forward
+
+    begun, gate, modelled, run = threading.Event(), threading.Event(), [], Forward.__call__
+
+    def slow(self: Forward, *args: Any) -> Any:
+        modelled.append(1)
+        begun.set()
+        gate.wait()
+        return run(self, *args)
+
+    own = settings.model_copy(update={"gallery": make_gallery(), "jobs": tmp_path / "jobs", "writable": True})
+    with run_server(own) as server:
+        job_id = submitted(server, gathers[0], iterations=2, start="match")
+        assert ended(server, job_id)["state"] == "done"
+        monkeypatch.setattr(Forward, "__call__", slow)
+        try:
+            with httpx.Client(base_url=server.url, timeout=0.5) as leaving, pytest.raises(httpx.ReadTimeout):
+                leaving.post(f"/v1/jobs/{job_id}/model")
+            assert begun.wait(60)
+            until(lambda: "seisbind_admitted_requests 0.0" in server.http.get("/metrics").text)
+        finally:
+            gate.set()
+        until(lambda: server.serving._checks == 0)
+        assert len(modelled) == 1  # the stand-in's model explains nothing: a free surface would have been tried
 
 
 def test_no_model_is_kept_before_its_time_or_by_a_server_that_changes_nothing(server: Any, gathers: Float32) -> None:
