@@ -186,7 +186,8 @@ def gather_wheels(cache: Path, more: Path | None) -> Path:
     torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [*needed["project"]["dependencies"], *needed["build-system"]["requires"], f"{torch}+cpu"]
-    wanted += needed["project"]["optional-dependencies"]["onnxruntime"]
+    for extra in ("onnxruntime", "inversion"):
+        wanted += needed["project"]["optional-dependencies"][extra]
     say(f"downloading wheels to {folder}")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", folder, "--only-binary=:all:"]
     command += ["--constraint", ROOT / "constraints.txt", "--python-version", PYTHON]
@@ -360,6 +361,12 @@ def serve(root: Path, config: dict[str, Any], data: Path, models: int, ask: Ask,
         check(match["model_id"] == ask.expected, "which is the model that the gather was simulated over")
         with urllib.request.urlopen(url + match["image_url"], timeout=60) as response:
             check(response.read(4) == b"\x89PNG", "its picture is drawn")
+        request = urllib.request.Request(
+            f"{url}/v1/check?top_k=1&include=", ask.gather, {"Content-Type": "application/octet-stream"}
+        )
+        with urllib.request.urlopen(request, timeout=600) as response:
+            best = json.load(response)["check"]["best"]
+        check(best == "match 1", f"POST /v1/check: {best} explains the gather best")
         print(f"    most memory so far: {int(status_of(server)['VmHWM'].split()[0]) / 1024:.0f} MiB")
         os.kill(server, signal.SIGTERM)
         code = process.wait(timeout=40)

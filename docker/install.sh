@@ -42,10 +42,14 @@ cd /tmp
 from seisbind.service.http.app import create_app
 from seisbind.service.runtime.images import velocity_png
 from seisbind.service.settings import Settings
+import importlib.util
 import numpy as np
 import uvicorn.protocols.http.httptools_impl, uvicorn.lifespan.on, uvicorn.loops.auto
 create_app(Settings(gallery="/tmp/tried"))
 velocity_png(np.full((70, 70), 2000, np.float32), title="")
+if importlib.util.find_spec("deepwave"):
+    import deepwave
+    from seisbind.service.engine.check import check_candidates
 END
 rm -rf /tmp/tried /opt/build /opt/wheel
 du -sm /opt/seisbind

@@ -239,7 +239,8 @@ def test_the_page_reads_models_in_its_metres(server: Any, gathers: Float32) -> N
     faults: list[str] = []
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--headless", "--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        # smooth scrolling to the answer may go on under the pointer, which then leaves the model that it points at
+        page = browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
         page.set_default_timeout(120_000)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(f"{server.url}/")

@@ -31,6 +31,7 @@ def visit(browser: Any, served: Any) -> Iterator[Open]:
     contexts, faults = [], []
 
     def open_page(*, url: str = served.url, width: int = 1280, scheme: str = "light", **options: Any) -> Any:
+        options = {"reduced_motion": "reduce"} | options  # else the page may scroll on under the pointer
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
         contexts.append(context)
         context.set_default_timeout(SHAKEN)

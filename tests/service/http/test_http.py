@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from seisbind.index import Filter, Gallery
 from seisbind.model import errors as tree
 from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.encoders.weights_file import load_weights, save_weights
 from seisbind.service.client.client import Client
 from seisbind.service.engine.bodies import retrieval_body, search_result_body
 from seisbind.service.engine.engine import Engine
@@ -227,6 +229,34 @@ def test_reload_serves_what_another_process_added(
     assert (refused.status_code, refused.json()["code"]) == (409, "weights_mismatch")
     answer = server.http.post("/v1/retrieve", files={"file": npy(gathers[0])}).json()
     assert answer["gallery"]["models"] == 61
+
+
+def test_weights_of_the_same_embeddings_serve_and_reload_a_gallery_without_a_rebuild(
+    serve: Any, make_gallery: Any, weights: Path, embedder: Embedder, models: tuple[Float32, Sequence[str]],
+    gathers: Float32, tmp_path: Path,
+) -> None:  # fmt: skip
+    """The gallery was made with weights whose heads over the gathers were others; it is read, written, reloaded."""
+    before = load_weights(weights)
+    later = deepcopy(before.encoders)
+    with torch.no_grad():
+        later.state_dict()["seismic.descriptor_head.2.bias"].add_(0.5)
+    changed = tmp_path / "later.safetensors"
+    fingerprint = save_weights(changed, later, before.description)
+    assert fingerprint != before.fingerprint
+    path = make_gallery()
+    server = serve(gallery=path, weights=changed)
+    body = server.http.get("/v1/gallery").json()
+    assert (body["weights"]["fingerprint"], body["gallery"]["models"]) == (fingerprint, 60)
+    answer = server.http.post("/v1/retrieve", files={"file": npy(gathers[0])}, data={"top_k": 60}).json()
+    with Gallery.open(path, fingerprint=embedder.fingerprint) as gallery:
+        own = Engine(embedder, gallery).retrieve(gathers[0], top_k=60)[0]
+    found = {each["model_id"]: each["similarity"] for each in answer["results"][0]["matches"]}
+    assert found == {each.model_id: pytest.approx(each.similarity, abs=1e-6) for each in own.matches}
+    after = Embedder.load(changed, device="cpu")
+    with Gallery.open(path, fingerprint=after.fingerprint, writable=True) as gallery:
+        Engine(after, gallery).add_models(np.linspace(2000, 3000, 4900).reshape(1, 70, 70), model_ids=["ramp"])
+    reloaded = server.http.post("/v1/gallery/reload")
+    assert (reloaded.status_code, reloaded.json()["after"]["models"]) == (200, 61)
 
 
 def test_reload_under_load_mixes_nothing(
