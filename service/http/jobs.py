@@ -33,14 +33,7 @@ from seisbind.service.formats.npy import npz
 from seisbind.service.formats.reader import read_gathers, read_velocity
 from seisbind.service.formats.velocity_model import VelocityModel, arrays_of, write
 from seisbind.service.http import openapi
-from seisbind.service.http.forms import (
-    Sent,
-    limits_of,
-    parse_fields,
-    parse_filter,
-    read_file,
-    unless_left,
-)
+from seisbind.service.http.forms import Sent, limits_of, parse_fields, parse_filter, read_file, unless_left
 from seisbind.service.http.parameters import parse_format, parse_geometry
 from seisbind.service.http.routing import Admitted, InPieces, serving_of, writable
 from seisbind.service.job_schemas import (
