@@ -124,6 +124,8 @@ def train_weights(
         kept = start_calibration if config.errors_only else None
         seen = further = None
         if kept is None:
+            # of the first group alone, which this process has whatever the number of processes
+            pairs = pairs.select(range(0, len(pairs), len(ranks.groups(config.parts)))) if config.parts > 1 else pairs
             seen = as_trained(pairs, config.augment, count=SEEN)
             # a stride, for files hold one family each
             further = pairs.velocity[:: math.ceil(len(pairs) / OTHERS)].cpu().numpy() if others is None else None

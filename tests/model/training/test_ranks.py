@@ -86,7 +86,7 @@ def test_gradients_of_parts_are_those_of_the_whole_batch(pairs: PairSet, recipe:
         assert slope.keys() == expected.keys()
         off = {name: slope[name] - value for name, value in expected.items()}
         assert all(off[name].abs().max() <= 2e-5 * value.abs().max() for name, value in expected.items())
-        assert length(off) < 2e-6 * length(expected)  # sums in float32, in another order
+        assert length(off) < 1e-5 * length(expected)  # sums in float32, in another order
     name = "seismic.project.weight"
     assert (alone[name] / 2 - expected[name]).abs().max() > 1e-3
 
