@@ -80,9 +80,7 @@ def serve(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda. [SEISBIND_DEVICE, auto]")] = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            min=0, help="Processes behind the port; 0: one a GPU, or for two cores. [SEISBIND_WORKERS, 1]"
-        ),
+        typer.Option(min=0, help="Processes behind the port; 0: one a GPU, or for two cores. [SEISBIND_WORKERS, 1]"),
     ] = None,
 ) -> None:
     """Serve a gallery over HTTP until Ctrl-C or SIGTERM."""

@@ -99,6 +99,7 @@ PLAN = {
     ("docs/refine.md", "seisbind refine"): "takes minutes; tests/service/commands/test_refine_command.py",
     ("docs/section.md", ""): RUN,
     ("docs/training.md", "seisbind"): RUN,
+    ("docs/operations.md", "seisbind serve --gallery gallery --workers"): "serves until it is ended; test_workers.py",
     ("docs/training.md", "torchrun"): "four processes; test_training.py runs two",
     ("docs/training.md", "seisbind simulate runs/line"): "minutes; tests/service/test_own_line.py runs its like",
     ("docs/training.md", "python benchmarks/own_frame.py"): "minutes; it runs the same commands",
