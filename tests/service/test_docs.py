@@ -71,12 +71,8 @@ def test_every_form_and_parameter_of_the_description_runs(
             server.http.delete(f"/v1/models/{fields.get('model_id')}")
         for header in (each for each in operation["parameters"] if each["in"] == "header"):
             for value in header["schema"]["examples"]:
-                response = server.http.post(
-                    path,
-                    content=sent[what],
-                    own = {"Content-Type": "application/x-npy", header["name"]: str(value)}
-                    response = server.http.post(path, content=sent[what], headers=own)
-                )
+                own = {"Content-Type": "application/x-npy", header["name"]: str(value)}
+                response = server.http.post(path, content=sent[what], headers=own)
                 assert response.is_success, (header["name"], response.text)
         for number, parameter in enumerate(each for each in operation["parameters"] if each["in"] == "query"):
             for value in parameter["schema"]["examples"]:
