@@ -230,5 +230,9 @@ class Overloaded(ServiceError):
     code = "overloaded"
 
 
+class DeadlinePassed(ServiceError):
+    code = "deadline_passed"
+
+
 class NotReady(ServiceError):
     code = "not_ready"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from seisbind.model.errors import InvalidConfig
@@ -52,6 +53,13 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on. The default is reachable from this machine only.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    workers: int = Field(
+        1,
+        ge=0,
+        le=256,
+        description="Processes that serve behind the port; 0: one for each GPU, or on CPUs one for each two cores. "
+        "With more than one the gallery cannot be writable, and there are no jobs.",
+    )
     writable: bool = Field(False, description="Whether POST /v1/models and DELETE /v1/models/{id} change the gallery.")
     max_body_bytes: int = Field(
         32 * MIB,
@@ -136,6 +144,13 @@ class Settings(BaseSettings):
         None, description="File that a JSON line is added to for each call that may change something; unset: the log."
     )
     log_format: LogFormat = Field(LogFormat.TEXT, description="Log lines on standard error: text, json.")
+
+    @model_validator(mode="after")
+    def _one_writer(self) -> Self:
+        if self.workers != 1 and (self.writable or self.jobs is not None):
+            which = "a gallery that it may change (writable)" if self.writable else "jobs"
+            raise ValueError(f"a server with {which} has one worker; workers is {self.workers}")
+        return self
 
 
 def read_settings(**given: object) -> Settings:

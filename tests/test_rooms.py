@@ -36,10 +36,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/jobs": {"model", "model/inversion", "service/formats"},
     "service/runtime": MODEL
     | {"model/encoders", "model/inspection", "index", "service", "service/formats", "service/engine", "service/jobs"},
+    "service/workers": {"model", "service", "service/runtime"},
     "service/transport": {"model", "service", "service/runtime"},
     "service/http": MODEL
     | {"model/encoders", "index", "service", "service/formats", "service/engine", "service/runtime"}
-    | {"service/jobs", "service/transport", "model/inversion"},
+    | {"service/jobs", "service/transport", "service/workers", "model/inversion"},
     "service/bulk": MODEL
     | {"model/encoders", "index", "service", "service/formats", "service/engine", "service/client"},
 }

@@ -162,7 +162,12 @@ def held_out_shards(directory: Path) -> int | None:
 
 
 def load_pairs(
-    directory: Path, first: int | None = None, *, before: Sequence[Path] = (), split: Split = "all"
+    directory: Path,
+    first: int | None = None,
+    *,
+    before: Sequence[Path] = (),
+    split: Split = "all",
+    rows: Callable[[int], Tensor] | None = None,
 ) -> PairSet:
     """Read the shards of `save_pairs`; with ``first``, only those that hold the first so many pairs.
 
@@ -173,6 +178,7 @@ def load_pairs(
         first: see above.
         before: see above.
         split: which part of ``directory``, where its recipe sets some shards apart.
+        rows: of the number of all these pairs, those to keep in memory, ascending (`training.ranks`).
 
     Raises:
         DatasetError: no shards there, one that is not what it should be, or, of a part, no recipe that has parts or
@@ -207,7 +213,10 @@ def load_pairs(
                     )
                 _check_header(path, file, frames[0])
                 counts.append(file.get_slice("family").get_shape()[0])
-        for path, count, end in zip(files, counts, np.cumsum(counts), strict=True):
+        total, held = sum(counts), 0
+        kept = torch.arange(total) if rows is None else rows(total)
+        for path, count, end in zip(files, counts, np.cumsum(counts).tolist(), strict=True):
+            chosen = kept[(kept >= end - count) & (kept < end)] - (end - count)
             with safe_open(path, framework="pt") as file:
                 own = {PLACES, LIVE}.intersection(file.keys())
                 there |= own
@@ -215,8 +224,9 @@ def load_pairs(
                     part = file.get_tensor(name) if name in own or name in FIELDS else _usual(name, count, frames[0])
                     _check_values(path, name, part, families)
                     if name not in joined:
-                        joined[name] = torch.empty((sum(counts), *part.shape[1:]), dtype=part.dtype)
-                    joined[name][end - count : end] = part
+                        joined[name] = torch.empty((len(kept), *part.shape[1:]), dtype=part.dtype)
+                    joined[name][held : held + len(chosen)] = part if rows is None else part[chosen]
+            held += len(chosen)
     except (SafetensorError, KeyError, OSError, RuntimeError, ValueError, InvalidConfig) as error:
         if isinstance(error, DatasetError):
             raise
@@ -301,11 +311,17 @@ def _check_values(path: Path, name: str, part: Tensor, families: set[str]) -> No
         raise DatasetError(f"{path} has {count} of {part.numel()} numbers of {name} that are NaN or infinite.")
 
 
-def prepare_files(dataset: Dataset, *, progress: Callable[[int, int], None] | None = None) -> PairSet:
+def prepare_files(
+    dataset: Dataset,
+    *,
+    rows: Callable[[int], Tensor] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PairSet:
     """Prepare every pair of OpenFWI-layout files, gathers recorded as those of their frame are.
 
     Args:
         dataset: the files.
+        rows: as `load_pairs`.
         progress: called with (done, total).
     """
     if not len(dataset):
@@ -313,24 +329,25 @@ def prepare_files(dataset: Dataset, *, progress: Callable[[int, int], None] | No
     families = tuple(sorted(set(dataset.families.tolist())))
     names = {name: i for i, name in enumerate(families)}
     frame = dataset.frame
-    traces = torch.empty((len(dataset), *frame.prepared_shape), dtype=torch.float16)
-    velocity = np.empty((len(dataset), *frame.velocity_shape), dtype=np.float32)
+    kept = np.arange(len(dataset)) if rows is None else rows(len(dataset)).numpy()
+    traces = torch.empty((len(kept), *frame.prepared_shape), dtype=torch.float16)
+    velocity = np.empty((len(kept), *frame.velocity_shape), dtype=np.float32)
     step = 50
-    for start in range(0, len(dataset), step):
-        index = np.arange(start, min(start + step, len(dataset)))
-        prepared = prepare(dataset.gathers(index), frame=frame)
-        traces[index] = scale_to_unit_rms(torch.from_numpy(prepared.traces))
-        velocity[index] = dataset.velocity(index)
+    for start in range(0, len(kept), step):
+        part = slice(start, min(start + step, len(kept)))
+        prepared = prepare(dataset.gathers(kept[part]), frame=frame)
+        traces[part] = scale_to_unit_rms(torch.from_numpy(prepared.traces))
+        velocity[part] = dataset.velocity(kept[part])
         if progress is not None:
-            progress(int(index[-1]) + 1, len(dataset))
+            progress(part.stop, len(kept))
     described = np.concatenate(
         [describe(velocity[i : i + CHUNK], cell_m=frame.cell_m) for i in range(0, len(velocity), CHUNK)]
     )
     return PairSet(
         traces=traces,
         velocity=torch.from_numpy(velocity),
-        descriptors=torch.from_numpy(described).reshape(len(dataset), len(NAMES)),
-        family=torch.tensor([names[name] for name in dataset.families.tolist()], dtype=torch.int64),
+        descriptors=torch.from_numpy(described).reshape(len(kept), len(NAMES)),
+        family=torch.tensor([names[name] for name in dataset.families[kept].tolist()], dtype=torch.int64),
         families=families,
         frame=frame,
     )

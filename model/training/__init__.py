@@ -3,4 +3,4 @@
 The whole run is `run`; recipe, augmentation, loss, training loop, calibration and evaluation are its parts.
 """
 
-__all__ = ["calibration", "evaluation", "recipe", "run", "trainer"]
+__all__ = ["calibration", "evaluation", "ranks", "recipe", "run", "trainer"]

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from seisbind.model.datasets.pairs import PairSet
 from seisbind.model.encoders.networks import Encoders
-from seisbind.model.training.augment import Batch, augment, whole_batch
+from seisbind.model.training.augment import augment, whole_batch
+from seisbind.model.training.ranks import ALONE, Ranks
 from seisbind.model.training.recipe import TrainConfig
+from seisbind.model.training.step import Part
 
 RUNS_PER_BATCH = 8  # a batch of hard negatives holds this many runs of similar models
 LIKENESS_CELLS = 14  # without an encoder, models are compared by their means over this many cells a side
@@ -26,35 +28,47 @@ ORDER_STREAM, AUGMENT_STREAM = 0, 1  # independent random streams of one seed
 
 
 def make_batches(
-    pairs: PairSet, features: NDArray[np.float32], config: TrainConfig, first: int, last: int, device: torch.device
-) -> Iterator[tuple[Batch, PairSet]]:
-    """Batches ``first``..``last - 1``, each made in the background while the step before it runs.
+    pairs: PairSet,
+    features: NDArray[np.float32],
+    config: TrainConfig,
+    first: int,
+    last: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+) -> Iterator[list[Part]]:
+    """This process's parts of the batches ``first``..``last - 1``, made in the background while the step before runs.
 
     Args:
-        pairs: of the run.
-        features: from `likeness`.
+        pairs: of the run, those of this process's parts (`Ranks.rows`).
+        features: from `likeness`, of ``pairs``.
         config: the recipe.
         first, last: steps.
         device: of the batches.
+        ranks: the processes of the run.
     """
-    per_epoch = len(pairs) // config.batch
-    orders: dict[int, NDArray[np.intp]] = {}
+    own, size = ranks.groups(config.parts), config.batch // config.parts
+    per_epoch = ranks.total(len(pairs)) // config.parts // size
+    orders: dict[int, list[NDArray[np.intp]]] = {}
 
-    def make(step: int) -> tuple[Batch, PairSet]:
+    def make(step: int) -> list[Part]:
         epoch, at = divmod(step, per_epoch)
         if epoch not in orders:
             orders.clear()
-            orders[epoch] = _order(features, config, epoch)
-        index = torch.from_numpy(orders[epoch][at * config.batch : (at + 1) * config.batch]).to(pairs.traces.device)
-        part = pairs.select(index).to(device)
-        batch = whole_batch(part)
-        if config.augment is not None:
-            generator = torch.Generator(device)
-            generator.manual_seed(
-                int(np.random.SeedSequence([config.seed, AUGMENT_STREAM, step]).generate_state(1, np.uint64)[0] >> 1)
-            )
-            batch = augment(batch, config.augment, generator)
-        return batch, part
+            orders[epoch] = [
+                len(own) * _order(features[i :: len(own)], config, (epoch, group)) + i for i, group in enumerate(own)
+            ]
+        found = []
+        for order, group in zip(orders[epoch], own, strict=True):
+            index = torch.from_numpy(order[at * size : (at + 1) * size]).to(pairs.traces.device)
+            part = pairs.select(index).to(device)
+            batch = whole_batch(part)
+            if config.augment is not None:
+                generator = torch.Generator(device)
+                stream = _stream(config, AUGMENT_STREAM, step, group)
+                generator.manual_seed(int(np.random.SeedSequence(stream).generate_state(1, np.uint64)[0] >> 1))
+                batch = augment(batch, config.augment, generator)
+            found.append((batch, part))
+        return found
 
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as background:
         ahead = background.submit(make, first) if first < last else None
@@ -66,17 +80,22 @@ def make_batches(
             yield ready
 
 
-def _order(features: NDArray[np.float32], config: TrainConfig, epoch: int) -> NDArray[np.intp]:
-    """The order of an epoch, in whole batches: a share holds runs of similar models, the rest are random."""
-    rng = np.random.default_rng([config.seed, ORDER_STREAM, epoch])
-    order = rng.permutation(len(features))
-    batches = len(features) // config.batch
-    hard = round(config.hard_negatives * batches) * config.batch
-    similar, rest = order[:hard], order[hard : batches * config.batch]
+def _stream(config: TrainConfig, stream: int, step: int, group: int) -> list[int]:
+    """The seed of a group's random numbers of a step or an epoch; of one group alone, that of runs without parts."""
+    return [config.seed, stream, step] if config.parts == 1 else [config.seed, stream, step, group]
+
+
+def _order(features: NDArray[np.float32], config: TrainConfig, which: tuple[int, int]) -> NDArray[np.intp]:
+    """The order of (epoch, group), in whole parts: a share holds runs of similar models, the rest are random."""
+    rng = np.random.default_rng(_stream(config, ORDER_STREAM, *which))
+    order, size = rng.permutation(len(features)), config.batch // config.parts
+    batches = len(features) // size
+    hard = round(config.hard_negatives * batches) * size
+    similar, rest = order[:hard], order[hard : batches * size]
     if hard:
-        found = runs(features[similar], max(1, config.batch // RUNS_PER_BATCH), rng)
+        found = runs(features[similar], max(1, size // RUNS_PER_BATCH), rng)
         similar = similar[np.concatenate([found[i] for i in rng.permutation(len(found))])]
-    cut = np.concatenate([similar, rest]).reshape(batches, config.batch)
+    cut = np.concatenate([similar, rest]).reshape(batches, size)
     return np.asarray(cut[rng.permutation(batches)].reshape(-1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from seisbind.model.encoders.networks import Encoders
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.files import replacing
 from seisbind.model.frame import OPENFWI_FRAME
+
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(slots=True)
@@ -35,6 +38,21 @@ def save_checkpoint(path: Path, state: State, made: dict[str, str]) -> None:
     metadata = {"step": str(state.step), **made}
     with replacing(path) as partial:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial, metadata)
+
+
+def stored_parts(path: Path) -> int | None:
+    """The ``parts`` of the recipe of the run that a checkpoint is of; None where there is no checkpoint.
+
+    Raises:
+        InvalidConfig: it cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(json.loads((file.metadata() or {})["config"]).get("parts", 1))
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InvalidConfig(f"{path} cannot be read ({error}); start again without --resume.") from error
 
 
 def load_checkpoint(path: Path, state: State, made: dict[str, str]) -> None:

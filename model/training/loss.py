@@ -118,37 +118,79 @@ def total_loss(
         scale: inverse temperature, clamped.
         frame: whose unit of velocity the map head uses.
     """
-    parts: dict[str, Tensor] = {}
-    weights: dict[str, float] = {}
+    terms: list[tuple[str, float, Tensor]] = []
     if velocity_embedding is not None and physics_embedding is not None:
-        target = targets(velocity, config)
-        parts["seismic_velocity"] = contrastive(gathers.embedding, velocity_embedding, scale, target)
-        weights["seismic_velocity"] = config.seismic_velocity
-        if config.velocity_physics:
-            parts["velocity_physics"] = contrastive(velocity_embedding, physics_embedding, scale)
-            weights["velocity_physics"] = config.velocity_physics
-        if config.seismic_physics:
-            parts["seismic_physics"] = contrastive(gathers.embedding, physics_embedding, scale)
-            weights["seismic_physics"] = config.seismic_physics
+        embeddings = gathers.embedding, velocity_embedding, physics_embedding
+        terms += _contrastive_terms(*embeddings, velocity, scale, config)
+    return _total([*terms, *_head_terms(gathers, velocity, descriptors, family, config, frame)])
+
+
+def contrastive_loss(
+    seismic: Tensor, velocity_embedding: Tensor, physics_embedding: Tensor, *, velocity: Tensor, scale: Tensor,
+    config: LossConfig,
+) -> LossTerms:  # fmt: skip
+    """The part of `total_loss` that compares the pairs of a batch with each other."""
+    return _total(_contrastive_terms(seismic, velocity_embedding, physics_embedding, velocity, scale, config))
+
+
+def head_loss(
+    gathers: GatherEmbedding, *, velocity: Tensor, descriptors: Tensor, family: Tensor, config: LossConfig,
+    frame: Frame = OPENFWI_FRAME,
+) -> LossTerms:  # fmt: skip
+    """The rest of `total_loss`: a mean over pairs, none of which matters to another. Zero without heads."""
+    return _total(_head_terms(gathers, velocity, descriptors, family, config, frame))
+
+
+def _total(terms: list[tuple[str, float, Tensor]]) -> LossTerms:
+    weighted = [weight * part for _, weight, part in terms]
+    total = torch.stack(weighted).sum() if weighted else torch.zeros(())
+    return LossTerms(total, {name: part.detach() for name, _, part in terms})
+
+
+def _contrastive_terms(
+    seismic: Tensor,
+    velocity_embedding: Tensor,
+    physics_embedding: Tensor,
+    velocity: Tensor,
+    scale: Tensor,
+    config: LossConfig,
+) -> list[tuple[str, float, Tensor]]:
+    target = targets(velocity, config)
+    terms = [
+        ("seismic_velocity", config.seismic_velocity, contrastive(seismic, velocity_embedding, scale, target)),
+    ]
+    if config.velocity_physics:
+        part = contrastive(velocity_embedding, physics_embedding, scale)
+        terms.append(("velocity_physics", config.velocity_physics, part))
+    if config.seismic_physics:
+        terms.append(("seismic_physics", config.seismic_physics, contrastive(seismic, physics_embedding, scale)))
+    return terms
+
+
+def _head_terms(
+    gathers: GatherEmbedding,
+    velocity: Tensor,
+    descriptors: Tensor,
+    family: Tensor,
+    config: LossConfig,
+    frame: Frame,
+) -> list[tuple[str, float, Tensor]]:
+    terms: list[tuple[str, float, Tensor]] = []
     if config.descriptor_head and gathers.descriptors is not None and gathers.descriptor_scale is not None:
         scale_of_error = gathers.descriptor_scale
         error = (gathers.descriptors - descriptors).abs()
         likelihood = error / scale_of_error + scale_of_error.log()  # negative logarithm, of a Laplace law
-        parts["descriptors"] = (likelihood * scale_of_error.detach() ** config.descriptor_beta).mean()
-        weights["descriptors"] = config.descriptor_head
+        part = (likelihood * scale_of_error.detach() ** config.descriptor_beta).mean()
+        terms.append(("descriptors", config.descriptor_head, part))
     if config.map_head and gathers.velocity is not None:
         coarse = F.avg_pool2d((velocity.float()[:, None] - frame.middle_m_s) / frame.spread_m_s, MAP_STEP)
-        parts["map"] = F.l1_loss(gathers.velocity, coarse[:, 0])
-        weights["map"] = config.map_head
+        terms.append(("map", config.map_head, F.l1_loss(gathers.velocity, coarse[:, 0])))
         if config.map_error and gathers.velocity_scale is not None:
             off = (gathers.velocity.detach() - coarse[:, 0]).abs()
-            parts["map_error"] = (off / gathers.velocity_scale + gathers.velocity_scale.log()).mean()
-            weights["map_error"] = config.map_error
+            part = (off / gathers.velocity_scale + gathers.velocity_scale.log()).mean()
+            terms.append(("map_error", config.map_error, part))
     if config.family_head and gathers.family is not None:
-        parts["family"] = F.cross_entropy(gathers.family, family)
-        weights["family"] = config.family_head
+        terms.append(("family", config.family_head, F.cross_entropy(gathers.family, family)))
     if config.kind_head and gathers.kind is not None:
-        parts["kind"] = F.cross_entropy(gathers.kind, family)
-        weights["kind"] = config.kind_head
-    total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-    return LossTerms(total, {name: part.detach() for name, part in parts.items()})
+        terms.append(("kind", config.kind_head, F.cross_entropy(gathers.kind, family)))
+    return terms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -29,6 +29,8 @@ class TrainConfig:
             embedding and all that the other heads state stays as it is. Goes with contrastive weights and a
             `family_head` of zero.
         augment: data augmentation; None trains on the pairs as they are.
+        parts: parts of a batch that are embedded one after another, or by as many processes; the contrastive loss is
+            over all of them (`step`). Divides the batch.
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the device computes in it (a CPU without
             AVX-512 or AMX emulates it, thirty times slower).
         checkpoint_every: steps from one checkpoint to the next.
@@ -46,20 +48,34 @@ class TrainConfig:
     hard_negatives: float = 0.4
     locked: bool = False
     errors_only: bool = False
+    parts: int = 1
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
     checkpoint_every: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "checkpoint_every"):
+        for name in ("steps", "batch", "checkpoint_every", "parts"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"A recipe's {name!r} is {getattr(self, name)}; at least 1 is needed.")
+        if self.batch % self.parts or (self.parts > 1 and self.batch // self.parts < 2):
+            raise InvalidConfig(
+                f"A batch of {self.batch} cannot be made of {self.parts} equal parts of two pairs or more; give "
+                "another 'batch' or 'parts' (under torchrun, a multiple of the number of processes)."
+            )
         if not self.learning_rate > 0 or not 0 <= self.ema < 1 or not 0 <= self.hard_negatives <= 1:
             raise InvalidConfig("A recipe needs learning_rate > 0, 0 <= ema < 1 and 0 <= hard_negatives <= 1.")
         if self.errors_only and (self.loss.contrastive or self.loss.family_head or self.encoders.kind == "paper"):
             raise InvalidConfig("A recipe of 'errors_only' needs heads, and contrastive and family weights of zero.")
         if not self.errors_only and not self.loss.contrastive:
             raise InvalidConfig("A recipe needs a contrastive weight, unless it trains 'errors_only'.")
+
+
+def described_recipe(config: TrainConfig) -> dict[str, Any]:
+    """A recipe as JSON; ``parts`` only where there are several, so that runs of before it go on."""
+    fields = asdict(config)
+    if config.parts == 1:
+        del fields["parts"]
+    return fields
 
 
 PAPER = TrainConfig(encoders=EncoderConfig(kind="paper"), loss=PAPER_LOSS, augment=None, ema=0.0, hard_negatives=0.0)

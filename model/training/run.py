@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from seisbind.model.encoders.weights_file import Calibration, Description, Weigh
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.training.augment import as_trained
 from seisbind.model.training.calibration import OTHERS, SEEN, calibrate
-from seisbind.model.training.recipe import TrainConfig
+from seisbind.model.training.checkpoint import CHECKPOINT, stored_parts
+from seisbind.model.training.ranks import ALONE, Ranks, parts_for
+from seisbind.model.training.recipe import TrainConfig, described_recipe
 from seisbind.model.training.trainer import Progress, train
 
 Float32 = NDArray[np.float32]
@@ -32,6 +34,28 @@ class Stage:
 
     load: Callable[[], PairSet]
     until: float = 1.0
+
+
+def shared_parts(config: TrainConfig, ranks: Ranks, out: Path, *, asked: int | None, resume: bool) -> int:
+    """How many parts the batches of a run have: as asked, or those of its recipe, and for several processes the least
+    multiple that they share out; of a run that goes on those that it began with.
+
+    Raises:
+        InvalidConfig: the processes cannot share out what was asked for, or what the run began with.
+    """
+    began = stored_parts(out / CHECKPOINT) if resume else None
+    if began is not None and asked not in (None, began):
+        raise InvalidConfig(f"The run in {out} began with {began} parts and goes on with them, not with {asked}.")
+    given = began or asked
+    if given is None:
+        return parts_for(config.parts, ranks)
+    if given % ranks.count:
+        raise InvalidConfig(
+            f"{ranks.count} processes cannot share batches of {given} parts"
+            + (f", which the run in {out} began with" if began else "")
+            + f"; start {' or '.join(str(n) for n in range(1, given + 1) if given % n == 0)}."
+        )
+    return given
 
 
 def train_weights(
@@ -48,7 +72,8 @@ def train_weights(
     resume: bool = False,
     device: str = "auto",
     progress: Callable[[Progress], None] | None = None,
-) -> str:
+    ranks: Ranks = ALONE,
+) -> str | None:
     """Train encoders, calibrate them and write them to `WEIGHTS` in ``out``, beside log and checkpoint.
 
     Args:
@@ -64,9 +89,10 @@ def train_weights(
         resume: see `trainer.train`; later stages always continue the earlier ones.
         device: see `trainer.train`.
         progress: called after each step.
+        ranks: the processes of the run; ``load`` of a stage gives this process its pairs. The first one writes.
 
     Returns:
-        The fingerprint of the weights.
+        The fingerprint of the weights; None in a process that is not the first.
 
     Raises:
         InvalidConfig: see `trainer.train` and `calibration.calibrate`.
@@ -84,16 +110,22 @@ def train_weights(
             device=device,
             stop_at=round(stage.until * config.steps),
             progress=progress,
+            ranks=ranks,
         )
     if pairs is None:
         raise InvalidConfig("A run needs at least one stage.")
-    made = {"config": asdict(config), "pairs": len(pairs)} | training
+    count = ranks.total(len(pairs))
+    if not ranks.first:
+        return None
+    made = {"config": described_recipe(config), "pairs": count} | training
     description = Description(name, encoders.config, made, frame=encoders.frame)
     if held_out is not None and config.encoders.kind == "seisbind":
         embedder = Embedder(Weights(as_saved(encoders), description, ""), device=device)
         kept = start_calibration if config.errors_only else None
         seen = further = None
         if kept is None:
+            # of the first group alone, which this process has whatever the number of processes
+            pairs = pairs.select(range(0, len(pairs), len(ranks.groups(config.parts)))) if config.parts > 1 else pairs
             seen = as_trained(pairs, config.augment, count=SEEN)
             # a stride, for files hold one family each
             further = pairs.velocity[:: math.ceil(len(pairs) / OTHERS)].cpu().numpy() if others is None else None

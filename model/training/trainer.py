@@ -1,24 +1,25 @@
 """The training loop: optimiser, averaged weights, log, checkpoints that resume exactly.
 
 What a step sees depends on (seed, step) alone, so that a resumed run repeats the uninterrupted one bit for bit on the
-same machine (CPU; a GPU adds its own rounding).
+same machine (CPU; a GPU adds its own rounding), also where several processes share the work (`ranks`): with other
+numbers of them sums are rounded otherwise, and nothing else differs.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from seisbind.model.datasets.pairs import PairSet
 from seisbind.model.encoders.embedder import choose_device
@@ -27,11 +28,12 @@ from seisbind.model.encoders.networks import Encoders
 from seisbind.model.encoders.weights_file import digest
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.frame import OPENFWI_FRAME
-from seisbind.model.training.augment import Batch
 from seisbind.model.training.batches import likeness, make_batches
-from seisbind.model.training.checkpoint import State, load_checkpoint, save_checkpoint
-from seisbind.model.training.loss import total_loss
-from seisbind.model.training.recipe import TrainConfig
+from seisbind.model.training.checkpoint import CHECKPOINT, State, load_checkpoint, save_checkpoint
+from seisbind.model.training.log import RunLog
+from seisbind.model.training.ranks import ALONE, Ranks
+from seisbind.model.training.recipe import TrainConfig, described_recipe
+from seisbind.model.training.step import Part, gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,13 @@ def train(
     device: str = "auto",
     stop_at: int | None = None,
     progress: Callable[[Progress], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Encoders:
     """Train encoders on ``pairs``; log to ``out/log.csv``, checkpoint to ``out/checkpoint.safetensors``.
 
     Args:
-        pairs: at least one batch of training pairs.
-        config: the recipe.
+        pairs: at least one batch of training pairs; of several processes, each gives its own (`Ranks.rows`).
+        config: the recipe; the number of processes divides its ``parts``.
         out: folder of the run; created.
         start: trained encoders to begin from, with their standardisation, instead of random ones. Their layers are
             kept, and those that the recipe has beyond them are added (`growth`). The family head starts from random
@@ -68,43 +71,51 @@ def train(
         device: ``auto``, ``cpu``, ``cuda``.
         stop_at: stop (with a checkpoint) after this step, as if interrupted.
         progress: called after each step.
+        ranks: the processes of the run. The first writes log and checkpoint; all read the checkpoint.
 
     Returns:
         The encoders in evaluation mode, averaged weights where the recipe averages.
 
     Raises:
-        InvalidConfig: fewer pairs than a batch, a checkpoint of another recipe or frame, or as `check_start` and
-            `check_frames`.
+        InvalidConfig: fewer pairs than a batch, a checkpoint of another recipe or frame, processes that disagree, or
+            as `check_start` and `check_frames`.
     """
-    checkpoint = out / "checkpoint.safetensors"
+    checkpoint = out / CHECKPOINT
     if checkpoint.exists() and not resume:
         raise InvalidConfig(f"{out} holds a run already; go on with --resume, or train into another folder.")
-    if len(pairs) < config.batch:
-        raise InvalidConfig(f"{len(pairs)} pairs are fewer than one batch of {config.batch}; lower 'batch'.")
+    if config.parts % ranks.count:
+        raise InvalidConfig(f"{ranks.count} processes cannot share a batch of {config.parts} parts; give more 'parts'.")
+    ranks.check_same(int(checkpoint.exists()), "whether the run has a checkpoint (1) or not (0)")
+    count = ranks.total(len(pairs))
+    if count // config.parts < config.batch // config.parts:
+        raise InvalidConfig(f"{count} pairs are fewer than one batch of {config.batch}; lower 'batch'.")
     check_start(config, start)
     check_frames(pairs, start)
-    target = choose_device(device)
+    target = choose_device(device if ranks is ALONE else ranks.device)
     out.mkdir(parents=True, exist_ok=True)
-    state = _fresh_state(pairs, config, start, target)
+    described = ranks.in_order(pairs.descriptors.float().to(target), config.parts).cpu()
+    state = _fresh_state(pairs, described, config, start, target)
     start_digest = "" if start is None else digest("", {name: t.cpu() for name, t in start.state_dict().items()})
-    made = {"config": json.dumps(asdict(config), sort_keys=True), "start": start_digest}
+    made = {"config": json.dumps(described_recipe(config), sort_keys=True), "start": start_digest}
     if pairs.frame != OPENFWI_FRAME:
         made["frame"] = json.dumps(pairs.frame.to_dict() | {"name": ""}, sort_keys=True)
     if checkpoint.exists():
         load_checkpoint(checkpoint, state, made)
+        ranks.check_same(state.step, "the step of the checkpoint")
     last = min(config.steps, stop_at if stop_at is not None else config.steps)
-    log_path = out / "log.csv"
-    _forget_later_rows(log_path, state.step)
-    with log_path.open("a", newline="", encoding="utf-8") as log:
-        compared = config.hard_negatives > 0 and state.step < last
-        features = likeness(pairs.velocity, start) if compared else np.empty((len(pairs), 0), np.float32)
-        batches = make_batches(pairs, features, config, state.step, last, target)
-        for batch, part, rate in _timed(batches, config.batch):
-            loss = _update(state, batch, part, config, log)
+    compared = config.hard_negatives > 0 and state.step < last
+    features = likeness(pairs.velocity, start) if compared else np.empty((len(pairs), 0), np.float32)
+    batches = make_batches(pairs, features, config, state.step, last, target, ranks)
+    with RunLog(out, state.step) if ranks.first else nullcontext() as log:
+        for parts, rate in _timed(batches, config.batch):
+            loss = _update(state, parts, config, ranks, log)
             if progress is not None:
                 progress(Progress(state.step, config.steps, loss, rate))
             if state.step % config.checkpoint_every == 0 or state.step == last:
-                save_checkpoint(checkpoint, state, made)
+                if ranks.first:
+                    save_checkpoint(checkpoint, state, made)
+                if log is not None:
+                    log.draw()
     return (state.averaged if config.ema else state.encoders).eval()
 
 
@@ -135,16 +146,10 @@ def check_frames(pairs: PairSet, start: Encoders | None) -> None:
         )
 
 
-def _forget_later_rows(log: Path, step: int) -> None:
-    """Drop the rows that a killed run logged after its last checkpoint: those steps run again."""
-    if not log.exists():
-        return
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines[1:] if int(line.split(",", 1)[0]) <= step]
-    log.write_text("".join(lines[:1] + kept) if kept else "", encoding="utf-8")
-
-
-def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, device: torch.device) -> State:
+def _fresh_state(
+    pairs: PairSet, described: Tensor, config: TrainConfig, start: Encoders | None, device: torch.device
+) -> State:
+    """Encoders as a run begins with; ``described`` ``(n, 13)`` are the descriptors of all its pairs."""
     form = replace(config.encoders, families=pairs.families, kinds=())
     if start is not None and config.errors_only:
         form = replace(form, families=start.config.families, kinds=pairs.families)
@@ -154,7 +159,6 @@ def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, de
         torch.manual_seed(config.seed)
         encoders = Encoders(form, frame=pairs.frame)
     if start is None:
-        described = pairs.descriptors.float().cpu()
         encoders.descriptor_mean.copy_(described.mean(dim=0))
         encoders.descriptor_std.copy_(described.std(dim=0).clamp_min(1e-6))
     else:
@@ -175,31 +179,13 @@ def _fresh_state(pairs: PairSet, config: TrainConfig, start: Encoders | None, de
     return State(encoders, deepcopy(encoders).requires_grad_(False), optimizer)
 
 
-def _update(state: State, batch: Batch, part: PairSet, config: TrainConfig, log: TextIO) -> float:
-    """One step on ``batch``, the augmented gathers of ``part``; returns the loss."""
-    device = batch.traces.device
+def _update(state: State, parts: Sequence[Part], config: TrainConfig, ranks: Ranks, log: RunLog | None) -> float:
+    """One step; returns the loss of the batch of which ``parts`` are this process's."""
     rate = _learning_rate(state.step, config)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    with torch.autocast(device.type, torch.bfloat16) if _bf16(config, device) else nullcontext():
-        gathers = state.encoders.embed_gathers(batch.traces, batch.live, batch.shot_x_m)
-        velocity = physics = None
-        if config.loss.contrastive:
-            velocity = state.encoders.embed_velocity(batch.velocity)
-            physics = state.encoders.embed_descriptors(part.descriptors)
-    terms = total_loss(
-        gathers,
-        velocity,
-        physics,
-        velocity=batch.velocity,
-        descriptors=state.encoders.standardise(part.descriptors),
-        family=part.family,
-        scale=state.encoders.scale(),
-        config=config.loss,
-        frame=part.frame,
-    )
     state.optimizer.zero_grad(set_to_none=True)
-    terms.total.backward()  # type: ignore[no-untyped-call]
+    terms = gradients(state.encoders, parts, config, ranks)
     torch.nn.utils.clip_grad_norm_(state.encoders.parameters(), 5.0)
     state.optimizer.step()
     state.step += 1
@@ -207,25 +193,11 @@ def _update(state: State, batch: Batch, part: PairSet, config: TrainConfig, log:
     loss = float(terms.total.detach())
     if not math.isfinite(loss):
         raise InvalidConfig(f"The loss is {loss} at step {state.step}; lower the learning rate ({rate:g} now).")
-    if state.step % 10 == 0 or state.step == config.steps:
+    if log is not None and (state.step % 10 == 0 or state.step == config.steps):
         row: dict[str, Any] = {"step": state.step, "samples": state.step * config.batch, "loss": loss}
         row |= {name: float(part) for name, part in terms.parts.items()}
-        row |= {"scale": float(state.encoders.scale().detach()), "learning_rate": rate}
-        writer = csv.DictWriter(log, list(row))
-        if log.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
-        log.flush()
+        log.write(row | {"scale": float(state.encoders.scale().detach()), "learning_rate": rate})
     return loss
-
-
-def _bf16(config: TrainConfig, device: torch.device) -> bool:
-    if config.precision != "auto":
-        return config.precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    has_mkldnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _learning_rate(step: int, config: TrainConfig) -> float:
@@ -247,11 +219,11 @@ def _average(state: State, config: TrainConfig) -> None:
         kept[name].copy_(new[name])
 
 
-def _timed(batches: Iterator[tuple[Batch, PairSet]], size: int) -> Iterator[tuple[Batch, PairSet, float]]:
+def _timed(batches: Iterator[list[Part]], size: int) -> Iterator[tuple[list[Part], float]]:
     """Adds pairs per second, averaged over about twenty steps."""
     rate, before = 0.0, time.perf_counter()
-    for batch, part in batches:
-        yield batch, part, rate
+    for parts in batches:
+        yield parts, rate
         now = time.perf_counter()
         own = size / (now - before)
         rate, before = (own if not rate else 0.95 * rate + 0.05 * own), now

@@ -35,6 +35,7 @@ Streamed = StreamAnswer | StreamError
 
 KEY = re.compile(r"[\x21-\x7e]+")  # what a header can hold
 TIMEOUT_S = 60.0  # a stack of 64 gathers takes a CPU core 10 s
+MAX_DEADLINE_MS = 99_999_999  # that the header takes
 RETRIES = 4  # with the pauses of `retries`: at least 4 s in all
 FAILED = (httpx.RequestError, ServerRefused)
 
@@ -52,6 +53,7 @@ class _Connection(Generic[Http]):
         self.url = url.rstrip("/")
         self._retries = retries
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers["SeisBind-Deadline-Ms"] = str(min(max(1, round(1000 * timeout_s)), MAX_DEADLINE_MS))
         try:
             self._http: Http = self._kind(base_url=self.url, timeout=timeout_s, headers=headers)
         except (httpx.InvalidURL, ValueError) as error:

@@ -78,12 +78,16 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [SEISBIND_HOST, 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [SEISBIND_PORT, 8000]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda. [SEISBIND_DEVICE, auto]")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes behind the port; 0: one a GPU, or for two cores. [SEISBIND_WORKERS, 1]"),
+    ] = None,
 ) -> None:
     """Serve a gallery over HTTP until Ctrl-C or SIGTERM."""
     from seisbind.service.http.server import serve as run
     from seisbind.service.settings import read_settings
 
-    settings = read_settings(gallery=gallery, weights=weights, host=host, port=port, device=device)
+    settings = read_settings(gallery=gallery, weights=weights, host=host, port=port, device=device, workers=workers)
     run(settings, announce=lambda url: print(f"Serving {settings.gallery} at {url}", flush=True))
 
 

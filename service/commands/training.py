@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
     from seisbind.model.datasets.acquisition import AcquisitionConfig
     from seisbind.model.datasets.openfwi import Split
     from seisbind.model.datasets.pairs import PairSet
@@ -162,12 +166,24 @@ def train(
         Path | None, typer.Option(help="Weights to begin from, as those that ship; default: random ones.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's checkpoint.")] = False,
+    parts: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Embed a batch in so many parts, one after another, which takes less memory; its negatives stay all "
+            "others of the batch. Default: the recipe's; under torchrun one a process.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
 ) -> None:
-    """Train encoders on pairs of gathers and velocity models."""
+    """Train encoders on pairs of gathers and velocity models; in several processes under torchrun."""
+    from contextlib import nullcontext
+    from dataclasses import replace
+
     from seisbind.model.encoders.weights_file import load_weights
+    from seisbind.model.training.ranks import joined
     from seisbind.model.training.recipe import load_config
-    from seisbind.model.training.run import WEIGHTS, Stage, train_weights
+    from seisbind.model.training.run import WEIGHTS, Stage, shared_parts, train_weights
     from seisbind.model.training.trainer import check_frames, check_start
     from seisbind.service.commands.console import counting
 
@@ -175,24 +191,30 @@ def train(
     from_weights = load_weights(start) if start else None
     encoders = from_weights.encoders if from_weights else None
     check_start(recipe, encoders)  # before the gathers are prepared
-    pairs = _pairs(data, "train")
-    check_frames(pairs, encoders)
-    split = _held_out(data, held_out, pairs.frame) if recipe.encoders.kind == "seisbind" else None
-    with counting(f"Training on {len(pairs)} pairs", recipe.steps) as progress:
-        fingerprint = train_weights(
-            [Stage(lambda: pairs)],
-            recipe,
-            out,
-            name=out.name,
-            training={"start": from_weights.as_start if from_weights else None},
-            start=encoders,
-            start_calibration=from_weights.description.calibration if from_weights else None,
-            held_out=None if split is None else lambda: split,
-            resume=resume,
-            device=device,
-            progress=lambda done: progress(done.step),
-        )
-    print(f"{out / WEIGHTS}: weights {fingerprint}")
+    with joined(device) as ranks:
+        recipe = replace(recipe, parts=shared_parts(recipe, ranks, out, asked=parts, resume=resume))
+        pairs = _pairs(data, "train", rows=lambda count: ranks.rows(count, recipe.parts), quiet=not ranks.first)
+        check_frames(pairs, encoders)
+        held = recipe.encoders.kind == "seisbind" and ranks.first
+        split = _held_out(data, held_out, pairs.frame) if held else None
+        what = f"Training on {ranks.total(len(pairs))} pairs"
+        with counting(what, recipe.steps) if ranks.first else nullcontext() as progress:
+            fingerprint = train_weights(
+                [Stage(lambda: pairs)],
+                recipe,
+                out,
+                name=out.name,
+                training={"start": from_weights.as_start if from_weights else None},
+                start=encoders,
+                start_calibration=from_weights.description.calibration if from_weights else None,
+                held_out=None if split is None else lambda: split,
+                resume=resume,
+                device=device,
+                progress=None if progress is None else lambda done: progress(done.step),
+                ranks=ranks,
+            )
+    if fingerprint is not None:
+        print(f"{out / WEIGHTS}: weights {fingerprint}")
 
 
 def evaluate(
@@ -270,14 +292,16 @@ def _are_shards(data: Path) -> bool:
     return any(data.glob("pairs-*.safetensors"))
 
 
-def _pairs(data: Path, part: Split) -> PairSet:
-    """The pairs of a folder: prepared shards as they are, or a part of OpenFWI's files."""
+def _pairs(data: Path, part: Split, *, rows: Callable[[int], Tensor] | None = None, quiet: bool = False) -> PairSet:
+    """The pairs of a folder: prepared shards as they are, or a part of OpenFWI's files; or ``rows`` of them."""
     from seisbind.model.datasets.openfwi import Dataset, find_pairs
     from seisbind.model.datasets.pairs import held_out_shards, load_pairs, prepare_files
     from seisbind.service.commands.console import counting
 
     if _are_shards(data):
-        return load_pairs(data, split="all" if held_out_shards(data) is None else part)
+        return load_pairs(data, split="all" if held_out_shards(data) is None else part, rows=rows)
     dataset = Dataset(find_pairs(data, split=part))
-    with counting("Preparing gathers", len(dataset)) as progress:
-        return prepare_files(dataset, progress=lambda done, total: progress(done))
+    if quiet:
+        return prepare_files(dataset, rows=rows)
+    with counting("Preparing gathers", len(dataset) if rows is None else len(rows(len(dataset)))) as progress:
+        return prepare_files(dataset, rows=rows, progress=lambda done, total: progress(done))

@@ -25,6 +25,7 @@ from seisbind.service.transport.audit import AuditLog
 from seisbind.service.transport.guard import Guard, Origins
 from seisbind.service.transport.keys import read_keys
 from seisbind.service.transport.request_log import RequestLog
+from seisbind.service.workers.board import Board
 
 state = APIRouter(tags=["state"], responses=openapi.PROBLEMS)
 
@@ -47,8 +48,10 @@ async def readyz(request: Request) -> Health:
 @state.get("/metrics", response_class=PlainTextResponse)
 @Policy(setting="metrics_access")
 async def read_metrics(request: Request) -> Response:
-    """What the server measures of itself, as the text that Prometheus reads."""
-    return Response(serving_of(request).metrics.text(), media_type=metrics.TEXT)
+    """What the server measures of itself, as the text that Prometheus reads; of several workers, what each does."""
+    own, board = serving_of(request).metrics, request.app.state.board
+    text = own.text() if board is None else await asyncio.to_thread(metrics.text_of, board.merged(own))
+    return Response(text, media_type=metrics.TEXT)
 
 
 ROUTERS = (
@@ -101,11 +104,11 @@ class ServedApplication(Application):
     key; the guard; the routes, which admit only so many requests at once.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, board: Board | None) -> None:
         keys, self._audit = read_keys(settings), AuditLog(settings.audit_log)
         self._settings, self._serving = settings, Serving(settings)
         super().__init__(lifespan=_lifespan)
-        self.state.serving = self._serving
+        self.state.serving, self.state.board = self._serving, board
         self.add_middleware(  # each one that is added goes outside of those before it
             Guard,
             keys=keys,
@@ -130,17 +133,24 @@ class ServedApplication(Application):
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    serving, board = app.state.serving, app.state.board
+    attending = None if board is None else asyncio.create_task(board.attend(serving.metrics, serving.reload))
     yield
+    if attending is not None:
+        attending.cancel()
     await asyncio.to_thread(app.state.serving.close)
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, *, board: Board | None = None) -> FastAPI:
     """The application, with weights and gallery open; they are let go of when the server shuts down.
+
+    Args:
+        board: where it meets the other workers of a server that has several.
 
     Raises:
         SeisBindError: they cannot be opened; the sentence says why.
     """
-    return ServedApplication(settings)
+    return ServedApplication(settings, board)
 
 
 def openapi_document() -> dict[str, Any]:

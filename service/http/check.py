@@ -34,7 +34,7 @@ from seisbind.service.http.forms import (
     parse_fields,
     parse_filter,
     read_file,
-    unless_left,
+    within_deadline,
 )
 from seisbind.service.http.parameters import parse_geometry, parse_include
 from seisbind.service.http.retrieve import bodies
@@ -55,7 +55,7 @@ router = APIRouter(prefix="/v1", responses=openapi.PROBLEMS, route_class=Admitte
     response_model=CheckAnswer,
     tags=["search"],
     responses=openapi.check_files(),
-    openapi_extra=openapi.check(CheckFields),
+    openapi_extra=openapi.within_deadline(openapi.check(CheckFields)),
 )
 @Policy(need=Need.READ)
 async def check(request: Request) -> Response:
@@ -105,7 +105,7 @@ async def check(request: Request) -> Response:
         return query, ingest, answered, await serving.on_check(run)
 
     with watch("total"):
-        query, ingest, answered, checked = await unless_left(request, work())
+        query, ingest, answered, checked = await within_deadline(request, work())
     timings_ms = watch.timings_ms | answered.timings_ms
     serving.metrics.observe_stages(timings_ms)
 

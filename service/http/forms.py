@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from seisbind.index import Filter
 from seisbind.index.gallery import MAX_K
-from seisbind.model.errors import InvalidQuery, MalformedUpload, UnsupportedFormat
+from seisbind.model.errors import DeadlinePassed, InvalidQuery, MalformedUpload, UnsupportedFormat
 from seisbind.model.ground.descriptors import check_names
 from seisbind.service.formats.npy import Limits
 from seisbind.service.http.parameters import parse_json
@@ -45,6 +47,8 @@ JSON_TOO_LARGE = (
 MAX_UNKNOWN = 20  # names of fields that do not exist which a refusal lists
 MAX_QUERY_FIELDS = 100
 MAX_CONTENT_TYPE = 1000  # characters; that of a form has its boundary, of at most 256
+DEADLINE = "SeisBind-Deadline-Ms"  # how long the caller waits, from when the request arrived
+MILLISECONDS = re.compile(r"[1-9][0-9]{0,7}")
 PARSED_BYTES = 65_536  # of a form at a time: 20 ms where all of it looks like the beginnings of boundaries
 
 
@@ -170,16 +174,52 @@ async def until_left(request: Request) -> None:
         pass
 
 
-async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def within_deadline(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """As `unless_left`, and no longer than the caller waits (`DEADLINE`): gathers that wait then leave the queue.
+
+    Raises:
+        InvalidQuery: the header is no number of milliseconds.
+        DeadlinePassed: it was over before the work was.
+        ClientDisconnect: the client has left.
+    """
+    try:
+        wait_s = _deadline_s(request)
+    except InvalidQuery:
+        work.close()
+        raise
+    left_s = None if wait_s is None else wait_s - (time.perf_counter() - request.state.arrived)
+    return await unless_left(request, work, left_s=left_s)
+
+
+def _deadline_s(request: Request) -> float | None:
+    sent = request.headers.get(DEADLINE)
+    if sent is None:
+        return None
+    if not MILLISECONDS.fullmatch(sent):
+        raise InvalidQuery(f"{DEADLINE} is a whole number of milliseconds, 1 to 99999999; got {sent!r:.100}.")
+    return int(sent) / 1e3
+
+
+async def unless_left(request: Request, work: Coroutine[Any, Any, T], *, left_s: float | None = None) -> T:
     """What ``work`` returns, unless the client leaves first: then it is cancelled. The body has been read.
+
+    Args:
+        left_s: time that is left for it, seconds.
 
     Raises:
         ClientDisconnect: the client has left.
+        DeadlinePassed: it was over first.
     """
 
     working, left = asyncio.create_task(work), asyncio.create_task(until_left(request))
     try:
-        await asyncio.wait({working, left}, return_when=asyncio.FIRST_COMPLETED)
+        timeout = None if left_s is None else max(0.0, left_s)
+        done, _ = await asyncio.wait({working, left}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            raise DeadlinePassed(
+                f"Not answered within the {request.headers[DEADLINE]} ms that {DEADLINE} gave; what was left was not "
+                "begun. Ask again with more, or later."
+            )
         if not working.done():
             raise ClientDisconnect
         return working.result()

@@ -6,6 +6,7 @@ are `quick`.
 
 from __future__ import annotations
 
+import asyncio
 import io
 from typing import Annotated
 
@@ -230,6 +231,8 @@ async def distribution(request: Request, scale: AtScale = None) -> DistributionA
 async def reload(request: Request) -> ReloadAnswer:
     """Open the gallery's folder again and serve what is there now; running requests finish with the old one."""
     before, after = await serving_of(request).reload()
+    if (board := request.app.state.board) is not None:  # the other workers follow, one after another
+        await board.all_followed(await asyncio.to_thread(board.ask))
     request.state.changed = {"generation": after.generation}
     return ReloadAnswer(before=gallery_body(before), after=gallery_body(after))
 

@@ -100,6 +100,13 @@ REPEAT_KEY: JsonObject = {
     "description": "Chosen by the client for one request: the same again makes no second job.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
 }
+DEADLINE_HEADER: JsonObject = {
+    "name": "SeisBind-Deadline-Ms",
+    "in": "header",
+    "required": False,
+    "description": "How long the caller waits, milliseconds from the request's arrival: 504 then, and no more work.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 99999999, "examples": [60000]},
+}
 ADD_EXAMPLES: JsonObject = {
     "one model": {
         "summary": "A model with an id, a family and tags of one's own",
@@ -111,6 +118,12 @@ ADD_EXAMPLES: JsonObject = {
 def upload(fields: type[BaseModel], examples: JsonObject) -> JsonObject:
     """The request of a call that takes a file and ``fields``, beside it in a form or as query parameters."""
     return _request(fields, _content(fields, examples))
+
+
+def within_deadline(request: JsonObject) -> JsonObject:
+    """A request that may say how long its caller waits."""
+    request["parameters"].append(DEADLINE_HEADER)
+    return request
 
 
 def stream(fields: type[BaseModel]) -> JsonObject:

@@ -37,7 +37,7 @@ from seisbind.service.http.forms import (
     parse_search,
     read_file,
     read_json,
-    unless_left,
+    within_deadline,
 )
 from seisbind.service.http.parameters import parse_format, parse_geometry, parse_include
 from seisbind.service.http.routing import JSON, Admitted, InPieces, serving_of, written
@@ -74,7 +74,7 @@ router = APIRouter(prefix="/v1", responses=openapi.PROBLEMS, route_class=Admitte
     response_model=RetrieveAnswer,
     tags=["search"],
     responses=openapi.arrays(),
-    openapi_extra=openapi.upload(RetrieveFields, openapi.RETRIEVE_EXAMPLES),
+    openapi_extra=openapi.within_deadline(openapi.upload(RetrieveFields, openapi.RETRIEVE_EXAMPLES)),
 )
 @Policy(need=Need.READ)
 async def retrieve(request: Request) -> Response:
@@ -116,7 +116,7 @@ async def retrieve(request: Request) -> Response:
         return query, ingest, answered, pack
 
     with watch("total"):
-        query, ingest, answered, pack = await unless_left(request, work())
+        query, ingest, answered, pack = await within_deadline(request, work())
     timings_ms = watch.timings_ms | answered.timings_ms
     serving.metrics.observe_stages(timings_ms)
 
@@ -183,7 +183,7 @@ def traces(prepared: Prepared, number: int, true: Scale = UNSCALED) -> TracesBod
     tags=["search"],
     response_class=Response,
     responses=openapi.models(),
-    openapi_extra=openapi.upload(ReadFields, openapi.READ_EXAMPLES),
+    openapi_extra=openapi.within_deadline(openapi.upload(ReadFields, openapi.READ_EXAMPLES)),
 )
 @Policy(need=Need.READ)
 async def read(request: Request) -> Response:
@@ -231,7 +231,7 @@ async def read(request: Request) -> Response:
             return write(starting_model(model, start), file_format, title=title)
 
     with watch("total"):
-        answered = await unless_left(request, work())
+        answered = await within_deadline(request, work())
     serving.metrics.observe_stages(watch.timings_ms | answered.timings_ms)
     return InPieces(await serving.on_file(content), media_type=openapi.MODEL_TYPES[file_format])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import logging
 import os
 import signal
 import socket
@@ -12,9 +13,11 @@ from types import FrameType
 
 import uvicorn
 
-from seisbind.model.errors import PortTaken, ServiceError
+from seisbind.model.errors import PortTaken, SeisBindError, ServiceError
 from seisbind.service.runtime import logs
 from seisbind.service.settings import Settings
+from seisbind.service.workers.board import Board
+from seisbind.service.workers.supervisor import Started, supervise
 
 BACKLOG = 512  # connections that wait while the loop is busy
 
@@ -74,33 +77,51 @@ def serve(settings: Settings, *, announce: Callable[[str], None]) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish what was admitted and return (or exit with code 0).
 
     Args:
-        announce: called with the address once weights and gallery are open.
+        announce: called with the address once weights and gallery are open, by all workers.
 
     Raises:
         SeisBindError: the port is taken, or weights or gallery cannot be opened.
     """
-    for ending in (signal.SIGTERM, signal.SIGINT):  # while opening; uvicorn raises them again when it has finished
-        signal.signal(ending, _end)
     logs.configure(settings.log_format)
     with listen(settings.host, settings.port) as listener:
-        from seisbind.service.http.app import create_app  # torch takes seconds; a taken port is said at once
-        from seisbind.service.transport.protocol import Protocol
+        if settings.workers == 1:
+            _run(settings, None, listener, lambda server: announce(url_of(listener)))
+            return
+        supervise(run_worker, settings, listener, announce=lambda: announce(url_of(listener)))
 
-        app = create_app(settings)
-        config = uvicorn.Config(
-            app,
-            http=Protocol.of(settings),
-            access_log=False,  # `RequestLog` writes its own lines
-            log_config=None,  # nor handlers of its own
-            log_level="warning",
-            server_header=False,
-            backlog=BACKLOG,
-            timeout_graceful_shutdown=round(settings.shutdown_s),
-        )
-        gc.collect()
-        gc.freeze()  # a million objects that live as long as the server are not looked through again while it answers
-        announce(url_of(listener))
-        Server(config, stopping=app.state.serving.stopping.set).run(sockets=[listener])
+
+def run_worker(settings: Settings, board: Board, listener: socket.socket, started: Started) -> None:
+    """Serve as one of several processes (`supervisor.Run`); an error is said as the command says it."""
+    logs.configure(settings.log_format)
+    try:
+        _run(settings, board, listener, started)
+    except SeisBindError as error:
+        logging.getLogger(__name__).error("Worker %d cannot serve: %s [%s]", board.index, error, error.code)
+        raise SystemExit(1) from error
+
+
+def _run(settings: Settings, board: Board | None, listener: socket.socket, started: Started) -> None:
+    from seisbind.service.http.app import create_app  # torch takes seconds; a taken port is said at once
+    from seisbind.service.transport.protocol import Protocol
+
+    for ending in (signal.SIGTERM, signal.SIGINT):  # while opening; uvicorn raises them again when it has finished
+        signal.signal(ending, _end)
+    app = create_app(settings, board=board)
+    config = uvicorn.Config(
+        app,
+        http=Protocol.of(settings),
+        access_log=False,  # `RequestLog` writes its own lines
+        log_config=None,  # nor handlers of its own
+        log_level="warning",
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=round(settings.shutdown_s),
+    )
+    gc.collect()
+    gc.freeze()  # a million objects that live as long as the server are not looked through again while it answers
+    server = Server(config, stopping=app.state.serving.stopping.set)
+    started(server)
+    server.run(sockets=[listener])
 
 
 def _end(number: int, frame: FrameType | None) -> None:

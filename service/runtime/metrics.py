@@ -6,12 +6,13 @@ knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 TEXT = CONTENT_TYPE_PLAIN_0_0_4
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -120,4 +121,19 @@ class Metrics:
 
     def text(self) -> bytes:
         """What GET /metrics answers."""
-        return generate_latest(self)
+        return text_of(self.collect())
+
+
+def text_of(metrics: Iterable[Metric]) -> bytes:
+    """Metrics as the text that Prometheus reads."""
+    return generate_latest(_Collected(metrics))
+
+
+class _Collected(Collector):
+    """What `generate_latest` takes: metrics that were collected already."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics

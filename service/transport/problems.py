@@ -52,6 +52,7 @@ STATUS: dict[type[tree.SeisBindError], int] = {
     tree.WriteScopeRequired: 403,
     tree.Overloaded: 429,
     tree.NotReady: 503,
+    tree.DeadlinePassed: 504,
     tree.MissingExtra: 501,
 }
 
@@ -111,7 +112,7 @@ def refused(scope: Scope, error: tree.SeisBindError) -> Response:
         headers["Retry-After"] = str(JOBS_RETRY_AFTER_S if isinstance(error, tree.JobsFull) else RETRY_AFTER_S)
     if status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="seisbind"'
-    if status >= 500:
+    if status >= 500 and not isinstance(error, tree.DeadlinePassed):  # that one is the caller's own wish
         path = cut(scope.get("path", "/"), MAX_PART)
         log.error("%s %s: %s", scope.get("method"), path, error, exc_info=error)
     return problem(scope, status, error.code, error.sentence, headers=headers)

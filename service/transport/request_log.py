@@ -66,7 +66,7 @@ class RequestLog:
         call, method = self.calls.find(scope["method"], scope["path"]), scope["method"]
         exchange = _Exchange(call, method, body, time.perf_counter())
         state = scope.setdefault("state", {})
-        state |= {"request_id": request_id, "call": call, "body": body}
+        state |= {"request_id": request_id, "call": call, "body": body, "arrived": exchange.started}
 
         async def send_and_record(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -41,7 +41,19 @@ PAGES = (
     "model/weights/MODEL_CARD.md",
     *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
 )
-PROGRAMS = ("seisbind", "python", "make", "docker", "curl", "pip", ".venv/bin/pip", ".venv/bin/python", "git", "apt")
+PROGRAMS = (
+    "seisbind",
+    "torchrun",
+    "python",
+    "make",
+    "docker",
+    "curl",
+    "pip",
+    ".venv/bin/pip",
+    ".venv/bin/python",
+    "git",
+    "apt",
+)
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 RUN = "run below"
@@ -87,6 +99,8 @@ PLAN = {
     ("docs/refine.md", "seisbind refine"): "takes minutes; tests/service/commands/test_refine_command.py",
     ("docs/section.md", ""): RUN,
     ("docs/training.md", "seisbind"): RUN,
+    ("docs/operations.md", "seisbind serve --gallery gallery --workers"): "serves until it is ended; test_workers.py",
+    ("docs/training.md", "torchrun"): "four processes; test_training.py runs two",
     ("docs/training.md", "seisbind simulate runs/line"): "minutes; tests/service/test_own_line.py runs its like",
     ("docs/training.md", "python benchmarks/own_frame.py"): "minutes; it runs the same commands",
     ("docs/training.md", '{"name"'): RUN,
@@ -475,10 +489,10 @@ def seisbind_parses(words: tuple[str, ...], *, whole: bool) -> None:
             raise AssertionError(f"seisbind {' '.join(words)}: {error}") from error
 
 
-@pytest.mark.parametrize("command", of("seisbind"), ids=str)
+@pytest.mark.parametrize("command", of("seisbind", "torchrun"), ids=str)
 def test_a_seisbind_command_is_one(command: Command) -> None:
     words = [word for word in command.words if not word.startswith(">")]
-    seisbind_parses(tuple(words[1:]), whole=command.whole)
+    seisbind_parses(tuple(words[words.index("seisbind") + 1 :]), whole=command.whole)
 
 
 SCRIPTS = """

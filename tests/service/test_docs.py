@@ -69,7 +69,12 @@ def test_every_form_and_parameter_of_the_description_runs(
             response = server.http.post(path, files={"file": file}, data=fields)
             assert response.is_success, response.text
             server.http.delete(f"/v1/models/{fields.get('model_id')}")
-        for number, parameter in enumerate(operation["parameters"]):
+        for header in (each for each in operation["parameters"] if each["in"] == "header"):
+            for value in header["schema"]["examples"]:
+                own = {"Content-Type": "application/x-npy", header["name"]: str(value)}
+                response = server.http.post(path, content=sent[what], headers=own)
+                assert response.is_success, (header["name"], response.text)
+        for number, parameter in enumerate(each for each in operation["parameters"] if each["in"] == "query"):
             for value in parameter["schema"]["examples"]:
                 params = {parameter["name"]: value} if parameter["name"] == "model_id" or path != "/v1/models" else {
                     parameter["name"]: value, "model_id": f"own-{number}"

@@ -61,6 +61,26 @@ def test_train_then_evaluate(folder: Path) -> None:
     assert again.returncode == 1 and "--resume" in again.stderr
 
 
+def test_two_processes_train_one_set_of_weights(folder: Path, tmp_path: Path) -> None:
+    """Under torchrun: half of the pairs and of each batch to each; one log, one file; then one process goes on."""
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text((folder / "recipe.json").read_text().replace('"steps": 2', '"steps": 10'))
+    out = tmp_path / "run"
+    train = ("train", "--data", folder / "train", "--held-out", folder / "other", "--config", recipe, "--out", out)
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "seisbind"]
+    done = subprocess.run([sys.executable, *start, *map(str, train)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("weights ") == 1 and "Training on 24 pairs" in done.stderr
+    made = load_weights(out / "weights.safetensors").description.training
+    assert (made["pairs"], made["config"]["parts"]) == (24, 2)
+    assert len((out / "log.csv").read_text().splitlines()) == 2
+    again = seisbind(*train, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == done.stdout  # nothing was left to do, and it says the same weights
+    other = seisbind(*train, "--resume", "--parts", "4")
+    assert other.returncode == 1 and "began with 2 parts" in other.stderr
+
+
 def test_a_set_that_is_too_small_is_told_what_is_held_out(folder: Path, tmp_path: Path) -> None:
     velocity, _ = mixed(4, seed=6)
     gathers = np.random.default_rng(0).standard_normal((4, 5, 1000, 70)).astype(np.float32)

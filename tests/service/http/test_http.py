@@ -585,6 +585,23 @@ def test_no_place_no_body_read(serve: Any, busy: Any, make_gallery: Any, gathers
     assert first.result().status_code == 200
 
 
+def test_what_nobody_waits_for_leaves_the_queue(serve: Any, busy: Any, gathers: Float32) -> None:
+    """A gather whose caller's deadline passes while it waits is answered at once, and never encoded."""
+    server = serve()
+    with busy(server):
+        late = server.http.post("/v1/retrieve", content=npy(gathers[0]), headers=RAW | {"SeisBind-Deadline-Ms": "300"})
+        assert (late.status_code, late.json()["code"]) == (504, "deadline_passed") and "300 ms" in late.json()["detail"]
+        assert server.serving.batches.waiting == 0
+    in_time = server.http.post("/v1/retrieve", content=npy(gathers[0]), headers=RAW | {"SeisBind-Deadline-Ms": "60000"})
+    assert in_time.status_code == 200
+    assert "seisbind_gathers_total 1.0" in server.http.get("/metrics").text
+    for wrong in ("0", "-5", "1.5", "soon", "1" * 9):
+        refused = server.http.post(
+            "/v1/retrieve", content=npy(gathers[0]), headers=RAW | {"SeisBind-Deadline-Ms": wrong}
+        )
+        assert (refused.status_code, refused.json()["code"]) == (422, "invalid_query"), wrong
+
+
 def test_a_place_is_held_until_the_answer_is_sent(weights: Path, gallery_path: Path, gathers: Float32) -> None:
     app = create_app(Settings(gallery=gallery_path, weights=weights, device="cpu", max_concurrency=1))
     serving, codes = app.state.serving, []

@@ -1,0 +1,205 @@
+"""The process that starts workers on one listening socket, starts again what dies, and ends them.
+
+It is uvicorn's supervisor: a worker that dies, or does not answer its pings because its interpreter hangs, is replaced;
+SIGHUP replaces all of them in turn, each once its successor serves; SIGTERM and Ctrl-C let them finish what they have
+admitted. Added here: what each worker is given, a pause before a worker that cannot start is tried again, and one
+sentence where none could be started in the first place. Kernel and workers share nothing but the socket: whichever
+worker's loop is free takes a connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from socket import socket
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
+
+from seisbind.model.errors import ServiceError
+from seisbind.service.settings import Settings
+from seisbind.service.workers.board import Board
+
+log = logging.getLogger(__name__)
+
+HEALTHCHECK_S = 30  # a worker whose interpreter answers no ping for so long is ended by SIGKILL
+START_S = 600.0  # for a worker to open weights and gallery
+AGAIN_S, LONGEST_AGAIN_S = 1.0, 60.0  # before a worker that ended is started again; twice as long each time in a row
+ORPHAN_S = 1.0  # from one look whether the supervisor is there to the next
+CORES = 2  # of a worker on CPUs, where as many are started as pay: one encodes, the other reads and answers
+WELL_S = 60.0  # a worker that ran for so long had started well
+
+Started = Callable[[uvicorn.Server], None]
+Run = Callable[[Settings, Board, socket, Started], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What worker ``index`` is given: its own device and share of the cores, and where all of them meet."""
+
+    run: Run
+    settings: Settings
+    folder: Path
+    index: int
+    count: int
+
+
+class Worker(Process):
+    """A process that serves; sent to its child by spawning, so it holds nothing but what it is given."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket], place: Place) -> None:
+        self.place = place
+        self.begun = time.monotonic()
+        super().__init__(config, sockets)
+
+    def target(self, sockets: list[socket] | None = None) -> None:
+        """In the child. Ends with code 1 after an error that was said, 0 after all that was admitted is answered."""
+        threading.Thread(target=self.always_pong, daemon=True).start()
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        place = self.place
+        for listener in sockets or ():  # there is one
+            place.run(place.settings, Board(place.folder, place.index, place.count), listener, self._started)
+
+    def _started(self, server: uvicorn.Server) -> None:
+        self._server = server
+
+    def pong(self) -> None:
+        self.child_conn.recv()
+        self.child_conn.send(self._server is not None and self._server.started)
+
+
+def _end_with(parent: int) -> None:
+    """End this process, as by SIGTERM, once its supervisor is gone: nobody would start or end it any more."""
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Supervisor(Multiprocess):
+    """The workers of one server.
+
+    Args:
+        places: one for each.
+        announce: called once all of them serve.
+    """
+
+    def __init__(self, listener: socket, places: list[Place], announce: Callable[[], None]) -> None:
+        config = uvicorn.Config("", workers=len(places), log_config=None, timeout_worker_healthcheck=HEALTHCHECK_S)
+        super().__init__(config, [listener])
+        self._places = places
+        self._announce = announce
+        self._again_s = [AGAIN_S] * len(places)
+        self._due: dict[int, float] = {}  # when a worker that ended is started again
+
+    def init_processes(self) -> None:
+        """Start all, and wait until they serve.
+
+        Raises:
+            ServiceError: one ended; it has said why.
+        """
+        for place in self._places:
+            self.processes.append(self._start(place))
+        for process in self.processes:
+            if not process.wait_until_ready(START_S, self.should_exit):
+                self.handle_signals()
+                if self.should_exit.is_set():
+                    return
+                self.terminate_all()
+                self.join_all()
+                raise ServiceError("A worker could not be started; its error is above.")
+        self._announce()
+
+    def _start(self, place: Place) -> Worker:
+        worker = Worker(self.config, self.sockets, place)
+        worker.start()
+        return worker
+
+    def keep_subprocess_alive(self) -> None:
+        for index, process in enumerate(self.processes):
+            if self.should_exit.is_set():
+                return
+            if index in self._due:
+                if time.monotonic() >= self._due[index]:
+                    del self._due[index]
+                    self.processes[index] = self._start(self._places[index])
+            elif not process.is_alive(timeout=HEALTHCHECK_S):
+                process.kill()
+                process.join()
+                self._after(index, process)
+
+    def _after(self, index: int, process: Process) -> None:
+        if isinstance(process, Worker) and time.monotonic() - process.begun > WELL_S:
+            self._again_s[index] = AGAIN_S
+        wait_s = self._again_s[index]
+        self._again_s[index] = min(2 * wait_s, LONGEST_AGAIN_S)
+        log.error("Worker %d ended (code %s); another takes its place in %g s.", index, process.exitcode, wait_s)
+        self._due[index] = time.monotonic() + wait_s
+
+    def restart_all(self) -> None:
+        """Replace the workers in turn, each once its successor serves; one that cannot serve ends that."""
+        for index, before in enumerate(self.processes):
+            if self.should_exit.is_set():
+                return
+            worker = self._start(self._places[index])
+            if not worker.wait_until_ready(START_S, self.should_exit):
+                worker.kill()
+                worker.join()
+                log.error("A new worker %d could not serve; the one before goes on, and so do those after it.", index)
+                return
+            before.terminate()
+            before.join()
+            self.processes[index] = worker
+
+    def handle_ttin(self) -> None:
+        """The number of workers is the setting's."""
+
+    def handle_ttou(self) -> None:
+        """As `handle_ttin`."""
+
+
+def supervise(run: Run, settings: Settings, listener: socket, *, announce: Callable[[], None]) -> None:
+    """Serve by `Settings.workers` processes until SIGTERM or Ctrl-C.
+
+    Args:
+        run: serves on the socket until SIGTERM; a function of a module, for a worker imports it.
+
+    Raises:
+        ServiceError: a worker could not be started.
+    """
+    with tempfile.TemporaryDirectory(prefix="seisbind-workers-") as folder:
+        count = len(shares := shares_of(settings))
+        places = [Place(run, each, Path(folder), index, count) for index, each in enumerate(shares)]
+        supervisor = Supervisor(listener, places, announce)
+        supervisor.run()
+
+
+def shares_of(settings: Settings) -> list[Settings]:
+    """The settings of each worker: its GPU, or its share of the cores."""
+    gpus = _gpus(settings.device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = settings.workers or len(gpus) or max(1, cores // CORES)
+    threads = settings.threads
+    if not gpus and threads is None:
+        threads = max(1, cores // count)
+    device = {index: gpus[index % len(gpus)] if gpus else settings.device for index in range(count)}
+    return [settings.model_copy(update={"device": device[index], "threads": threads}) for index in range(count)]
+
+
+def _gpus(device: str) -> list[str]:
+    """The GPUs to share out, without importing torch into the supervisor where there is none."""
+    if device not in ("auto", "cuda"):
+        return [device] if device.startswith("cuda") else []
+    if sys.platform == "linux" and not Path("/dev/nvidiactl").exists():
+        return []
+    import torch
+
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())]

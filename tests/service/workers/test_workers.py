@@ -1,0 +1,177 @@
+"""``seisbind serve --workers 2`` as people run it: one port, two processes, and what happens when one is killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from seisbind.index import Gallery
+from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.errors import InvalidConfig
+from seisbind.model.ground.families import mixed
+from seisbind.service.engine.engine import Engine
+from seisbind.service.engine.gallery_builder import add_to_gallery
+from seisbind.service.settings import Settings, read_settings
+from seisbind.service.workers import supervisor
+
+Float32 = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@contextmanager
+def serving(weights: Path, gallery: Path, **more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command as a process of its own, and its address once all workers serve."""
+    names = {"gallery": str(gallery), "weights": str(weights), "device": "cpu", "port": "0", "workers": "2"} | more
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment |= {f"SEISBIND_{name.upper()}": value for name, value in names.items()}
+    with subprocess.Popen(
+        [sys.executable, "-m", "seisbind", "serve"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+    ) as server:
+        try:
+            said = server.stdout.readline() if server.stdout else ""
+            yield server, said.split()[-1] if said else ""
+        finally:
+            if server.poll() is None:
+                server.terminate()
+
+
+def workers_of(server: subprocess.Popen[str]) -> list[int]:
+    """Process ids of the workers: children that were spawned to serve."""
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def until(true: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.1)
+
+
+def models(url: str) -> dict[str, str]:
+    """Worker → velocity models that it serves."""
+    text = httpx.get(f"{url}/metrics", timeout=60).text
+    return dict(re.findall(r'^seisbind_gallery_models\{worker="(\d)"\} (\S+)$', text, re.MULTILINE))
+
+
+def ask(url: str, gather: bytes, count: int, outcomes: Counter[str]) -> None:
+    """One request after another, each on a connection of its own."""
+    for _ in range(count):
+        try:
+            answer = httpx.post(f"{url}/v1/retrieve", files={"file": gather}, timeout=60)
+            outcomes[str(answer.status_code)] += 1
+        except httpx.HTTPError as error:
+            outcomes[type(error).__name__] += 1
+
+
+@pytest.fixture
+def gather(gathers: Float32, tmp_path: Path) -> bytes:
+    np.save(tmp_path / "gather.npy", gathers[0])
+    return (tmp_path / "gather.npy").read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
+@pytest.mark.timeout(600)
+def test_a_killed_worker_takes_its_own_requests_and_no_others(
+    weights: Path, make_gallery: Callable[[], Path], embedder: Embedder, gather: bytes
+) -> None:
+    """kill -9 under load; then a reload that reaches both; then SIGHUP, which replaces both; then SIGTERM."""
+    gallery = make_gallery()
+    with serving(weights, gallery) as (server, url):
+        outcomes: Counter[str] = Counter()
+        asking = [threading.Thread(target=ask, args=(url, gather, 20, outcomes)) for _ in range(4)]
+        first = workers_of(server)
+        assert len(first) == 2
+        for thread in asking:
+            thread.start()
+        until(lambda: sum(outcomes.values()) > 8, "answers")
+        os.kill(first[0], signal.SIGKILL)
+        for thread in asking:
+            thread.join()
+        assert sum(outcomes.values()) == 80
+        # what was on it: a request of each caller at most, whose connection ends
+        assert outcomes["200"] >= 76 and set(outcomes) <= {"200", "ReadError", "RemoteProtocolError", "ConnectError"}
+        until(lambda: len(set(workers_of(server)) - {first[0]}) == 2, "another worker in its place")
+        until(lambda: len(models(url)) == 2, "metrics of both")
+
+        before = set(models(url).values())
+        with Gallery.open(gallery, fingerprint=embedder.fingerprint, writable=True) as changed:
+            add_to_gallery(Engine(embedder, changed), [mixed(3, 77)])
+        assert set(models(url).values()) == before  # nobody has looked
+        assert httpx.post(f"{url}/v1/gallery/reload", timeout=120).status_code == 200
+        until(lambda: set(models(url).values()) == {f"{float(next(iter(before))) + 3}"}, "both serve what was added")
+        assert len(models(url)) == 2
+
+        second, outcomes = workers_of(server), Counter()
+        asking = [threading.Thread(target=ask, args=(url, gather, 60, outcomes)) for _ in range(2)]
+        for thread in asking:
+            thread.start()
+        server.send_signal(signal.SIGHUP)
+        until(lambda: not set(workers_of(server)) & set(second), "both replaced", 120)
+        for thread in asking:
+            thread.join()
+        assert outcomes == {"200": 120}
+
+        last = workers_of(server)
+        server.terminate()
+        assert server.wait(60) == 0
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in last), "no worker is left")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
+def test_workers_end_with_their_supervisor(weights: Path, gallery_path: Path) -> None:
+    with serving(weights, gallery_path) as (server, url):
+        pids = workers_of(server)
+        assert len(pids) == 2 and url
+        server.kill()
+        server.wait(30)
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "workers that nobody looks after end")
+
+
+def test_workers_that_cannot_start_are_one_error(weights: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "seisbind", "serve", "--gallery", str(tmp_path / "none"), "--workers", "2"]
+    done = subprocess.run(
+        [*command, "--weights", str(weights), "--port", "0"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1 and not done.stdout
+    assert "There is no gallery at" in done.stderr and "Traceback" not in done.stderr
+    assert "its error is above" in done.stderr.splitlines()[-1]
+
+
+def test_what_one_writer_owns_has_one_worker(tmp_path: Path) -> None:
+    for more in ({"writable": True}, {"jobs": tmp_path}):
+        with pytest.raises(InvalidConfig, match="has one worker; workers is 2"):
+            read_settings(workers=2, **more)
+        assert read_settings(**more).workers == 1
+
+
+def test_each_worker_has_its_gpu_or_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+
+    def shared(**given: Any) -> list[tuple[str, int | None]]:
+        return [(each.device, each.threads) for each in supervisor.shares_of(Settings(**given))]
+
+    assert shared(workers=2, device="cpu") == [("cpu", 4)] * 2
+    assert shared(workers=0, device="cpu") == [("cpu", 2)] * 4
+    assert shared(workers=3, device="cpu", threads=1) == [("cpu", 1)] * 3
+    monkeypatch.setattr(supervisor, "_gpus", lambda device: ["cuda:0", "cuda:1"])
+    assert shared(workers=0) == [("cuda:0", None), ("cuda:1", None)]
+    assert [device for device, _ in shared(workers=3)] == ["cuda:0", "cuda:1", "cuda:0"]
