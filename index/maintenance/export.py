@@ -164,17 +164,12 @@ def _parquet(out: Path, records: Records, chosen: _Chosen, facts: dict[str, Any]
             for name in ("velocity_embedding", "physics_embedding"):
                 flat = np.concatenate([getattr(each, name) for each in models])
                 values[name] = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), records.dimension)
-        return pyarrow.table(
-            [
-                pyarrow.array(values[f.name], f.type)
-                if isinstance(values[f.name], list)
-                else pyarrow.array(values[f.name])
-                if isinstance(values[f.name], np.ndarray)
-                else values[f.name]
-                for f in schema
-            ],
-            schema=schema,
-        )
+        arrays = [values[field.name] for field in schema]
+        packed = [
+            each if isinstance(each, pyarrow.Array) else pyarrow.array(each, field.type)
+            for each, field in zip(arrays, schema, strict=True)
+        ]
+        return pyarrow.table(packed, schema=schema)
 
     count = 0
     with replacing(out) as partial, pyarrow.parquet.ParquetWriter(partial, schema, compression="zstd") as writer:

@@ -76,8 +76,8 @@ def merge(
 
     Raises:
         WeightsMismatch: two of them are of other weights, or of another frame; the sentence names both.
-        InvalidQuery: an id belongs to two different maps, and ``rename`` is None or gives an id that is taken, too;
-            nothing was changed.
+        InvalidQuery: an id belongs to two different maps, and ``rename`` is None or gives an id that is taken, too.
+            A new gallery is not made then; without ``rename``, nothing is added to one that is there, either.
         InvalidConfig: no source, one twice, ``out`` among them, or a ``rename`` without ``{id}``.
         GalleryNotFound, GalleryDamaged, GalleryLocked, GalleryError, GalleryWriteFailed: as `Gallery.open` and
             `Gallery.building`; GalleryDamaged also where a model is not what was written.
@@ -224,7 +224,8 @@ def _named(batch: Sequence[Stored], ids: _Ids, rename: str | None, source: Path)
             present += 1
         elif taken is not None or new in own:
             raise InvalidQuery(
-                f"The id {new!r}, which {model_id!r} of {source} would have, is taken, too. Nothing of it was added."
+                f"The id {new!r}, which {model_id!r} of {source} would have, is taken, too. Give another "
+                "rule. What was added before to a gallery that was there stays."
             )
         else:
             models.append(each.as_new(new))
@@ -242,7 +243,7 @@ def _new_id(model_id: str, source: Path, rename: str | None) -> str:
     if not MODEL_ID.fullmatch(new):
         raise InvalidQuery(
             f"The rule {rename!r} makes {new!r:.150} of {model_id!r}, which cannot be an id: letters, digits and ._:- "
-            "only, at most 128, a letter or digit first. Nothing was changed."
+            "only, at most 128, a letter or digit first."
         )
     return new
 

@@ -150,7 +150,7 @@ def _write_answers(
     from seisbind.service.bulk.inputs import count_gathers, gather_files
     from seisbind.service.bulk.parquet import need_pyarrow, write_parquet
     from seisbind.service.bulk.run import PARQUET, lines_of, retrieve_all
-    from seisbind.service.commands.console import counting
+    from seisbind.service.terminal.console import counting
 
     if out.suffix == PARQUET:
         need_pyarrow()  # not after hours of work
@@ -260,7 +260,7 @@ def _print_tables(path: Path, answer: RetrieveAnswer) -> None:
     from rich.table import Table
 
     from seisbind.model.ground.descriptors import DESCRIPTORS
-    from seisbind.service.commands.console import console
+    from seisbind.service.terminal.console import console
 
     out = console()
     read = answer.ingest
