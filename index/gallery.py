@@ -300,13 +300,14 @@ class Gallery:
             added_at=utc_now(),
         )
         if not models:
-            return Added((), {})
+            return Added((), {}, ())
         with self._changing:
             state, columns, written, same_map = self._writing("add").add(
                 models, self._lookup(), skip_existing=skip_existing
             )
             left_out = same_map if skip_existing else {}
-            added = Added((left_out.get(model.model_id, model.model_id) for model in models), same_map)
+            ids = [left_out.get(model.model_id, model.model_id) for model in models]
+            added = Added(ids, same_map, [model.model_id for model in written])
             if not written:
                 return added
             self._row_of.update(zip(columns.ids, columns.rows.tolist(), strict=True))

@@ -61,11 +61,13 @@ class Added(list[str]):
 
     Attributes:
         same_map: id that was given → id of the model that has the same map, of those for which there is one.
+        written: the ids of those that were added.
     """
 
-    def __init__(self, model_ids: Iterable[str], same_map: Mapping[str, str]) -> None:
+    def __init__(self, model_ids: Iterable[str], same_map: Mapping[str, str], written: Sequence[str]) -> None:
         super().__init__(model_ids)
         self.same_map = dict(same_map)
+        self.written = list(written)
 
 
 @dataclass(frozen=True, slots=True)
