@@ -38,6 +38,11 @@ class MapLookup:
         self._recent: dict[int, list[int]] = {}
         self._sort()
 
+    @property
+    def bytes(self) -> int:
+        """Of memory, recent additions apart."""
+        return self._rows.nbytes + self._keys.nbytes
+
     def rows(self, sha256: bytes) -> Iterator[int]:
         """Rows that may have the map, the one added first first."""
         key = _key(sha256)

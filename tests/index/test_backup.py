@@ -49,7 +49,6 @@ def test_a_backup_while_a_writer_writes_is_of_one_moment(
         assert (copy.model_ids(), copy.generation) == (ids(0, 100), before)
         assert copy.verify().ok
         want = make_batch(100)
-        wanted = (want.velocity_embeddings, want.physics_embeddings)
         np.testing.assert_array_equal(np.stack(copy.velocities(ids(0, 100))), want.velocity)
         for space, mine in zip(
             copy.embeddings(ids(0, 100)), (want.velocity_embeddings, want.physics_embeddings), strict=True
