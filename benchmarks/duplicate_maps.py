@@ -32,7 +32,7 @@ def rows(count: int) -> Iterator[tuple[object, ...]]:
     generator = np.random.default_rng(0)
     for row in range(1, count + 1):
         maps, others = generator.bytes(32), bytes(32)
-        yield (row, f"v-{maps.hex()[:16]}", "FlatVel-A", *([1.5] * len(NAMES)), "", "", 70, 70, maps, others, others)
+        yield (row, f"m{row:09}", "FlatVel-A", *([1.5] * len(NAMES)), "", "", 70, 70, maps, others, others)
 
 
 def main() -> None:
@@ -44,14 +44,14 @@ def main() -> None:
         create_database(path, fingerprint="w", dimension=256, created_at=utc_now(), frame=OPENFWI_FRAME)
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA synchronous = OFF")
-            wanted = ", ".join("?" * (10 + len(NAMES) - 1))
+            connection.execute("PRAGMA cache_size = -400000")
+            wanted = ", ".join("?" * (10 + len(NAMES)))
             connection.executemany(f"INSERT INTO models VALUES ({wanted})", rows(count))
             connection.commit()
             start = time.perf_counter()
             table = MapLookup(connection, path.parent)
-            print(
-                f"table of {count} models: {time.perf_counter() - start:.2f} s, {table.bytes / count:.1f} bytes a model"
-            )
+            spent_s = time.perf_counter() - start
+            print(f"table of {count} models: {spent_s:.2f} s, {table.nbytes / count:.1f} bytes a model", flush=True)
             held = [sha for (sha,) in connection.execute("SELECT velocity_sha256 FROM models LIMIT ?", (LOOKUPS,))]
         generator = np.random.default_rng(1)
         for name, keys in (("new", [generator.bytes(32) for _ in range(LOOKUPS)]), ("held", held)):

@@ -39,7 +39,7 @@ class MapLookup:
         self._sort()
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Of memory, recent additions apart."""
         return self._rows.nbytes + self._keys.nbytes
 

@@ -82,10 +82,10 @@ def test_fewer_are_said_with_their_numbers(twins: Path, embedder: Embedder, gath
         one = engine.retrieve(gathers[:1], top_k=20, distinct=LIMIT)[0]
         assert len(one.matches) <= 12 and different(gallery, ids_of(one.matches), LIMIT)
         (note,) = [note for note in one.warnings if note.code == "fewer_distinct"]
-        assert f"the 48 best models {len(one.matches)} differ" in note.detail and "more than 40 m/s" in note.detail
+        assert f"the 48 best models {len(one.matches)} differ" in note.sentence and "more than 40 m/s" in note.sentence
         few = engine.retrieve(gathers[:1], top_k=2, distinct=1e6)[0]  # of the best twenty
         (note,) = [note for note in few.warnings if note.code == "fewer_distinct"]
-        assert len(few.matches) == 1 and "the 20 best models" in note.detail
+        assert len(few.matches) == 1 and "the 20 best models" in note.sentence
         for wrong in (-1.0, float("nan"), float("inf")):
             with pytest.raises(InvalidQuery, match="distinct"):
                 engine.retrieve(gathers[:1], distinct=wrong)
