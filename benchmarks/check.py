@@ -45,12 +45,12 @@ from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.ground.families import EXTRA_FAMILIES, FAMILIES, mixed
 from seisbind.model.waves.wavefield import simulate
 from seisbind.model.waves.wavelet import band_wavelet, ricker
-from seisbind.service.commands.console import counting
 from seisbind.service.engine.check import CheckedCandidate
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.gallery_builder import build_gallery
 from seisbind.service.formats.npy import npy
 from seisbind.service.runtime.serving import CHECK_NICENESS
+from seisbind.service.terminal.console import counting
 
 Float32 = NDArray[np.float32]
 

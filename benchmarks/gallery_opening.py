@@ -25,7 +25,7 @@ from seisbind.index.storage.folder import MAPPED, READ
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import mixed
-from seisbind.service.commands.console import counting
+from seisbind.service.terminal.console import counting
 
 PART = 20_000
 

@@ -39,10 +39,10 @@ from seisbind.model.frame import Survey
 from seisbind.model.ground.families import mixed
 from seisbind.model.survey.preparation import OPENFWI, prepare
 from seisbind.model.waves.wavefield import simulate
-from seisbind.service.commands.console import counting
 from seisbind.service.engine.answers import Retrieval
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.gallery_builder import build_gallery
+from seisbind.service.terminal.console import counting
 
 Array = NDArray[np.float32]
 Rng = np.random.Generator

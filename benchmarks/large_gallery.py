@@ -20,7 +20,7 @@ from seisbind.model.datasets.pairs import load_pairs
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.ground.families import mixed
 from seisbind.model.training.evaluation import embed, nearest, recall_among, served, structure
-from seisbind.service.commands.console import counting
+from seisbind.service.terminal.console import counting
 
 SEED = 21
 PART = 5_000  # models drawn and embedded at a time

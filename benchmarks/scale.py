@@ -26,8 +26,8 @@ from seisbind.model.frame import Survey
 from seisbind.model.ground.families import mixed
 from seisbind.model.scale import Scale
 from seisbind.model.waves.wavefield import simulate
-from seisbind.service.commands.console import counting
 from seisbind.service.engine.query import Query
+from seisbind.service.terminal.console import counting
 
 Array = NDArray[np.float32]
 

@@ -31,7 +31,7 @@ from seisbind.model.ground.families import mixed
 from seisbind.model.survey.preparation import OPENFWI, Prepared, prepare
 from seisbind.model.training.evaluation import coverage, descriptor_errors, recall_among
 from seisbind.model.waves.wavefield import simulate
-from seisbind.service.commands.console import counting
+from seisbind.service.terminal.console import counting
 
 Array = NDArray[np.float32]
 

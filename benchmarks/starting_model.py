@@ -28,9 +28,9 @@ from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.ground.families import EXTRA_FAMILIES, FAMILIES, mixed
 from seisbind.model.waves.wavefield import simulate
-from seisbind.service.commands.console import counting
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.gallery_builder import build_gallery
+from seisbind.service.terminal.console import counting
 
 Float32 = NDArray[np.float32]
 

@@ -31,10 +31,10 @@ from seisbind.model.scale import Scale
 from seisbind.model.survey.line import TracePositions
 from seisbind.model.waves.wavefield import FREE_SURFACE, GridDispersionWarning, simulate
 from seisbind.model.waves.wavelet import band_wavelet
-from seisbind.service.commands.console import counting
 from seisbind.service.engine.query import Query, encode
 from seisbind.service.engine.section import plan_section
 from seisbind.service.formats.line_file import LineTraces
+from seisbind.service.terminal.console import counting
 
 FRAME, SCALE = OPENFWI_FRAME, Scale(2.0)
 CELL_M = 12.5 / SCALE.s  # of the simulation, in the frame's metres

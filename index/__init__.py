@@ -8,10 +8,11 @@ from seisbind.index.info import Distribution, GalleryInfo
 from seisbind.index.search.filter import Filter
 from seisbind.index.search.vectors import search_threads
 from seisbind.index.search.view import Hit
-from seisbind.index.storage.record import Record
+from seisbind.index.storage.record import Added, Record
 from seisbind.index.verify import VerifyReport, verify_folder
 
 __all__ = [
+    "Added",
     "Distribution",
     "Filter",
     "Gallery",

@@ -33,7 +33,7 @@ from seisbind.index.storage.database import (
 )
 from seisbind.index.storage.folder import BUILDING, LOCK, SPACES, drop_building, install, new_gallery, size_bytes
 from seisbind.index.storage.lock import WriterLock
-from seisbind.index.storage.record import Float32, Record, RowLookup, utc_now
+from seisbind.index.storage.record import Added, Float32, Record, RowLookup, utc_now
 from seisbind.index.storage.record_writer import RecordWriter
 from seisbind.index.storage.records import Records
 from seisbind.index.validation import check_batch, unit_vectors
@@ -267,7 +267,7 @@ class Gallery:
         tags: Sequence[Sequence[str]] | None = None,
         source: str | None = None,
         skip_existing: bool = False,
-    ) -> list[str]:
+    ) -> Added:
         """Add models in one transaction: when this returns all of them are on the disk, and if it raises, none is.
 
         Args:
@@ -277,10 +277,12 @@ class Gallery:
             model_ids: letters, digits and ``._:-``, at most 128; by default ``v-`` and 16 digits of the map's SHA-256.
             families, tags: per model.
             source: where all of them came from.
-            skip_existing: leave out models whose id is taken by the same map, instead of refusing the batch.
+            skip_existing: leave out models whose id is taken by the same map, instead of refusing the batch, and those
+                whose map another model has.
 
         Returns:
-            The id of every model given, in order, also of those left out.
+            The id of every model given, in order; of one that was left out, the id that has its map. `Added` also says
+            which have the map of another model.
 
         Raises:
             InvalidQuery: arrays that do not go together, an embedding that is not of unit length, an id that is taken.
@@ -300,11 +302,16 @@ class Gallery:
             added_at=utc_now(),
         )
         if not models:
-            return []
+            return Added((), {}, ())
         with self._changing:
-            state, columns, written = self._writing("add").add(models, self._lookup(), skip_existing=skip_existing)
+            state, columns, written, same_map = self._writing("add").add(
+                models, self._lookup(), skip_existing=skip_existing
+            )
+            left_out = same_map if skip_existing else {}
+            ids = [left_out.get(model.model_id, model.model_id) for model in models]
+            added = Added(ids, same_map, [model.model_id for model in written])
             if not written:
-                return [model.model_id for model in models]
+                return added
             self._row_of.update(zip(columns.ids, columns.rows.tolist(), strict=True))
             vectors = [np.stack([getattr(model, f"{space}_embedding") for model in written]) for space in SPACES]
             try:
@@ -313,7 +320,7 @@ class Gallery:
                 self._heal(error)
             self._behind += len(written)
             self._at_step("add:published")
-        return [model.model_id for model in models]
+        return added
 
     def remove(self, model_ids: Sequence[str]) -> int:
         """Remove models in one transaction; returns how many.

@@ -17,6 +17,10 @@ MODEL_PART = "model"  # large, and of everything that retrieves
 BULK_PARTS = (*PARTS, MODEL_PART)  # of streams, commands and their output
 LARGE_PARTS = ("velocity", "traces", MODEL_PART)  # of POST /v1/retrieve
 SEARCH_PARTS = ("descriptors",)
+DISTINCT = (
+    "Only different ground: of matches whose velocities differ by no more than so many m/s in the mean over all cells, "
+    "only the best is given; 0 leaves out equal ones. They are chosen from the best ten times top_k models."
+)
 SCALE = (
     "Size of the line compared with that of the weights: s of lengths, or s,k with k of velocities. What is sent and "
     "answered is then in true units."
@@ -53,6 +57,7 @@ class SearchFields(Strict):
         "descriptors", max_length=100, description="Parts of the answer: descriptors; may be empty.", examples=[""]
     )
     scale: str | None = Field(None, max_length=60, description=SCALE, examples=["2", "3,0.9"])
+    distinct: float | None = Field(None, description=DISTINCT, examples=[50])
 
 
 class GatherFields(Strict):
@@ -142,6 +147,12 @@ class AddFields(Strict):
         examples=["mine-2"],
     )
     source: str | None = Field(None, max_length=200, description="Where the models come from.", examples=["survey 7"])
+    skip_existing: bool = Field(
+        False,
+        description="Leave out models that the gallery has, under the same id or another, and answer with the id that "
+        "they have there; else the same id is an error, and the same map under another id is added with a warning.",
+        examples=[True],
+    )
     scale: str | None = Field(
         None, max_length=60, description="Of models in cells of s times those of the frame: s, or s,k.", examples=["2"]
     )
@@ -159,6 +170,7 @@ class DescriptorSearch(Strict):
         list(SEARCH_PARTS), description="Parts of the answer: descriptors; may be empty."
     )
     scale: str | Annotated[float, BeforeValidator(_number)] | None = Field(None, description=SCALE)
+    distinct: Annotated[float, BeforeValidator(_number)] | None = Field(None, description=DISTINCT)
 
 
 class WeightsBody(BaseModel):
@@ -400,7 +412,8 @@ class AddAnswer(BaseModel):
     warnings: list[WarningBody] = Field(
         default=[],
         exclude_if=lambda warnings: not warnings,
-        description="Not there unless models are not such as the encoders were trained for.",
+        description="velocity_untrained, where models are not such as the encoders were trained for; duplicate_map, "
+        "where the gallery has the map under another id. Not there without any.",
     )
 
 

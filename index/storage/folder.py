@@ -66,19 +66,28 @@ def new_gallery(
     """
     if not fingerprint or not 1 <= dimension <= 4096:
         raise InvalidConfig(f"A gallery needs a fingerprint and 1 to 4096 dimensions; got {dimension}.")
-    with translate_errors(folder, "create a gallery"):
-        _make_folder(folder)
-        lock = WriterLock(folder / LOCK)
-    try:
+    with new_folder(folder, overwrite=overwrite) as lock:
         with translate_errors(folder, "create a gallery"):
             create_database(
-                _empty_building(folder, overwrite=overwrite) / RECORDS,
+                folder / BUILDING / RECORDS,
                 fingerprint=fingerprint,
                 dimension=dimension,
                 created_at=utc_now(),
                 frame=frame,
             )
             at_step("create:written")
+        yield lock
+
+
+@contextmanager
+def new_folder(folder: Path, *, overwrite: bool) -> Iterator[WriterLock]:
+    """As `new_gallery`, with nothing in ``building/``."""
+    with translate_errors(folder, "create a gallery"):
+        _make_folder(folder)
+        lock = WriterLock(folder / LOCK)
+    try:
+        with translate_errors(folder, "create a gallery"):
+            _empty_building(folder, overwrite=overwrite)
         yield lock
     except BaseException:
         drop_building(folder)
@@ -94,8 +103,8 @@ def _make_folder(path: Path) -> None:
         sync(folder.parent)
 
 
-def _empty_building(folder: Path, *, overwrite: bool) -> Path:
-    """Make ``building/``, in place of what a killed writer left there; returns it."""
+def _empty_building(folder: Path, *, overwrite: bool) -> None:
+    """Make ``building/``, in place of what a killed writer left there."""
     foreign = sorted(str(path.relative_to(folder)) for path in _foreign(folder))
     if foreign:
         raise GalleryError(
@@ -107,7 +116,6 @@ def _empty_building(folder: Path, *, overwrite: bool) -> Path:
     if building.exists():
         shutil.rmtree(building)
     building.mkdir()
-    return building
 
 
 def _foreign(folder: Path, *, own_folder: str | None = BUILDING) -> Iterator[Path]:

@@ -56,6 +56,20 @@ class NewModel:
     physics_embedding: Float32
 
 
+class Added(list[str]):
+    """The ids of models that were added, or were there already.
+
+    Attributes:
+        same_map: id that was given → id of the model that has the same map, of those for which there is one.
+        written: the ids of those that were added.
+    """
+
+    def __init__(self, model_ids: Iterable[str], same_map: Mapping[str, str], written: Sequence[str]) -> None:
+        super().__init__(model_ids)
+        self.same_map = dict(same_map)
+        self.written = list(written)
+
+
 @dataclass(frozen=True, slots=True)
 class Histogram:
     """How many models lie in each of equal parts of the range from ``low`` to ``high``, both included."""

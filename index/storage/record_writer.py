@@ -18,6 +18,7 @@ from seisbind.index.storage.database import (
     read_facts,
     translate_errors,
 )
+from seisbind.index.storage.maps import MapLookup
 from seisbind.index.storage.record import (
     CHECKSUM,
     LITTLE,
@@ -47,6 +48,7 @@ class RecordWriter:
         self._folder = path.parent
         self._at_step = at_step
         self._connection = connect(path, writable=True)[0]
+        self._maps: MapLookup | None = None  # made by the first `add`
 
     def close(self) -> None:
         with translate_errors(self._folder, "close"):
@@ -54,19 +56,22 @@ class RecordWriter:
 
     def add(
         self, models: Sequence[NewModel], lookup: RowLookup, *, skip_existing: bool
-    ) -> tuple[GalleryState, RecordColumns, list[NewModel]]:
+    ) -> tuple[GalleryState, RecordColumns, list[NewModel], dict[str, str]]:
         """Write ``models`` in one transaction.
 
         Returns:
-            The state, what was written, and the models written: all of them, or with ``skip_existing`` those
-            whose id was free. If that is none, nothing was changed and the state is the one before.
+            The state, what was written, the models written: all of them, or with ``skip_existing`` those whose id was
+            free and whose map no other model has; and for each id whose map another model has, the id of that one. If
+            none was written, nothing was changed and the state is the one before.
 
         Raises:
             InvalidQuery: an id is taken. With ``skip_existing`` only if it is taken by another velocity map.
             GalleryWriteFailed: the disk refused; nothing was changed.
         """
         with self._transaction("add") as connection:
-            models = list(self._free(connection, models, lookup, skip_existing))
+            same_map: dict[str, str] = {}
+            maps = self._maps = self._maps or MapLookup(connection, self._folder)
+            models = list(self._free(connection, models, lookup, maps, skip_existing, same_map))
             last = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'models'").fetchone()[0]
             rows = np.arange(len(models), dtype=np.int64) + max(last or 0, lookup.last_row) + 1
             if models:
@@ -83,10 +88,13 @@ class RecordWriter:
                 if models
                 else GalleryState.of(read_facts(connection, self._folder))
             )
+        for row, model in zip(rows.tolist(), models, strict=True):
+            maps.add(_map_sha256(model), row)
         descriptors = np.reshape([model.descriptors for model in models], (len(models), len(NAMES)))
         families, tags = [model.family for model in models], [model.tags for model in models]
         stored = np.frombuffer(b"".join(checksums), CHECKSUM)
-        return state, RecordColumns(rows, objects(ids), stored, families, tags, descriptors.astype(np.float32)), models
+        columns = RecordColumns(rows, objects(ids), stored, families, tags, descriptors.astype(np.float32))
+        return state, columns, models, same_map
 
     def remove(self, model_ids: Sequence[str], lookup: RowLookup) -> tuple[GalleryState, Int64]:
         """Delete models in one transaction; returns the state and the rows deleted.
@@ -110,19 +118,35 @@ class RecordWriter:
         return state, np.asarray(rows, np.int64)
 
     def _free(
-        self, connection: sqlite3.Connection, models: Sequence[NewModel], lookup: RowLookup, skip_existing: bool
+        self,
+        connection: sqlite3.Connection,
+        models: Sequence[NewModel],
+        lookup: RowLookup,
+        maps: MapLookup,
+        skip_existing: bool,
+        same_map: dict[str, str],
     ) -> Iterator[NewModel]:
-        """The models whose id is not taken, by the gallery or by an earlier one of the same batch."""
+        """The models whose id is not taken, by the gallery or by an earlier one of the same batch.
+
+        ``same_map`` is given the ids whose map another model has, and the id of that one; with ``skip_existing`` they
+        are left out.
+        """
         taken: dict[str, bytes] = {}
+        first: dict[bytes, str] = {}
         for model in models:
-            sha256 = velocity_sha256(model.velocity.astype(LITTLE).tobytes(), model.velocity.shape)
+            sha256 = _map_sha256(model)
             row = lookup.row_of.get(model.model_id)
             other = taken.get(model.model_id)
             if row is not None:
                 other = self._stored(connection, "velocity_sha256", row, model.model_id)
             if other is None:
-                taken[model.model_id] = sha256
-                yield model
+                held = self._holder(connection, sha256, maps) or first.get(sha256)
+                if held is not None:
+                    same_map[model.model_id] = held
+                if held is None or not skip_existing:
+                    taken[model.model_id] = sha256
+                    first.setdefault(sha256, model.model_id)
+                    yield model
             elif other != sha256:
                 raise InvalidQuery(
                     f"The id {model.model_id!r} already belongs to another velocity model; choose another id, "
@@ -133,6 +157,14 @@ class RecordWriter:
                     f"The velocity model {model.model_id!r} is already in the gallery. Leave it out, or skip those "
                     "that exist (skip_existing). Nothing was added."
                 )
+
+    def _holder(self, connection: sqlite3.Connection, sha256: bytes, maps: MapLookup) -> str | None:
+        """The id of a model that has the map."""
+        for row in maps.rows(sha256):
+            found = connection.execute("SELECT model_id, velocity_sha256 FROM models WHERE row = ?", (row,)).fetchone()
+            if found is not None and found[1] == sha256:
+                return str(found[0])
+        return None
 
     def _insert(self, connection: sqlite3.Connection, row: int, model: NewModel) -> bytes:
         """Write one model; returns the checksum of its record."""
@@ -187,3 +219,7 @@ class RecordWriter:
                     connection.execute("ROLLBACK")
                 raise
             self._at_step(f"{doing}:committed")
+
+
+def _map_sha256(model: NewModel) -> bytes:
+    return velocity_sha256(model.velocity.astype(LITTLE).tobytes(), model.velocity.shape)

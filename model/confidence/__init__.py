@@ -3,4 +3,4 @@
 Intervals, novelty of a gather, probability that its velocity model is in the gallery, and the order of its matches.
 """
 
-__all__ = ["intervals", "novelty", "presence", "ranking"]
+__all__ = ["distinct", "intervals", "novelty", "presence", "ranking"]

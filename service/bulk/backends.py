@@ -49,17 +49,20 @@ class RetrieveOptions:
     include: Sequence[str] = PARTS
     geometry: Geometry = field(default_factory=Geometry)
     scale: Scale | AutoScale | None = None
+    distinct: float | None = None
 
     def to_json(self) -> dict[str, object]:
         """What answers depend on; of the geometry what is given."""
         given = {name: value for name, value in asdict(self.geometry).items() if value is not None}
         conditions = {} if self.filter is None else {"filter": dict(self.filter)}
         scale = {} if self.scale is None else scale_fields(self.scale)
-        return {"top_k": self.top_k, "include": list(self.include)} | conditions | given | scale
+        distinct = {} if self.distinct is None else {"distinct": self.distinct}
+        return {"top_k": self.top_k, "include": list(self.include)} | conditions | given | scale | distinct
 
     def keywords(self) -> dict[str, Any]:
         """Those of the calls of a client."""
-        return {"top_k": self.top_k, "filter": self.filter, "include": self.include, "scale": self.scale}
+        asked = {"top_k": self.top_k, "filter": self.filter, "include": self.include, "scale": self.scale}
+        return asked | {"distinct": self.distinct}
 
 
 class Failure(BaseModel):
@@ -162,6 +165,7 @@ class GalleryBackend:
             filter=self._filter,
             notes=upload.notes,
             scale=upload.chosen,
+            distinct=options.distinct,
         )
         return RetrieveAnswer(
             request_id="",
@@ -194,6 +198,7 @@ class GalleryBackend:
                         filter=self._filter,
                         notes=upload.notes,
                         scale=upload.chosen,
+                        distinct=self._options.distinct,
                     )
                 except SeisBindError as error:
                     found[index] = failure(error, index)

@@ -82,6 +82,7 @@ def retrieve(
     filter: Conditions = None,
     include: Sequence[str] = PARTS,
     scale: AskedScale = None,
+    distinct: float | None = None,
 ) -> Call[RetrieveAnswer]:
     """POST /v1/retrieve for arrays: see `engine.Engine.retrieve`.
 
@@ -91,8 +92,9 @@ def retrieve(
         include: parts of the answer.
         scale: of a line of another size than the weights' frame: a number ``s``, ``(s, k)``, ``"auto"``, or what
             `seisbind.model.scale` has; ``filter`` and the answer are then in true units.
+        distinct: m/s; of matches whose velocities differ by no more, in the mean, only the best is given.
     """
-    sent = form(npy(gathers), retrieve_fields(survey, top_k, filter, include, scale))
+    sent = form(npy(gathers), retrieve_fields(survey, top_k, filter, include, scale, distinct))
     return Call("POST", "/v1/retrieve", json_body(RetrieveAnswer), sent)
 
 
@@ -104,13 +106,14 @@ def retrieve_arrays(
     filter: Conditions = None,
     include: Sequence[str] = PARTS,
     scale: AskedScale = None,
+    distinct: float | None = None,
 ) -> Call[dict[str, NDArray[Any]]]:
     """`retrieve`, answered in arrays, with the matched velocity models in ``velocity``: docs/http.md lists them.
 
     ``RetrieveAnswer.model_validate_json(arrays["answer"].tobytes())`` is what `retrieve` returns, of which
     ``include`` chooses the parts.
     """
-    sent = form(npy(gathers), retrieve_fields(survey, top_k, filter, include, scale))
+    sent = form(npy(gathers), retrieve_fields(survey, top_k, filter, include, scale, distinct))
     return Call("POST", "/v1/retrieve", npz_arrays, sent | {"headers": {"Accept": NPZ}})
 
 
@@ -122,9 +125,10 @@ def retrieve_file(
     filter: Conditions = None,
     include: Sequence[str] = PARTS,
     scale: AskedScale = None,
+    distinct: float | None = None,
 ) -> Call[RetrieveAnswer]:
     """POST /v1/retrieve for an npy, npz, SEG-Y or SU file, or its bytes; ``geometry`` overrides what it says."""
-    sent = form(file_bytes(file), retrieve_fields(geometry, top_k, filter, include, scale))
+    sent = form(file_bytes(file), retrieve_fields(geometry, top_k, filter, include, scale, distinct))
     return Call("POST", "/v1/retrieve", json_body(RetrieveAnswer), sent)
 
 
@@ -178,6 +182,7 @@ def retrieve_stream(
     filter: Conditions = None,
     include: Sequence[str] = PARTS,
     scale: AskedScale = None,
+    distinct: float | None = None,
     first: int = 0,
 ) -> Parts:
     """POST /v1/retrieve/stream: an answer or an error for each gather, in order, however many there are.
@@ -190,7 +195,7 @@ def retrieve_stream(
         survey: as in `retrieve`, of all of them.
         first: gathers before this one are not asked about.
     """
-    return Parts(gathers, first, retrieve_fields(survey, top_k, filter, include, scale))
+    return Parts(gathers, first, retrieve_fields(survey, top_k, filter, include, scale, distinct))
 
 
 def search_velocity(
@@ -200,9 +205,10 @@ def search_velocity(
     filter: Conditions = None,
     include: Sequence[str] = SEARCH_PARTS,
     scale: AskedScale = None,
+    distinct: float | None = None,
 ) -> Call[SearchAnswer]:
     """POST /v1/search: the gallery's models most like each velocity model ``(batch, depth, x)``, m/s."""
-    sent = form(npy(velocity), _search_fields(top_k, filter, include) | scale_fields(scale))
+    sent = form(npy(velocity), _search_fields(top_k, filter, include, distinct) | scale_fields(scale))
     return Call("POST", "/v1/search", json_body(SearchAnswer), sent)
 
 
@@ -213,11 +219,15 @@ def search_descriptors(
     filter: Conditions = None,
     include: Sequence[str] = SEARCH_PARTS,
     scale: AskedScale = None,
+    distinct: float | None = None,
 ) -> Call[SearchAnswer]:
     """POST /v1/search: the gallery's models whose physics is most like ``descriptors`` (name → value)."""
-    asked = {"descriptors": dict(descriptors), "top_k": top_k, "include": list(include)} | scale_fields(scale)
+    asked: dict[str, Any] = {"descriptors": dict(descriptors), "top_k": top_k, "include": list(include)}
+    asked |= scale_fields(scale)
     if filter is not None:
         asked["filter"] = _json(filter)
+    if distinct is not None:
+        asked["distinct"] = float(distinct)
     # not httpx's json=, which refuses NaN with a ValueError of its own; the server has a sentence for it
     sent = {"content": json.dumps(asked).encode(), "headers": {"Content-Type": "application/json"}}
     return Call("POST", "/v1/search", json_body(SearchAnswer), sent)
@@ -265,16 +275,19 @@ def add_models(
     model_ids: Sequence[str] | None = None,
     source: str | None = None,
     scale: AskedScale = None,
+    skip_existing: bool = False,
 ) -> Call[AddAnswer]:
     """POST /v1/models: add velocity models ``(batch, depth, x)``, m/s, all with one family and the same tags.
 
     ``scale``: of models in cells of ``s`` times the frame's, which are stored in the frame's units.
+    ``skip_existing``: leave out those whose map the gallery has.
     """
     given = {
         "family": family,
         "tags": ",".join(tags) or None,
         "model_id": None if model_ids is None else ",".join(model_ids),
         "source": source,
+        "skip_existing": "true" if skip_existing else None,
     }
     fields = {name: text for name, text in given.items() if text is not None} | scale_fields(scale)
     sent = form(npy(velocity), fields)
@@ -301,9 +314,11 @@ def file_bytes(file: bytes | Path) -> bytes:
         raise DatasetError(f"{file} cannot be read: {error.strerror}.") from error
 
 
-def _search_fields(top_k: int, filter: Conditions, include: Sequence[str]) -> dict[str, str]:
+def _search_fields(top_k: int, filter: Conditions, include: Sequence[str], distinct: float | None) -> dict[str, str]:
     """Form fields as in `schemas.SearchFields`."""
-    return {"top_k": str(top_k), "include": ",".join(include)} | _filter_fields(filter)
+    fields = {"top_k": str(top_k), "include": ",".join(include)}
+    fields |= {} if distinct is None else {"distinct": repr(float(distinct))}
+    return fields | _filter_fields(filter)
 
 
 def _filter_fields(filter: Conditions) -> dict[str, str]:
@@ -327,10 +342,15 @@ def _query(scale: AskedScale) -> dict[str, Any]:
 
 
 def retrieve_fields(
-    survey: Survey | Geometry, top_k: int, filter: Conditions, include: Sequence[str], scale: AskedScale
+    survey: Survey | Geometry,
+    top_k: int,
+    filter: Conditions,
+    include: Sequence[str],
+    scale: AskedScale,
+    distinct: float | None = None,
 ) -> dict[str, str]:
     """Form fields as in `schemas.RetrieveFields`."""
-    return _search_fields(top_k, filter, include) | scale_fields(scale) | _geometry_fields(survey)
+    return _search_fields(top_k, filter, include, distinct) | scale_fields(scale) | _geometry_fields(survey)
 
 
 def gather_fields(survey: Survey | Geometry, filter: Conditions, scale: AskedScale) -> dict[str, str]:

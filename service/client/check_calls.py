@@ -31,16 +31,19 @@ def check(
     include: Sequence[str] = PARTS,
     scale: AskedScale = None,
     model: ArrayLike | None = None,
+    distinct: float | None = None,
 ) -> Call[CheckAnswer]:
     """POST /v1/check: `retrieve` for one gather, with what each answer predicts compared with the record.
 
     Args:
         gather: ``(shot, time, receiver)``, also as a batch of one.
-        survey, filter, include, scale: as those of `retrieve`.
+        survey, filter, include, scale, distinct: as those of `retrieve`.
         top_k: matches to check, 16 at most.
         model: one of your own to check beside them, ``(depth, x)`` m/s in cells of ``s`` times the frame's.
     """
-    return check_file(npy(gather), survey, top_k=top_k, filter=filter, include=include, scale=scale, model=model)
+    return check_file(
+        npy(gather), survey, top_k=top_k, filter=filter, include=include, scale=scale, model=model, distinct=distinct
+    )
 
 
 def check_file(
@@ -52,9 +55,10 @@ def check_file(
     include: Sequence[str] = PARTS,
     scale: AskedScale = None,
     model: ArrayLike | None = None,
+    distinct: float | None = None,
 ) -> Call[CheckAnswer]:
     """`check` for an npy, npz, SEG-Y or SU file of one gather, or its bytes; ``geometry`` overrides what it says."""
-    fields = retrieve_fields(geometry, top_k, filter, include, scale)
+    fields = retrieve_fields(geometry, top_k, filter, include, scale, distinct)
     return Call("POST", PATH, json_body(CheckAnswer), _sent(file, fields, model))
 
 
@@ -67,9 +71,10 @@ def check_arrays(
     include: Sequence[str] = PARTS,
     scale: AskedScale = None,
     model: ArrayLike | None = None,
+    distinct: float | None = None,
 ) -> Call[dict[str, NDArray[Any]]]:
     """`check_file`, answered in arrays: the record, what each candidate predicts, lags; docs/check.md lists them."""
-    fields = retrieve_fields(geometry, top_k, filter, include, scale) | {"format": "npz"}
+    fields = retrieve_fields(geometry, top_k, filter, include, scale, distinct) | {"format": "npz"}
     return Call("POST", PATH, npz_arrays, _sent(file, fields, model))
 
 
@@ -82,9 +87,10 @@ def check_image(
     filter: Conditions = None,
     scale: AskedScale = None,
     model: ArrayLike | None = None,
+    distinct: float | None = None,
 ) -> Call[bytes]:
     """`check_file` as a picture of one candidate: ``best``, ``read``, ``mean``, ``given``, ``match 1`` and so on."""
-    fields = retrieve_fields(geometry, top_k, filter, (), scale) | {"format": "png", "candidate": candidate}
+    fields = retrieve_fields(geometry, top_k, filter, (), scale, distinct) | {"format": "png", "candidate": candidate}
     return Call("POST", PATH, lambda response: response.content, _sent(file, fields, model))
 
 

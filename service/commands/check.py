@@ -204,7 +204,7 @@ def _show(file: Path, answer: CheckAnswer, out: Path | None) -> None:
     """A line on each candidate, and one on the best."""
     from rich.table import Table
 
-    from seisbind.service.commands.console import console
+    from seisbind.service.terminal.console import console
 
     shown, check = console(), answer.check
     surface = "a free surface" if check.free_surface else "no free surface"

@@ -18,9 +18,9 @@ from rich.table import Table
 from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
 from seisbind.model.survey.preparation import OPENFWI
-from seisbind.service.commands.console import console
 from seisbind.service.runtime.images import COLOURS
 from seisbind.service.schemas import RetrievalBody
+from seisbind.service.terminal.console import console
 
 Float32 = NDArray[np.float32]
 

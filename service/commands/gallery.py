@@ -50,8 +50,8 @@ def build(
 ) -> None:
     """Make a gallery of random velocity models (--count) or of your own (--data)."""
     from seisbind.model.encoders.embedder import Embedder
-    from seisbind.service.commands.console import counting
     from seisbind.service.engine.gallery_builder import build_gallery
+    from seisbind.service.terminal.console import counting
 
     true = _scale(scale, data)
     embedder = Embedder.load(weights, device=device)
@@ -78,9 +78,9 @@ def add(
     """Add velocity models to a gallery; those that it already holds are left out."""
     from seisbind.index import Gallery
     from seisbind.model.encoders.embedder import Embedder
-    from seisbind.service.commands.console import counting
     from seisbind.service.engine.engine import Engine
     from seisbind.service.engine.gallery_builder import add_to_gallery
+    from seisbind.service.terminal.console import counting
 
     true = _scale(scale, data)
     embedder = Embedder.load(weights, device=device)
@@ -114,7 +114,7 @@ def info(path: PathArgument, as_json: JsonOption = False) -> None:
 
     from seisbind.index import Gallery
     from seisbind.model.ground.descriptors import DESCRIPTORS
-    from seisbind.service.commands.console import console
+    from seisbind.service.terminal.console import console
 
     with Gallery.open(path, fingerprint=None) as gallery:
         found = gallery.info()

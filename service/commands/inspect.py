@@ -139,7 +139,7 @@ def _print_tables(file: Path, found: Inspection, frame: Frame) -> None:
     from rich.table import Table
 
     from seisbind.model.survey.scaling import ChosenScale
-    from seisbind.service.commands.console import console
+    from seisbind.service.terminal.console import console
 
     out = console()
     which = f", gather {found.gather} of {found.gathers}" if found.gathers > 1 else ""

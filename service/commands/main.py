@@ -11,6 +11,7 @@ import typer
 from seisbind.model.errors import SeisBindError
 from seisbind.service.commands import check, gallery, inspect, refine, retrieve, section, training
 from seisbind.service.commands.errors import print_error
+from seisbind.service.gallery_commands import copies, export
 from seisbind.service.transport.keys import Scope, make_key
 
 app = typer.Typer(
@@ -20,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 key_app = typer.Typer(help="Make API keys.", no_args_is_help=True)
+copies.register(gallery.app)
+export.register(gallery.app)
 app.add_typer(gallery.app, name="gallery")
 app.add_typer(key_app, name="key")
 app.command()(training.simulate)

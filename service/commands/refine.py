@@ -80,12 +80,12 @@ def _refine(
     from seisbind.model.scale import parse_scale
     from seisbind.service.bulk.backends import LIMITS
     from seisbind.service.client.calls import file_bytes
-    from seisbind.service.commands.console import counting
     from seisbind.service.commands.errors import check_out
     from seisbind.service.engine.query import Query
     from seisbind.service.engine.refine import contents
     from seisbind.service.formats.reader import read_gathers
     from seisbind.service.formats.velocity_model import format_of
+    from seisbind.service.terminal.console import counting
 
     file_format = format_of(out)
     check_out(out)

@@ -50,6 +50,10 @@ def retrieve(
     include: Annotated[
         str, typer.Option(help="Parts of the answer, separated by commas; may be empty.")
     ] = "descriptors,physics",
+    distinct: Annotated[
+        float | None,
+        typer.Option(metavar="M_S", help="Only different ground: models that differ by more, in the mean, m/s."),
+    ] = None,
     dt_s: Annotated[float | None, typer.Option("--dt-s", help="Sampling interval, seconds.")] = None,
     shot_x_m: Annotated[
         str | None, typer.Option("--shot-x-m", help="Shot positions, metres, separated by commas.")
@@ -96,7 +100,7 @@ def retrieve(
         fields = RetrieveFields.model_construct(
             top_k=top_k, filter=filter, include=include,
             dt_s=dt_s, shot_x_m=shot_x_m, receiver_x_m=receiver_x_m, peak_hz=peak_hz,
-            scale=scale, target_depth_m=target_depth,
+            scale=scale, target_depth_m=target_depth, distinct=distinct,
         )  # fmt: skip
         options = _options(fields, with_model=model_out is not None)
         start = start_options(model_out, grid=grid, smooth_m=smooth, water=water, extend=extend)
@@ -140,7 +144,7 @@ def _options(fields: RetrieveFields, *, with_model: bool) -> RetrieveOptions:
     include = parse_include(fields.include, BULK_PARTS)
     if with_model and MODEL_PART not in include:
         include = (*include, MODEL_PART)
-    return RetrieveOptions(fields.top_k, conditions, include, parse_geometry(fields), scale)
+    return RetrieveOptions(fields.top_k, conditions, include, parse_geometry(fields), scale, fields.distinct)
 
 
 def _write_answers(
@@ -150,7 +154,7 @@ def _write_answers(
     from seisbind.service.bulk.inputs import count_gathers, gather_files
     from seisbind.service.bulk.parquet import need_pyarrow, write_parquet
     from seisbind.service.bulk.run import PARQUET, lines_of, retrieve_all
-    from seisbind.service.commands.console import counting
+    from seisbind.service.terminal.console import counting
 
     if out.suffix == PARQUET:
         need_pyarrow()  # not after hours of work
@@ -260,7 +264,7 @@ def _print_tables(path: Path, answer: RetrieveAnswer) -> None:
     from rich.table import Table
 
     from seisbind.model.ground.descriptors import DESCRIPTORS
-    from seisbind.service.commands.console import console
+    from seisbind.service.terminal.console import console
 
     out = console()
     read = answer.ingest

@@ -86,11 +86,11 @@ def _write(
 
     from seisbind.index import Gallery
     from seisbind.model.encoders.embedder import Embedder
-    from seisbind.service.commands.console import counting
     from seisbind.service.engine.engine import Engine
     from seisbind.service.engine.section import join_section, plan_section, section_blocks
     from seisbind.service.engine.section_file import PartialSection, about, check_suffix, save_section
     from seisbind.service.formats.line_file import open_line
+    from seisbind.service.terminal.console import counting
 
     check_suffix(out)
     embedder = Embedder.load(weights, device=device)
@@ -130,7 +130,7 @@ def _show(found: Section, out: Path) -> None:
     """A line on each window, and one on the whole."""
     from rich.table import Table
 
-    from seisbind.service.commands.console import console
+    from seisbind.service.terminal.console import console
 
     shown = console()
     table = Table("x (m)", "shots", "live", "like training", "first match", "similarity", "mean velocity (m/s)")

@@ -79,7 +79,7 @@ def simulate(
     from seisbind.model.errors import DatasetError
     from seisbind.model.frame import OPENFWI_FRAME, load_frame
     from seisbind.model.ground.families import BROAD_FAMILIES, FAMILIES, expanded
-    from seisbind.service.commands.console import counting
+    from seisbind.service.terminal.console import counting
 
     line = load_frame(frame) if frame else OPENFWI_FRAME
     varied = acquisitions is Acquisitions.ANY_LINE or (acquisitions is None and survey is not None)
@@ -185,7 +185,7 @@ def train(
     from seisbind.model.training.recipe import load_config
     from seisbind.model.training.run import WEIGHTS, Stage, shared_parts, train_weights
     from seisbind.model.training.trainer import check_frames, check_start
-    from seisbind.service.commands.console import counting
+    from seisbind.service.terminal.console import counting
 
     recipe = load_config(config)
     from_weights = load_weights(start) if start else None
@@ -235,7 +235,7 @@ def evaluate(
 
     from seisbind.model.encoders.embedder import Embedder
     from seisbind.model.training.evaluation import evaluate as run
-    from seisbind.service.commands.console import console
+    from seisbind.service.terminal.console import console
 
     embedder = Embedder.load(weights, device=device)
     report = run(embedder, _pairs(data, split.value), gallery_size=gallery_size, seed=seed)
@@ -296,7 +296,7 @@ def _pairs(data: Path, part: Split, *, rows: Callable[[int], Tensor] | None = No
     """The pairs of a folder: prepared shards as they are, or a part of OpenFWI's files; or ``rows`` of them."""
     from seisbind.model.datasets.openfwi import Dataset, find_pairs
     from seisbind.model.datasets.pairs import held_out_shards, load_pairs, prepare_files
-    from seisbind.service.commands.console import counting
+    from seisbind.service.terminal.console import counting
 
     if _are_shards(data):
         return load_pairs(data, split="all" if held_out_shards(data) is None else part, rows=rows)

@@ -118,12 +118,14 @@ class Found:
     Attributes:
         near: the most similar models of the whole gallery, whatever the filter.
         rankings: how the models within the filter are ordered.
-        matches: these, ranked.
+        matches: these, ranked, and with `Query.distinct` without those that are the same ground as a better one.
+        looked_at: models that they were chosen from.
     """
 
     near: list[list[Hit]]
     rankings: list[Ranking]
     matches: list[tuple[Match, ...]]
+    looked_at: list[int]
 
 
 def true_descriptors(descriptors: Float32, scale: Scale = UNSCALED) -> list[float]:
@@ -184,10 +186,18 @@ def in_distribution(verdict: Verdict | None, near: Sequence[Hit]) -> InDistribut
     return InDistribution(verdict.likely, verdict.score, verdict.limit, verdict.reason, verdict.detail, similarity)
 
 
-def fewer_matches(matches: Sequence[Match], top_k: int, filter: Filter | None) -> tuple[Note, ...]:
-    """A note if there are fewer matches than were asked for."""
+def fewer_matches(
+    matches: Sequence[Match], top_k: int, filter: Filter | None, distinct: float | None = None, looked_at: int = 0
+) -> tuple[Note, ...]:
+    """A note if there are fewer matches than were asked for; with ``distinct``, among the ``looked_at`` best models."""
     if len(matches) >= top_k:
         return ()
+    if distinct is not None and len(matches) < looked_at:
+        text = (
+            f"{top_k} matches of different ground were asked for; among the {looked_at} best models {len(matches)} "
+            f"differ from each other by more than {distinct:g} m/s. Ask for a smaller difference (distinct)."
+        )
+        return (Note("fewer_distinct", text),)
     what = "models pass the filter" if filter else "models are in the gallery"
     return (Note("fewer_matches", f"{top_k} matches were asked for; {len(matches)} {what}."),)
 
@@ -204,11 +214,17 @@ def withheld(ranking: Ranking, verdict: Verdict | None) -> tuple[Note, ...]:
 
 
 def search_result(
-    hits: Sequence[Hit], top_k: int, filter: Filter | None, scale: Scale, warnings: tuple[Note, ...] = ()
+    hits: Sequence[Hit],
+    top_k: int,
+    filter: Filter | None,
+    scale: Scale,
+    warnings: tuple[Note, ...] = (),
+    distinct: float | None = None,
+    looked_at: int = 0,
 ) -> SearchResult:
     """The answer to a search, in the true units of ``scale``."""
     matches = ranked(hits, scale)
-    return SearchResult(matches, warnings + fewer_matches(matches, top_k, filter))
+    return SearchResult(matches, warnings + fewer_matches(matches, top_k, filter, distinct, looked_at))
 
 
 def neighbours_of(near: Sequence[Sequence[Hit]]) -> Float32:

@@ -37,7 +37,7 @@ from seisbind.service.schemas import (
 from seisbind.service.section_schemas import SectionAnswer, SectionBody, SectionProgress, WindowBody
 
 if TYPE_CHECKING:  # torch and FAISS, which a client of a server does without
-    from seisbind.index import GalleryInfo, Record
+    from seisbind.index import Added, GalleryInfo, Record
     from seisbind.model.encoders.weights_file import Weights
     from seisbind.model.survey.notes import Note
     from seisbind.model.survey.scaling import ChosenScale
@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # torch and FAISS, which a client of a server does without
     from seisbind.service.engine.section import Section, WindowAnswer
     from seisbind.service.formats.reader import Ingest
 
+SAME_MAPS = 20  # of models that were added, that are named; all are counted
 DECIMALS = 1  # of velocities in JSON, m/s: a hundredth of what a model is off by
 
 
@@ -239,3 +240,10 @@ def _warnings(notes: Sequence[Note]) -> list[WarningBody]:
 
 def _address(model_id: str, file: str, scale: Scale) -> str:
     return f"/v1/models/{model_id}/{file}" + ("" if scale == UNSCALED else f"?scale={scale}")
+
+
+def same_map_sentence(added: Added) -> str:
+    """Which of the models that were added have the map of another model."""
+    named = [f"{model_id} has the map of {other}" for model_id, other in list(added.same_map.items())[:SAME_MAPS]]
+    more = len(added.same_map) - len(named)
+    return ", ".join(named) + (f", and {more} more have that of another model." if more else ".")

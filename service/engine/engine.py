@@ -15,7 +15,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seisbind.index import Distribution, Filter, Gallery, GalleryInfo, Hit
+from seisbind.index import Added, Distribution, Filter, Gallery, GalleryInfo, Hit
+from seisbind.model.confidence.distinct import distinct as different_ground
 from seisbind.model.confidence.novelty import Verdict
 from seisbind.model.confidence.presence import coarse
 from seisbind.model.confidence.ranking import CANDIDATES, Ranking, rank
@@ -24,7 +25,7 @@ from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityMo
 from seisbind.model.fingerprint import embeds_alike
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES, check_descriptors, check_velocity, describe
-from seisbind.model.scale import UNSCALED, AskedScale, parse_model_scale
+from seisbind.model.scale import UNSCALED, AskedScale, Scale, parse_model_scale
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.preparation import OPENFWI
 from seisbind.model.survey.scaling import ChosenScale
@@ -45,7 +46,7 @@ from seisbind.service.engine.answers import (
     withheld,
 )
 from seisbind.service.engine.check import Checked, candidates, check_candidates, check_name, check_query, given_model
-from seisbind.service.engine.query import Query, encode, rows_of, scales_of, stacked
+from seisbind.service.engine.query import Query, check_distinct, encode, looked_at, rows_of, scales_of, stacked
 
 Float32 = NDArray[np.float32]
 T = TypeVar("T")
@@ -127,6 +128,7 @@ class Engine:
         filter: Filter | None = None,
         notes: tuple[Note, ...] = (),
         scale: ChosenScale | AskedScale = None,
+        distinct: float | None = None,
     ) -> list[Retrieval]:
         """The velocity models that match each gather, and the inferred physics of the subsurface.
 
@@ -139,16 +141,19 @@ class Engine:
             notes: what reading the gathers had to assume; the first of each answer's warnings.
             scale: of a line of another size than the weights' frame, as `Query.prepare` takes it; ``filter`` and the
                 answer are in its true units.
+            distinct: m/s; of matches whose maps differ by no more in the mean over all cells, only the best is given.
+                They are chosen from the best ``LOOKED_AT`` times ``top_k`` models (`model.confidence.distinct`).
 
         Raises:
             InvalidGather, InvalidSurvey: see `Query.prepare`.
-            InvalidQuery: ``top_k`` out of range.
+            InvalidQuery: ``top_k`` or ``distinct`` out of range.
         """
         watch = Stopwatch()
         with watch("prepare"):
             query = Query.prepare(
-                gathers, survey, frame=self.frame, top_k=top_k, filter=filter, notes=notes, scale=scale
-            )
+                gathers, survey, frame=self.frame, top_k=top_k, filter=filter, notes=notes, scale=scale,
+                distinct=distinct,
+            )  # fmt: skip
         return self.retrieve_batch([query], watch=watch)[0]
 
     def check(
@@ -163,12 +168,13 @@ class Engine:
         model: ArrayLike | None = None,
         named: str = BEST,
         device: str = "cpu",
+        distinct: float | None = None,
     ) -> Checked:
         """`retrieve` for one gather, with each match, their mean and the read model checked by the wave equation.
 
         Args:
             gather: ``(shot, time, receiver)``, also as a batch of one.
-            survey, filter, notes, scale: as those of `retrieve`.
+            survey, filter, notes, scale, distinct: as those of `retrieve`.
             top_k: matches, at most `engine.check.MAX_MATCHES`.
             model: one of one's own to check beside them: ``(depth, x)``, m/s in true units.
             named: a candidate that there has to be, before waves are modelled.
@@ -180,7 +186,9 @@ class Engine:
             InvalidVelocityModel: see `engine.check.given_model`.
             MissingExtra: deepwave is not installed.
         """
-        query = Query.prepare(gather, survey, frame=self.frame, top_k=top_k, filter=filter, notes=notes, scale=scale)
+        query = Query.prepare(
+            gather, survey, frame=self.frame, top_k=top_k, filter=filter, notes=notes, scale=scale, distinct=distinct
+        )
         check_query(query)
         given = None if model is None else given_model(model, query)
 
@@ -253,7 +261,7 @@ class Engine:
             """Of gather ``number`` of a query, which is ``row`` of the batch."""
             verdict, matches, ranking = verdicts[row] if verdicts else None, found.matches[row], found.rankings[row]
             coarse_read, scale = None if encoded.velocity is None else encoded.velocity[row], query.scale
-            fewer = fewer_matches(matches, query.top_k, query.filter)
+            fewer = fewer_matches(matches, query.top_k, query.filter, query.distinct, found.looked_at[row])
             return Retrieval(
                 matches=matches,
                 physics=scaled(physics[row], scale),
@@ -277,8 +285,8 @@ class Engine:
     ) -> Found:
         """What the gallery holds for the gathers of ``queries``, which are ``encoded`` one after another."""
         own = rows_of(queries)
-        top_k = np.repeat([query.top_k for query in queries], [len(query) for query in queries])
-        wanted = np.maximum(top_k, CANDIDATES)
+        by_row = [query for query in queries for _ in range(len(query))]
+        wanted = np.maximum([query.looked_at for query in by_row], CANDIDATES)
         near: list[list[Hit]] = [[] for _ in wanted]
         with watch("search"):
             for k in dict.fromkeys(wanted.tolist()):  # mostly one for all: then there is one search
@@ -288,7 +296,7 @@ class Engine:
             found = list(near)
             for query, rows in zip(queries, own, strict=True):
                 if query.filter:
-                    k = max(query.top_k, CANDIDATES)
+                    k = max(query.looked_at, CANDIDATES)
                     allowed = self.gallery.search_velocity(
                         encoded.embedding[rows], k, filter=query.filter.in_frame(query.scale)
                     )
@@ -296,28 +304,67 @@ class Engine:
         with watch("rank"):
             rankings = self._rank(found, near, encoded, verdicts)
         with watch("search"):
-            matches = [
-                ranked([hits[at] for at in ranking.order[:k]], scale)
-                for hits, ranking, k, scale in zip(found, rankings, top_k.tolist(), scales_of(queries), strict=True)
+            best = [
+                [hits[at] for at in ranking.order[: query.looked_at]]
+                for hits, ranking, query in zip(found, rankings, by_row, strict=True)
             ]
-        return Found(near, rankings, matches)
+            matches = [
+                ranked(self._different(hits, query.top_k, query.distinct, query.scale), query.scale)
+                for hits, query in zip(best, by_row, strict=True)
+            ]
+        return Found(near, rankings, matches, [len(hits) for hits in best])
+
+    def _different(self, hits: Sequence[Hit], top_k: int, distinct: float | None, scale: Scale) -> list[Hit]:
+        """The first ``top_k`` hits, with ``distinct`` of those that are different ground. Raises UnknownModel."""
+        if distinct is None:
+            return list(hits[:top_k])
+
+        def maps(some: Sequence[Hit]) -> Float32:
+            return self._velocities([hit.model_id for hit in some])
+
+        return [hits[at] for at in different_ground(hits, distinct / scale.k, top_k, maps)]
+
+    def _search_distinct(
+        self, space: str, vectors: Float32, top_k: int, filter: Filter | None, distinct: float | None, scale: Scale
+    ) -> list[tuple[list[Hit], int]]:
+        """For each vector its hits, and how many they were chosen from."""
+        check_distinct(distinct)
+        search = self.gallery.search_velocity if space == "velocity" else self.gallery.search_physics
+        allowed = None if filter is None else filter.in_frame(scale)
+
+        def find() -> list[tuple[list[Hit], int]]:
+            k = top_k if distinct is None else looked_at(top_k, distinct)
+            found = search(vectors, k, filter=allowed)
+            return [(self._different(hits, top_k, distinct, scale), len(hits)) for hits in found]
+
+        try:
+            return find()
+        except UnknownModel:  # a model was removed between being found and being read
+            with self.gallery.unchanging():
+                return find()
 
     def search_velocity(
-        self, velocity: ArrayLike, *, top_k: int = 5, filter: Filter | None = None, scale: AskedScale = None
+        self,
+        velocity: ArrayLike,
+        *,
+        top_k: int = 5,
+        filter: Filter | None = None,
+        scale: AskedScale = None,
+        distinct: float | None = None,
     ) -> list[SearchResult]:
         """The gallery's models most like each velocity model ``(batch, depth, x)``, m/s.
 
         Models, ``filter`` and answer are in the true units of ``scale``: cells of ``s`` times the frame's size.
+        ``distinct`` as `retrieve`'s.
 
         Raises:
             InvalidVelocityModel: see `seisbind.model.encoders.embedder.Embedder.embed_velocity`.
-            InvalidQuery: ``top_k`` out of range.
+            InvalidQuery: ``top_k`` or ``distinct`` out of range.
         """
         true = parse_model_scale(scale)
         vectors = self.embedder.embed_velocity(velocity if true.k == 1 else check_velocity(velocity, k=true.k))
-        allowed = None if filter is None else filter.in_frame(true)
-        found = self.gallery.search_velocity(vectors, top_k, filter=allowed)
-        return [search_result(hits, top_k, filter, true) for hits in found]
+        found = self._search_distinct("velocity", vectors, top_k, filter, distinct, true)
+        return [search_result(hits, top_k, filter, true, (), distinct, looked) for hits, looked in found]
 
     def search_descriptors(
         self,
@@ -326,11 +373,12 @@ class Engine:
         top_k: int = 5,
         filter: Filter | None = None,
         scale: AskedScale = None,
+        distinct: float | None = None,
     ) -> SearchResult:
         """The gallery's models whose physics is most like ``descriptors`` (name → value in its unit).
 
         Missing descriptors are filled with the mean of the training set, and a warning lists them. Descriptors,
-        ``filter`` and answer are in the true units of ``scale``.
+        ``filter`` and answer are in the true units of ``scale``. ``distinct`` as `retrieve`'s.
 
         Raises:
             InvalidQuery: an unknown name, a value that no velocity model has, no descriptor at all.
@@ -346,9 +394,9 @@ class Engine:
         missing = [name for name in NAMES if name not in descriptors]
         text = f"Filled with the mean of the training set: {', '.join(missing)}."
         warnings = (Note("descriptors_filled", text),) if missing else ()
-        vectors, allowed = self.embedder.embed_descriptors(filled[None]), filter and filter.in_frame(true)
-        (hits,) = self.gallery.search_physics(vectors, top_k, filter=allowed)
-        return search_result(hits, top_k, filter, true, warnings)
+        vectors = self.embedder.embed_descriptors(filled[None])
+        ((hits, looked),) = self._search_distinct("physics", vectors, top_k, filter, distinct, true)
+        return search_result(hits, top_k, filter, true, warnings, distinct, looked)
 
     def add_models(
         self,
@@ -360,13 +408,14 @@ class Engine:
         source: str | None = None,
         skip_existing: bool = False,
         scale: AskedScale = None,
-    ) -> list[str]:
+    ) -> Added:
         """Describe, embed and store velocity models ``(batch, depth, x)``, m/s; all of them or none.
 
         Models of a true size, in cells of ``s`` times the frame's, are stored in the frame's units.
 
         Returns:
-            Their ids, given or made from their content.
+            Their ids, given or made from their content, and which have the map of another model: see
+            `seisbind.index.Gallery.add`.
 
         Raises:
             InvalidVelocityModel, InvalidQuery, GalleryWriteFailed: see `seisbind.index.Gallery.add`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from seisbind.index import Filter
 from seisbind.index.gallery import MAX_K
+from seisbind.model.confidence.distinct import LOOKED_AT
 from seisbind.model.confidence.novelty import measure
 from seisbind.model.encoders.embedder import Embedder, EncodedGathers
 from seisbind.model.errors import InvalidQuery
@@ -37,9 +39,11 @@ class Query:
         chosen: the scale of the gathers, in whose true units ``filter`` and the answer are; None where none was asked
             for.
         x0_m: of the line's first receiver, where the survey has it.
+        distinct: m/s in true units; matches that differ by no more are the same ground, and only the best of them is
+            given (see `model.confidence.distinct`). None to give all.
 
     Raises:
-        InvalidQuery: ``top_k`` out of range.
+        InvalidQuery: ``top_k`` or ``distinct`` out of range.
     """
 
     prepared: Prepared
@@ -49,15 +53,22 @@ class Query:
     notes: tuple[Note, ...] = ()
     chosen: ChosenScale | None = None
     x0_m: float = 0.0
+    distinct: float | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.top_k <= MAX_K:
             raise InvalidQuery(
                 f"top_k is a whole number from 1 to {MAX_K}, the most that a gallery gives; got {self.top_k!r}."
             )
+        check_distinct(self.distinct)
 
     def __len__(self) -> int:
         return len(self.prepared)
+
+    @property
+    def looked_at(self) -> int:
+        """How many of the best models the matches are chosen from."""
+        return looked_at(self.top_k, self.distinct)
 
     @property
     def scale(self) -> Scale:
@@ -75,6 +86,7 @@ class Query:
         filter: Filter | None = None,
         notes: tuple[Note, ...] = (),
         scale: ChosenScale | AskedScale = None,
+        distinct: float | None = None,
     ) -> Query:
         """A query for gathers as recorded; all work that needs no encoder is done here.
 
@@ -85,7 +97,7 @@ class Query:
         Raises:
             InvalidGather, InvalidSurvey: see `seisbind.model.survey.preparation.prepare` and
                 `seisbind.model.survey.scaling.choose_scale`.
-            InvalidQuery: ``top_k`` out of range.
+            InvalidQuery: ``top_k`` or ``distinct`` out of range.
         """
         chosen = choose(gathers, survey, scale, frame)
         if chosen is None:
@@ -94,7 +106,21 @@ class Query:
             prepared = prepare(gathers, survey, frame=frame, scale=chosen.scale, shape=True)
             notes = (*notes, *chosen.notes(frame))
         x0_m = 0.0 if survey is None else survey.receiver_x_m[0]
-        return cls(prepared, measure(prepared), top_k, filter, notes, chosen, x0_m)
+        return cls(prepared, measure(prepared), top_k, filter, notes, chosen, x0_m, distinct)
+
+
+def check_distinct(distinct: float | None) -> None:
+    """Raises InvalidQuery unless ``distinct`` is a difference of velocities, or None."""
+    if distinct is not None and not 0 <= distinct < math.inf:
+        raise InvalidQuery(
+            f"distinct is a difference in m/s, 0 or more, up to which two models count as the same ground; got "
+            f"{distinct!r}."
+        )
+
+
+def looked_at(top_k: int, distinct: float | None) -> int:
+    """How many of the best models ``top_k`` matches are chosen from."""
+    return top_k if distinct is None else max(top_k, min(LOOKED_AT * top_k, MAX_K))
 
 
 def choose(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from seisbind.model.ground.descriptors import DESCRIPTORS, Untrained
 from seisbind.model.scale import Scale, parse_model_scale
-from seisbind.service.engine.bodies import frame_body, gallery_body, model_body, weights_body
+from seisbind.service.engine.bodies import frame_body, gallery_body, model_body, same_map_sentence, weights_body
 from seisbind.service.engine.engine import Engine
 from seisbind.service.formats.reader import read_velocity
 from seisbind.service.formats.segy import write_velocity
@@ -139,7 +139,7 @@ async def add_models(request: Request) -> Response:
     ids, tags, limits = split(fields.model_id or ""), split(fields.tags), limits_of(serving)
     scale = parse_model_scale(fields.scale)
 
-    def add(engine: Engine) -> AddAnswer:
+    def add(engine: Engine) -> tuple[AddAnswer, list[str]]:
         velocity = read_velocity(sent.content, limits=limits)
         count = 1 if velocity.ndim == 2 else len(velocity)
         added = engine.add_models(
@@ -149,14 +149,17 @@ async def add_models(request: Request) -> Response:
             model_ids=ids or None,
             source=fields.source,
             scale=scale,
+            skip_existing=fields.skip_existing,
         )
         answer = AddAnswer(model_ids=added, gallery=gallery_body(engine.info()))
         if untrained := Untrained.of(velocity, scale.frame(engine.frame)):
             answer.warnings = [WarningBody(code="velocity_untrained", detail=untrained.sentence)]
-        return answer
+        if added.same_map:
+            answer.warnings = [*answer.warnings, WarningBody(code="duplicate_map", detail=same_map_sentence(added))]
+        return answer, added.written
 
-    answered = await serving.on_model(add)
-    request.state.changed = {"added": answered.model_ids}
+    answered, written_ids = await serving.on_model(add)
+    request.state.changed = {"added": written_ids}
     return await written(lambda engine: answered, serving, status=201)
 
 

@@ -22,7 +22,7 @@ from seisbind.service.engine.bodies import (
     weights_body,
 )
 from seisbind.service.engine.engine import Engine, Stopwatch
-from seisbind.service.engine.query import Query
+from seisbind.service.engine.query import Query, check_distinct
 from seisbind.service.formats.npy import NPZ
 from seisbind.service.formats.reader import Ingest, read_gathers, read_velocity
 from seisbind.service.formats.starting_model import parse_start, starting_model
@@ -91,7 +91,8 @@ async def retrieve(request: Request) -> Response:
     fields = parse_fields(RetrieveFields, sent.fields)
     top_k, filter = allowed_top_k(fields.top_k, serving), parse_filter(fields.filter)
     include, geometry = parse_include(fields.include, PARTS + LARGE_PARTS), parse_geometry(fields)
-    scale = parse_scale(fields.scale, fields.target_depth_m)
+    scale, distinct = parse_scale(fields.scale, fields.target_depth_m), fields.distinct
+    check_distinct(distinct)
 
     def prepare(engine: Engine) -> tuple[Query, Ingest]:
         with watch("read"):
@@ -104,7 +105,7 @@ async def retrieve(request: Request) -> Response:
         with watch("prepare"):
             query = Query.prepare(
                 upload.gathers, upload.survey, frame=frame, top_k=top_k, filter=filter, notes=upload.notes,
-                scale=upload.chosen,
+                scale=upload.chosen, distinct=distinct,
             )  # fmt: skip
             return query, upload.ingest
 
@@ -192,7 +193,7 @@ async def read(request: Request) -> Response:
     Send a gather as in POST /v1/retrieve; `format` is npz (with the 90 % interval where the weights state one), npy,
     segy (of which the unit of depth is the metre) or nc (netCDF, with the interval). With `grid`, `smooth_m`, `water`
     or `extend` it is as an inversion takes it, the interval as bounds. Other fields are those of that call; `top_k`,
-    `filter` and `include` change nothing here.
+    `filter`, `distinct` and `include` change nothing here.
     """
     serving, watch = serving_of(request), Stopwatch()
     serving.batches.check()
@@ -272,7 +273,11 @@ async def _by_descriptors(request: Request, serving: Serving, watch: Stopwatch) 
 
     def find(engine: Engine) -> list[SearchResult]:
         with watch("search"):
-            return [engine.search_descriptors(asked.descriptors, top_k=top_k, filter=filter, scale=scale)]
+            return [
+                engine.search_descriptors(
+                    asked.descriptors, top_k=top_k, filter=filter, scale=scale, distinct=asked.distinct
+                )
+            ]
 
     return include, scale, find
 
@@ -287,6 +292,6 @@ async def _by_velocity(request: Request, serving: Serving, watch: Stopwatch) -> 
         with watch("read"):
             velocity = read_velocity(sent.content, limits=limits_of(serving))
         with watch("search"):
-            return engine.search_velocity(velocity, top_k=top_k, filter=filter, scale=scale)
+            return engine.search_velocity(velocity, top_k=top_k, filter=filter, scale=scale, distinct=fields.distinct)
 
     return include, scale, find

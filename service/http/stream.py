@@ -23,7 +23,7 @@ from seisbind.model.errors import InvalidSurvey, NotReady, SeisBindError, Unsupp
 from seisbind.model.scale import UNSCALED, AutoScale, Scale, parse_scale
 from seisbind.service.engine.bodies import gallery_body, retrieval_body, weights_body
 from seisbind.service.engine.engine import Engine
-from seisbind.service.engine.query import Query
+from seisbind.service.engine.query import Query, check_distinct
 from seisbind.service.engine.section import SectionPlan, plan_section
 from seisbind.service.formats.line_file import MAX_TRACES, read_line
 from seisbind.service.formats.npy import Limits
@@ -79,6 +79,7 @@ class RetrieveOptions:
     filter: Filter | None
     include: Sequence[str]
     scale: Scale | AutoScale | None
+    distinct: float | None
 
 
 @router.post(
@@ -105,7 +106,9 @@ async def retrieve_stream(request: Request) -> Response:
         parse_filter(asked.filter),
         parse_include(asked.include, BULK_PARTS),
         parse_scale(asked.scale, asked.target_depth_m),
+        asked.distinct,
     )
+    check_distinct(options.distinct)
     deadline_s = serving.settings.body_deadline_s
     stack = await Stack.begin(chunks, limits=gather_limits(serving), deadline_s=deadline_s, declared=declared)
     answer = StreamedAnswer(request, serving, stack, options)
@@ -305,6 +308,7 @@ class StreamedAnswer(Response):
                 filter=options.filter,
                 notes=upload.notes,
                 scale=upload.chosen,
+                distinct=options.distinct,
             )
 
         with self._serving.batches.coming():

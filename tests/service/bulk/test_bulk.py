@@ -27,9 +27,9 @@ from seisbind.service.bulk.jsonl import AnswerLine, AnswerLines
 from seisbind.service.bulk.parquet import need_pyarrow, write_parquet
 from seisbind.service.bulk.run import retrieve_all
 from seisbind.service.client.parts import PART_BYTES, Parts
-from seisbind.service.commands import console
 from seisbind.service.commands.main import app
 from seisbind.service.formats.reader import Geometry
+from seisbind.service.terminal import console
 
 Float32 = NDArray[np.float32]
 COMMAND = [sys.executable, "-m", "seisbind", "retrieve"]

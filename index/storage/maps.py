@@ -1,0 +1,69 @@
+"""Which models of a gallery have the same velocity map: 16 bytes a model in the memory of a writer."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seisbind.index.storage.database import damaged
+
+READ_AT_ONCE = 10_000  # rows
+JOINED = 65_536  # recent additions, before they are sorted in among the others
+PREFIX_BYTES = 8  # of a SHA-256: two maps of a billion share them once in forty galleries, and the rest decides
+
+
+class MapLookup:
+    """Rows by the first bytes of ``velocity_sha256``, sorted; it may name rows that are gone, or of another map.
+
+    A column of SQLite could be indexed instead, but its keys are random: each model added would rewrite a page.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, folder: Path) -> None:
+        found = connection.execute("SELECT row, velocity_sha256 FROM models")
+        rows: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        keys: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+        try:
+            while some := found.fetchmany(READ_AT_ONCE):
+                rows.append(np.fromiter((row for row, _ in some), np.int64, len(some)))
+                keys.append(np.frombuffer(b"".join(sha256[:PREFIX_BYTES] for _, sha256 in some), np.uint64))
+        except (TypeError, ValueError) as error:
+            raise damaged(folder, f"a checksum of a velocity map is none ({error})") from error
+        self._rows, self._keys = np.concatenate(rows), np.concatenate(keys)
+        if len(self._rows) != len(self._keys):
+            raise damaged(folder, "a checksum of a velocity map is too short")
+        self._recent: dict[int, list[int]] = {}
+        self._sort()
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory, recent additions apart."""
+        return self._rows.nbytes + self._keys.nbytes
+
+    def rows(self, sha256: bytes) -> Iterator[int]:
+        """Rows that may have the map, the one added first first."""
+        key = _key(sha256)
+        first, last = np.searchsorted(self._keys, np.uint64(key)), np.searchsorted(self._keys, np.uint64(key), "right")
+        yield from sorted(self._rows[first:last].tolist())
+        yield from self._recent.get(key, ())
+
+    def add(self, sha256: bytes, row: int) -> None:
+        self._recent.setdefault(_key(sha256), []).append(row)
+        if len(self._recent) >= JOINED:
+            keys = [key for key, rows in self._recent.items() for _ in rows]
+            rows = [row for rows in self._recent.values() for row in rows]
+            self._keys = np.concatenate([self._keys, np.array(keys, np.uint64)])
+            self._rows = np.concatenate([self._rows, np.array(rows, np.int64)])
+            self._recent = {}
+            self._sort()
+
+    def _sort(self) -> None:
+        order = np.argsort(self._keys, kind="stable")
+        self._rows, self._keys = self._rows[order], self._keys[order]
+
+
+def _key(sha256: bytes) -> int:
+    return int(np.frombuffer(sha256[:PREFIX_BYTES], np.uint64)[0])
