@@ -14,9 +14,11 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from seisbind.index.info import HISTOGRAM_PARTS, Distribution, GalleryInfo
+from seisbind.index.search.device import DeviceSearch, place
 from seisbind.index.search.filter import Filter
 from seisbind.index.search.loading import LoadedView, load_view, refresh_view
 from seisbind.index.search.mapped import SnapshotDamaged, SnapshotWatch
@@ -94,6 +96,7 @@ class Gallery:
         large = loaded.mapped is None and is_large(loaded.view)
         self._behind = len(loaded.view) + 1 if large else loaded.behind
         self._snapshot_generation = -1 if self._behind else self._view.generation
+        self._device: DeviceSearch | None = None
         self._files = ExitStack()  # closed by `close`
         self._closed = False
         self._watch = SnapshotWatch(loaded.mapped, self._compare_list, self._heal) if loaded.mapped else None
@@ -374,7 +377,43 @@ class Gallery:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
             raise InvalidQuery(f"k is a whole number from 1 to {MAX_K}; got {k!r}.")
         vectors = unit_vectors(queries, self.dimension, "queries")
-        return self._sound(lambda: self._view.search(space, vectors, int(k), condition))
+        return self._sound(lambda: self._view.search(space, vectors, int(k), condition, self._device))
+
+    def search_on(
+        self,
+        device: torch.device,
+        *,
+        on_fall_back: Callable[[str], object] = lambda reason: None,
+        twin: bool = False,
+    ) -> None:
+        """Search on ``device`` from now on: a GPU that has room for all vectors in fp16, or the CPU.
+
+        The answers are the same. Where they do not fit, or the GPU fails now or later, the CPU searches, and a log line
+        says so; `notes` do, where that is known now.
+
+        Args:
+            on_fall_back: called with ``memory`` or ``lost`` each time that the CPU searches in place of ``device``.
+            twin: run the code for GPUs on a CPU, too: slower, for tests.
+        """
+        if device.type == "cpu" and not twin:
+            self._device = None
+            return
+        found, note = self._sound(lambda: place(self._view, device, on_fall_back=on_fall_back))
+        self._device = found
+        if note:
+            log.warning("%s", note)
+            self._notes = (*self._notes, note)
+
+    @property
+    def search_device(self) -> str:
+        """Where searches run now: ``cpu``, or ``cuda:0`` and so on."""
+        device = self._device
+        return "cpu" if device is None or device.lost else str(device.device)
+
+    @property
+    def device_bytes(self) -> int:
+        """Of the vectors that lie on the device of `search_on`."""
+        return 0 if self._device is None else self._device.bytes
 
     def record(self, model_id: str) -> Record:
         """The record of one model. Raises UnknownModel, GalleryDamaged."""
