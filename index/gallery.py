@@ -31,6 +31,7 @@ from seisbind.index.storage.database import (
     RECORDS,
     GalleryReplaced,
     always_replaced,
+    identity,
     translate_errors,
 )
 from seisbind.index.storage.folder import BUILDING, LOCK, SPACES, drop_building, install, new_gallery, size_bytes
@@ -56,6 +57,7 @@ T = TypeVar("T")
 
 REPLAYED_SHARE = 32  # closing writes no snapshot where the next opening has to read less than this fraction ...
 MAX_REPLAYED = 4096  # ... and no more models than this from the records, which takes a fraction of a second
+DIGEST_DIGITS = 16  # of a state's digest, to tell galleries apart
 MAX_K = 1000  # hits per query: as many as a page or a table can use, which limits the size of an answer
 
 
@@ -551,7 +553,32 @@ class Gallery:
             descriptor_ranges=view.statistics.ranges(),
             notes=self._notes,
             frame=self.frame,
+            digest=view.state.digest.hex()[:DIGEST_DIGITS],
+            search_device=self.search_device,
         )
+
+    @property
+    def stamp(self) -> str:
+        """See `GalleryInfo.stamp`."""
+        state = self._view.state
+        return f"{state.generation}-{state.digest.hex()[:8]}"
+
+    def marks(self) -> tuple[object, object]:
+        """What is searched here, and what is in the folder now: equal unless another process has changed it.
+
+        Cheap: whoever looks again and again opens nothing. A mark says nothing of whether the gallery can be served.
+        """
+        view, place = self._view, self._records.identity
+        served = (place, view.generation, view.state.digest)
+        try:
+            there = identity(self.path / RECORDS)
+            if there == place:
+                state = self._records.state()
+                return served, (place, state.generation, state.digest)
+            facts = (self.path / RECORDS).stat()
+            return served, (there, facts.st_size, facts.st_mtime_ns)
+        except (GalleryError, FileNotFoundError) as error:
+            return served, type(error).__name__
 
     def distribution(self) -> Distribution:
         """How the descriptors of all models are distributed, as of now; goes through all of them."""

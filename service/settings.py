@@ -36,6 +36,11 @@ class Settings(BaseSettings):
     gallery: Path = Field(Path("gallery"), description="Folder of the gallery that is served.")
     weights: Path | None = Field(None, description="Weights file; unset means those that ship with SeisBind.")
     device: str = Field("auto", description="Where the encoders run: auto (a GPU if there is one), cpu, cuda, cuda:1.")
+    search_device: str = Field(
+        "auto",
+        description="Where the gallery is searched: auto (the GPU of the encoders, if it has room for all vectors in "
+        "fp16), cpu, cuda, cuda:1. The answers are the same.",
+    )
     runtime: str = Field(
         "auto",
         description="What embeds gathers: auto (onnxruntime on a CPU where it is installed), torch, onnxruntime.",
@@ -113,6 +118,12 @@ class Settings(BaseSettings):
         32 * MIB,
         ge=1024,
         description="Answers of one stream that are kept while its client sends and does not read, bytes.",
+    )
+    watch_s: float = Field(
+        0.0,
+        ge=0,
+        description="How often the server looks whether its gallery has changed, and then serves what is there now, "
+        "seconds; 0: only POST /v1/gallery/reload makes it look.",
     )
     canary_max_age_s: float = Field(
         10.0, gt=0, le=30, description="How old the last answered canary may be for /readyz to reuse it, seconds."

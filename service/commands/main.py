@@ -78,12 +78,26 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [SEISBIND_HOST, 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [SEISBIND_PORT, 8000]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda. [SEISBIND_DEVICE, auto]")] = None,
+    search_device: Annotated[
+        str | None, typer.Option(help="What searches: auto, cpu, cuda. [SEISBIND_SEARCH_DEVICE, auto]")
+    ] = None,
+    watch: Annotated[
+        float | None, typer.Option(help="Seconds between looks at the gallery; 0: none. [SEISBIND_WATCH_S, 0]")
+    ] = None,
 ) -> None:
     """Serve a gallery over HTTP until Ctrl-C or SIGTERM."""
     from seisbind.service.http.server import serve as run
     from seisbind.service.settings import read_settings
 
-    settings = read_settings(gallery=gallery, weights=weights, host=host, port=port, device=device)
+    settings = read_settings(
+        gallery=gallery,
+        weights=weights,
+        host=host,
+        port=port,
+        device=device,
+        search_device=search_device,
+        watch_s=watch,
+    )
     run(settings, announce=lambda url: print(f"Serving {settings.gallery} at {url}", flush=True))
 
 

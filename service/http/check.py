@@ -37,7 +37,7 @@ from seisbind.service.http.forms import (
 )
 from seisbind.service.http.parameters import parse_geometry, parse_include
 from seisbind.service.http.retrieve import bodies
-from seisbind.service.http.routing import JSON, Admitted, InPieces, serving_of
+from seisbind.service.http.routing import JSON, Admitted, InPieces, serving_of, stamp
 from seisbind.service.runtime import npz_answer
 from seisbind.service.runtime.batcher import Answered
 from seisbind.service.runtime.check_picture import check_png
@@ -104,6 +104,7 @@ async def check(request: Request) -> Response:
 
     with watch("total"):
         query, ingest, answered, checked = await unless_left(request, work())
+    stamp(request, answered.gallery)
     timings_ms = watch.timings_ms | answered.timings_ms
     serving.metrics.observe_stages(timings_ms)
 

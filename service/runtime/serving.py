@@ -30,6 +30,7 @@ from seisbind.service.runtime.batcher import Batcher
 from seisbind.service.runtime.images import PictureCache
 from seisbind.service.runtime.metrics import Metrics
 from seisbind.service.runtime.request_body import UploadSlots
+from seisbind.service.runtime.watch import GalleryWatch
 from seisbind.service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class Serving:
         self.metrics.waiting_gathers.set_function(lambda: self.batches.waiting)
         self.metrics.gallery_models.set_function(lambda: len(self._held.engine.gallery))
         self.metrics.gallery_generation.set_function(lambda: self._held.engine.gallery.generation)
+        self.metrics.search_bytes.set_function(lambda: self._held.engine.gallery.device_bytes)
         self._jobs = None if settings.jobs is None else self._open_jobs(settings.jobs)
 
     def _open_jobs(self, folder: Path) -> Jobs:
@@ -144,9 +146,22 @@ class Serving:
             frame=self.embedder.frame,
             writable=self.settings.writable,
         )
-        engine = Engine(self.embedder, gallery)
-        engine.info()
+        try:
+            gallery.search_on(self._search_device(), on_fall_back=self._fell_back)
+            engine = Engine(self.embedder, gallery)
+            engine.info()
+        except BaseException:
+            gallery.close()
+            raise
+        log.info("The gallery at %s is searched on %s.", gallery.path, gallery.search_device)
         return engine
+
+    def _search_device(self) -> torch.device:
+        asked = self.settings.search_device
+        return self.embedder.device if asked == "auto" else choose_device(asked)
+
+    def _fell_back(self, reason: str) -> None:
+        self.metrics.search_fall_backs.labels(reason).inc()
 
     def _warm_up(self) -> None:
         """Encode once what will be encoded, so that the first request does not wait for kernels to be chosen."""
@@ -204,7 +219,7 @@ class Serving:
 
     def here(self, job: Callable[[Engine], T]) -> T:
         """Run ``job`` now, on the event loop: for what takes less than half a millisecond."""
-        with self._using() as engine:
+        with self.using() as engine:
             return job(engine)
 
     async def on_picture(self, draw: Callable[[Engine], bytes]) -> bytes:
@@ -242,14 +257,14 @@ class Serving:
 
     def _submit(self, pool: ThreadPoolExecutor, job: Callable[[Engine], T]) -> Future[T]:
         def run() -> T:
-            with self._using() as engine:
+            with self.using() as engine:
                 return job(engine)
 
         return pool.submit(run)
 
     @contextmanager
-    def _using(self) -> Iterator[Engine]:
-        """The current engine, whose gallery stays open until the block ends."""
+    def using(self) -> Iterator[Engine]:
+        """The current engine, whose gallery stays open until the block ends, also if another one is served by then."""
         with self._lock:
             held = self._held
             held.users += 1
@@ -294,7 +309,17 @@ class Serving:
                     idle = not old.users
                 if idle:
                     old.engine.gallery.close()
+            self.metrics.reloads.inc()
         return before, after
+
+    async def look(self) -> tuple[object, object]:
+        """What is served and what is there now, as marks that can be compared; see `Gallery.marks`."""
+        return await self.on_file(lambda engine: engine.gallery.marks())
+
+    async def watch(self) -> None:
+        """Serve what is there from time to time, if the settings say so, until the server stops."""
+        if self.settings.watch_s:
+            await GalleryWatch(self, self.settings.watch_s).run()
 
     async def ready(self) -> None:
         """Return if a canary gather was encoded and searched lately, or now.
