@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from seisbind.model.errors import InvalidConfig
@@ -33,7 +33,14 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SEISBIND_", frozen=True, extra="forbid")
 
-    gallery: Path = Field(Path("gallery"), description="Folder of the gallery that is served.")
+    gallery: Path | str = Field(
+        Path("gallery"),
+        description="Folder of the gallery that is served, or the URL of one that 'seisbind gallery publish' has put "
+        "there: s3://BUCKET/PATH, gs://BUCKET/PATH, file:///FOLDER.",
+    )
+    cache: Path = Field(
+        Path("gallery-cache"), description="Folder for copies of a gallery by URL, with room for two of it."
+    )
     weights: Path | None = Field(None, description="Weights file; unset means those that ship with SeisBind.")
     device: str = Field("auto", description="Where the encoders run: auto (a GPU if there is one), cpu, cuda, cuda:1.")
     search_device: str = Field(
@@ -58,6 +65,12 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on. The default is reachable from this machine only.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     writable: bool = Field(False, description="Whether POST /v1/models and DELETE /v1/models/{id} change the gallery.")
+    @field_validator("gallery")
+    @classmethod
+    def _place(cls, given: Path | str) -> Path | str:
+        """A path, unless it is a URL, in which a path would lose a slash."""
+        return given if "://" in str(given) else Path(given)
+
     max_body_bytes: int = Field(
         32 * MIB,
         ge=1024,

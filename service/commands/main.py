@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from seisbind.model.errors import SeisBindError
-from seisbind.service.commands import check, gallery, inspect, refine, retrieve, section, training
+from seisbind.service.commands import check, gallery, gallery_publish, inspect, refine, retrieve, section, training
 from seisbind.service.commands.errors import print_error
 from seisbind.service.transport.keys import Scope, make_key
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 key_app = typer.Typer(help="Make API keys.", no_args_is_help=True)
+gallery_publish.register(gallery.app)
 app.add_typer(gallery.app, name="gallery")
 app.add_typer(key_app, name="key")
 app.command()(training.simulate)
@@ -73,7 +74,9 @@ def new_key(
 
 @app.command()
 def serve(
-    gallery: Annotated[Path | None, typer.Option(help="Folder of the gallery. [SEISBIND_GALLERY, gallery]")] = None,
+    gallery: Annotated[
+        str | None, typer.Option(help="Folder of the gallery, or its URL (s3://…). [SEISBIND_GALLERY, gallery]")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights file; default: those that ship.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [SEISBIND_HOST, 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [SEISBIND_PORT, 8000]")] = None,
