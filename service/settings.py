@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on. The default is reachable from this machine only.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     writable: bool = Field(False, description="Whether POST /v1/models and DELETE /v1/models/{id} change the gallery.")
+
     @field_validator("gallery")
     @classmethod
     def _place(cls, given: Path | str) -> Path | str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from seisbind.model.errors import SeisBindError
-from seisbind.service.commands import check, gallery, gallery_publish, inspect, refine, retrieve, section, training
+from seisbind.service.commands import check, gallery, inspect, refine, retrieve, section, training
 from seisbind.service.commands.errors import print_error
 from seisbind.service.transport.keys import Scope, make_key
 
@@ -20,7 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 key_app = typer.Typer(help="Make API keys.", no_args_is_help=True)
-gallery_publish.register(gallery.app)
 app.add_typer(gallery.app, name="gallery")
 app.add_typer(key_app, name="key")
 app.command()(training.simulate)

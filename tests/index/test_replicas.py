@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import threading
@@ -107,8 +108,10 @@ def test_a_gallery_that_is_written_meanwhile_is_published_as_of_one_moment(
     url: str, filled: Path, make_batch: Any, tmp_path: Path
 ) -> None:
     with Gallery.open(filled, fingerprint="weights-1", writable=True) as gallery:
-        before = gallery.stamp
-        published = publish(filled, url, at_step=lambda step: make_batch(1, first=900).add_to(gallery) and None)
+        before, numbers = gallery.stamp, itertools.count(900)
+        published = publish(
+            filled, url, at_step=lambda step: make_batch(1, first=next(numbers)).add_to(gallery) and None
+        )
     assert published.manifest.stamp == before
     lease = PublishedSource(url, cache=tmp_path / "cache", fingerprint="weights-1").lease()
     assert content(lease.path)[0] == before != content(filled)[0]
@@ -117,6 +120,8 @@ def test_a_gallery_that_is_written_meanwhile_is_published_as_of_one_moment(
 def test_only_what_has_changed_is_sent_and_fetched(
     source: PublishedSource, filled: Path, url: str, make_batch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    grow(filled, make_batch, 3000, count=1500)
+    publish(filled, url)
     first = source.lease()
     grow(filled, make_batch, 500, count=1)
     published = publish(filled, url)

@@ -97,7 +97,7 @@ def test_lines_are_json_and_raw_bodies_do(served: Any) -> None:
     response = served.http.post("/v1/section", content=LINE, headers=RAW, params={"step_m": 600})
     assert response.status_code == 200 and response.headers["content-type"] == "application/x-ndjson"
     *progress, last = [json.loads(text) for text in response.text.splitlines()]
-    assert all(set(each) == {"done", "windows", "read"} for each in progress)
+    assert all(set(each) == {"done", "windows", "read", "generation"} for each in progress)
     assert set(last) == {"section"}
 
 
