@@ -4,9 +4,9 @@
     python benchmarks/rolling_reload.py --servers 2 --shared            # one folder, exchanged by a rename
 
 Servers are processes of their own. Clients send gathers to them in turn and ask for an npz, which has the matched
-velocity models in it. Each round makes another gallery (the same ground, faster by some per cent, under other ids), puts
-it in place, and lets every server notice by itself (``SEISBIND_WATCH_S``). The SHA-256 of each model that an answer
-holds and its id have to be those of the generation that the answer names in its header. Prints how many were asked,
+velocity models in it. Each round makes another gallery (the same ground, faster by some per cent), puts it in
+place, and lets every server notice by itself (``SEISBIND_WATCH_S``). The SHA-256 of each model that an answer holds and
+its id have to be those of the generation that the answer names in its header. Prints how many were asked,
 failed and mixed, how long a round took until all served it, and request times in and outside of rounds.
 """
 
@@ -47,27 +47,31 @@ Truth = dict[str, dict[str, str]]  # generation → id → SHA-256 of the map, m
 class Tally:
     """What clients saw. Threads append; nothing is read before they have ended."""
 
-    answered: int = 0
+    answers: list[tuple[str, str, list[tuple[str, str]]]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    mixed: list[str] = field(default_factory=list)
-    generations: set[str] = field(default_factory=set)
     seconds: list[tuple[float, float]] = field(default_factory=list)  # when it ended, how long it took
 
 
-def faults(content: bytes, generation: str, truth: Truth) -> list[str]:
-    """What in one npz answer does not belong to the generation that it names."""
+def held(content: bytes) -> tuple[str, list[tuple[str, str]]]:
+    """Which generation the body of an npz answer names, and the id and SHA-256 of each model in it."""
+    with np.load(io.BytesIO(content)) as answer:
+        gallery = json.loads(answer["answer"].tobytes())["gallery"]
+        pairs = [
+            (model_id, hashlib.sha256(model.tobytes()).hexdigest())
+            for ids, models in zip(answer["model_id"], answer["velocity"], strict=True)
+            for model_id, model in zip(ids.tolist(), models, strict=True)
+            if model_id
+        ]
+    return f"{gallery['generation']}-{gallery['digest'][:8]}", pairs
+
+
+def faults(generation: str, stamp: str, pairs: list[tuple[str, str]], truth: Truth) -> list[str]:
+    """What in one answer, as `held` has it, does not belong to the generation that its header names."""
     if generation not in truth:
         return [f"generation {generation} was never made"]
+    found = [] if stamp == generation else [f"the body says {stamp}, the header {generation}"]
     own = truth[generation]
-    with np.load(io.BytesIO(content)) as answer:
-        body = json.loads(answer["answer"].tobytes())
-        stamp = f"{body['gallery']['generation']}-{body['gallery']['digest'][:8]}"
-        found = [] if stamp == generation else [f"the body says {stamp}, the header {generation}"]
-        for ids, models in zip(answer["model_id"], answer["velocity"], strict=True):
-            for model_id, model in zip(ids.tolist(), models, strict=True):
-                if model_id and own.get(model_id) != hashlib.sha256(model.tobytes()).hexdigest():
-                    found.append(f"{model_id} is not as in {generation}")
-    return found
+    return found + [f"{each} is not as in {generation}" for each, sha256 in pairs if own.get(each) != sha256]
 
 
 def make(path: Path, embedder: Embedder, models: int, number: int, *, overwrite: bool = False) -> dict[str, str]:
@@ -123,7 +127,7 @@ class Fleet:
         return {httpx.get(f"{url}/readyz", timeout=60).json()["generation"] for url in self.urls}
 
 
-def ask(fleet: Fleet, body: bytes, truth: Truth, tally: Tally, done: threading.Event) -> None:
+def ask(fleet: Fleet, body: bytes, tally: Tally, done: threading.Event) -> None:
     headers = {"content-type": "application/octet-stream", "accept": "application/x-npz"}
     with httpx.Client(timeout=60) as http:
         while not done.is_set():
@@ -136,11 +140,8 @@ def ask(fleet: Fleet, body: bytes, truth: Truth, tally: Tally, done: threading.E
             if answer.status_code != 200:
                 tally.failed.append(answer.text)
                 continue
-            generation = answer.headers[HEADER]
             tally.seconds.append((time.monotonic(), time.monotonic() - begun))
-            tally.mixed += faults(answer.content, generation, truth)
-            tally.generations.add(generation)
-            tally.answered += 1
+            tally.answers.append((answer.headers[HEADER], *held(answer.content)))
 
 
 def roll(
@@ -167,22 +168,18 @@ def roll(
     tally, done, took, within = Tally(), threading.Event(), [], []
     with ExitStack() as stack:
         fleet = Fleet(servers, str(path) if shared else url, folder, weights, stack)
-        threads = [
-            threading.Thread(target=ask, args=(fleet, buffer.getvalue(), truth, tally, done)) for _ in range(clients)
-        ]
+        threads = [threading.Thread(target=ask, args=(fleet, buffer.getvalue(), tally, done)) for _ in range(clients)]
         for each in threads:
             each.start()
         try:
             for number in range(1, rounds + 1):
-                beside = folder / f"gallery-{number}"
-                new = make(beside, embedder, models, number)
-                stamp = stamp_of(beside)
-                truth[stamp] = new  # known before any server can have it
                 begun = time.monotonic()
-                if shared:  # the same gallery again, at its place, by one rename
-                    make(path, embedder, models, number, overwrite=True)
-                else:
-                    publish(beside, url)
+                new = make(path, embedder, models, number, overwrite=True)  # put at its place by one rename
+                stamp = stamp_of(path)
+                truth[stamp] = new
+                if not shared:
+                    begun = time.monotonic()
+                    publish(path, url)
                 while fleet.generations() != {stamp}:
                     if time.monotonic() - begun > PATIENCE_S:
                         raise TimeoutError(f"not all servers serve {stamp}: {fleet.generations()}")
@@ -193,6 +190,7 @@ def roll(
             done.set()
             for each in threads:
                 each.join()
+    mixed_up = [fault for answer in tally.answers for fault in faults(*answer, truth)]
     during = [s for at, s in tally.seconds if any(a <= at <= b for a, b in within)]
     outside = [s for at, s in tally.seconds if not any(a <= at <= b for a, b in within)]
     return {
@@ -200,17 +198,17 @@ def roll(
         "source": "shared folder" if shared else "published, file://",
         "models": models,
         "rounds": rounds,
-        "answered": tally.answered,
+        "answered": len(tally.answers),
         "failed": len(tally.failed),
-        "mixed": len(tally.mixed),
-        "generations_seen": len(tally.generations),
+        "mixed": len(mixed_up),
+        "generations_seen": len({generation for generation, _, _ in tally.answers}),
         "generations_made": len(truth),
         "until_all_serve_s": [round(each, 2) for each in took],
         "median_ms": {
             "in_rounds": round(float(np.median(during)) * 1e3, 1) if during else None,
             "outside": round(float(np.median(outside)) * 1e3, 1) if outside else None,
         },
-        "first_faults": (tally.failed + tally.mixed)[:3],
+        "first_faults": (tally.failed + mixed_up)[:3],
     }
 
 

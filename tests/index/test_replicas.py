@@ -184,7 +184,7 @@ def test_bytes_that_are_not_those_published_are_never_served(
     good = source.lease()
     grow(filled, make_batch, 700)
     manifest = publish(filled, url).manifest
-    held = {part for part in source._held()}
+    held = set(source._held())
     part = next(part for file in manifest.files for part in file.parts if part not in held)
     store = ObjectStore(url)
     stored = store.get(f"parts/{part}", limit=PART)
@@ -204,7 +204,7 @@ def test_a_manifest_that_is_damaged_or_points_elsewhere_is_refused(source: Publi
     for position in range(0, len(stored.content), 97):
         flipped = bytearray(stored.content)
         flipped[position] ^= 1
-        with pytest.raises(SeisBindError, match="damaged|format"):
+        with pytest.raises(SeisBindError, match=r"damaged|format"):
             Manifest.parse(bytes(flipped), "there")
     for name in ("../../records.sqlite", "/etc/passwd", "", "writer.lock"):
         bad = PublishedFile(name, 1, "0" * 64, ("0" * 64,))

@@ -161,10 +161,11 @@ def test_gallery(served: Any, engine: Engine) -> None:
 
 
 def test_live_ready_and_the_page(served: Any) -> None:
+    stamp = served.serving._held.engine.gallery.stamp
     assert served.http.get("/healthz").json() == {"status": "live"}
     assert served.http.get("/readyz").json() == {
         "status": "ready",
-        "generation": served.serving._held.engine.gallery.stamp,
+        "generation": stamp,
     }
     assert "60 velocity models" in served.http.get("/").text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import time
@@ -39,7 +40,7 @@ def test_an_answer_that_mixes_two_generations_would_be_seen(script: Script) -> N
     """A map of another generation under the same id, or a body that names another one than the header."""
     rolling = script("rolling_reload")
     one, other = (np.full((70, 70), value, np.float32) for value in (2000, 2100))
-    sha256 = [__import__("hashlib").sha256(each.tobytes()).hexdigest() for each in (one, other)]
+    sha256 = [hashlib.sha256(each.tobytes()).hexdigest() for each in (one, other)]
     truth = {"1-aaaaaaaa": {"a": sha256[0], "b": sha256[0]}, "1-bbbbbbbb": {"a": sha256[1], "b": sha256[1]}}
 
     def answer(*maps: Any, digest: str = "aaaaaaaa") -> bytes:
@@ -53,14 +54,17 @@ def test_an_answer_that_mixes_two_generations_would_be_seen(script: Script) -> N
         )
         return buffer.getvalue()
 
-    assert rolling.faults(answer(one, one), "1-aaaaaaaa", truth) == []
-    assert rolling.faults(answer(one, other), "1-aaaaaaaa", truth) == ["b is not as in 1-aaaaaaaa"]
-    assert rolling.faults(answer(one, one, digest="bbbbbbbb"), "1-aaaaaaaa", truth)
-    assert rolling.faults(answer(one, one), "2-cccccccc", truth)
+    def faults(generation: str, content: bytes) -> Any:
+        return rolling.faults(generation, *rolling.held(content), truth)
+
+    assert faults("1-aaaaaaaa", answer(one, one)) == []
+    assert faults("1-aaaaaaaa", answer(one, other)) == ["b is not as in 1-aaaaaaaa"]
+    assert faults("1-aaaaaaaa", answer(one, one, digest="bbbbbbbb"))
+    assert faults("2-cccccccc", answer(one, one))
 
 
 def test_a_server_of_a_published_gallery(serve: Any, make_gallery: Any, embedder: Embedder, tmp_path: Path) -> None:
-    """By reload: the new one; one that cannot be had leaves the old one, with the fault's name; nothing is left over."""
+    """By reload: the new one; one that cannot be had leaves the old one, and has a name; nothing is left over."""
     path, published, cache = make_gallery(), tmp_path / "published" / "small", tmp_path / "cache"
     publish(path, published.as_uri())
     served = serve(gallery=published.as_uri(), cache=cache)
