@@ -28,7 +28,8 @@ from seisbind.model.errors import SeisBindError
 
 log = logging.getLogger(__name__)
 
-DEVICE_VECTORS = 2048  # smaller segments, such as what was added last, are searched on the CPU: that is faster
+# A segment with fewer vectors, such as what was added last, or fewer that a filter allows, is searched on the CPU.
+DEVICE_VECTORS = 2048
 UPLOADED = 16_384  # vectors rounded and copied at a time: 8 MB of 256-d ones in fp16
 PRODUCTS = {"cuda": 1 << 24, "cpu": 1 << 20}  # of a block, float32: 64 MB on a GPU
 BLOCK_VECTORS = {"cuda": 1 << 20, "cpu": 1 << 14}  # in a block, at most
@@ -228,6 +229,8 @@ class DeviceSearch:
         """
         held = self.hold(segment)
         if held is None:
+            return False
+        if allowed is not None and np.count_nonzero(allowed[start : start + len(segment)]) < DEVICE_VECTORS:
             return False
         with self._guarded(segment):
             self._scan(held, queries, shortlist, start, allowed)
