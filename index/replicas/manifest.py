@@ -53,7 +53,7 @@ class Manifest:
         return f"{self.generation}-{self.digest[:8]}"
 
     @property
-    def bytes(self) -> int:
+    def total_bytes(self) -> int:
         """Of all files."""
         return sum(each.bytes for each in self.files)
 

@@ -194,7 +194,7 @@ class PublishedSource:
         sync(unfinished / self.name)
         unfinished.rename(own)
         sync(own.parent)
-        log.info("Gallery %s: %d of its %d bytes were fetched.", manifest.stamp, fetched, manifest.bytes)
+        log.info("Gallery %s: %d of its %d bytes were fetched.", manifest.stamp, fetched, manifest.total_bytes)
 
     def _has(self, file: PublishedFile) -> bool:
         path = self._folder / "files" / file.sha256

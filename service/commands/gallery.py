@@ -215,10 +215,12 @@ def publish(
     found = run(path, url, workspace=workspace)
     manifest = found.manifest
     if as_json:
-        facts = {"generation": manifest.stamp, "models": manifest.count, "bytes": manifest.bytes}
+        facts = {"generation": manifest.stamp, "models": manifest.count, "bytes": manifest.total_bytes}
         print(json.dumps(facts | {"sent_bytes": found.sent, "changed": found.changed}))
         return
-    state = f"{found.sent / 1e6:.1f} of {manifest.bytes / 1e6:.1f} MB sent" if found.changed else "published already"
+    state = (
+        f"{found.sent / 1e6:.1f} of {manifest.total_bytes / 1e6:.1f} MB sent" if found.changed else "published already"
+    )
     print(f"{url}: generation {manifest.stamp}, {manifest.count} velocity models, {state}")
 
 
