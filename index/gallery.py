@@ -14,9 +14,11 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from seisbind.index.info import HISTOGRAM_PARTS, Distribution, GalleryInfo
+from seisbind.index.search.device import DeviceSearch, place
 from seisbind.index.search.filter import Filter
 from seisbind.index.search.loading import LoadedView, load_view, refresh_view
 from seisbind.index.search.mapped import SnapshotDamaged, SnapshotWatch
@@ -29,6 +31,7 @@ from seisbind.index.storage.database import (
     RECORDS,
     GalleryReplaced,
     always_replaced,
+    identity,
     translate_errors,
 )
 from seisbind.index.storage.folder import BUILDING, LOCK, SPACES, drop_building, install, new_gallery, size_bytes
@@ -54,6 +57,7 @@ T = TypeVar("T")
 
 REPLAYED_SHARE = 32  # closing writes no snapshot where the next opening has to read less than this fraction ...
 MAX_REPLAYED = 4096  # ... and no more models than this from the records, which takes a fraction of a second
+DIGEST_DIGITS = 16  # of a state's digest, to tell galleries apart
 MAX_K = 1000  # hits per query: as many as a page or a table can use, which limits the size of an answer
 
 
@@ -95,6 +99,7 @@ class Gallery:
         large = loaded.mapped is None and is_large(loaded.view)
         self._behind = len(loaded.view) + 1 if large else loaded.behind
         self._snapshot_generation = -1 if self._behind else self._view.generation
+        self._device: DeviceSearch | None = None
         self._files = ExitStack()  # closed by `close`
         self._closed = False
         self._watch = SnapshotWatch(loaded.mapped, self._compare_list, self._heal) if loaded.mapped else None
@@ -383,7 +388,43 @@ class Gallery:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
             raise InvalidQuery(f"k is a whole number from 1 to {MAX_K}; got {k!r}.")
         vectors = unit_vectors(queries, self.dimension, "queries")
-        return self._sound(lambda: self._view.search(space, vectors, int(k), condition))
+        return self._sound(lambda: self._view.search(space, vectors, int(k), condition, self._device))
+
+    def search_on(
+        self,
+        device: torch.device,
+        *,
+        on_fall_back: Callable[[str], object] = lambda reason: None,
+        twin: bool = False,
+    ) -> None:
+        """Search on ``device`` from now on: a GPU that has room for all vectors in fp16, or the CPU.
+
+        The answers are the same. Where they do not fit, or the GPU fails now or later, the CPU searches, and a log line
+        says so; `notes` do, where that is known now.
+
+        Args:
+            on_fall_back: called with ``memory`` or ``lost`` each time that the CPU searches in place of ``device``.
+            twin: run the code for GPUs on a CPU, too: slower, for tests.
+        """
+        if device.type == "cpu" and not twin:
+            self._device = None
+            return
+        found, note = self._sound(lambda: place(self._view, device, on_fall_back=on_fall_back))
+        self._device = found
+        if note:
+            log.warning("%s", note)
+            self._notes = (*self._notes, note)
+
+    @property
+    def search_device(self) -> str:
+        """Where searches run now: ``cpu``, or ``cuda:0`` and so on."""
+        device = self._device
+        return "cpu" if device is None or device.lost else str(device.device)
+
+    @property
+    def device_bytes(self) -> int:
+        """Of the vectors that lie on the device of `search_on`."""
+        return 0 if self._device is None else self._device.bytes
 
     def record(self, model_id: str) -> Record:
         """The record of one model. Raises UnknownModel, GalleryDamaged."""
@@ -521,7 +562,32 @@ class Gallery:
             descriptor_ranges=view.statistics.ranges(),
             notes=self._notes,
             frame=self.frame,
+            digest=view.state.digest.hex()[:DIGEST_DIGITS],
+            search_device=self.search_device,
         )
+
+    @property
+    def stamp(self) -> str:
+        """See `GalleryInfo.stamp`."""
+        state = self._view.state
+        return f"{state.generation}-{state.digest.hex()[:8]}"
+
+    def marks(self) -> tuple[object, object]:
+        """What is searched here, and what is in the folder now: equal unless another process has changed it.
+
+        Cheap: whoever looks again and again opens nothing. A mark says nothing of whether the gallery can be served.
+        """
+        view, place = self._view, self._records.identity
+        served = (place, view.generation, view.state.digest)
+        try:
+            there = identity(self.path / RECORDS)
+            if there == place:
+                state = self._records.state()
+                return served, (place, state.generation, state.digest)
+            facts = (self.path / RECORDS).stat()
+            return served, (there, facts.st_size, facts.st_mtime_ns)
+        except (GalleryError, FileNotFoundError) as error:
+            return served, type(error).__name__
 
     def distribution(self) -> Distribution:
         """How the descriptors of all models are distributed, as of now; goes through all of them."""

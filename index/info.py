@@ -21,7 +21,9 @@ class GalleryInfo:
         bytes: size of the folder.
         created_at: ISO 8601, UTC.
         frame: of its models and embeddings.
-        notes: sentences on snapshots that were not used when the gallery was opened.
+        notes: sentences on snapshots that were not used when the gallery was opened, and on where it is searched.
+        digest: 16 digits that follow from the models and their order: two equal ones, the same content.
+        search_device: what searches it, ``cpu`` or ``cuda:0``.
     """
 
     path: Path
@@ -36,6 +38,13 @@ class GalleryInfo:
     descriptor_ranges: dict[str, tuple[float, float]]
     notes: tuple[str, ...]
     frame: Frame = OPENFWI_FRAME
+    digest: str = ""
+    search_device: str = "cpu"
+
+    @property
+    def stamp(self) -> str:
+        """Generation and half of the digest: short, and two equal ones are the same content."""
+        return f"{self.generation}-{self.digest[:8]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@
     │   ├── GalleryLocked                 another process holds the gallery for writing
     │   ├── GalleryDamaged                what is stored contradicts its own checksums
     │   ├── GalleryWriteFailed            the disk refused (full, read-only); nothing half-written counts
+    │   ├── RemoteGalleryFailed           an object store did not give or take a published gallery
     │   └── WeightsMismatch               the gallery was made with other weights
     ├── JobError (RuntimeError)           jobs cannot do what was asked
     │   ├── UnknownJob (KeyError)         no job with that id
@@ -114,6 +115,10 @@ class GalleryDamaged(GalleryError):
 
 class GalleryWriteFailed(GalleryError):
     code = "gallery_write_failed"
+
+
+class RemoteGalleryFailed(GalleryError):
+    code = "remote_gallery_failed"
 
 
 class WeightsMismatch(GalleryError):

@@ -183,7 +183,8 @@ class WeightsBody(BaseModel):
 class GalleryBody(BaseModel):
     name: str
     models: int
-    generation: int = Field(description="Changes made so far: two equal numbers, the same content.")
+    generation: int = Field(description="Changes made so far: two equal numbers of one gallery, the same content.")
+    digest: str = Field(default="", description="Two equal ones, the same content, in whatever gallery.")
 
 
 class MatchBody(BaseModel):
@@ -455,6 +456,7 @@ class GalleryAnswer(BaseModel):
     descriptors: list[DescriptorBody]
     created_at: str
     bytes: int
+    search_device: str = Field(default="cpu", description="What searches it: cpu, cuda:0 and so on.")
     notes: list[str]
 
 
@@ -481,6 +483,10 @@ class ReloadAnswer(BaseModel):
 
 class Health(BaseModel):
     status: str
+
+
+class Ready(Health):
+    generation: str = Field(description="Of the gallery that is served, as the header SeisBind-Generation has it.")
 
 
 class Problem(BaseModel):

@@ -49,6 +49,9 @@ class SectionProgress(BaseModel):
     done: int = Field(description="Windows so far.")
     windows: int = Field(description="In the whole section.")
     read: list[WindowBody]
+    generation: str | None = Field(
+        default=None, description="Of the gallery that was searched; null if it was changed meanwhile."
+    )
 
 
 class SectionBody(BaseModel):
@@ -66,6 +69,9 @@ class SectionBody(BaseModel):
     scale: tuple[float, float] = Field(description="s and k.")
     weights: str
     gallery: str
+    generation: str | None = Field(
+        default=None, description="Of the gallery, for all windows; null if it was changed meanwhile."
+    )
     warnings: list[WarningBody]
 
     def array(self, name: str) -> NDArray[np.float32] | None:

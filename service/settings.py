@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from seisbind.model.errors import InvalidConfig
@@ -34,9 +34,21 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SEISBIND_", frozen=True, extra="forbid")
 
-    gallery: Path = Field(Path("gallery"), description="Folder of the gallery that is served.")
+    gallery: Path | str = Field(
+        Path("gallery"),
+        description="Folder of the gallery that is served, or the URL of one that 'seisbind gallery publish' has put "
+        "there: s3://BUCKET/PATH, gs://BUCKET/PATH, file:///FOLDER.",
+    )
+    cache: Path = Field(
+        Path("gallery-cache"), description="Folder for copies of a gallery by URL, with room for two of it."
+    )
     weights: Path | None = Field(None, description="Weights file; unset means those that ship with SeisBind.")
     device: str = Field("auto", description="Where the encoders run: auto (a GPU if there is one), cpu, cuda, cuda:1.")
+    search_device: str = Field(
+        "auto",
+        description="Where the gallery is searched: auto (the GPU of the encoders, if it has room for all vectors in "
+        "fp16), cpu, cuda, cuda:1. The answers are the same.",
+    )
     runtime: str = Field(
         "auto",
         description="What embeds gathers: auto (onnxruntime on a CPU where it is installed), torch, onnxruntime.",
@@ -61,6 +73,13 @@ class Settings(BaseSettings):
         "With more than one the gallery cannot be writable, and there are no jobs.",
     )
     writable: bool = Field(False, description="Whether POST /v1/models and DELETE /v1/models/{id} change the gallery.")
+
+    @field_validator("gallery")
+    @classmethod
+    def _place(cls, given: Path | str) -> Path | str:
+        """A path, unless it is a URL, in which a path would lose a slash."""
+        return given if "://" in str(given) else Path(given)
+
     max_body_bytes: int = Field(
         32 * MIB,
         ge=1024,
@@ -121,6 +140,12 @@ class Settings(BaseSettings):
         32 * MIB,
         ge=1024,
         description="Answers of one stream that are kept while its client sends and does not read, bytes.",
+    )
+    watch_s: float = Field(
+        0.0,
+        ge=0,
+        description="How often the server looks whether its gallery has changed, and then serves what is there now, "
+        "seconds; 0: only POST /v1/gallery/reload makes it look.",
     )
     canary_max_age_s: float = Field(
         10.0, gt=0, le=30, description="How old the last answered canary may be for /readyz to reuse it, seconds."

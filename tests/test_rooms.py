@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "index/search": MODEL | {"index/storage"},
     "index": MODEL | {"index/storage", "index/search"},
     "index/maintenance": MODEL | {"index", "index/storage", "index/search"},
+    "index/replicas": MODEL | {"index", "index/storage", "index/search"},
     "service": {"model"},
     "service/formats": MODEL | {"model/inspection"},
     "service/client": MODEL | {"index", "service", "service/formats"},
@@ -36,7 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"model/inspection", "model/inversion"},
     "service/jobs": {"model", "model/inversion", "service/formats"},
     "service/runtime": MODEL
-    | {"model/encoders", "model/inspection", "index", "service", "service/formats", "service/engine", "service/jobs"},
+    | {"model/encoders", "model/inspection", "index", "index/replicas", "service", "service/formats"}
+    | {"service/engine", "service/jobs"},
     "service/workers": {"model", "service", "service/runtime"},
     "service/transport": {"model", "service", "service/runtime"},
     "service/http": MODEL

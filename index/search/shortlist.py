@@ -35,7 +35,7 @@ class Shortlist:
     """
 
     def __init__(self, count: int, k: int, similarities: Similarities) -> None:
-        self._k = k
+        self.k = k
         self._similarities = similarities
         self._floor = np.full(count, -np.inf)  # the k-th best is no lower
         self._query = np.empty(0, np.int64)
@@ -72,9 +72,9 @@ class Shortlist:
     def _raise_floor(self, products: NDArray[Any], scan: Scan) -> None:
         """By the k-th best of this block, for queries that have none yet."""
         unknown = np.flatnonzero(np.isneginf(self._floor))
-        if len(unknown) and len(products) >= self._k:
+        if len(unknown) and len(products) >= self.k:
             columns = np.ascontiguousarray(products[:, unknown].T)
-            kth = np.partition(columns, -self._k, axis=1)[:, -self._k]
+            kth = np.partition(columns, -self.k, axis=1)[:, -self.k]
             self._floor[unknown] = kth * scan.unit[unknown] - scan.error[unknown]
 
     def _limit(self, scan: Scan, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -83,6 +83,15 @@ class Shortlist:
         if dtype == np.int32:
             limit = np.maximum(np.floor(limit), np.iinfo(np.int32).min)
         return limit.astype(dtype)
+
+    @property
+    def floor(self) -> Float64:
+        """What the k-th best of each query is no lower than, ``(query,)``; -inf where that is not known yet."""
+        return self._floor
+
+    def keep(self, query: Int64, position: Int64, low: Float64, high: Float64) -> None:
+        """Take up vectors, each at most once, whose similarities with queries are between ``low`` and ``high``."""
+        self._keep(query, position, low, high)
 
     def _keep(self, query: Int64, position: Int64, low: Float64, high: Float64) -> None:
         self._query = np.concatenate([self._query, query])
@@ -99,8 +108,8 @@ class Shortlist:
         """Drop what is below the k-th best of what is kept."""
         order = np.lexsort((-self._low, self._query))
         starts = np.searchsorted(self._query[order], np.arange(len(self._floor) + 1))
-        enough = np.flatnonzero(np.diff(starts) >= self._k)
-        kth = self._low[order[starts[enough] + self._k - 1]]
+        enough = np.flatnonzero(np.diff(starts) >= self.k)
+        kth = self._low[order[starts[enough] + self.k - 1]]
         self._floor[enough] = np.maximum(self._floor[enough], kth)
         self._select(np.flatnonzero(self._high >= self._floor[self._query] - SLACK))
         self._tightened = len(self._query)
@@ -114,7 +123,7 @@ class Shortlist:
         self._low = self._high = exact
         self._select(np.lexsort((self._position, -exact, self._query)))
         starts = np.searchsorted(self._query, np.arange(len(self._floor)))
-        self._select(np.flatnonzero(np.arange(len(self._query)) - starts[self._query] < self._k))
+        self._select(np.flatnonzero(np.arange(len(self._query)) - starts[self._query] < self.k))
 
     def _select(self, kept: Int64) -> None:
         self._query, self._position = self._query[kept], self._position[kept]

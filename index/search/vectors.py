@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from seisbind.index.search.codes import Codes, Float64, Scan, pays
+from seisbind.index.search.device import DeviceFailed, DeviceSearch
 from seisbind.index.search.shortlist import Bool, Shortlist
 from seisbind.index.storage.record import Float32, Int64
 
@@ -40,7 +41,7 @@ Check = Callable[[slice | Int64], None]
 class _Segment:
     """Consecutive vectors that are never added to, ``(count, dimension)`` float32."""
 
-    __slots__ = ("_check", "_owner", "_vectors", "codes")
+    __slots__ = ("__weakref__", "_check", "_owner", "_vectors", "codes")  # `DeviceSearch` has a copy of each
 
     def __init__(
         self, vectors: Float32, *, owner: Any = None, codes: Codes | None = None, check: Check | None = None
@@ -173,13 +174,21 @@ class VectorIndex:
             start += len(segment)
         return out
 
-    def search(self, queries: Float32, k: int, *, allowed: Bool | None = None) -> list[tuple[Int64, Float64]]:
+    def hold(self, device: DeviceSearch) -> None:
+        """Copy the vectors to ``device`` now. Raises DeviceFailed."""
+        for segment in self._segments:
+            device.hold(segment)
+
+    def search(
+        self, queries: Float32, k: int, *, allowed: Bool | None = None, device: DeviceSearch | None = None
+    ) -> list[tuple[Int64, Float64]]:
         """The ``min(k, allowed)`` most similar vectors of each query, exactly.
 
         Args:
             queries: ``(query, dimension)`` float32, unit length.
             k: at least 1.
             allowed: ``(count,)``, which vectors may be returned; all of them if None.
+            device: what finds candidates; the CPU if None, or where it fails. The answer is the same.
 
         Returns:
             For each query positions ``(hit,)`` and similarities ``(hit,)`` float64, best first, equal ones by position.
@@ -187,10 +196,20 @@ class VectorIndex:
         return [
             found
             for start in range(0, len(queries), BATCH)
-            for found in self._search(np.ascontiguousarray(queries[start : start + BATCH]), k, allowed)
+            for found in self._search(np.ascontiguousarray(queries[start : start + BATCH]), k, allowed, device)
         ]
 
-    def _search(self, queries: Float32, k: int, allowed: Bool | None) -> list[tuple[Int64, Float64]]:
+    def _search(
+        self, queries: Float32, k: int, allowed: Bool | None, device: DeviceSearch | None
+    ) -> list[tuple[Int64, Float64]]:
+        if device is not None:
+            try:
+                return self._shortlist(queries, k, allowed, device).best()
+            except DeviceFailed:
+                pass
+        return self._shortlist(queries, k, allowed, None).best()
+
+    def _shortlist(self, queries: Float32, k: int, allowed: Bool | None, device: DeviceSearch | None) -> Shortlist:
         exact = queries.astype(np.float64)
 
         def similarities(query: Int64, position: Int64) -> Float64:
@@ -200,7 +219,8 @@ class VectorIndex:
         shortlist = Shortlist(len(queries), k, similarities)
         start = 0
         for segment in self._segments:
-            mask = None if allowed is None else allowed[start : start + len(segment)]
-            shortlist.scan(segment.scan(queries), start, len(segment), mask)
+            if device is None or not device.scan(segment, queries, shortlist, start, allowed):
+                mask = None if allowed is None else allowed[start : start + len(segment)]
+                shortlist.scan(segment.scan(queries), start, len(segment), mask)
             start += len(segment)
-        return shortlist.best()
+        return shortlist

@@ -10,6 +10,7 @@ import numpy as np
 
 from seisbind.index.search.codes import Float64
 from seisbind.index.search.columns import NO_FAMILY, Bool, Columns, Statistics, keys_of
+from seisbind.index.search.device import DeviceSearch
 from seisbind.index.search.filter import Filter
 from seisbind.index.search.snapshots import AtStep, SnapshotWriter
 from seisbind.index.search.vectors import VectorIndex
@@ -93,12 +94,15 @@ class View:
         found = self.positions(np.asarray([row], np.int64))
         return bool(len(found) and self.columns.ids_at(found)[0] == model_id)
 
-    def search(self, space: str, queries: Float32, k: int, condition: Filter | None) -> list[list[Hit]]:
+    def search(
+        self, space: str, queries: Float32, k: int, condition: Filter | None, device: DeviceSearch | None = None
+    ) -> list[list[Hit]]:
         """The hits of each query ``(query, dimension)`` in one of `SPACES`; see `VectorIndex.search`."""
         allowed = None if len(self) == len(self.alive) else self.alive
         if condition:
             allowed = self.alive & self.columns.matching(condition)
-        return [list(self._hits(*found)) for found in self.index(space).search(queries, k, allowed=allowed)]
+        found = self.index(space).search(queries, k, allowed=allowed, device=device)
+        return [list(self._hits(*each)) for each in found]
 
     def _hits(self, positions: Int64, similarities: Float64) -> Iterator[Hit]:
         columns = self.columns

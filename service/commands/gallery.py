@@ -1,4 +1,4 @@
-"""``seisbind gallery …``: build, add to, remove from, look at, list and check a gallery."""
+"""``seisbind gallery …``: build, add to, remove from, look at, list, check and publish a gallery."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from seisbind.model.frame import Frame
     from seisbind.model.scale import Scale
 
-app = typer.Typer(help="Build, add to, remove from, look at, list and check a gallery.", no_args_is_help=True)
+app = typer.Typer(help="Build, add to, remove from, look at, list, check and publish a gallery.", no_args_is_help=True)
 
 PathArgument = Annotated[Path, typer.Argument(help="Folder of the gallery.")]
 WeightsOption = Annotated[Path | None, typer.Option(help="Weights file; default: those that ship.")]
@@ -196,6 +196,32 @@ def verify(path: PathArgument, as_json: JsonOption = False) -> None:
         for note in report.notes:
             print(f"note: {note}")
     sys.exit(0 if report.ok else 1)
+
+
+@app.command()
+def publish(
+    path: Annotated[Path, typer.Argument(help="Folder of the gallery; it may be served and written meanwhile.")],
+    url: Annotated[str, typer.Argument(help="s3://BUCKET/PATH, gs://BUCKET/PATH or file:///FOLDER.")],
+    workspace: Annotated[
+        Path | None, typer.Option(help="Folder for a copy while it is uploaded; default: beside the gallery.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a gallery for servers whose --gallery is that URL; they see the old one or the new one, whole."""
+    import json
+
+    from seisbind.index.replicas.publish import publish as run
+
+    found = run(path, url, workspace=workspace)
+    manifest = found.manifest
+    if as_json:
+        facts = {"generation": manifest.stamp, "models": manifest.count, "bytes": manifest.total_bytes}
+        print(json.dumps(facts | {"sent_bytes": found.sent, "changed": found.changed}))
+        return
+    state = (
+        f"{found.sent / 1e6:.1f} of {manifest.total_bytes / 1e6:.1f} MB sent" if found.changed else "published already"
+    )
+    print(f"{url}: generation {manifest.stamp}, {manifest.count} velocity models, {state}")
 
 
 def _warn(sentence: str) -> None:

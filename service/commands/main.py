@@ -76,7 +76,9 @@ def new_key(
 
 @app.command()
 def serve(
-    gallery: Annotated[Path | None, typer.Option(help="Folder of the gallery. [SEISBIND_GALLERY, gallery]")] = None,
+    gallery: Annotated[
+        str | None, typer.Option(help="Folder of the gallery, or its URL (s3://…). [SEISBIND_GALLERY, gallery]")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights file; default: those that ship.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [SEISBIND_HOST, 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [SEISBIND_PORT, 8000]")] = None,
@@ -85,12 +87,27 @@ def serve(
         int | None,
         typer.Option(min=0, help="Processes behind the port; 0: one a GPU, or for two cores. [SEISBIND_WORKERS, 1]"),
     ] = None,
+    search_device: Annotated[
+        str | None, typer.Option(help="What searches: auto, cpu, cuda. [SEISBIND_SEARCH_DEVICE, auto]")
+    ] = None,
+    watch: Annotated[
+        float | None, typer.Option(help="Seconds between looks at the gallery; 0: none. [SEISBIND_WATCH_S, 0]")
+    ] = None,
 ) -> None:
     """Serve a gallery over HTTP until Ctrl-C or SIGTERM."""
     from seisbind.service.http.server import serve as run
     from seisbind.service.settings import read_settings
 
-    settings = read_settings(gallery=gallery, weights=weights, host=host, port=port, device=device, workers=workers)
+    settings = read_settings(
+        gallery=gallery,
+        weights=weights,
+        host=host,
+        port=port,
+        device=device,
+        workers=workers,
+        search_device=search_device,
+        watch_s=watch,
+    )
     run(settings, announce=lambda url: print(f"Serving {settings.gallery} at {url}", flush=True))
 
 

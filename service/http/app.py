@@ -14,10 +14,10 @@ from starlette.types import ASGIApp
 
 from seisbind.service.http import check, gallery, jobs, openapi, page, retrieve, stream
 from seisbind.service.http.parameters import split
-from seisbind.service.http.routing import serving_of
+from seisbind.service.http.routing import serving_of, stamp
 from seisbind.service.runtime import metrics
 from seisbind.service.runtime.serving import Serving
-from seisbind.service.schemas import Health
+from seisbind.service.schemas import Health, Ready
 from seisbind.service.settings import Settings
 from seisbind.service.transport import problems
 from seisbind.service.transport.access import Calls, Need, Policy, policies
@@ -39,10 +39,11 @@ async def healthz() -> Health:
 
 @state.get("/readyz", openapi_extra=openapi.NO_KEY)
 @Policy(need=Need.NOTHING)
-async def readyz(request: Request) -> Health:
+async def readyz(request: Request) -> Ready:
     """Ready: a canary gather was encoded and searched on the real device in the last seconds."""
-    await serving_of(request).ready()
-    return Health(status="ready")
+    serving = serving_of(request)
+    await serving.ready()
+    return Ready(status="ready", generation=serving.here(lambda engine: stamp(request, engine.gallery).stamp))
 
 
 @state.get("/metrics", response_class=PlainTextResponse)
@@ -122,7 +123,7 @@ class ServedApplication(Application):
             version=self.version,
             weights=self._serving.embedder.fingerprint,
             weights_name=self._serving.embedder.weights.description.name,
-            gallery=settings.gallery.resolve().name,
+            gallery=self._serving.gallery_name,
         )
 
     def build_middleware_stack(self) -> ASGIApp:
@@ -133,11 +134,15 @@ class ServedApplication(Application):
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    serving, board = app.state.serving, app.state.board
-    attending = None if board is None else asyncio.create_task(board.attend(serving.metrics, serving.reload))
+    serving: Serving = app.state.serving
+    board: Board | None = app.state.board
+    beside = [asyncio.create_task(serving.watch())]
+    if board is not None:
+        beside.append(asyncio.create_task(board.attend(serving.metrics, serving.reload)))
     yield
-    if attending is not None:
-        attending.cancel()
+    for task in beside:
+        task.cancel()
+    await asyncio.gather(*beside, return_exceptions=True)
     await asyncio.to_thread(app.state.serving.close)
 
 

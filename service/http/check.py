@@ -38,7 +38,7 @@ from seisbind.service.http.forms import (
 )
 from seisbind.service.http.parameters import parse_geometry, parse_include
 from seisbind.service.http.retrieve import bodies
-from seisbind.service.http.routing import JSON, Admitted, InPieces, serving_of
+from seisbind.service.http.routing import JSON, Admitted, InPieces, serving_of, stamp
 from seisbind.service.runtime import npz_answer
 from seisbind.service.runtime.batcher import Answered
 from seisbind.service.runtime.check_picture import check_png
@@ -106,6 +106,7 @@ async def check(request: Request) -> Response:
 
     with watch("total"):
         query, ingest, answered, checked = await within_deadline(request, work())
+    stamp(request, answered.gallery)
     timings_ms = watch.timings_ms | answered.timings_ms
     serving.metrics.observe_stages(timings_ms)
 

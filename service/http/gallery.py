@@ -23,7 +23,7 @@ from seisbind.service.formats.segy import write_velocity
 from seisbind.service.http import openapi
 from seisbind.service.http.forms import limits_of, parse_fields, read_file
 from seisbind.service.http.parameters import split
-from seisbind.service.http.routing import Admitted, serving_of, writable, written
+from seisbind.service.http.routing import Admitted, serving_of, stamp, writable, written
 from seisbind.service.runtime.images import velocity_png
 from seisbind.service.schemas import (
     AddAnswer,
@@ -58,6 +58,7 @@ async def model(request: Request, model_id: str, scale: AtScale = None) -> Model
     true = parse_model_scale(scale)
 
     def look(engine: Engine) -> ModelBody:
+        stamp(request, engine.gallery)
         return model_body(engine.gallery.record(model_id), engine.frame.cell_m, true)
 
     return await serving_of(request).on_file(look)
@@ -70,6 +71,7 @@ async def model_velocity(request: Request, model_id: str, scale: AtScale = None)
     true = parse_model_scale(scale)
 
     def read(engine: Engine) -> bytes:
+        stamp(request, engine.gallery)
         buffer = io.BytesIO()
         np.save(buffer, _true(engine.gallery.velocity(model_id), true), allow_pickle=False)
         return buffer.getvalue()
@@ -86,6 +88,7 @@ async def model_segy(request: Request, model_id: str, scale: AtScale = None) -> 
     true = parse_model_scale(scale)
 
     def read(engine: Engine) -> bytes:
+        stamp(request, engine.gallery)
         record = engine.gallery.record(model_id)
         title = f"{model_id}  {record.family or ''}".strip()
         velocity = _true(engine.gallery.velocity(model_id), true)
@@ -103,6 +106,7 @@ async def model_image(request: Request, model_id: str, scale: AtScale = None) ->
     serving, true = serving_of(request), parse_model_scale(scale)
 
     def look(engine: Engine) -> tuple[tuple[str, str], bytes | None]:
+        stamp(request, engine.gallery)
         record = engine.gallery.record(model_id)
         key = (f"{record.checksum} {true}", f"{record.model_id}  {record.family or ''}")
         return key, serving.pictures.get(key)
@@ -151,7 +155,7 @@ async def add_models(request: Request) -> Response:
             scale=scale,
             skip_existing=fields.skip_existing,
         )
-        answer = AddAnswer(model_ids=added, gallery=gallery_body(engine.info()))
+        answer = AddAnswer(model_ids=added, gallery=gallery_body(stamp(request, engine.info())))
         if untrained := Untrained.of(velocity, scale.frame(engine.frame)):
             answer.warnings = [WarningBody(code="velocity_untrained", detail=untrained.sentence)]
         if added.same_map:
@@ -178,7 +182,7 @@ async def gallery(request: Request) -> GalleryAnswer:
     serving = serving_of(request)
 
     def look(engine: Engine) -> GalleryAnswer:
-        info, nothing = engine.info(), (None, None)
+        info, nothing = stamp(request, engine.info()), (None, None)
         return GalleryAnswer(
             gallery=gallery_body(info),
             weights=weights_body(engine.embedder.weights),
@@ -198,6 +202,7 @@ async def gallery(request: Request) -> GalleryAnswer:
             ],
             created_at=info.created_at,
             bytes=info.bytes,
+            search_device=info.search_device,
             notes=list(info.notes),
         )
 
@@ -210,6 +215,7 @@ async def distribution(request: Request, scale: AtScale = None) -> DistributionA
     true = parse_model_scale(scale)
 
     def look(engine: Engine) -> DistributionAnswer:
+        stamp(request, engine.gallery)
         found = engine.distribution()
         return DistributionAnswer(
             generation=found.generation,
@@ -236,6 +242,7 @@ async def reload(request: Request) -> ReloadAnswer:
     before, after = await serving_of(request).reload()
     if (board := request.app.state.board) is not None:  # the other workers follow, one after another
         await board.all_followed(await asyncio.to_thread(board.ask))
+    stamp(request, after)
     request.state.changed = {"generation": after.generation}
     return ReloadAnswer(before=gallery_body(before), after=gallery_body(after))
 

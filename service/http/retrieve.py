@@ -40,7 +40,7 @@ from seisbind.service.http.forms import (
     within_deadline,
 )
 from seisbind.service.http.parameters import parse_format, parse_geometry, parse_include
-from seisbind.service.http.routing import JSON, Admitted, InPieces, serving_of, written
+from seisbind.service.http.routing import JSON, Admitted, InPieces, serving_of, stamp, written
 from seisbind.service.runtime import npz_answer
 from seisbind.service.runtime.batcher import Answered
 from seisbind.service.runtime.serving import Serving
@@ -118,6 +118,7 @@ async def retrieve(request: Request) -> Response:
 
     with watch("total"):
         query, ingest, answered, pack = await within_deadline(request, work())
+    stamp(request, answered.gallery)
     timings_ms = watch.timings_ms | answered.timings_ms
     serving.metrics.observe_stages(timings_ms)
 
@@ -249,7 +250,7 @@ async def search(request: Request) -> Response:
         return SearchAnswer(
             request_id=request_id,
             weights=weights_body(engine.embedder.weights),
-            gallery=gallery_body(engine.info()),
+            gallery=gallery_body(stamp(request, engine.info())),
             results=[search_result_body(each, include, scale) for each in find(engine)],
             timings_ms={},
         )

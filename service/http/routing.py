@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
+from seisbind.index import Gallery, GalleryInfo
 from seisbind.model.errors import NotWritable
 from seisbind.service.engine.engine import Engine
 from seisbind.service.runtime.request_body import RequestBody
@@ -18,11 +20,19 @@ from seisbind.service.runtime.serving import Serving
 JSON = "application/json"
 PIECE_BYTES = 65_536  # of a large answer
 
+Stamped = TypeVar("Stamped", Gallery, GalleryInfo)
+
 
 def serving_of(request: Request) -> Serving:
     """What the application owns."""
     held: Serving = request.app.state.serving
     return held
+
+
+def stamp(request: Request, gallery: Stamped) -> Stamped:
+    """Say in the answer's header which gallery it was made from: `request_log.RequestLog` sends it."""
+    request.state.stamp = gallery.stamp
+    return gallery
 
 
 class Admitted(APIRoute):

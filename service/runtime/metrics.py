@@ -74,6 +74,18 @@ class Metrics:
             ("code",),
             registry=own,
         )
+        self.reloads = Counter(
+            "seisbind_gallery_reloads", "Galleries that were served in place of the one before.", registry=own
+        )
+        self.search_bytes = Gauge(
+            "seisbind_search_device_bytes", "Vectors that a GPU searches, bytes; 0: the CPU searches.", registry=own
+        )
+        self.search_fall_backs = Counter(
+            "seisbind_search_fall_backs",
+            "Times that the CPU searched in place of a GPU, by the reason: memory, lost.",
+            ("reason",),
+            registry=own,
+        )
         self.audit_failures = Counter(
             "seisbind_audit_failures", "Audit lines that the file did not take.", registry=own
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from functools import partial
 
 from seisbind.model.errors import NotReady, UploadTooLarge
@@ -35,13 +36,27 @@ async def section_lines(serving: Serving, plan: SectionPlan) -> AsyncGenerator[b
         SeisBindError: see `engine.section.answer_windows` and `join_section`.
     """
 
+    with serving.using() as engine:  # one gallery for all windows, also over a reload
+        async with aclosing(_lines(serving, plan, engine)) as lines:
+            async for line in lines:
+                yield line
+
+
+async def _lines(serving: Serving, plan: SectionPlan, own: Engine) -> AsyncGenerator[bytes, None]:
     def read(windows: range, engine: Engine) -> list[tuple[WindowGather, Query | None]]:
         return plan.read(windows)
 
-    def answer(block: list[tuple[WindowGather, Query | None]], engine: Engine) -> list[WindowReading]:
-        return answer_windows(engine, block, plan.scale)
+    def answer(block: list[tuple[WindowGather, Query | None]], engine: Engine) -> tuple[list[WindowReading], set[str]]:
+        before = own.gallery.stamp
+        return answer_windows(own, block, plan.scale), {before, own.gallery.stamp}
+
+    def join(engine: Engine) -> bytes:
+        answered = section_answer(join_section(own, plan, readings))
+        answered.section.generation = _only(stamps)
+        return answered.model_dump_json().encode() + b"\n"
 
     readings: list[WindowReading] = []
+    stamps: set[str] = set()
     blocks = plan.blocks(BLOCK)
     coming = asyncio.ensure_future(serving.on_reader(partial(read, blocks[0])))
     try:
@@ -51,13 +66,18 @@ async def section_lines(serving: Serving, plan: SectionPlan) -> AsyncGenerator[b
             block = await coming
             if number + 1 < len(blocks):
                 coming = asyncio.ensure_future(serving.on_reader(partial(read, blocks[number + 1])))
-            answered = await serving.on_model(partial(answer, block))
+            answered, seen = await serving.on_model(partial(answer, block))
             readings += answered
+            stamps |= seen
             progress = section_progress([each.answer for each in answered], done=len(readings), windows=len(plan))
+            progress.generation = _only(seen)
             yield progress.model_dump_json().encode() + b"\n"
-        yield await serving.on_file(
-            lambda engine: section_answer(join_section(engine, plan, readings)).model_dump_json().encode() + b"\n"
-        )
+        yield await serving.on_file(join)
     finally:
         coming.cancel()
         await asyncio.gather(coming, return_exceptions=True)
+
+
+def _only(stamps: set[str]) -> str | None:
+    """The one gallery of all; None if a writer has changed it in between."""
+    return stamps.copy().pop() if len(stamps) == 1 else None

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from seisbind.index import Gallery, GalleryInfo, search_threads
+from seisbind.index.replicas.source import Lease, source_of
 from seisbind.model.encoders.embedder import Embedder, choose_device
 from seisbind.model.errors import INTERNAL_ERROR, JobsOff, NotReady, Overloaded, SeisBindError
 from seisbind.model.survey.preparation import prepare
@@ -30,6 +31,7 @@ from seisbind.service.runtime.batcher import Batcher
 from seisbind.service.runtime.images import PictureCache
 from seisbind.service.runtime.metrics import Metrics
 from seisbind.service.runtime.request_body import UploadSlots
+from seisbind.service.runtime.watch import GalleryWatch
 from seisbind.service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -52,10 +54,15 @@ def _go_last() -> None:
 class _Held:
     """An engine and how many jobs are using it; its gallery is closed after the last one once it is retired."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, lease: Lease) -> None:
         self.engine = engine
+        self.lease = lease
         self.users = 0
         self.retired = False
+
+    def close(self) -> None:
+        self.engine.gallery.close()
+        self.lease.release()
 
 
 class Serving:
@@ -85,7 +92,10 @@ class Serving:
         self.pictures = PictureCache()
         self.metrics = Metrics()
         self._lock = threading.Lock()
-        self._held = _Held(self._open())
+        self._source = source_of(
+            settings.gallery, cache=settings.cache, fingerprint=self.embedder.fingerprint, writable=settings.writable
+        )
+        self._held = self._open()
         log.info("Gathers are embedded by %s on %s.", self.embedder.runtime, self.embedder.device)
         # else a search's second thread waits, busily, for work on the core that reads requests
         own = partial(search_threads, torch.get_num_threads())
@@ -121,6 +131,7 @@ class Serving:
         self.metrics.waiting_gathers.set_function(lambda: self.batches.waiting)
         self.metrics.gallery_models.set_function(lambda: len(self._held.engine.gallery))
         self.metrics.gallery_generation.set_function(lambda: self._held.engine.gallery.generation)
+        self.metrics.search_bytes.set_function(lambda: self._held.engine.gallery.device_bytes)
         self._jobs = None if settings.jobs is None else self._open_jobs(settings.jobs)
 
     def _open_jobs(self, folder: Path) -> Jobs:
@@ -137,16 +148,31 @@ class Serving:
             raise JobsOff("This server takes no jobs. Its operator sets SEISBIND_JOBS to a folder to let it.")
         return self._jobs
 
-    def _open(self) -> Engine:
-        gallery = Gallery.open(
-            self.settings.gallery,
-            fingerprint=self.embedder.fingerprint,
-            frame=self.embedder.frame,
-            writable=self.settings.writable,
-        )
-        engine = Engine(self.embedder, gallery)
-        engine.info()
-        return engine
+    def _open(self) -> _Held:
+        """The present gallery, and what is needed to use it; nothing stays open where it cannot be served."""
+        with ExitStack() as opened:
+            lease = self._source.lease()
+            opened.callback(lease.release)
+            gallery = Gallery.open(
+                lease.path,
+                fingerprint=self.embedder.fingerprint,
+                frame=self.embedder.frame,
+                writable=self.settings.writable,
+            )
+            opened.callback(gallery.close)
+            gallery.search_on(self._search_device(), on_fall_back=self._fell_back)
+            engine = Engine(self.embedder, gallery)
+            engine.info()
+            opened.pop_all()
+        log.info("Gallery %s of %s is searched on %s.", gallery.stamp, self._source.name, gallery.search_device)
+        return _Held(engine, lease)
+
+    def _search_device(self) -> torch.device:
+        asked = self.settings.search_device
+        return self.embedder.device if asked == "auto" else choose_device(asked)
+
+    def _fell_back(self, reason: str) -> None:
+        self.metrics.search_fall_backs.labels(reason).inc()
 
     def _warm_up(self) -> None:
         """Encode once what will be encoded, so that the first request does not wait for kernels to be chosen."""
@@ -204,7 +230,7 @@ class Serving:
 
     def here(self, job: Callable[[Engine], T]) -> T:
         """Run ``job`` now, on the event loop: for what takes less than half a millisecond."""
-        with self._using() as engine:
+        with self.using() as engine:
             return job(engine)
 
     async def on_picture(self, draw: Callable[[Engine], bytes]) -> bytes:
@@ -242,14 +268,14 @@ class Serving:
 
     def _submit(self, pool: ThreadPoolExecutor, job: Callable[[Engine], T]) -> Future[T]:
         def run() -> T:
-            with self._using() as engine:
+            with self.using() as engine:
                 return job(engine)
 
         return pool.submit(run)
 
     @contextmanager
-    def _using(self) -> Iterator[Engine]:
-        """The current engine, whose gallery stays open until the block ends."""
+    def using(self) -> Iterator[Engine]:
+        """The current engine, whose gallery stays open until the block ends, also if another one is served by then."""
         with self._lock:
             held = self._held
             held.users += 1
@@ -260,7 +286,7 @@ class Serving:
                 held.users -= 1
                 last = held.retired and not held.users
             if last:
-                held.engine.gallery.close()
+                held.close()
 
     async def reload(self) -> tuple[GalleryInfo, GalleryInfo]:
         """Open the gallery anew and serve it from the next job on; says what was served before and what is now.
@@ -271,30 +297,54 @@ class Serving:
             SeisBindError: what is there now cannot be served; the old one goes on being served.
         """
 
-        def fresh(engine: Engine) -> tuple[GalleryInfo, Engine, GalleryInfo]:
+        def fresh(engine: Engine) -> tuple[GalleryInfo, _Held | None, GalleryInfo]:
             before = engine.info()
             if self.settings.writable:
                 engine.refresh()
-            else:
-                engine = self._open()
-            return before, engine, engine.info()
+                return before, None, engine.info()
+            held = self._open()
+            return before, held, held.engine.info()
 
         async with self._reloading:  # one at a time: each opens a whole gallery, and the last one opened is served
             try:
-                before, engine, after = await self.on_file(fresh)
+                before, new, after = await self.on_file(fresh)
             except Exception as error:  # whatever it is, the old gallery goes on being served
                 code = error.code if isinstance(error, SeisBindError) else INTERNAL_ERROR
                 self.metrics.reload_failures.labels(code).inc()
                 log.error("The gallery was not reloaded; the one before goes on being served: %s [%s]", error, code)
                 raise
-            if engine is not self._held.engine:
+            if new is not None:
                 with self._lock:
-                    old, self._held = self._held, _Held(engine)
+                    old, self._held = self._held, new
                     old.retired = True
                     idle = not old.users
                 if idle:
-                    old.engine.gallery.close()
+                    old.close()
+                await self.on_file(lambda engine: self._clean())
+            self.metrics.reloads.inc()
         return before, after
+
+    @property
+    def gallery_name(self) -> str:
+        """Of its folder, or the last part of its URL."""
+        return self._source.name
+
+    def _clean(self) -> None:
+        """Remove copies of galleries that are served no more."""
+        try:
+            self._source.clean()
+        except (SeisBindError, OSError) as error:  # the next time
+            log.warning("Old galleries were not removed: %s", error)
+
+    async def look(self) -> tuple[object, object]:
+        """What is served and what is there now, as marks that can be compared."""
+        held = self._held
+        return await self.on_file(lambda engine: self._source.marks(held.lease, held.engine.gallery))
+
+    async def watch(self) -> None:
+        """Serve what is there from time to time, if the settings say so, until the server stops."""
+        if self.settings.watch_s:
+            await GalleryWatch(self, self.settings.watch_s).run()
 
     async def ready(self) -> None:
         """Return if a canary gather was encoded and searched lately, or now.
@@ -332,4 +382,4 @@ class Serving:
         self._files.shutdown(wait=True)
         self._drawing.shutdown(wait=True)
         self._checking.shutdown(wait=True)
-        self._held.engine.gallery.close()
+        self._held.close()

@@ -40,6 +40,7 @@ STATUS: dict[type[tree.SeisBindError], int] = {
     tree.GalleryNotFound: 409,
     tree.GalleryLocked: 409,
     tree.GalleryWriteFailed: 507,
+    tree.RemoteGalleryFailed: 502,
     tree.WeightsMismatch: 409,
     tree.UnknownJob: 404,
     tree.JobNotDone: 409,

@@ -19,6 +19,7 @@ from seisbind.service.transport.audit import AuditLog
 access = logging.getLogger("seisbind.access")
 
 CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # a client's own id
+GENERATION = b"seisbind-generation"  # of the gallery that an answer was made from
 CLIENT_LEFT = 499  # nginx's number for a request that was given up before it was answered
 
 SAFE_HEADERS = {
@@ -72,6 +73,8 @@ class RequestLog:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
                 message["headers"] = self._with_headers(message["headers"], exchange, request_id)
+                if (stamp := state.get("stamp")) is not None and exchange.status < 400:
+                    message["headers"].append((GENERATION, stamp.encode()))
                 if call.need is Need.WRITE:  # what is acknowledged is written down
                     await self._audit(scope, exchange)
             exchange.sent += len(message.get("body", b""))

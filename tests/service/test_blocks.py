@@ -79,6 +79,7 @@ PLAN = {
     ("docs/check.md", "┏"): "what it prints, with the shipped weights",
     ("docs/deploy.md", "docker compose"): "needs a container engine",
     ("docs/deploy.md", "seisbind-1  |"): "a container's log; docker/build_with_buildah.py prints it",
+    ("docs/deploy.md", "$ seisbind gallery publish"): "needs a bucket; tests/index/test_replicas.py has one of its own",
     ("docs/deploy.md", "git pull"): "needs a container engine",
     ("docs/deploy.md", "apt install"): "needs root and minutes; docker/build_with_buildah.py itself",
     ("docs/formats.md", "{"): RUN,

@@ -15,7 +15,7 @@ from seisbind.model.errors import InvalidConfig
 from seisbind.service.settings import Settings, read_settings
 
 ROOT = Path(__file__).parents[2]
-NUMBERS = [*range(1, 70), *range(113, 116)]
+NUMBERS = list(range(1, 77))
 ROWS = {
     int(number): rest
     for number, rest in re.findall(

@@ -155,7 +155,7 @@ def test_an_unknown_model(served: Any, tail: str) -> None:
 
 def test_gallery(served: Any, engine: Engine) -> None:
     body = served.http.get("/v1/gallery").json()
-    assert body["gallery"] == {"name": "small", "models": 60, "generation": 1}
+    assert body["gallery"] == {"name": "small", "models": 60, "generation": 1, "digest": engine.info().digest}
     assert body["families"] == engine.gallery.families()
     assert [d["name"] for d in body["descriptors"]][:2] == ["mean_velocity", "std_velocity"]
     assert (body["writable"], body["calibrated"]) == (False, True)
@@ -163,8 +163,12 @@ def test_gallery(served: Any, engine: Engine) -> None:
 
 
 def test_live_ready_and_the_page(served: Any) -> None:
+    stamp = served.serving._held.engine.gallery.stamp
     assert served.http.get("/healthz").json() == {"status": "live"}
-    assert served.http.get("/readyz").json() == {"status": "ready"}
+    assert served.http.get("/readyz").json() == {
+        "status": "ready",
+        "generation": stamp,
+    }
     assert "60 velocity models" in served.http.get("/").text
 
 

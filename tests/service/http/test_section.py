@@ -7,7 +7,7 @@ import io
 import json
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from seisbind.index import Gallery
+from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import ServerRefused
 from seisbind.service.client.client import AsyncClient, Client
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.section import Section, make_section, plan_section
 from seisbind.service.formats.line_file import read_line
 from seisbind.service.formats.npy import npy, npz
+from seisbind.service.runtime.sections import section_lines
 from seisbind.service.section_schemas import SectionAnswer, SectionProgress
 from wire import until
 
@@ -97,7 +100,7 @@ def test_lines_are_json_and_raw_bodies_do(served: Any) -> None:
     response = served.http.post("/v1/section", content=LINE, headers=RAW, params={"step_m": 600})
     assert response.status_code == 200 and response.headers["content-type"] == "application/x-ndjson"
     *progress, last = [json.loads(text) for text in response.text.splitlines()]
-    assert all(set(each) == {"done", "windows", "read"} for each in progress)
+    assert all(set(each) == {"done", "windows", "read", "generation"} for each in progress)
     assert set(last) == {"section"}
 
 
@@ -181,3 +184,34 @@ def test_who_leaves_ends_the_section(
     response = served.http.post("/v1/retrieve", content=npy(gathers[0]), headers=RAW)
     assert response.status_code == 200
     until(lambda: served.serving._admitted == 0)
+
+
+def test_a_section_is_of_one_gallery_over_a_reload(
+    serve: Any, make_gallery: Callable[[], Path], embedder: Embedder
+) -> None:
+    """Windows read after the reload find models of the gallery that the section began with, and its lines name it."""
+    path, other = make_gallery(), make_gallery()
+    with Gallery.open(path, fingerprint=embedder.fingerprint) as gallery:
+        began, ids = gallery.stamp, set(gallery.model_ids())
+    with Gallery.open(other, fingerprint=embedder.fingerprint, writable=True) as gallery:
+        gallery.remove(gallery.model_ids())
+    server = serve(gallery=path)
+    plan = plan_section(read_line(LINE), frame=embedder.frame, step_m=150)
+
+    async def read() -> list[Any]:
+        found: list[Any] = []
+        async with aclosing(section_lines(server.serving, plan)) as lines:
+            async for text in lines:
+                found.append(json.loads(text))
+                if len(found) == 1:
+                    path.rename(path.with_name("aside"))
+                    other.rename(path)
+                    assert server.http.post("/v1/gallery/reload").json()["after"]["models"] == 0
+        return found
+
+    *progress, last = asyncio.run(read())
+    assert len(progress) > 1
+    assert {each["generation"] for each in progress} | {last["section"]["generation"]} == {began}
+    read_windows = [window for each in progress for window in each["read"] if window["lack"] is None]
+    assert read_windows and {window["model_id"] for window in read_windows} <= ids
+    assert server.http.get("/readyz").json()["generation"] != began
