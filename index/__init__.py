@@ -9,6 +9,7 @@ from seisbind.index.search.filter import Filter
 from seisbind.index.search.vectors import search_threads
 from seisbind.index.search.view import Hit
 from seisbind.index.storage.record import Record
+from seisbind.index.store import Store, is_url, open_store
 from seisbind.index.verify import VerifyReport, verify_folder
 
 __all__ = [
@@ -18,7 +19,10 @@ __all__ = [
     "GalleryInfo",
     "Hit",
     "Record",
+    "Store",
     "VerifyReport",
+    "is_url",
+    "open_store",
     "search_threads",
     "verify_folder",
 ]

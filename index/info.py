@@ -16,15 +16,16 @@ class GalleryInfo:
     """The description of a gallery.
 
     Attributes:
+        path: of the folder, or the URL of a store elsewhere.
         families: how many models each has.
         descriptor_ranges: name → (lowest, highest) over all models; empty for an empty gallery.
-        bytes: size of the folder.
+        bytes: size of the folder; 0 where the store cannot say.
         created_at: ISO 8601, UTC.
         frame: of its models and embeddings.
         notes: sentences on snapshots that were not used when the gallery was opened.
     """
 
-    path: Path
+    path: Path | str
     count: int
     families: dict[str, int]
     fingerprint: str
@@ -36,6 +37,11 @@ class GalleryInfo:
     descriptor_ranges: dict[str, tuple[float, float]]
     notes: tuple[str, ...]
     frame: Frame = OPENFWI_FRAME
+
+    @property
+    def name(self) -> str:
+        """Of the folder or the collection, for people."""
+        return self.path.resolve().name if isinstance(self.path, Path) else self.path.partition("?")[0].split("/")[-1]
 
 
 @dataclass(frozen=True, slots=True)

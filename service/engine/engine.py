@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seisbind.index import Distribution, Filter, Gallery, GalleryInfo, Hit
+from seisbind.index import Distribution, Filter, GalleryInfo, Hit, Store
 from seisbind.model.confidence.novelty import Verdict
 from seisbind.model.confidence.presence import coarse
 from seisbind.model.confidence.ranking import CANDIDATES, Ranking, rank
@@ -64,7 +64,7 @@ class Stopwatch:
 
 
 class Engine:
-    """Answers from an `Embedder` and a `Gallery` made with the same weights. It owns neither; the caller closes them.
+    """Answers from an `Embedder` and a gallery (`Store`) made with the same weights. It owns neither; the caller closes them.
 
     All methods may be called from any thread.
 
@@ -72,7 +72,7 @@ class Engine:
         WeightsMismatch: the gallery was made with other weights, or for another frame.
     """
 
-    def __init__(self, embedder: Embedder, gallery: Gallery) -> None:
+    def __init__(self, embedder: Embedder, gallery: Store) -> None:
         if embedder.fingerprint != gallery.fingerprint:
             raise WeightsMismatch(
                 f"The gallery at {gallery.path} was made with weights {gallery.fingerprint}; these are "
