@@ -248,8 +248,8 @@ class MilvusStore:
     def refresh(self) -> bool:
         """Read generation and count again; True if there was a change. Searches see changes without it."""
         with self._changing:
-            before = self._state
-            changed = self._look() != before
+            before, now = self._state, self._look()
+            changed = (now.generation, now.count) != (before.generation, before.count)
             if changed:
                 self._census = None
             return changed
@@ -465,20 +465,33 @@ class MilvusStore:
         held = 0
         for rows in self._pages(ALL):
             others = {row["model_id"]: row for row in self._others([row["model_id"] for row in rows])}
+            maps: list[tuple[str, tuple[int, int]]] = []
             for row in rows:
                 held += 1
                 try:
                     found = sealed(row, self.path)
+                    maps.append((found.map_key, found.record.shape))
                     other = others.get(found.record.model_id)
                     if other is None:
                         raise GalleryDamaged(f"{found.record.model_id!r} has no physics embedding.")
                     self._check_pair(found, sealed(other, self.path))
-                    self._maps.get([(found.map_key, found.record.shape)])
                 except GalleryDamaged as error:
                     problems.append(str(error))
+            problems += self._damaged_maps(maps)
         more = len(problems) - MAX_PROBLEMS
         shown = problems[:MAX_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
         return VerifyReport(held, tuple(shown), self._notes)
+
+    def _damaged_maps(self, maps: Sequence[tuple[str, tuple[int, int]]]) -> list[str]:
+        """What is wrong with them: all at once first, and one by one to say which."""
+        try:
+            self._maps.get(maps)
+        except GalleryDamaged as error:
+            if len(maps) == 1:
+                return [str(error)]
+            half = len(maps) // 2
+            return self._damaged_maps(maps[:half]) + self._damaged_maps(maps[half:])
+        return []
 
     def _others(self, model_ids: Sequence[str]) -> list[dict[str, Any]]:
         asked = [each for each in model_ids if _plain(each)]

@@ -28,8 +28,11 @@ COLLECTION_S = 120.0  # of making a collection and of loading one, which a serve
 STRONG = "Strong"  # whatever was written before a call, by anyone, is seen by it
 MOST = 16384  # rows that Milvus gives at once
 
-_AUTH = ("auth", "permission", "privilege", "unauthenticated", "token")
+CONNECT_FAILED = 2  # a code of pymilvus
+
+_AUTH = ("auth", "permission", "privilege", "token")
 _FULL = ("quota", "disk", "memory", "deny", "rate limit")
+_SILENT = ("timeout", "deadline", "unavailable", "connect")
 
 
 class Connection:
@@ -50,7 +53,8 @@ class Connection:
                 "a file of it)."
             ) from error
         # it logs what it raises, at the level of errors; what becomes of an error is said where it is caught
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+        for name in ("pymilvus", *(["grpc._server"] if location.lite else [])):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.location = location
         self._types, self._milvus = DataType, MilvusClient
         if location.lite and not Path(location.uri).parent.is_dir():
@@ -71,33 +75,43 @@ class Connection:
         import grpc
         from pymilvus.exceptions import MilvusException
 
-        where = self.location.text
         try:
             yield
         except (MilvusException, grpc.RpcError, ConnectionError, TimeoutError, grpc.FutureTimeoutError) as error:
-            said = str(getattr(error, "message", "") or getattr(error, "details", lambda: "")() or error)
-            said = " ".join(said.split())[:300]
-            lower = said.lower()
-            code = getattr(error, "code", None)
-            status = code() if callable(code) else None
-            if any(word in lower for word in _AUTH):
-                raise GalleryError(
-                    f"Milvus refuses to {doing} at {where}: {said}. Set {TOKEN} in the environment to a user and "
-                    "password, or a key, that may."
-                ) from error
-            if writing and any(word in lower for word in _FULL):
-                raise GalleryWriteFailed(f"Milvus refused to {doing} at {where}: {said}.") from error
-            silent = status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-            if (
-                silent
-                or isinstance(error, ConnectionError | TimeoutError | grpc.FutureTimeoutError)
-                or code == 2
-                or ("timeout" in lower or "deadline" in lower or "unavailable" in lower or "connect" in lower)
-            ):
-                raise GalleryUnreachable(
-                    f"Milvus did not answer in time to {doing} at {where}: {said}. Is it up, and is the address right?"
-                ) from error
-            raise GalleryError(f"Milvus could not {doing} at {where}: {said}.") from error
+            raise self._gallery_error(error, doing, writing) from error
+
+    def _gallery_error(self, error: BaseException, doing: str, writing: bool) -> GalleryError:
+        import grpc
+
+        where, status = self.location.text, None
+        said = str(getattr(error, "message", "") or error)
+        below: BaseException | None = error
+        while below is not None:  # pymilvus says "illegal connection params or server unavailable" to all of them
+            if isinstance(below, grpc.RpcError) and callable(getattr(below, "code", None)):
+                status, said = below.code(), str(below.details())
+                break
+            below = below.__cause__
+        said = " ".join(said.split())[:300].rstrip(".")
+        lower = said.lower()
+        if status in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED) or any(
+            word in lower for word in _AUTH
+        ):
+            return GalleryError(
+                f"Milvus refuses to {doing} at {where}: {said}. Set {TOKEN} in the environment to a user and password "
+                "(user:password), or a key, that may."
+            )
+        if writing and any(word in lower for word in _FULL):
+            return GalleryWriteFailed(f"Milvus refused to {doing} at {where}: {said}.")
+        if (
+            status in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            or isinstance(error, ConnectionError | TimeoutError | grpc.FutureTimeoutError)
+            or getattr(error, "code", None) == CONNECT_FAILED
+            or any(word in lower for word in _SILENT)
+        ):
+            return GalleryUnreachable(
+                f"Milvus did not answer in time to {doing} at {where}: {said}. Is it up, and is the address right?"
+            )
+        return GalleryError(f"Milvus could not {doing} at {where}: {said}.")
 
     def exists(self, name: str) -> bool:
         with self.errors("look for a collection"):

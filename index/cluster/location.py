@@ -85,7 +85,8 @@ def _maps(query: str) -> str | None:
     parts = urlsplit(maps)
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise InvalidConfig("maps= takes a plain URL without user, password or parameters: they come from AWS_….")
-    if parts.scheme not in MAPS or not (parts.netloc or (parts.scheme == "file" and parts.path.startswith("/"))):
+    here = parts.scheme == "file" and not parts.netloc and parts.path.startswith("/")
+    if parts.scheme not in MAPS or not (here or (parts.scheme != "file" and parts.netloc)):
         raise InvalidConfig(
             f"maps={maps!r:.150} is no object store: s3://BUCKET/PREFIX, gs://…, az://… or file:///PATH."
         )
