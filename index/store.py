@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -12,10 +13,11 @@ from numpy.typing import ArrayLike
 
 from seisbind.index.gallery import Gallery
 from seisbind.index.info import Distribution, GalleryInfo
+from seisbind.index.listing import list_records
 from seisbind.index.search.filter import Filter
 from seisbind.index.search.view import Hit
 from seisbind.index.storage.record import Float32, Record
-from seisbind.index.verify import VerifyReport
+from seisbind.index.verify import VerifyReport, verify_folder
 from seisbind.model.frame import Frame
 
 
@@ -81,7 +83,44 @@ class Store(Protocol):
 
 def is_url(location: str | Path) -> bool:
     """Whether ``location`` is that of a store in Milvus, and not a folder."""
-    return isinstance(location, str) and location.startswith("milvus") and "://" in location
+    return isinstance(location, str) and re.match(r"milvus[a-z+]*://", location) is not None
+
+
+def place_of(location: str | Path) -> str | Path:
+    """``location`` as it is where it is a URL, and else as a path."""
+    return location if is_url(location) else Path(location)
+
+
+@contextmanager
+def building_store(location: str | Path, *, fingerprint: str, frame: Frame, overwrite: bool = False) -> Iterator[Store]:
+    """A new gallery to fill, which is there once the block has ended: `Gallery.building` or `MilvusStore.building`."""
+    if not is_url(location):
+        with Gallery.building(Path(location), fingerprint=fingerprint, frame=frame, overwrite=overwrite) as gallery:
+            yield gallery
+        return
+    from seisbind.index.milvus_store import MilvusStore
+
+    with MilvusStore.building(str(location), fingerprint=fingerprint, frame=frame, overwrite=overwrite) as store:
+        yield store
+
+
+def list_store(location: str | Path, *, filter: Filter | None = None, limit: int | None = None) -> Iterator[Record]:
+    """The records at ``location``, in the order they were added: `list_records`, also of a store in Milvus."""
+    if not is_url(location):
+        yield from list_records(Path(location), filter=filter, limit=limit)
+        return
+    from seisbind.index.milvus_store import MilvusStore
+
+    with MilvusStore.open(str(location), fingerprint=None) as store:
+        yield from store.listed(filter=filter, limit=limit)
+
+
+def verify_store(location: str | Path) -> VerifyReport:
+    """`verify_folder`, also of a store in Milvus."""
+    if not is_url(location):
+        return verify_folder(Path(location))
+    with open_store(location, fingerprint=None) as store:
+        return store.verify()
 
 
 def open_store(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from seisbind.index import place_of
 from seisbind.model.errors import InvalidConfig
 
 MIB = 1 << 20
@@ -33,7 +35,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SEISBIND_", frozen=True, extra="forbid")
 
-    gallery: Path = Field(Path("gallery"), description="Folder of the gallery that is served.")
+    gallery: Annotated[Path | str, BeforeValidator(place_of)] = Field(
+        Path("gallery"), description="Folder of the gallery that is served, or its URL in Milvus."
+    )
     weights: Path | None = Field(None, description="Weights file; unset means those that ship with SeisBind.")
     device: str = Field("auto", description="Where the encoders run: auto (a GPU if there is one), cpu, cuda, cuda:1.")
     runtime: str = Field(

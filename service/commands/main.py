@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from seisbind.model.errors import SeisBindError
-from seisbind.service.commands import check, gallery, inspect, refine, retrieve, section, training
+from seisbind.service.commands import check, gallery, gallery_cluster, inspect, refine, retrieve, section, training
 from seisbind.service.commands.errors import print_error
 from seisbind.service.transport.keys import Scope, make_key
 
@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 key_app = typer.Typer(help="Make API keys.", no_args_is_help=True)
 app.add_typer(gallery.app, name="gallery")
+gallery.app.command()(gallery_cluster.copy)
+gallery.app.command()(gallery_cluster.sweep)
 app.add_typer(key_app, name="key")
 app.command()(training.simulate)
 app.command()(training.train)
@@ -73,7 +75,9 @@ def new_key(
 
 @app.command()
 def serve(
-    gallery: Annotated[Path | None, typer.Option(help="Folder of the gallery. [SEISBIND_GALLERY, gallery]")] = None,
+    gallery: Annotated[
+        str | None, typer.Option(help="Folder of the gallery, or its URL. [SEISBIND_GALLERY, gallery]")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights file; default: those that ship.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [SEISBIND_HOST, 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [SEISBIND_PORT, 8000]")] = None,

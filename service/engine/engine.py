@@ -64,7 +64,8 @@ class Stopwatch:
 
 
 class Engine:
-    """Answers from an `Embedder` and a gallery (`Store`) made with the same weights. It owns neither; the caller closes them.
+    """Answers from an `Embedder` and a gallery (`Store`) made with the same weights. It owns neither:
+    the caller closes them.
 
     All methods may be called from any thread.
 

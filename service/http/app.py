@@ -119,7 +119,7 @@ class ServedApplication(Application):
             version=self.version,
             weights=self._serving.embedder.fingerprint,
             weights_name=self._serving.embedder.weights.description.name,
-            gallery=settings.gallery.resolve().name,
+            gallery=self._serving.gallery_name,
         )
 
     def build_middleware_stack(self) -> ASGIApp:

@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from seisbind.index import Gallery, GalleryInfo, search_threads
+from seisbind.index import GalleryInfo, open_store, search_threads
 from seisbind.model.encoders.embedder import Embedder, choose_device
 from seisbind.model.errors import INTERNAL_ERROR, JobsOff, NotReady, Overloaded, SeisBindError
 from seisbind.model.survey.preparation import prepare
@@ -137,8 +137,13 @@ class Serving:
             raise JobsOff("This server takes no jobs. Its operator sets SEISBIND_JOBS to a folder to let it.")
         return self._jobs
 
+    @property
+    def gallery_name(self) -> str:
+        """Of the folder or the collection that is served."""
+        return self._held.engine.gallery.name
+
     def _open(self) -> Engine:
-        gallery = Gallery.open(
+        gallery = open_store(
             self.settings.gallery,
             fingerprint=self.embedder.fingerprint,
             frame=self.embedder.frame,
