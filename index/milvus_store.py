@@ -75,7 +75,7 @@ class _State:
 
 
 class MilvusStore:
-    """A gallery in Milvus: `create` or `open` one, and close it, or use ``with``. A `Store`; docs/scale.md says more.
+    """A gallery in Milvus: `create` or `open` one, and close it, or use ``with``. A `Store`; docs/milvus.md says more.
 
     ``NAME`` holds a row with its velocity embedding for each model, ``NAME_physics`` the same with the physics
     embedding, ``NAME_maps`` the facts, the state, and the maps that are in no object store. A model is there once it is

@@ -22,7 +22,7 @@ from seisbind.model.frame import Frame
 
 
 class Store(Protocol):
-    """A gallery that is open. `Gallery` says what each method does; docs/scale.md says which of its promises another
+    """A gallery that is open. `Gallery` says what each method does; docs/milvus.md says which of its promises another
     kind of store cannot keep.
 
     All methods may be called from any thread.
@@ -126,7 +126,7 @@ def verify_store(location: str | Path) -> VerifyReport:
 def open_store(
     location: str | Path, *, fingerprint: str | None, frame: Frame | None = None, writable: bool = False
 ) -> Store:
-    """Open the gallery at ``location``: a folder, or ``milvus://host:port/collection`` (see docs/scale.md for URLs).
+    """Open the gallery at ``location``: a folder, or ``milvus://host:port/collection`` (see docs/milvus.md for URLs).
 
     Args:
         fingerprint, frame: of the weights that queries come from; None not to compare them.
