@@ -9,7 +9,7 @@ from seisbind.index.search.filter import Filter
 from seisbind.index.search.vectors import search_threads
 from seisbind.index.search.view import Hit
 from seisbind.index.storage.record import Record
-from seisbind.index.store import Store, building_store, is_url, list_store, open_store, place_of, verify_store
+from seisbind.index.store import Store, building_store, list_store, open_store, verify_store
 from seisbind.index.verify import VerifyReport, verify_folder
 
 __all__ = [
@@ -22,10 +22,8 @@ __all__ = [
     "Store",
     "VerifyReport",
     "building_store",
-    "is_url",
     "list_store",
     "open_store",
-    "place_of",
     "search_threads",
     "verify_folder",
     "verify_store",

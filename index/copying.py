@@ -9,8 +9,9 @@ import numpy as np
 
 from seisbind.index.milvus_store import MilvusStore
 from seisbind.index.storage.record import NewModel, Record
-from seisbind.index.store import Store, is_url
+from seisbind.index.store import Store
 from seisbind.model.errors import GalleryNotFound, InvalidConfig, UnknownModel
+from seisbind.model.files import is_url
 
 PAGE = 256  # models in memory at a time: 10 MB
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from seisbind.index.search.filter import Filter
 from seisbind.index.search.view import Hit
 from seisbind.index.storage.record import Float32, Record
 from seisbind.index.verify import VerifyReport, verify_folder
+from seisbind.model.files import is_url
 from seisbind.model.frame import Frame
 
 
@@ -79,16 +79,6 @@ class Store(Protocol):
     def refresh(self) -> bool: ...
     def unchanging(self) -> AbstractContextManager[None]: ...
     def close(self) -> None: ...
-
-
-def is_url(location: str | Path) -> bool:
-    """Whether ``location`` is that of a store in Milvus, and not a folder."""
-    return isinstance(location, str) and re.match(r"milvus[a-z+]*://", location) is not None
-
-
-def place_of(location: str | Path) -> str | Path:
-    """``location`` as it is where it is a URL, and else as a path."""
-    return location if is_url(location) else Path(location)
 
 
 @contextmanager

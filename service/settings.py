@@ -9,8 +9,8 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from seisbind.index import place_of
 from seisbind.model.errors import InvalidConfig
+from seisbind.model.files import place_of
 
 MIB = 1 << 20
 

@@ -1,4 +1,4 @@
-"""``seisbind gallery …``: build, add to, remove from, look at, list and check a gallery."""
+"""``seisbind gallery …``: build, add to, remove from, look at, list, check and copy a gallery."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from seisbind.model.frame import Frame
     from seisbind.model.scale import Scale
 
-app = typer.Typer(help="Build, add to, remove from, look at, list and check a gallery.", no_args_is_help=True)
+app = typer.Typer(help="Build, add to, remove from, look at, list, check and copy a gallery.", no_args_is_help=True)
 
 PlaceArgument = Annotated[str, typer.Argument(metavar="PATH", help="Folder of the gallery, or its URL in Milvus.")]
 WeightsOption = Annotated[Path | None, typer.Option(help="Weights file; default: those that ship.")]
+UrlArgument = Annotated[str, typer.Argument(metavar="URL", help="As in milvus://HOST:PORT/COLLECTION?maps=s3://…")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
 CountOption = Annotated[int | None, typer.Option(min=1, help="Random velocity models to make, all families together.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of the random models.")]
@@ -196,6 +197,32 @@ def verify(path: PlaceArgument, as_json: JsonOption = False) -> None:
         for note in report.notes:
             print(f"note: {note}")
     sys.exit(0 if report.ok else 1)
+
+
+@app.command()
+def copy(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Folder of the gallery to copy, or its URL.")],
+    url: UrlArgument,
+) -> None:
+    """Copy a gallery into Milvus, embeddings and all; the same command goes on where it was interrupted."""
+    from seisbind.index import open_store
+    from seisbind.index.copying import copy_gallery
+    from seisbind.service.commands.console import counting
+
+    with open_store(path, fingerprint=None) as source:
+        with counting("Copying", len(source)) as progress:
+            added = copy_gallery(source, url, progress=progress)
+        print(f"{url}: {added} velocity models copied from {path}")
+
+
+@app.command()
+def sweep(url: UrlArgument) -> None:
+    """Remove maps that no model names any more, and what interrupted changes have left; nobody may add meanwhile."""
+    from seisbind.index.milvus_store import MilvusStore
+
+    with MilvusStore.open(url, fingerprint=None, writable=True) as store:
+        maps, embeddings = store.sweep()
+        print(f"{url}: {maps} maps and {embeddings} embeddings removed, {len(store)} velocity models kept")
 
 
 def _warn(sentence: str) -> None:

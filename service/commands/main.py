@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from seisbind.model.errors import SeisBindError
-from seisbind.service.commands import check, gallery, gallery_cluster, inspect, refine, retrieve, section, training
+from seisbind.service.commands import check, gallery, inspect, refine, retrieve, section, training
 from seisbind.service.commands.errors import print_error
 from seisbind.service.transport.keys import Scope, make_key
 
@@ -21,8 +21,6 @@ app = typer.Typer(
 )
 key_app = typer.Typer(help="Make API keys.", no_args_is_help=True)
 app.add_typer(gallery.app, name="gallery")
-gallery.app.command()(gallery_cluster.copy)
-gallery.app.command()(gallery_cluster.sweep)
 app.add_typer(key_app, name="key")
 app.command()(training.simulate)
 app.command()(training.train)

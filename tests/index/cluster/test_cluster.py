@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seisbind.index import Filter, Gallery, is_url, open_store
+from seisbind.index import Filter, Gallery, open_store
 from seisbind.index.cluster.expressions import expression, key
 from seisbind.index.cluster.location import Location
 from seisbind.model.errors import (
@@ -28,6 +28,7 @@ from seisbind.model.errors import (
     InvalidConfig,
     InvalidQuery,
 )
+from seisbind.model.files import is_url
 
 pytest.importorskip("pymilvus", reason="pymilvus is not installed")
 
