@@ -9,6 +9,7 @@ from seisbind.index.search.filter import Filter
 from seisbind.index.search.vectors import search_threads
 from seisbind.index.search.view import Hit
 from seisbind.index.storage.record import Added, Record
+from seisbind.index.store import Store, building_store, list_store, open_store, verify_store
 from seisbind.index.verify import VerifyReport, verify_folder
 
 __all__ = [
@@ -19,7 +20,12 @@ __all__ = [
     "GalleryInfo",
     "Hit",
     "Record",
+    "Store",
     "VerifyReport",
+    "building_store",
+    "list_store",
+    "open_store",
     "search_threads",
     "verify_folder",
+    "verify_store",
 ]

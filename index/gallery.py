@@ -246,6 +246,11 @@ class Gallery:
         return len(self._view)
 
     @property
+    def name(self) -> str:
+        """Of the folder."""
+        return self.path.resolve().name
+
+    @property
     def generation(self) -> int:
         """The number of changes so far, as searched: each change made here adds one, and `refresh` updates it."""
         return self._view.generation

@@ -16,9 +16,10 @@ class GalleryInfo:
     """The description of a gallery.
 
     Attributes:
+        path: of the folder, or the URL of a store elsewhere.
         families: how many models each has.
         descriptor_ranges: name → (lowest, highest) over all models; empty for an empty gallery.
-        bytes: size of the folder.
+        bytes: size of the folder; 0 where the store cannot say.
         created_at: ISO 8601, UTC.
         frame: of its models and embeddings.
         notes: sentences on snapshots that were not used when the gallery was opened, and on where it is searched.
@@ -26,7 +27,7 @@ class GalleryInfo:
         search_device: what searches it, ``cpu`` or ``cuda:0``.
     """
 
-    path: Path
+    path: Path | str
     count: int
     families: dict[str, int]
     fingerprint: str
@@ -44,7 +45,12 @@ class GalleryInfo:
     @property
     def stamp(self) -> str:
         """Generation and half of the digest: short, and two equal ones are the same content."""
-        return f"{self.generation}-{self.digest[:8]}"
+        return f"{self.generation}-{self.digest[:8]}" if self.digest else str(self.generation)
+
+    @property
+    def name(self) -> str:
+        """Of the folder or the collection, for people."""
+        return self.path.resolve().name if isinstance(self.path, Path) else self.path.partition("?")[0].split("/")[-1]
 
 
 @dataclass(frozen=True, slots=True)

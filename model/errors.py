@@ -14,6 +14,7 @@
     │   ├── GalleryNotFound               there is no gallery at that path
     │   ├── GalleryLocked                 another process holds the gallery for writing
     │   ├── GalleryDamaged                what is stored contradicts its own checksums
+    │   ├── GalleryUnreachable             the gallery is in a server that does not answer in time
     │   ├── GalleryWriteFailed            the disk refused (full, read-only); nothing half-written counts
     │   ├── RemoteGalleryFailed           an object store did not give or take a published gallery
     │   └── WeightsMismatch               the gallery was made with other weights
@@ -111,6 +112,10 @@ class GalleryLocked(GalleryError):
 
 class GalleryDamaged(GalleryError):
     code = "gallery_damaged"
+
+
+class GalleryUnreachable(GalleryError):
+    code = "gallery_unreachable"
 
 
 class GalleryWriteFailed(GalleryError):

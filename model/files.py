@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,3 +103,13 @@ class AppendedLines:
         """Add a line, which has its end; it is in the hands of the operating system on return."""
         self._file.write(line)
         self._file.flush()
+
+
+def is_milvus(location: object) -> bool:
+    """Whether ``location`` is that of a gallery in Milvus, and not a folder."""
+    return isinstance(location, str) and re.match(r"milvus[a-z+]*://", location) is not None
+
+
+def place_of(location: str | Path) -> str | Path:
+    """``location`` as it is where it is a URL, and else as a path."""
+    return location if is_milvus(location) else Path(location)

@@ -36,8 +36,9 @@ class Settings(BaseSettings):
 
     gallery: Path | str = Field(
         Path("gallery"),
-        description="Folder of the gallery that is served, or the URL of one that 'seisbind gallery publish' has put "
-        "there: s3://BUCKET/PATH, gs://BUCKET/PATH, file:///FOLDER.",
+        description="Folder of the gallery that is served, its URL in Milvus (milvus://HOST:PORT/COLLECTION), or the "
+        "URL of one that 'seisbind gallery publish' has put there: s3://BUCKET/PATH, gs://BUCKET/PATH, "
+        "file:///FOLDER.",
     )
     cache: Path = Field(
         Path("gallery-cache"), description="Folder for copies of a gallery by URL, with room for two of it."

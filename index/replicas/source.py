@@ -21,10 +21,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from seisbind.index.gallery import Gallery
 from seisbind.index.replicas.manifest import LATEST, MAX_BYTES, PART_BYTES, Manifest, PublishedFile
 from seisbind.index.replicas.store import ObjectStore, is_url
 from seisbind.index.storage.database import translate_errors
+from seisbind.index.store import Store
 from seisbind.model.errors import (
     GalleryDamaged,
     GalleryError,
@@ -34,7 +34,7 @@ from seisbind.model.errors import (
     InvalidConfig,
     WeightsMismatch,
 )
-from seisbind.model.files import lock, replacing, sync
+from seisbind.model.files import is_milvus, lock, replacing, sync
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,10 @@ MANIFEST = "manifest.json"
 
 
 class Lease:
-    """A gallery's folder that stays as it is until `release`."""
+    """Where a gallery is opened (`open_store`); a folder stays as it is until `release`."""
 
-    def __init__(self, path: Path, *, mark: str = "", handle: int = -1) -> None:
-        self.path = path
+    def __init__(self, place: Path | str, *, mark: str = "", handle: int = -1) -> None:
+        self.place = place
         self.mark = mark
         self._handle = handle
 
@@ -66,7 +66,7 @@ class Source(Protocol):
     def lease(self) -> Lease:
         """The present gallery. Raises GalleryError."""
 
-    def marks(self, lease: Lease, gallery: Gallery) -> tuple[object, object]:
+    def marks(self, lease: Lease, gallery: Store) -> tuple[object, object]:
         """What ``gallery`` was opened from and what is there now, to compare; cheap."""
 
     def clean(self) -> None:
@@ -80,6 +80,8 @@ def source_of(place: Path | str, *, cache: Path, fingerprint: str, writable: boo
         InvalidConfig: a URL that is none of `ObjectStore`, or one for a server that changes its gallery.
         MissingExtra: a URL, and obstore is not installed.
     """
+    if is_milvus(place):
+        return MilvusSource(str(place))
     if not is_url(place):
         return FolderSource(Path(place))
     if writable:
@@ -100,7 +102,24 @@ class FolderSource:
     def lease(self) -> Lease:
         return Lease(self._path)
 
-    def marks(self, lease: Lease, gallery: Gallery) -> tuple[object, object]:
+    def marks(self, lease: Lease, gallery: Store) -> tuple[object, object]:
+        return gallery.marks()
+
+    def clean(self) -> None:
+        pass
+
+
+class MilvusSource:
+    """A gallery in Milvus, where every search sees the latest changes."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.name = url.partition("?")[0].split("/")[-1]
+
+    def lease(self) -> Lease:
+        return Lease(self._url)
+
+    def marks(self, lease: Lease, gallery: Store) -> tuple[object, object]:
         return gallery.marks()
 
     def clean(self) -> None:
@@ -121,7 +140,7 @@ class PublishedSource:
         self.name = self._store.url.rpartition("/")[2] or "gallery"
         self._folder = cache / hashlib.sha256(self._store.url.encode()).hexdigest()[:16]
 
-    def marks(self, lease: Lease, gallery: Gallery) -> tuple[object, object]:
+    def marks(self, lease: Lease, gallery: Store) -> tuple[object, object]:
         return lease.mark, self._store.mark(LATEST)
 
     def lease(self) -> Lease:

@@ -135,15 +135,15 @@ class GalleryBackend:
         SeisBindError: weights or gallery cannot be opened, or an invalid filter.
     """
 
-    def __init__(self, gallery: Path, weights: Path | None, device: str, options: RetrieveOptions) -> None:
-        from seisbind.index import Filter, Gallery
+    def __init__(self, gallery: Path | str, weights: Path | None, device: str, options: RetrieveOptions) -> None:
+        from seisbind.index import Filter, open_store
         from seisbind.model.encoders.embedder import Embedder
         from seisbind.service.engine.engine import Engine
 
         self._options = options
         self._filter = None if options.filter is None else Filter.parse(options.filter)
         embedder = Embedder.load(weights, device=device)
-        self._gallery = Gallery.open(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame)
+        self._gallery = open_store(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame)
         self._engine = Engine(embedder, self._gallery)
         self.weights = weights_body(embedder.weights)
         self.gallery = gallery_body(self._engine.info())

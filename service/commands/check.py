@@ -26,7 +26,7 @@ def check(
     key: Annotated[
         str | None, typer.Option(envvar="SEISBIND_API_KEY", help="API key; other users see options, not variables.")
     ] = None,
-    gallery: Annotated[Path | None, typer.Option(help="Folder of a gallery to ask without a server.")] = None,
+    gallery: Annotated[str | None, typer.Option(help="Folder (or URL) of a gallery to ask without a server.")] = None,
     weights: Annotated[Path | None, typer.Option(help="With --gallery; default: those that ship.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda; with --gallery.")] = "auto",
     top_k: Annotated[int, typer.Option(min=1, help="Matches to check, 16 at most.")] = 5,
@@ -76,7 +76,7 @@ def check(
         if url is not None:
             answer, content = _by_server(asked, url, key)
         else:
-            answer, content = _by_gallery(asked, gallery or Path(), weights, device)
+            answer, content = _by_gallery(asked, gallery or "", weights, device)
         if out is not None:
             with replacing(out) as partial:
                 partial.write_bytes(content)
@@ -155,8 +155,8 @@ def _by_server(asked: Asked, url: str, key: str | None) -> tuple[CheckAnswer, by
         return answer, picture
 
 
-def _by_gallery(asked: Asked, gallery: Path, weights: Path | None, device: str) -> tuple[CheckAnswer, bytes]:
-    from seisbind.index import Gallery
+def _by_gallery(asked: Asked, gallery: str, weights: Path | None, device: str) -> tuple[CheckAnswer, bytes]:
+    from seisbind.index import open_store
     from seisbind.model.encoders.embedder import Embedder
     from seisbind.service.bulk.backends import LIMITS
     from seisbind.service.check_schemas import CheckAnswer
@@ -171,7 +171,7 @@ def _by_gallery(asked: Asked, gallery: Path, weights: Path | None, device: str) 
 
     check_top_k(asked.top_k)
     embedder = Embedder.load(weights, device=device)
-    with Gallery.open(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame) as opened:
+    with open_store(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame) as opened:
         engine = Engine(embedder, opened)
         upload = read_gathers(
             file_bytes(asked.file), geometry=asked.geometry, limits=LIMITS, frame=engine.frame, scale=asked.scale

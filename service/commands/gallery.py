@@ -1,4 +1,4 @@
-"""``seisbind gallery …``: build, add to, remove from, look at, list, check and publish a gallery."""
+"""``seisbind gallery …``: build, add to, remove from, look at, list and check a gallery."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from seisbind.model.frame import Frame
     from seisbind.model.scale import Scale
 
-app = typer.Typer(help="Build, add to, remove from, look at, list, check and publish a gallery.", no_args_is_help=True)
+app = typer.Typer(help="Build, add to, look at, list, check, copy and publish a gallery.", no_args_is_help=True)
 
-PathArgument = Annotated[Path, typer.Argument(help="Folder of the gallery.")]
+PlaceArgument = Annotated[str, typer.Argument(metavar="PATH", help="Folder of the gallery, or its URL in Milvus.")]
 WeightsOption = Annotated[Path | None, typer.Option(help="Weights file; default: those that ship.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
 CountOption = Annotated[int | None, typer.Option(min=1, help="Random velocity models to make, all families together.")]
@@ -38,7 +38,7 @@ LISTED = "{:<20} {:<18} {:>13}  {:<19}  {}"  # line by line: a gallery may be la
 
 @app.command()
 def build(
-    path: PathArgument,
+    path: PlaceArgument,
     count: CountOption = None,
     seed: SeedOption = 0,
     family: FamilyOption = None,
@@ -65,7 +65,7 @@ def build(
 
 @app.command()
 def add(
-    path: PathArgument,
+    path: PlaceArgument,
     count: CountOption = None,
     seed: SeedOption = 0,
     family: FamilyOption = None,
@@ -76,7 +76,7 @@ def add(
     scale: ScaleOption = None,
 ) -> None:
     """Add velocity models to a gallery; those that it already holds are left out."""
-    from seisbind.index import Gallery
+    from seisbind.index import open_store
     from seisbind.model.encoders.embedder import Embedder
     from seisbind.service.engine.engine import Engine
     from seisbind.service.engine.gallery_builder import add_to_gallery
@@ -85,7 +85,7 @@ def add(
     true = _scale(scale, data)
     embedder = Embedder.load(weights, device=device)
     models, total, source = _models(count, seed, family, data, embedder.frame)
-    with Gallery.open(path, fingerprint=embedder.fingerprint, frame=embedder.frame, writable=True) as gallery:
+    with open_store(path, fingerprint=embedder.fingerprint, frame=embedder.frame, writable=True) as gallery:
         engine = Engine(embedder, gallery)
         with counting("Describing and embedding", total) as progress:
             added = add_to_gallery(
@@ -95,33 +95,34 @@ def add(
 
 
 @app.command()
-def remove(path: PathArgument, model_id: Annotated[list[str], typer.Argument(help="Ids of models.")]) -> None:
+def remove(path: PlaceArgument, model_id: Annotated[list[str], typer.Argument(help="Ids of models.")]) -> None:
     """Remove velocity models; all of those named, or none."""
-    from seisbind.index import Gallery
+    from seisbind.index import open_store
 
-    with Gallery.open(path, fingerprint=None, writable=True) as gallery:
+    with open_store(path, fingerprint=None, writable=True) as gallery:
         removed = gallery.remove(model_id)
         print(f"{path}: {removed} velocity models removed, {len(gallery)} left")
 
 
 @app.command()
-def info(path: PathArgument, as_json: JsonOption = False) -> None:
+def info(path: PlaceArgument, as_json: JsonOption = False) -> None:
     """Say what a gallery holds."""
     import json
     from dataclasses import asdict
 
     from rich.table import Table
 
-    from seisbind.index import Gallery
+    from seisbind.index import open_store
     from seisbind.model.ground.descriptors import DESCRIPTORS
     from seisbind.service.terminal.console import console
 
-    with Gallery.open(path, fingerprint=None) as gallery:
+    with open_store(path, fingerprint=None) as gallery:
         found = gallery.info()
     if as_json:
         print(json.dumps(asdict(found) | {"path": str(found.path), "frame": found.frame.to_dict()}, indent=1))
         return
-    print(f"{path}: {found.count} velocity models, {found.bytes / 1e6:.1f} MB, made {found.created_at}")
+    size = f", {found.bytes / 1e6:.1f} MB" if found.bytes else ""  # Milvus does not say
+    print(f"{path}: {found.count} velocity models{size}, made {found.created_at}")
     print(f"weights {found.fingerprint}, generation {found.generation}, format {found.format_version}")
     for note in found.notes:
         print(f"note: {note}")
@@ -139,7 +140,7 @@ def info(path: PathArgument, as_json: JsonOption = False) -> None:
 
 @app.command("list")
 def list_(
-    path: PathArgument,
+    path: PlaceArgument,
     family: Annotated[list[str] | None, typer.Option(help="Only of this family; repeat for several.")] = None,
     tag: Annotated[
         list[str] | None, typer.Option(help="Only with this tag; repeat for several, which all hold.")
@@ -150,14 +151,13 @@ def list_(
     """List the velocity models of a gallery, in the order they were added."""
     import json
 
-    from seisbind.index import Filter
-    from seisbind.index.listing import list_records
+    from seisbind.index import Filter, list_store
     from seisbind.model.ground.descriptors import NAMES
 
     mean = NAMES.index("mean_velocity")
     chosen = Filter(tuple(family or ()), tuple(tag or ()))
     number = -1
-    for number, record in enumerate(list_records(path, filter=chosen, limit=limit)):
+    for number, record in enumerate(list_store(path, filter=chosen, limit=limit)):
         if not number and not as_json:
             print(LISTED.format("model", "family", "mean velocity", "added at", "tags"))
         mean_velocity = float(record.descriptors[mean])
@@ -179,13 +179,13 @@ def list_(
 
 
 @app.command()
-def verify(path: PathArgument, as_json: JsonOption = False) -> None:
+def verify(path: PlaceArgument, as_json: JsonOption = False) -> None:
     """Read every byte of a gallery and compare it with its checksum; exit code 1 if something is wrong."""
     import json
 
-    from seisbind.index import verify_folder
+    from seisbind.index import verify_store
 
-    report = verify_folder(path)  # which needs no gallery that can be opened
+    report = verify_store(path)  # which needs no gallery that can be opened
     if as_json:
         found = {"problems": list(report.problems), "notes": list(report.notes)}
         print(json.dumps({"ok": report.ok, "models": report.count} | found, indent=1))
@@ -196,32 +196,6 @@ def verify(path: PathArgument, as_json: JsonOption = False) -> None:
         for note in report.notes:
             print(f"note: {note}")
     sys.exit(0 if report.ok else 1)
-
-
-@app.command()
-def publish(
-    path: Annotated[Path, typer.Argument(help="Folder of the gallery; it may be served and written meanwhile.")],
-    url: Annotated[str, typer.Argument(help="s3://BUCKET/PATH, gs://BUCKET/PATH or file:///FOLDER.")],
-    workspace: Annotated[
-        Path | None, typer.Option(help="Folder for a copy while it is uploaded; default: beside the gallery.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Upload a gallery for servers whose --gallery is that URL; they see the old one or the new one, whole."""
-    import json
-
-    from seisbind.index.replicas.publish import publish as run
-
-    found = run(path, url, workspace=workspace)
-    manifest = found.manifest
-    if as_json:
-        facts = {"generation": manifest.stamp, "models": manifest.count, "bytes": manifest.total_bytes}
-        print(json.dumps(facts | {"sent_bytes": found.sent, "changed": found.changed}))
-        return
-    state = (
-        f"{found.sent / 1e6:.1f} of {manifest.total_bytes / 1e6:.1f} MB sent" if found.changed else "published already"
-    )
-    print(f"{url}: generation {manifest.stamp}, {manifest.count} velocity models, {state}")
 
 
 def _warn(sentence: str) -> None:

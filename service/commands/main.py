@@ -11,7 +11,7 @@ import typer
 from seisbind.model.errors import SeisBindError
 from seisbind.service.commands import check, gallery, inspect, refine, retrieve, section, training
 from seisbind.service.commands.errors import print_error
-from seisbind.service.gallery_commands import copies, export
+from seisbind.service.gallery_commands import copies, elsewhere, export
 from seisbind.service.transport.keys import Scope, make_key
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 key_app = typer.Typer(help="Make API keys.", no_args_is_help=True)
 copies.register(gallery.app)
 export.register(gallery.app)
+elsewhere.register(gallery.app)
 app.add_typer(gallery.app, name="gallery")
 app.add_typer(key_app, name="key")
 app.command()(training.simulate)

@@ -24,7 +24,9 @@ UNLIT = 0.01  # of the strongest illumination
 def refine(
     file: Annotated[Path, typer.Argument(help="npy, npz, SEG-Y or SU file of one gather.")],
     out: Annotated[Path, typer.Option(help="Write the refined model here: .npz (all that is known), .npy, .sgy, .nc.")],
-    gallery: Annotated[Path | None, typer.Option(help="Folder of a gallery whose matches are starts, too.")] = None,
+    gallery: Annotated[
+        str | None, typer.Option(help="Folder (or URL) of a gallery whose matches are starts, too.")
+    ] = None,
     start: Annotated[
         str, typer.Option(help="best (of all there are), read, match, mean, or an npy or npz file of a model.")
     ] = "best",
@@ -66,7 +68,7 @@ def refine(
 def _refine(
     file: Path,
     out: Path,
-    gallery: Path | None,
+    gallery: str | None,
     asked: dict[str, Any],
     scale: str | None,
     target_depth_m: float | None,
@@ -114,9 +116,9 @@ def _refine(
     _say(out, refined, starts, as_json)
 
 
-def _starts(embedder: Embedder, query: Query, gallery: Path | None, start: str) -> Starts:
+def _starts(embedder: Embedder, query: Query, gallery: str | None, start: str) -> Starts:
     """The models to start from."""
-    from seisbind.index import Gallery
+    from seisbind.index import open_store
     from seisbind.model.errors import InvalidConfig, InvalidQuery
     from seisbind.service.client.calls import file_bytes
     from seisbind.service.engine.engine import Engine
@@ -135,7 +137,7 @@ def _starts(embedder: Embedder, query: Query, gallery: Path | None, start: str) 
         if named not in ("best", "read"):
             raise InvalidConfig(f"--start {start} is a model of a gallery; give --gallery.")
         return read_start(embedder, query)
-    with Gallery.open(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame) as opened:
+    with open_store(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame) as opened:
         return find_starts(Engine(embedder, opened), query, start=named)
 
 

@@ -42,7 +42,7 @@ def retrieve(
     key: Annotated[
         str | None, typer.Option(envvar="SEISBIND_API_KEY", help="API key; other users see options, not variables.")
     ] = None,
-    gallery: Annotated[Path | None, typer.Option(help="Folder of a gallery to ask without a server.")] = None,
+    gallery: Annotated[str | None, typer.Option(help="Folder (or URL) of a gallery to ask without a server.")] = None,
     weights: Annotated[Path | None, typer.Option(help="With --gallery; default: those that ship.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda; with --gallery.")] = "auto",
     top_k: Annotated[int, typer.Option(min=1, help=TOP_K)] = 5,
@@ -115,7 +115,7 @@ def retrieve(
         with (
             ServerBackend(url, options, key=key)
             if url is not None
-            else GalleryBackend(gallery or Path(), weights, device, options)
+            else GalleryBackend(gallery or "", weights, device, options)
         ) as backend:
             if out is None:
                 _print_answers(file, backend, as_json, model_out, start, MODEL_PART in split(include))

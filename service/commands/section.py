@@ -27,7 +27,7 @@ def section(
     file: Annotated[
         list[Path], typer.Argument(help="SEG-Y, SU or npz files of one line, with positions; together one section.")
     ],
-    gallery: Annotated[Path, typer.Option(help="Folder of the gallery whose models are matched.")],
+    gallery: Annotated[str, typer.Option(help="Folder (or URL) of the gallery whose models are matched.")],
     out: Annotated[Path, typer.Option(help="Write the section here: .npz, .sgy, .segy or .png.")],
     scale: Annotated[
         str, typer.Option(help="True lengths over the frame's, s; with velocities, s,k; or auto. As in 2 or 0.5,0.3.")
@@ -72,7 +72,7 @@ def section(
 
 def _write(
     files: list[Path],
-    gallery: Path,
+    gallery: str,
     out: Path,
     scale: Scale | AutoScale,
     step_m: float | None,
@@ -84,7 +84,7 @@ def _write(
 ) -> None:
     import json
 
-    from seisbind.index import Gallery
+    from seisbind.index import open_store
     from seisbind.model.encoders.embedder import Embedder
     from seisbind.service.engine.engine import Engine
     from seisbind.service.engine.section import join_section, plan_section, section_blocks
@@ -94,7 +94,7 @@ def _write(
 
     check_suffix(out)
     embedder = Embedder.load(weights, device=device)
-    with Gallery.open(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame) as opened:
+    with open_store(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame) as opened:
         engine, line = Engine(embedder, opened), open_line(files)
         plan = plan_section(line, frame=engine.frame, scale=scale, step_m=step_m)
         with PartialSection(out, engine, plan) as partial, counting("Reading windows", len(plan)) as progress:

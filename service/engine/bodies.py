@@ -54,7 +54,7 @@ def weights_body(weights: Weights) -> WeightsBody:
 
 
 def gallery_body(info: GalleryInfo) -> GalleryBody:
-    return GalleryBody(name=info.path.resolve().name, models=info.count, generation=info.generation, digest=info.digest)
+    return GalleryBody(name=info.name, models=info.count, generation=info.generation, digest=info.digest)
 
 
 def frame_body(frame: Frame) -> FrameBody:

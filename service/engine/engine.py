@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seisbind.index import Added, Distribution, Filter, Gallery, GalleryInfo, Hit
+from seisbind.index import Added, Distribution, Filter, GalleryInfo, Hit, Store
 from seisbind.model.confidence.distinct import distinct as different_ground
 from seisbind.model.confidence.novelty import Verdict
 from seisbind.model.confidence.presence import coarse
@@ -67,7 +67,7 @@ class Stopwatch:
 
 
 class Engine:
-    """Answers from an `Embedder` and a `Gallery` of the same embeddings. It owns neither; the caller closes them.
+    """Answers from an `Embedder` and a gallery (`Store`) of the same embeddings. It owns neither, and closes neither.
 
     All methods may be called from any thread.
 
@@ -75,7 +75,7 @@ class Engine:
         WeightsMismatch: the gallery was made with weights of other embeddings, or for another frame.
     """
 
-    def __init__(self, embedder: Embedder, gallery: Gallery) -> None:
+    def __init__(self, embedder: Embedder, gallery: Store) -> None:
         if not embeds_alike(embedder.fingerprint, gallery.fingerprint, gallery.embeddings_fingerprint):
             raise WeightsMismatch(
                 f"The gallery at {gallery.path} was made with weights {gallery.fingerprint}; these are "

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from seisbind.index import Gallery
+from seisbind.index import building_store
 from seisbind.model.datasets.openfwi import Dataset, find_pairs
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import DatasetError, SeisBindError
@@ -25,7 +25,7 @@ BATCH = 256  # models in a transaction: 5 MB of velocities, and a progress bar t
 
 
 def build_gallery(
-    path: Path,
+    path: Path | str,
     embedder: Embedder,
     models: Iterable[Batch],
     *,
@@ -35,7 +35,7 @@ def build_gallery(
     progress: Callable[[int], None] = lambda done: None,
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> int:
-    """Make a gallery in the folder ``path`` and fill it; returns how many models it holds.
+    """Make a gallery in the folder ``path``, or at a URL of Milvus, and fill it; returns how many models it holds.
 
     If it fails or is killed, a gallery that was there is there still, and otherwise there is none.
 
@@ -50,7 +50,7 @@ def build_gallery(
     Raises:
         GalleryError, GalleryWriteFailed, InvalidVelocityModel: see `seisbind.index.Gallery`.
     """
-    with Gallery.building(path, fingerprint=embedder.fingerprint, frame=embedder.frame, overwrite=overwrite) as gallery:
+    with building_store(path, fingerprint=embedder.fingerprint, frame=embedder.frame, overwrite=overwrite) as gallery:
         _fill(Engine(embedder, gallery), models, source, (), scale, progress, warn)
         return len(gallery)
 

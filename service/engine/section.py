@@ -358,7 +358,7 @@ def join_section(engine: Engine, plan: SectionPlan, readings: Sequence[WindowRea
         windows=tuple(each.answer for each in readings),
         scale=scale,
         weights=engine.embedder.fingerprint,
-        gallery=engine.gallery.path.resolve().name,
+        gallery=engine.gallery.name,
         notes=plan.notes,
     )
 

@@ -138,7 +138,7 @@ class PartialSection:
             "scale": [plan.scale.s, plan.scale.k],
             "starts_m": [float(plan.starts_m[0]), float(plan.starts_m[-1]), len(plan)],
             "weights": engine.embedder.fingerprint,
-            "gallery": [engine.gallery.path.resolve().name, engine.gallery.generation],
+            "gallery": [engine.gallery.name, engine.gallery.generation],
         }
         try:
             self._lines = AppendedLines(self.path)

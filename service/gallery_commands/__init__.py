@@ -1,3 +1,3 @@
 """Commands of ``seisbind gallery`` on whole galleries; `service/commands` puts them beside the others."""
 
-__all__ = ["copies", "export"]
+__all__ = ["copies", "elsewhere", "export"]

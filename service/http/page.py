@@ -83,7 +83,7 @@ def landing(info: GalleryInfo, api: dict[str, Any], *, jobs: bool, writable: boo
     )
     said = {
         "version": escape(api["info"]["version"]),
-        "gallery": escape(info.path.resolve().name),
+        "gallery": escape(info.name),
         "count": f"{info.count:,}".replace(",", " "),
         "weights": escape(info.fingerprint),
         "calls": calls,

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from seisbind.index import Gallery, GalleryInfo
+from seisbind.index import GalleryInfo, Store
 from seisbind.model.errors import NotWritable
 from seisbind.service.engine.engine import Engine
 from seisbind.service.runtime.request_body import RequestBody
@@ -20,7 +20,7 @@ from seisbind.service.runtime.serving import Serving
 JSON = "application/json"
 PIECE_BYTES = 65_536  # of a large answer
 
-Stamped = TypeVar("Stamped", Gallery, GalleryInfo)
+Stamped = TypeVar("Stamped", Store, GalleryInfo)
 
 
 def serving_of(request: Request) -> Serving:

@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from seisbind.index import Gallery, GalleryInfo, search_threads
+from seisbind.index import GalleryInfo, open_store, search_threads
 from seisbind.index.replicas.source import Lease, source_of
 from seisbind.model.encoders.embedder import Embedder, choose_device
 from seisbind.model.errors import INTERNAL_ERROR, JobsOff, NotReady, Overloaded, SeisBindError
@@ -153,8 +153,8 @@ class Serving:
         with ExitStack() as opened:
             lease = self._source.lease()
             opened.callback(lease.release)
-            gallery = Gallery.open(
-                lease.path,
+            gallery = open_store(
+                lease.place,
                 fingerprint=self.embedder.fingerprint,
                 frame=self.embedder.frame,
                 writable=self.settings.writable,

@@ -39,6 +39,7 @@ STATUS: dict[type[tree.SeisBindError], int] = {
     tree.UnknownModel: 404,
     tree.GalleryNotFound: 409,
     tree.GalleryLocked: 409,
+    tree.GalleryUnreachable: 503,
     tree.GalleryWriteFailed: 507,
     tree.RemoteGalleryFailed: 502,
     tree.WeightsMismatch: 409,

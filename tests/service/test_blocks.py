@@ -55,6 +55,7 @@ PROGRAMS = (
     "apt",
 )
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"] | yaml.safe_load((ROOT / "docker/cluster.yml").read_text())["services"]
 
 RUN = "run below"
 # The first words of a block, and what becomes of it: RUN, or why it is held only.
@@ -89,6 +90,7 @@ PLAN = {
     ("docs/inspect.md", ""): RUN,
     ("docs/inspect.md", "┏"): "what `seisbind inspect` prints; compared below",
     ("docs/my_line.md", ""): RUN,
+    ("docs/milvus.md", "pip install"): "needs a Milvus; tests/service/commands/test_gallery_cluster.py runs its like",
     ("docs/operations.md", "seisbind key new"): RUN,
     ("docs/operations.md", "scrape_configs"): RUN,
     ("docs/operations.md", "server {"): RUN,
@@ -549,8 +551,11 @@ def test_the_addresses_exist(command: Command) -> None:
 
 
 def services_of(words: list[str]) -> tuple[str, list[str]]:
-    """The subcommand of `docker compose`, and what follows it; profiles that are named exist."""
-    profiles = {profile for service in COMPOSE["services"].values() for profile in service.get("profiles", [])}
+    """The subcommand of `docker compose`, and what follows it; profiles and files that are named exist."""
+    profiles = {profile for service in SERVICES.values() for profile in service.get("profiles", [])}
+    while words[0] == "--file":
+        assert (ROOT / words[1]).is_file(), words
+        words = words[2:]
     while words[0] == "--profile":
         assert words[1] in profiles, words
         words = words[2:]
@@ -578,7 +583,7 @@ def test_what_docker_is_told_exists(command: Command) -> None:
     if verb == "cp":
         rest = [rest[0].split(":")[0]]
     if rest:
-        assert rest[0] in COMPOSE["services"], rest[0]
+        assert rest[0] in SERVICES, rest[0]
     if rest[1:2] == ["seisbind"]:
         seisbind_parses(tuple(rest[2:]), whole=True)
 
