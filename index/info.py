@@ -21,6 +21,7 @@ class GalleryInfo:
         bytes: size of the folder.
         created_at: ISO 8601, UTC.
         frame: of its models and embeddings.
+        precision_m_s: each velocity may differ by this much from the one that was given; 0: none does.
         notes: sentences on snapshots that were not used when the gallery was opened.
     """
 
@@ -36,6 +37,12 @@ class GalleryInfo:
     descriptor_ranges: dict[str, tuple[float, float]]
     notes: tuple[str, ...]
     frame: Frame = OPENFWI_FRAME
+    precision_m_s: float = 0.0
+
+    @property
+    def bytes_per_model(self) -> float:
+        """All files of the gallery over its models; 0 for an empty one."""
+        return self.bytes / self.count if self.count else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,6 +194,7 @@ async def gallery(request: Request) -> GalleryAnswer:
             ],
             created_at=info.created_at,
             bytes=info.bytes,
+            precision_m_s=info.precision_m_s,
             notes=list(info.notes),
         )
 
