@@ -25,8 +25,8 @@ from seisbind.index.search.mapped import SnapshotDamaged, SnapshotWatch
 from seisbind.index.search.mapped_writer import is_large, write_snapshots
 from seisbind.index.search.snapshots import recover_snapshots
 from seisbind.index.search.view import Hit
+from seisbind.index.storage.codec import rounded
 from seisbind.index.storage.database import (
-    FORMAT_VERSION,
     OPENINGS,
     RECORDS,
     GalleryReplaced,
@@ -50,6 +50,7 @@ from seisbind.model.errors import (
     UnknownModel,
 )
 from seisbind.model.frame import OPENFWI_FRAME, Frame
+from seisbind.model.ground.descriptors import check_velocity
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class Gallery:
         self.embeddings_fingerprint = records.embeddings_fingerprint
         self.dimension = records.dimension
         self.frame = records.frame
+        self.precision_m_s = records.precision_m_s
         self._records = records
         self._writer = writer
         self._at_step = at_step
@@ -118,6 +120,7 @@ class Gallery:
         dimension: int = 256,
         frame: Frame = OPENFWI_FRAME,
         overwrite: bool = False,
+        precision_m_s: float = 0.0,
         at_step: Callable[[str], None] = _no_step,
     ) -> Gallery:
         """Make an empty gallery in the folder ``path`` and open it for writing.
@@ -128,16 +131,24 @@ class Gallery:
             dimension: of the embeddings.
             frame: of the weights.
             overwrite: replace a gallery that is there already, with everything in it, at once (see `gallery_builder`).
+            precision_m_s: of its maps: each velocity that it stores may be off by this much (see `stored`); 0 is exact.
             at_step: called with a name at each step of a change, for crash tests.
 
         Raises:
             GalleryError: there is a gallery already, or a folder with other files.
             GalleryLocked: it is being written.
             GalleryWriteFailed: the disk refused.
+            InvalidConfig: a precision that no gallery can have, see `seisbind.index.storage.codec`.
         """
         with (
             new_gallery(
-                path, fingerprint=fingerprint, dimension=dimension, frame=frame, overwrite=overwrite, at_step=at_step
+                path,
+                fingerprint=fingerprint,
+                dimension=dimension,
+                frame=frame,
+                overwrite=overwrite,
+                precision_m_s=precision_m_s,
+                at_step=at_step,
             ) as lock,
             translate_errors(path, "create a gallery"),
         ):
@@ -154,6 +165,7 @@ class Gallery:
         dimension: int = 256,
         frame: Frame = OPENFWI_FRAME,
         overwrite: bool = False,
+        precision_m_s: float = 0.0,
         at_step: Callable[[str], None] = _no_step,
     ) -> Iterator[Gallery]:
         """A new gallery to fill, which takes its place in the folder ``path`` when the block ends, whole or not at all.
@@ -164,7 +176,13 @@ class Gallery:
         Args and errors: as `create`.
         """
         with new_gallery(
-            path, fingerprint=fingerprint, dimension=dimension, frame=frame, overwrite=overwrite, at_step=at_step
+            path,
+            fingerprint=fingerprint,
+            dimension=dimension,
+            frame=frame,
+            overwrite=overwrite,
+            precision_m_s=precision_m_s,
+            at_step=at_step,
         ) as lock:
             with cls.open(path / BUILDING, fingerprint=fingerprint, writable=True, at_step=at_step) as gallery:
                 yield gallery
@@ -260,6 +278,16 @@ class Gallery:
         """See `GalleryInfo.notes`."""
         return self._notes
 
+    def stored(self, velocity: ArrayLike) -> Float32:
+        """Maps, m/s, as this gallery stores them: float32 and rounded to its precision; exact ones stay as they are.
+
+        Describe and embed these, not the maps they were made from. Rounding again changes nothing.
+
+        Raises:
+            InvalidVelocityModel: see `seisbind.model.ground.descriptors.check_velocity`.
+        """
+        return rounded(check_velocity(velocity), self.precision_m_s)
+
     def families(self) -> dict[str, int]:
         """How many models each family has, by name. Models without a family are not counted."""
         view = self._view
@@ -281,7 +309,7 @@ class Gallery:
         """Add models in one transaction: when this returns all of them are on the disk, and if it raises, none is.
 
         Args:
-            velocity: ``(model, depth, x)``, m/s.
+            velocity: ``(model, depth, x)``, m/s; what is stored, and what ids are made from, is `stored` of it.
             descriptors: ``(model, 13)``, see `seisbind.model.ground.descriptors.describe`.
             velocity_embeddings, physics_embeddings: ``(model, dimension)``, unit length.
             model_ids: letters, digits and ``._:-``, at most 128; by default ``v-`` and 16 digits of the map's SHA-256.
@@ -310,6 +338,7 @@ class Gallery:
             tags=tags,
             source=source,
             added_at=utc_now(),
+            precision_m_s=self.precision_m_s,
         )
         if not models:
             return Added((), {}, ())
@@ -560,7 +589,7 @@ class Gallery:
             families=view.statistics.by_name(view.columns.labels),
             fingerprint=self.fingerprint,
             dimension=self.dimension,
-            format_version=FORMAT_VERSION,
+            format_version=self._records.format_version,
             generation=view.generation,
             bytes=size_bytes(self.path),
             created_at=self._records.created_at,
@@ -569,6 +598,7 @@ class Gallery:
             frame=self.frame,
             digest=view.state.digest.hex()[:DIGEST_DIGITS],
             search_device=self.search_device,
+            precision_m_s=self.precision_m_s,
         )
 
     @property

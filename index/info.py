@@ -22,6 +22,7 @@ class GalleryInfo:
         bytes: size of the folder; 0 where the store cannot say.
         created_at: ISO 8601, UTC.
         frame: of its models and embeddings.
+        precision_m_s: each velocity may differ by this much from the one that was given; 0: none does.
         notes: sentences on snapshots that were not used when the gallery was opened, and on where it is searched.
         digest: 16 digits that follow from the models and their order: two equal ones, the same content.
         search_device: what searches it, ``cpu`` or ``cuda:0``.
@@ -41,6 +42,7 @@ class GalleryInfo:
     frame: Frame = OPENFWI_FRAME
     digest: str = ""
     search_device: str = "cpu"
+    precision_m_s: float = 0.0
 
     @property
     def stamp(self) -> str:
@@ -51,6 +53,11 @@ class GalleryInfo:
     def name(self) -> str:
         """Of the folder or the collection, for people."""
         return self.path.resolve().name if isinstance(self.path, Path) else self.path.partition("?")[0].split("/")[-1]
+
+    @property
+    def bytes_per_model(self) -> float:
+        """All files of the gallery over its models; 0 for an empty one."""
+        return self.bytes / self.count if self.count else 0.0
 
 
 @dataclass(frozen=True, slots=True)

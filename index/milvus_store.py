@@ -30,6 +30,7 @@ from seisbind.index.gallery import MAX_K
 from seisbind.index.info import HISTOGRAM_PARTS, Distribution, GalleryInfo
 from seisbind.index.search.filter import Filter
 from seisbind.index.search.view import Hit
+from seisbind.index.storage.codec import rounded, step_m_s
 from seisbind.index.storage.record import Added, Float32, NewModel, Record, utc_now
 from seisbind.index.validation import check_batch, unit_vectors
 from seisbind.index.verify import MAX_PROBLEMS, VerifyReport
@@ -44,6 +45,7 @@ from seisbind.model.errors import (
 )
 from seisbind.model.fingerprint import Fingerprint, embeds_alike
 from seisbind.model.frame import OPENFWI_FRAME, Frame
+from seisbind.model.ground.descriptors import check_velocity
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class _Facts:
     created_at: str
     maps: str | None
     embeddings: str | None = None
+    precision_m_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class MilvusStore:
         self.name: str = location.collection
         self.fingerprint = facts.fingerprint
         self.embeddings_fingerprint = facts.embeddings
+        self.precision_m_s = facts.precision_m_s
         self.dimension = facts.dimension
         self.frame = Frame.from_dict(facts.frame)
         self._connection, self._maps, self._facts = connection, maps, facts
@@ -132,6 +136,7 @@ class MilvusStore:
         dimension: int = 256,
         frame: Frame = OPENFWI_FRAME,
         overwrite: bool = False,
+        precision_m_s: float = 0.0,
     ) -> Iterator[MilvusStore]:
         """A new gallery to fill, which can be opened once the block has ended.
 
@@ -141,6 +146,7 @@ class MilvusStore:
             GalleryError: there is a gallery already, also with ``overwrite``: Milvus replaces none at once.
             InvalidConfig, MissingExtra, GalleryUnreachable: see `open`.
         """
+        step_m_s(precision_m_s)  # refuses what no gallery can have
         location = Location.parse(url)
         with ExitStack() as files:
             connection = files.enter_context(closing(Connection(location)))
@@ -163,8 +169,9 @@ class MilvusStore:
             _write(connection, blobs, "_state", asdict(_State()))
             embeddings = fingerprint.embeddings if isinstance(fingerprint, Fingerprint) else None
             facts = _Facts(
-                FORMAT_VERSION, fingerprint, dimension, frame.to_dict(), utc_now(), location.maps, embeddings or None
-            )
+                FORMAT_VERSION, fingerprint, dimension, frame.to_dict(), utc_now(), location.maps, embeddings or None,
+                precision_m_s,
+            )  # fmt: skip
             yield cls(connection, location, facts, _State(), maps, True)
             _write(connection, blobs, "_facts", asdict(facts))
 
@@ -244,6 +251,10 @@ class MilvusStore:
 
     def search_on(self, device: torch.device, *, on_fall_back: Callable[[str], object] = lambda reason: None) -> None:
         """Nothing to do: Milvus searches."""
+
+    def stored(self, velocity: ArrayLike) -> Float32:
+        """See `Gallery.stored`."""
+        return rounded(check_velocity(velocity), self.precision_m_s)
 
     def marks(self) -> tuple[object, object]:
         """See `Gallery.marks`; generation and count are then those of now."""
@@ -485,6 +496,7 @@ class MilvusStore:
                 notes=self._notes,
                 frame=self.frame,
                 search_device=self.search_device,
+                precision_m_s=self.precision_m_s,
             )
 
     def distribution(self) -> Distribution:
@@ -581,6 +593,7 @@ class MilvusStore:
             tags=tags,
             source=source,
             added_at=utc_now(),
+            precision_m_s=self.precision_m_s,
         )
         written = self.add_models(models, skip_existing=skip_existing)
         return Added([model.model_id for model in models], {}, written)

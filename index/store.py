@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from numpy.typing import ArrayLike
@@ -40,6 +40,7 @@ class Store(Protocol):
     dimension: int
     frame: Frame
     embeddings_fingerprint: str | None
+    precision_m_s: float
 
     @property
     def path(self) -> Path | str: ...
@@ -62,6 +63,7 @@ class Store(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+    def stored(self, velocity: ArrayLike) -> Float32: ...
     def add(
         self,
         velocity: ArrayLike,
@@ -94,15 +96,18 @@ class Store(Protocol):
 
 
 @contextmanager
-def building_store(location: str | Path, *, fingerprint: str, frame: Frame, overwrite: bool = False) -> Iterator[Store]:
+def building_store(
+    location: str | Path, *, fingerprint: str, frame: Frame, overwrite: bool = False, precision_m_s: float = 0.0
+) -> Iterator[Store]:
     """A new gallery to fill, which is there once the block has ended: `Gallery.building` or `MilvusStore.building`."""
+    given: dict[str, Any] = {"fingerprint": fingerprint, "frame": frame, "overwrite": overwrite}
     if not is_milvus(location):
-        with Gallery.building(Path(location), fingerprint=fingerprint, frame=frame, overwrite=overwrite) as gallery:
+        with Gallery.building(Path(location), precision_m_s=precision_m_s, **given) as gallery:
             yield gallery
         return
     from seisbind.index.milvus_store import MilvusStore
 
-    with MilvusStore.building(str(location), fingerprint=fingerprint, frame=frame, overwrite=overwrite) as store:
+    with MilvusStore.building(str(location), precision_m_s=precision_m_s, **given) as store:
         yield store
 
 

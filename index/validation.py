@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from seisbind.index.storage.codec import rounded
 from seisbind.index.storage.record import NewModel, content_id
 from seisbind.model.errors import InvalidQuery
 from seisbind.model.ground.descriptors import NAMES, check_velocity
@@ -57,13 +58,14 @@ def check_batch(
     tags: Sequence[Sequence[str]] | None,
     source: str | None,
     added_at: str,
+    precision_m_s: float = 0.0,
 ) -> list[NewModel]:
     """The arguments of `Gallery.add` as checked models, one by one.
 
     Raises:
         InvalidQuery, InvalidVelocityModel: see there.
     """
-    maps = check_velocity(velocity)
+    maps = rounded(check_velocity(velocity), precision_m_s)
     physics = np.asarray(descriptors)
     if physics.ndim != 2 or physics.shape[1] != len(NAMES) or physics.dtype.kind not in "fiu":
         raise InvalidQuery(f"The descriptors are {physics.shape}; expected numbers of shape (count, {len(NAMES)}).")

@@ -455,8 +455,11 @@ class GalleryAnswer(BaseModel):
     families: dict[str, int]
     descriptors: list[DescriptorBody]
     created_at: str
-    bytes: int
+    bytes: int = Field(description="Of all files of the gallery.")
     search_device: str = Field(default="cpu", description="What searches it: cpu, cuda:0 and so on.")
+    precision_m_s: float = Field(
+        default=0.0, description="Velocities of models are rounded by at most this when they are added; 0: not at all."
+    )
     notes: list[str]
 
 

@@ -19,6 +19,7 @@ from seisbind.index.storage.record_writer import RecordWriter
 from seisbind.index.storage.records import Records
 from seisbind.index.validation import MODEL_ID
 from seisbind.model.errors import GalleryNotFound, InvalidConfig, InvalidQuery, WeightsMismatch
+from seisbind.model.fingerprint import embeds_alike
 
 LISTED = 10  # equal maps that are named; all are counted
 
@@ -89,8 +90,8 @@ def merge(
         if not into:
             first = read[0]
             with new_gallery(
-                out, fingerprint=first.fingerprint, dimension=first.dimension, frame=first.frame,
-                overwrite=overwrite, at_step=at_step,
+                out, fingerprint=first.made_with, dimension=first.dimension, frame=first.frame,
+                overwrite=overwrite, at_step=at_step, precision_m_s=max(each.precision_m_s for each in read),
             ) as lock:  # fmt: skip
                 with closing(RecordWriter(out / BUILDING / RECORDS, at_step=at_step)) as writer:
                     merged = _copy(out / BUILDING, writer, read, rename, progress)
@@ -143,12 +144,11 @@ def _check_same(paths: Sequence[Path], files: ExitStack) -> None:
     """Raises WeightsMismatch unless all are of the same weights and frame."""
     first, *others = [(path, files.enter_context(closing(Records(path / RECORDS)))) for path in paths]
     for path, records in others:
-        ours = (first[1].fingerprint, first[1].dimension)
-        theirs = (records.fingerprint, records.dimension)
-        if ours != theirs:
+        alike = embeds_alike(records.made_with, first[1].fingerprint, first[1].embeddings_fingerprint)
+        if not alike or first[1].dimension != records.dimension:
             raise WeightsMismatch(
-                f"{first[0]} was made with weights {ours[0]} and {path} with {theirs[0]}: their embeddings cannot be "
-                "searched together. Build one of them again with the other's weights."
+                f"{first[0]} was made with weights {first[1].fingerprint} and {path} with {records.fingerprint}: their "
+                "embeddings cannot be searched together. Build one of them again with the other's weights."
             )
         if first[1].frame != records.frame:
             raise WeightsMismatch(

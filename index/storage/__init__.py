@@ -3,4 +3,4 @@
 `records` reads and `record_writer` changes what everything else is derived from.
 """
 
-__all__ = ["database", "folder", "lock", "record", "record_writer", "records"]
+__all__ = ["codec", "database", "folder", "lock", "record", "record_writer", "records"]

@@ -25,9 +25,11 @@ from seisbind.model.frame import Frame
 from seisbind.model.ground.descriptors import NAMES
 
 APPLICATION_ID = 0x53424E44  # "SBND"
-FORMAT_VERSION = 1
-PAGE_BYTES = 8192  # three pairs of 256-d embeddings a page; a map of OpenFWI's cells wastes no more than a few per cent
+FORMAT_VERSION = 2  # of galleries that are made; 1 has maps and embeddings as plain float32, in pages of 8 KiB
+READABLE = (1, FORMAT_VERSION)  # opened, searched and written as what they are
+PAGE_BYTES = 32_768  # eighteen pairs of coded 256-d embeddings, or ten maps of 3 KB; four times smaller waste a fifth
 RECORDS = "records.sqlite"
+PRECISION, EXACT = "precision_m_s", "exact"  # a fact of a gallery, and what it says where maps are not rounded
 BUSY_TIMEOUT_S = 30.0
 OPENINGS = 5  # attempts where another gallery takes the place of the one that is being opened
 WAL_LIMIT_BYTES = 64 << 20  # what a checkpoint leaves of the write-ahead log
@@ -73,7 +75,9 @@ CREATE TABLE embeddings (
 """
 
 
-def create_database(path: Path, *, fingerprint: str, dimension: int, created_at: str, frame: Frame) -> None:
+def create_database(
+    path: Path, *, fingerprint: str, dimension: int, created_at: str, frame: Frame, precision_m_s: float = 0.0
+) -> None:
     """Write an empty, complete database at ``path`` (nothing may be there), in write-ahead mode and synced."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
@@ -87,6 +91,7 @@ def create_database(path: Path, *, fingerprint: str, dimension: int, created_at:
             "created_at": created_at,
             "descriptors": " ".join(NAMES),
             "frame": json.dumps(frame.to_dict()),
+            PRECISION: EXACT if precision_m_s == 0 else repr(float(precision_m_s)),
             "generation": "0",
             "count": "0",
             "digest": "0" * 64,
@@ -99,6 +104,18 @@ def create_database(path: Path, *, fingerprint: str, dimension: int, created_at:
         connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode = WAL")
+
+
+def stored_precision(facts: Mapping[str, str]) -> float:
+    """The precision of the maps in m/s out of the ``meta`` table; 0: exact, as those of format 1, which lack it."""
+    said = facts.get(PRECISION, EXACT)
+    return 0.0 if said == EXACT else float(said)
+
+
+def format_version(connection: sqlite3.Connection) -> int:
+    """Of an open gallery, one of `READABLE`."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
 
 
 def checkpoint_wal(path: Path) -> None:
@@ -241,10 +258,11 @@ def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
 def _check_format(connection: sqlite3.Connection, path: Path) -> None:
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise GalleryDamaged(f"{path} is a SQLite file, but not a SeisBind gallery. Check the path.")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version != FORMAT_VERSION:
+    version = format_version(connection)
+    if version not in READABLE:
         raise GalleryError(
-            f"{path.parent} has gallery format {version}; this SeisBind reads format {FORMAT_VERSION}. "
+            f"{path.parent} has gallery format {version}; this SeisBind reads formats "
+            f"{' and '.join(map(str, READABLE))}. "
             "Open it with the version that made it, or build it again."
         )
     found = connection.execute("SELECT value FROM meta WHERE name = 'descriptors'").fetchone()

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from seisbind.index.storage.codec import step_m_s
 from seisbind.index.storage.database import RECORDS, checkpoint_wal, create_database, translate_errors
 from seisbind.index.storage.lock import WriterLock, folder_lock
 from seisbind.index.storage.record import utc_now
@@ -54,6 +55,8 @@ def new_gallery(
     frame: Frame,
     overwrite: bool,
     at_step: Callable[[str], None],
+    precision_m_s: float = 0.0,
+    created_at: str | None = None,
 ) -> Iterator[WriterLock]:
     """The lock of ``folder``, with an empty gallery in ``building/`` there, which is removed if the block raises.
 
@@ -66,14 +69,16 @@ def new_gallery(
     """
     if not fingerprint or not 1 <= dimension <= 4096:
         raise InvalidConfig(f"A gallery needs a fingerprint and 1 to 4096 dimensions; got {dimension}.")
+    step_m_s(precision_m_s)  # refuses what no gallery can have
     with new_folder(folder, overwrite=overwrite) as lock:
         with translate_errors(folder, "create a gallery"):
             create_database(
                 folder / BUILDING / RECORDS,
                 fingerprint=fingerprint,
                 dimension=dimension,
-                created_at=utc_now(),
+                created_at=created_at or utc_now(),
                 frame=frame,
+                precision_m_s=precision_m_s,
             )
             at_step("create:written")
         yield lock

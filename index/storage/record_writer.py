@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from seisbind.index.storage.codec import encode_embedding, encode_map
 from seisbind.index.storage.database import (
     COLUMNS,
     check_id,
     connect,
     damaged,
     facts_check,
+    format_version,
     read_facts,
     translate_errors,
 )
@@ -49,6 +51,7 @@ class RecordWriter:
         self._at_step = at_step
         self._connection = connect(path, writable=True)[0]
         self._maps: MapLookup | None = None  # made by the first `add`
+        self._coded = format_version(self._connection) > 1
 
     def close(self) -> None:
         with translate_errors(self._folder, "close"):
@@ -95,6 +98,35 @@ class RecordWriter:
         stored = np.frombuffer(b"".join(checksums), CHECKSUM)
         columns = RecordColumns(rows, objects(ids), stored, families, tags, descriptors.astype(np.float32))
         return state, columns, models, same_map
+
+    def copy(self, rows: Sequence[int], models: Sequence[NewModel], checksums: Sequence[str], *, last: int) -> None:
+        """Write ``models`` of another gallery in one transaction, each in the row that it has there.
+
+        Args:
+            checksums: of their records there, hexadecimal.
+            last: the highest row that was ever used there.
+
+        Raises:
+            GalleryDamaged: what would be written has another checksum.
+            GalleryWriteFailed: the disk refused; nothing was changed.
+        """
+        with self._transaction("copy") as connection:
+            entries = []
+            for row, model, expected in zip(rows, models, checksums, strict=True):
+                checksum = self._insert(connection, row, model)
+                if checksum.hex() != expected:
+                    raise damaged(self._folder, f"the record of {model.model_id!r} became another one")
+                entries.append(digest_entry(row, model.model_id, checksum))
+            self._advance(connection, len(models), entries)
+            connection.execute("DELETE FROM sqlite_sequence WHERE name = 'models'")
+            connection.execute("INSERT INTO sqlite_sequence VALUES ('models', ?)", (last,))
+
+    def continue_from(self, generation: int) -> None:
+        """Count changes from those of another gallery on, of which this is a copy."""
+        with self._transaction("continue") as connection:
+            facts = read_facts(connection, self._folder)
+            facts["generation"] = str(generation)
+            self._put(connection, facts)
 
     def remove(self, model_ids: Sequence[str], lookup: RowLookup) -> tuple[GalleryState, Int64]:
         """Delete models in one transaction; returns the state and the rows deleted.
@@ -181,6 +213,9 @@ class RecordWriter:
         )  # fmt: skip
         connection.execute(f"INSERT INTO models ({COLUMNS}) VALUES ({', '.join('?' * len(columns))})", columns)
         connection.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, row) for tag in model.tags])
+        if self._coded:
+            velocity = encode_map(model.velocity)
+            embeddings = tuple(encode_embedding(e) for e in (model.velocity_embedding, model.physics_embedding))
         connection.execute("INSERT INTO velocities VALUES (?, ?)", (row, velocity))
         connection.execute("INSERT INTO embeddings VALUES (?, ?, ?)", (row, *embeddings))
         return checksum
@@ -201,9 +236,12 @@ class RecordWriter:
         state = GalleryState(before.generation + 1, before.count + change, xor([before.digest, *entries]))
         facts["generation"], facts["count"] = str(state.generation), str(state.count)
         facts["digest"] = state.digest.hex()
+        self._put(connection, facts)
+        return state
+
+    def _put(self, connection: sqlite3.Connection, facts: dict[str, str]) -> None:
         facts["check"] = facts_check(facts)
         connection.executemany("UPDATE meta SET value = ? WHERE name = ?", [(v, k) for k, v in facts.items()])
-        return state
 
     @contextmanager
     def _transaction(self, doing: str) -> Iterator[sqlite3.Connection]:

@@ -19,14 +19,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from seisbind.index.storage.codec import decode_embedding, decode_map
 from seisbind.index.storage.database import (
     COLUMNS,
     GalleryReplaced,
     check_id,
     connect,
     damaged,
+    format_version,
     is_still,
     read_facts,
+    stored_precision,
     translate_errors,
 )
 from seisbind.index.storage.record import (
@@ -36,6 +39,7 @@ from seisbind.index.storage.record import (
     Float32,
     GalleryState,
     Int64,
+    NewModel,
     Record,
     RecordColumns,
     RowLookup,
@@ -47,7 +51,7 @@ from seisbind.index.storage.record import (
     xor,
 )
 from seisbind.model.errors import GalleryDamaged, GalleryError, InvalidQuery, UnknownModel, WeightsMismatch
-from seisbind.model.fingerprint import embeds_alike
+from seisbind.model.fingerprint import Fingerprint, embeds_alike
 from seisbind.model.frame import Frame, stored_frame
 from seisbind.model.ground.descriptors import NAMES
 
@@ -70,8 +74,11 @@ class Records:
                 facts = read_facts(connection, path.parent)
                 self.fingerprint: str = facts["fingerprint"]
                 self.embeddings_fingerprint: str | None = facts.get("embeddings")
+                self.made_with = Fingerprint(self.fingerprint, embeddings=self.embeddings_fingerprint or "")
                 self.dimension = int(facts["dimension"])
                 self.created_at: str = facts["created_at"]
+                self.format_version = format_version(connection)
+                self.precision_m_s = stored_precision(facts)
                 self.frame = stored_frame(json.loads(facts.get("frame", "null")))  # galleries of before had none
         except BaseException:
             self.close()
@@ -236,6 +243,13 @@ class Records:
                 i = position.pop(row, None)
                 if i is None:
                     continue
+                if self.format_version > 1:
+                    try:
+                        velocity_bytes, physics_bytes = (
+                            decode_embedding(blob, self.dimension) for blob in (velocity_bytes, physics_bytes)
+                        )
+                    except ValueError as error:
+                        raise self._damaged(f"an embedding of row {row}: {error}") from error
                 if embeddings_sha256(velocity_bytes, physics_bytes) != sha256:
                     raise self._damaged(f"the embeddings of row {row} do not match their checksum")
                 velocity[i] = np.frombuffer(velocity_bytes, LITTLE)
@@ -243,6 +257,31 @@ class Records:
         if position:
             raise self._damaged(f"the embeddings of {len(position)} models are missing")
         return velocity, physics
+
+    def models(self, after: int, count: int) -> list[tuple[int, str, NewModel]]:
+        """Up to ``count`` models of the rows higher than ``after``, ascending, whole: row, checksum and model of each.
+
+        Raises:
+            GalleryDamaged: one is not what was written.
+        """
+        with self.reading() as connection:
+            page = self.page(after, count)
+            in_velocity, in_physics = self.embeddings(np.array([row for row, _ in page], np.int64))
+            found = []
+            for i, (row, record) in enumerate(page):
+                velocity = self._velocity(connection, row, record.model_id)
+                if velocity is None:
+                    raise self._damaged(f"the record of {record.model_id!r} cannot be found")
+                words = (record.model_id, record.family, record.tags, record.source, record.added_at)
+                model = NewModel(*words, record.descriptors, velocity, in_velocity[i], in_physics[i])
+                found.append((row, record.checksum, model))
+            return found
+
+    def last_row(self) -> int:
+        """The highest row that was ever used; the next one is higher."""
+        with self.reading() as connection:
+            found = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'models'").fetchone()
+            return int(found[0] or 0)
 
     def records(self, model_ids: Sequence[str], lookup: RowLookup) -> list[Record]:
         """The records of ``model_ids``, in that order.
@@ -305,6 +344,11 @@ class Records:
             return None
         held, depth, x, sha256, blob = found
         check_id(self.path.parent, held, model_id)
+        if blob is not None and self.format_version > 1:
+            try:
+                blob = decode_map(blob, (depth, x))
+            except ValueError as error:
+                raise self._damaged(f"the velocity map of {model_id}: {error}") from error
         if blob is None or velocity_sha256(blob, (depth, x)) != sha256:
             raise self._damaged(f"the velocity map of {model_id} does not match its checksum")
         return np.frombuffer(blob, LITTLE).reshape(depth, x).astype(np.float32)

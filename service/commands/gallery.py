@@ -1,4 +1,4 @@
-"""``seisbind gallery …``: build, add to, remove from, look at, list and check a gallery."""
+"""``seisbind gallery …``: build, add to, remove from, look at, list, check and shrink a gallery."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from seisbind.model.frame import Frame
     from seisbind.model.scale import Scale
 
-app = typer.Typer(help="Build, add to, look at, list, check, copy and publish a gallery.", no_args_is_help=True)
+app = typer.Typer(help="Build, add to, look at, list, check and copy a gallery.", no_args_is_help=True)
 
 PlaceArgument = Annotated[str, typer.Argument(metavar="PATH", help="Folder of the gallery, or its URL in Milvus.")]
 WeightsOption = Annotated[Path | None, typer.Option(help="Weights file; default: those that ship.")]
@@ -30,6 +30,13 @@ DataOption = Annotated[
 TagOption = Annotated[list[str] | None, typer.Option("--tag", help="Tag for each model; repeat for several.")]
 ScaleOption = Annotated[
     str | None, typer.Option(metavar="S[,K]", help="Of models (--data) in cells of S times those of the weights.")
+]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="M_S|exact",
+        help="By how much velocities may be rounded; default: .5 for random ones, exact for --data.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -46,6 +53,7 @@ def build(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     scale: ScaleOption = None,
+    precision: PrecisionOption = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a gallery that is there.")] = False,
 ) -> None:
     """Make a gallery of random velocity models (--count) or of your own (--data)."""
@@ -53,12 +61,20 @@ def build(
     from seisbind.service.engine.gallery_builder import build_gallery
     from seisbind.service.terminal.console import counting
 
-    true = _scale(scale, data)
+    true, bound = _scale(scale, data), _precision(precision, data)
     embedder = Embedder.load(weights, device=device)
     models, total, source = _models(count, seed, family, data, embedder.frame)
     with counting("Describing and embedding", total) as progress:
         held = build_gallery(
-            path, embedder, models, source=source, overwrite=overwrite, scale=true, progress=progress, warn=_warn
+            path,
+            embedder,
+            models,
+            source=source,
+            overwrite=overwrite,
+            scale=true,
+            precision_m_s=bound,
+            progress=progress,
+            warn=_warn,
         )
     print(f"{path}: {held} velocity models, weights {embedder.fingerprint}")
 
@@ -119,11 +135,14 @@ def info(path: PlaceArgument, as_json: JsonOption = False) -> None:
     with open_store(path, fingerprint=None) as gallery:
         found = gallery.info()
     if as_json:
-        print(json.dumps(asdict(found) | {"path": str(found.path), "frame": found.frame.to_dict()}, indent=1))
+        more = {"path": str(found.path), "frame": found.frame.to_dict(), "bytes_per_model": found.bytes_per_model}
+        print(json.dumps(asdict(found) | more, indent=1))
         return
     size = f", {found.bytes / 1e6:.1f} MB" if found.bytes else ""  # Milvus does not say
     print(f"{path}: {found.count} velocity models{size}, made {found.created_at}")
     print(f"weights {found.fingerprint}, generation {found.generation}, format {found.format_version}")
+    rounding = f"rounded by at most {found.precision_m_s:g} m/s" if found.precision_m_s else "exact"
+    print(f"{found.bytes_per_model:,.0f} bytes a model on disk, all in; velocities {rounding}")
     for note in found.notes:
         print(f"note: {note}")
     table = Table("family", "models")
@@ -210,6 +229,21 @@ def _scale(asked: str | None, data: Sequence[Path] | None) -> Scale:
     if asked is not None and data is None:
         raise InvalidConfig("--scale is of models with a true size (--data); random ones are made in the frame's.")
     return parse_model_scale(asked)
+
+
+def _precision(asked: str | None, data: Sequence[Path] | None) -> float:
+    """By how much velocities may be rounded, m/s; 0: not at all."""
+    from seisbind.model.errors import InvalidConfig
+    from seisbind.service.engine.gallery_builder import RANDOM_PRECISION_M_S
+
+    if asked is None:
+        return RANDOM_PRECISION_M_S if data is None else 0.0
+    if asked == "exact":
+        return 0.0
+    try:
+        return float(asked)
+    except ValueError:
+        raise InvalidConfig(f"--precision is a number of m/s, or exact; got {asked!r:.60}.") from None
 
 
 def _models(

@@ -427,6 +427,7 @@ class Engine:
                 f"The gallery takes velocity models of {true.frame(self.frame).cells_text}; got "
                 f"{models.shape[1]} x {models.shape[2]}."
             )
+        models = self.gallery.stored(models)  # rounded first, so that what is described is what is kept
         descriptors = describe(models, cell_m=self.frame.cell_m)
         return self.gallery.add(
             models,

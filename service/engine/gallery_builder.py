@@ -21,6 +21,7 @@ from seisbind.service.engine.engine import Engine
 Float32 = NDArray[np.float32]
 Batch = tuple[Float32, Sequence[str | None]]  # (model, depth, x), m/s, and the family of each
 
+RANDOM_PRECISION_M_S = 0.5  # of a gallery of random models: nobody's velocities, in less than half the bytes
 BATCH = 256  # models in a transaction: 5 MB of velocities, and a progress bar that moves
 
 
@@ -32,6 +33,7 @@ def build_gallery(
     source: str | None = None,
     overwrite: bool = False,
     scale: Scale = UNSCALED,
+    precision_m_s: float = 0.0,
     progress: Callable[[int], None] = lambda done: None,
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> int:
@@ -44,13 +46,20 @@ def build_gallery(
         source: where they came from.
         overwrite: replace a gallery that is there, when all is done.
         scale: in whose true units the models are; they are stored in the frame's.
+        precision_m_s: by how much a stored velocity may be off, m/s of the frame; 0: exact.
         progress: called with the number of models done so far.
         warn: called at the end with a sentence, if models are not such as the encoders were trained for.
 
     Raises:
         GalleryError, GalleryWriteFailed, InvalidVelocityModel: see `seisbind.index.Gallery`.
     """
-    with building_store(path, fingerprint=embedder.fingerprint, frame=embedder.frame, overwrite=overwrite) as gallery:
+    with building_store(
+        path,
+        fingerprint=embedder.fingerprint,
+        frame=embedder.frame,
+        overwrite=overwrite,
+        precision_m_s=precision_m_s,
+    ) as gallery:
         _fill(Engine(embedder, gallery), models, source, (), scale, progress, warn)
         return len(gallery)
 

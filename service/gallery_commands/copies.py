@@ -1,4 +1,4 @@
-"""``seisbind gallery backup``, ``restore`` and ``merge``."""
+"""``seisbind gallery backup``, ``restore``, ``merge`` and ``optimize``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OverwriteOption = Annotated[bool, typer.Option(help="Replace the gallery that is
 
 def register(app: typer.Typer) -> None:
     """Put the commands of this module into ``app``."""
-    for command in (backup, restore, merge):
+    for command in (backup, restore, merge, optimize):
         app.command()(command)
 
 
@@ -70,3 +70,25 @@ def merge(
     if done.same_map:
         named = ", ".join(f"{one} that of {other}" for one, other in done.examples)
         print(f"{done.same_map} have the map of another model: {named}{', …' * (done.same_map > len(done.examples))}")
+
+
+def optimize(path: Annotated[Path, typer.Argument(help="Folder of the gallery.")]) -> None:
+    """Rewrite a gallery in the newest format, smaller; until that is verified as a whole the old one stays.
+
+    Nothing in it changes: ids, maps, descriptors, embeddings and times stay as they are to the bit. Rounding would
+    change them, so it is chosen when a gallery is built (build --precision).
+    """
+    from seisbind.index import Gallery
+    from seisbind.index.optimize import optimize as rewrite
+    from seisbind.service.terminal.console import counting
+
+    with Gallery.open(path, fingerprint=None) as gallery:
+        models = len(gallery)
+    with counting("Rewriting", models) as progress:
+        done = rewrite(path, progress=progress)
+    before, after = (size / max(done.count, 1) for size in (done.bytes_before, done.bytes_after))
+    print(
+        f"{path}: {done.count} velocity models, format {done.format_after}, {done.bytes_after / 1e6:.1f} MB "
+        f"({after:,.0f} bytes a model); before, format {done.format_before}, {done.bytes_before / 1e6:.1f} MB "
+        f"({before:,.0f})"
+    )

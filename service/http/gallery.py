@@ -203,6 +203,7 @@ async def gallery(request: Request) -> GalleryAnswer:
             created_at=info.created_at,
             bytes=info.bytes,
             search_device=info.search_device,
+            precision_m_s=info.precision_m_s,
             notes=list(info.notes),
         )
 

@@ -213,7 +213,7 @@ def test_replacing_at_once_and_filling_later_does_not_survive_the_same(tmp_path:
 
 
 def test_replacing_at_once_on_a_full_disk_does_not_survive_it(tmp_path: Path) -> None:
-    assert replaced(tmp_path, "create", "100")[0] == "neither"
+    assert replaced(tmp_path, "create", "400")[0] == "neither"  # an empty one has 320 KiB
 
 
 def test_a_full_disk_when_creating_leaves_the_old_gallery(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from seisbind.index import Filter, Gallery
+from seisbind.index.storage.database import PAGE_BYTES
 from seisbind.index.storage.records import Records
 from seisbind.model.errors import GalleryDamaged, GalleryError, UnknownModel
 
@@ -199,7 +200,7 @@ def test_a_missing_index_entry_is_not_an_unknown_model(pristine: Path, tmp_path:
     with closing(sqlite3.connect(path / "records.sqlite", isolation_level=None)) as connection:
         [(page,)] = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name LIKE 'sqlite_autoindex_models%'")
     content = bytearray((path / "records.sqlite").read_bytes())
-    start = (page - 1) * 8192
+    start = (page - 1) * PAGE_BYTES
     content[start + 3 : start + 5] = (0).to_bytes(2)  # the number of entries of the page
     (path / "records.sqlite").write_bytes(content)
     batch = make_batch(COUNT, dimension=8, cells=5)

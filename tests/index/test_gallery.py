@@ -319,7 +319,7 @@ def test_a_gallery_needs_a_fingerprint_and_a_dimension(tmp_path: Path, fingerpri
 @pytest.mark.parametrize(
     ("pragma", "error", "reason"),
     [
-        ("user_version = 7", GalleryError, "gallery format 7; this SeisBind reads format 1"),
+        ("user_version = 7", GalleryError, "gallery format 7; this SeisBind reads formats 1 and 2"),
         ("application_id = 1", GalleryDamaged, "not a SeisBind gallery"),
     ],
 )

@@ -53,7 +53,7 @@ def make(path: Path, make_batch: Callable[..., Any]) -> None:
     path.with_suffix(".json").write_text(recorded + "\n")
 
 
-@pytest.mark.parametrize("name", ["format-1"])
+@pytest.mark.parametrize("name", ["format-1", "format-2"])
 def test_a_released_format_still_answers(tmp_path: Path, name: str) -> None:
     shutil.copytree(GOLDEN / name, tmp_path / name)
     with Gallery.open(tmp_path / name, fingerprint="golden") as gallery:

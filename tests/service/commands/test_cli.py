@@ -81,13 +81,21 @@ def test_a_gallery_from_the_command_line(tmp_path: Path, weights: Path) -> None:
 
     info = json.loads(seisbind("gallery", "info", path, "--json").stdout)
     assert (info["count"], info["families"]) == (24, {"CurveVel-B": 2, "FlatVel-A": 20})
-    assert "deep velocity" in seisbind("gallery", "info", path).stdout
+    said = seisbind("gallery", "info", path).stdout
+    assert "deep velocity" in said and "velocities rounded by at most 0.5 m/s" in said
+    assert info["precision_m_s"] == 0.5 and info["bytes_per_model"] == info["bytes"] / 24
+    optimized = seisbind("gallery", "optimize", path)
+    assert "24 velocity models, format 2" in optimized.stdout, optimized.stderr
     verified = seisbind("gallery", "verify", path)
     assert (verified.returncode, "all is well" in verified.stdout) == (0, True)
 
     one_line(seisbind("gallery", "remove", path, "v-none"), "unknown_model")
     one_line(seisbind("gallery", "info", tmp_path / "none"), "gallery_not_found")
     one_line(seisbind("gallery", "build", tmp_path / "new", *with_weights), "invalid_config")
+    one_line(
+        seisbind("gallery", "build", tmp_path / "new", "--count", 2, "--precision", "fine", *with_weights),
+        "invalid_config",
+    )
 
 
 def test_a_damaged_gallery_is_told(make_gallery: Callable[[], Path]) -> None:
