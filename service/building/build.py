@@ -7,7 +7,7 @@ its own. So the content does not depend on the number of workers. No more than a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -222,7 +222,7 @@ def _stream(
                 progress(writing.result())
 
 
-def _encoded(source: Source, skipped: int, encoders: Encoders, scale: Scale) -> Iterator[EncodedPart]:
+def _encoded(source: Source, skipped: int, encoders: Encoders, scale: Scale) -> Generator[EncodedPart, None, None]:
     embedder, workers = encoders.embedder, encoders.workers_for(source.count)
     here = embedder.device.type != "cpu" if encoders.here is None else encoders.here
     encoding = Encoding(encoders.weights, None if here else embedder.fingerprint, embedder.frame, scale)
