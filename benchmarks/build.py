@@ -188,6 +188,7 @@ def main() -> None:
             for name, run in runs:
                 found = run()
                 rate, highest = found if isinstance(found, tuple) else (found, (0, 0))
+                print(f"{workers} workers, {name}: {rate:.0f} models/s", file=sys.stderr, flush=True)
                 rates.setdefault(name, []).append(rate)
                 memory[name] = max(memory.get(name, (0, 0)), highest)
         for name, _ in runs:
