@@ -8,6 +8,7 @@ from seisbind.index.info import Distribution, GalleryInfo
 from seisbind.index.search.filter import Filter
 from seisbind.index.search.vectors import search_threads
 from seisbind.index.search.view import Hit
+from seisbind.index.storage.codec import rounded
 from seisbind.index.storage.record import Added, Record
 from seisbind.index.store import Store, building_store, list_store, open_store, verify_store
 from seisbind.index.verify import VerifyReport, verify_folder
@@ -25,6 +26,7 @@ __all__ = [
     "building_store",
     "list_store",
     "open_store",
+    "rounded",
     "search_threads",
     "verify_folder",
     "verify_store",

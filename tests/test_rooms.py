@@ -33,9 +33,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service": {"model"},
     "service/formats": MODEL | {"model/inspection"},
     "service/client": MODEL | {"index", "service", "service/formats"},
+    "service/building": MODEL | {"model/encoders", "model/datasets", "index"},
     "service/engine": MODEL
     | {"model/confidence", "model/encoders", "model/datasets", "index", "service", "service/formats"}
-    | {"model/inspection", "model/inversion"},
+    | {"model/inspection", "model/inversion", "service/building"},
     "service/jobs": {"model", "model/inversion", "service/formats"},
     "service/runtime": MODEL
     | {"model/encoders", "model/inspection", "index", "index/replicas", "service", "service/formats"}

@@ -11,6 +11,8 @@ gallery/
 ├── mapped.bin        of a large gallery, instead of those: all of it (`mapped`)
 ├── writer.lock       who may write (`lock`)
 └── building/         a new gallery that is not done yet, with the same files
+    ├── plan.json     what it is to hold, of a build that the same command goes on with after a kill ...
+    └── progress.json ... and how much of it there is
 
 A new gallery is made inside the folder of the old one and not beside it, so that the folder may be a mount point or a
 link, both are on one file system, and the lock stays the same file; one rename of ``records.sqlite`` is the change.
@@ -22,6 +24,7 @@ until the new records are in place: nothing opens the records of one gallery wit
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -35,15 +38,20 @@ from seisbind.model.errors import GalleryDamaged, GalleryError, InvalidConfig
 from seisbind.model.files import sync
 from seisbind.model.frame import Frame
 
+log = logging.getLogger(__name__)
+
 LOCK = "writer.lock"
 BUILDING = "building"
 SPACES = ("velocity", "physics")
 MAPPED = "mapped.bin"
+PLAN = "plan.json"
+PROGRESS = "progress.json"
 
 _LOGS = tuple(f"{RECORDS}-{log}" for log in ("wal", "shm", "journal"))
 READ = (*(f"{space}.{ending}" for space in SPACES for ending in ("faiss", "json")), "columns.bin", "columns.json")
 _SNAPSHOTS = (*READ, MAPPED)
-_OWN = {RECORDS, LOCK, *_LOGS, *_SNAPSHOTS, *(f"{name}.tmp" for name in _SNAPSHOTS)}
+_PLANS = (PLAN, PROGRESS)
+_OWN = {RECORDS, LOCK, *_LOGS, *_SNAPSHOTS, *(f"{name}.tmp" for name in (*_SNAPSHOTS, *_PLANS))}
 
 
 @contextmanager
@@ -88,7 +96,7 @@ def new_gallery(
 def new_folder(folder: Path, *, overwrite: bool) -> Iterator[WriterLock]:
     """As `new_gallery`, with nothing in ``building/``."""
     with translate_errors(folder, "create a gallery"):
-        _make_folder(folder)
+        make_folder(folder)
         lock = WriterLock(folder / LOCK)
     try:
         with translate_errors(folder, "create a gallery"):
@@ -100,7 +108,7 @@ def new_folder(folder: Path, *, overwrite: bool) -> Iterator[WriterLock]:
         raise
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
     """Make ``path`` and the folders above it that are missing, so that they survive a power cut."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
@@ -110,6 +118,20 @@ def _make_folder(path: Path) -> None:
 
 def _empty_building(folder: Path, *, overwrite: bool) -> None:
     """Make ``building/``, in place of what a killed writer left there."""
+    check_room(folder, overwrite=overwrite)
+    building = folder / BUILDING
+    if is_planned(folder):
+        raise GalleryError(
+            f"{building} holds a build that was stopped and can go on. The command that began it goes on with it; "
+            "'seisbind gallery build … --restart', or removing that folder, discards it."
+        )
+    if building.exists():
+        shutil.rmtree(building)
+    building.mkdir()
+
+
+def check_room(folder: Path, *, overwrite: bool) -> None:
+    """Raises GalleryError where a new gallery may not be put in ``folder``."""
     foreign = sorted(str(path.relative_to(folder)) for path in _foreign(folder))
     if foreign:
         raise GalleryError(
@@ -117,10 +139,11 @@ def _empty_building(folder: Path, *, overwrite: bool) -> None:
         )
     if (folder / RECORDS).exists() and not overwrite:
         raise GalleryError(f"There already is a gallery at {folder}. Open it, or overwrite it on purpose.")
-    building = folder / BUILDING
-    if building.exists():
-        shutil.rmtree(building)
-    building.mkdir()
+
+
+def is_planned(folder: Path) -> bool:
+    """Whether ``folder`` has a build that was stopped and that the command which began it goes on with."""
+    return (folder / BUILDING / PLAN).is_file() and (folder / BUILDING / RECORDS).is_file()
 
 
 def _foreign(folder: Path, *, own_folder: str | None = BUILDING) -> Iterator[Path]:
@@ -129,17 +152,20 @@ def _foreign(folder: Path, *, own_folder: str | None = BUILDING) -> Iterator[Pat
         is_folder = path.is_dir() and not path.is_symlink()
         if is_folder and path.name == own_folder:
             yield from _foreign(path, own_folder=None)
-        elif is_folder or path.name not in _OWN:
+        elif is_folder or not (path.name in _OWN or (own_folder is None and path.name in _PLANS)):
             yield path
 
 
 def drop_building(folder: Path) -> None:
     """Remove what a writer that was killed, or failed, left of a new gallery; files of someone else stay.
 
-    The caller holds the lock of ``folder``. What cannot be removed now, the next build removes.
+    A build that can go on (`is_planned`) stays, too. The caller holds the lock of ``folder``. What cannot be removed
+    now, the next build removes.
     """
     building = folder / BUILDING
-    if building.is_dir() and not building.is_symlink() and not any(_foreign(building, own_folder=None)):
+    if is_planned(folder):
+        log.info("%s holds a build that was stopped and can go on; it is left there.", building)
+    elif building.is_dir() and not building.is_symlink() and not any(_foreign(building, own_folder=None)):
         shutil.rmtree(building, ignore_errors=True)
 
 

@@ -10,14 +10,11 @@ import errno
 import json
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from safetensors import SafetensorError
 from seisbind.model.errors import DatasetError, InvalidConfig
 from seisbind.model.files import lock, replacing
 from seisbind.model.frame import stored_frame
+from seisbind.model.processes import worker_pool
 
 Gathers = NDArray[np.floating]
 
@@ -162,15 +160,7 @@ _Running = dict[Future[Gathers], Chunk]
 
 def _record(chunks: Iterator[Chunk], workers: int, uses_torch: bool) -> Generator[int, None, None]:
     """Run the chunks; yields the number of pairs that each one added."""
-    with ExitStack() as stack:
-        stack.enter_context(_one_thread_each())
-        pool = ProcessPoolExecutor(
-            workers,
-            mp_context=get_context("spawn"),  # torch's threads do not survive a fork
-            initializer=_start_worker,
-            initargs=(uses_torch,),
-        )
-        stack.callback(pool.shutdown, cancel_futures=True)
+    with worker_pool(workers, uses_torch=uses_torch) as pool:
         running: _Running = {}
         for chunk in chunks:
             running[pool.submit(chunk.record)] = chunk
@@ -186,33 +176,3 @@ def _collect(running: _Running) -> Iterator[int]:
         chunk = running.pop(future)
         chunk.store(future.result())
         yield chunk.count
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started meanwhile inherit OMP_NUM_THREADS=1: two threads on two busy cores were 20 times slower."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
-
-
-def _start_worker(uses_torch: bool) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if uses_torch:
-        from torch import set_num_threads
-
-        set_num_threads(1)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()  # a killed parent cannot tell its workers to stop
-        os._exit(1)

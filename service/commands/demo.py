@@ -23,9 +23,10 @@ from seisbind.model.fingerprint import embeds_alike
 from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import FAMILIES, generate, mixed
 from seisbind.model.waves.wavefield import simulate
+from seisbind.service.building.sources import BATCH
 from seisbind.service.client.client import Client
 from seisbind.service.commands.demo_report import Case, Result, draw, show
-from seisbind.service.engine.gallery_builder import BATCH, build_gallery
+from seisbind.service.engine.gallery_builder import build_gallery
 from seisbind.service.formats.npy import npy
 from seisbind.service.http.server import listen
 from seisbind.service.terminal.console import counting

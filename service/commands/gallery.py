@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from seisbind.model.frame import Frame
     from seisbind.model.scale import Scale
+    from seisbind.service.building.build import Encoders, Outcome
+    from seisbind.service.building.sources import Source
 
 app = typer.Typer(help="Build, add to, look at, list, check and copy a gallery.", no_args_is_help=True)
 
@@ -38,8 +37,13 @@ PrecisionOption = Annotated[
         help="By how much velocities may be rounded; default: .5 for random ones, exact for --data.",
     ),
 ]
+WorkersOption = Annotated[
+    str,
+    typer.Option(metavar="N|auto", help="Processes; auto: one a core, none for a few models. 0: in this process."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+MAX_WORKERS = 1024
 LISTED = "{:<20} {:<18} {:>13}  {:<19}  {}"  # line by line: a gallery may be larger than memory
 
 
@@ -54,29 +58,37 @@ def build(
     device: DeviceOption = "auto",
     scale: ScaleOption = None,
     precision: PrecisionOption = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace a gallery that is there.")] = False,
+    workers: WorkersOption = "auto",
+    overwrite: Annotated[bool, typer.Option(help="Replace a gallery that is there, when all is done.")] = False,
+    restart: Annotated[bool, typer.Option(help="Discard what a stopped build has done, and begin anew.")] = False,
 ) -> None:
-    """Make a gallery of random velocity models (--count) or of your own (--data)."""
-    from seisbind.model.encoders.embedder import Embedder
-    from seisbind.service.engine.gallery_builder import build_gallery
+    """Make a gallery of random velocity models (--count) or of your own (--data).
+
+    A build that was stopped or killed goes on where it was when the same command is given again.
+    """
+    from seisbind.service.building.build import build as build_gallery
     from seisbind.service.terminal.console import counting
 
-    true, bound = _scale(scale, data), _precision(precision, data)
-    embedder = Embedder.load(weights, device=device)
-    models, total, source = _models(count, seed, family, data, embedder.frame)
-    with counting("Describing and embedding", total) as progress:
-        held = build_gallery(
+    true, bound, encoders = _scale(scale, data), _precision(precision, data), _encoders(weights, device, workers)
+    models = _source(count, seed, family, data, encoders.embedder.frame)
+
+    def resumed(earlier: int) -> None:
+        print(f"{path}: going on, {earlier} of {models.count} velocity models were done before", file=sys.stderr)
+
+    with counting("Describing and embedding", models.count) as progress:
+        done = build_gallery(
             path,
-            embedder,
             models,
-            source=source,
-            overwrite=overwrite,
+            encoders,
             scale=true,
             precision_m_s=bound,
+            overwrite=overwrite,
+            restart=restart,
+            resumed=resumed,
             progress=progress,
-            warn=_warn,
         )
-    print(f"{path}: {held} velocity models, weights {embedder.fingerprint}")
+    _note(done)
+    print(f"{path}: {done.held} velocity models, weights {encoders.embedder.fingerprint}")
 
 
 @app.command()
@@ -90,24 +102,21 @@ def add(
     weights: WeightsOption = None,
     device: DeviceOption = "auto",
     scale: ScaleOption = None,
+    workers: WorkersOption = "auto",
 ) -> None:
     """Add velocity models to a gallery; those that it already holds are left out."""
     from seisbind.index import open_store
-    from seisbind.model.encoders.embedder import Embedder
-    from seisbind.service.engine.engine import Engine
-    from seisbind.service.engine.gallery_builder import add_to_gallery
+    from seisbind.service.building.build import add as add_to_gallery
     from seisbind.service.terminal.console import counting
 
-    true = _scale(scale, data)
-    embedder = Embedder.load(weights, device=device)
-    models, total, source = _models(count, seed, family, data, embedder.frame)
+    true, encoders = _scale(scale, data), _encoders(weights, device, workers)
+    embedder = encoders.embedder
+    models = _source(count, seed, family, data, embedder.frame)
     with open_store(path, fingerprint=embedder.fingerprint, frame=embedder.frame, writable=True) as gallery:
-        engine = Engine(embedder, gallery)
-        with counting("Describing and embedding", total) as progress:
-            added = add_to_gallery(
-                engine, models, source=source, tags=tag or (), scale=true, progress=progress, warn=_warn
-            )
-        print(f"{path}: {added} velocity models added, {len(gallery)} in all")
+        with counting("Describing and embedding", models.count) as progress:
+            done = add_to_gallery(gallery, models, encoders, tags=tag or (), scale=true, progress=progress)
+        _note(done)
+        print(f"{path}: {done.stored} velocity models added, {done.held} in all")
 
 
 @app.command()
@@ -217,8 +226,28 @@ def verify(path: PlaceArgument, as_json: JsonOption = False) -> None:
     sys.exit(0 if report.ok else 1)
 
 
-def _warn(sentence: str) -> None:
-    print(f"note: {sentence}", file=sys.stderr)
+def _note(done: Outcome) -> None:
+    """What else is to be said of models that were given."""
+    if done.duplicates:
+        print(
+            f"note: {done.duplicates} of {done.given} were already there (same map) and are not stored twice",
+            file=sys.stderr,
+        )
+    if done.untrained:
+        print(f"note: {done.untrained.sentence}", file=sys.stderr)
+
+
+def _encoders(weights: Path | None, device: str, workers: str) -> Encoders:
+    """Who embeds."""
+    from seisbind.model.encoders.embedder import Embedder
+    from seisbind.model.errors import InvalidConfig
+    from seisbind.service.building.build import Encoders
+
+    if workers != "auto" and not (workers.isdecimal() and int(workers) <= MAX_WORKERS):
+        raise InvalidConfig(f"--workers is auto or a number from 0 to {MAX_WORKERS}; got {workers!r:.40}.")
+    return Encoders(
+        Embedder.load(weights, device=device, runtime="torch"), weights, None if workers == "auto" else int(workers)
+    )
 
 
 def _scale(asked: str | None, data: Sequence[Path] | None) -> Scale:
@@ -234,7 +263,7 @@ def _scale(asked: str | None, data: Sequence[Path] | None) -> Scale:
 def _precision(asked: str | None, data: Sequence[Path] | None) -> float:
     """By how much velocities may be rounded, m/s; 0: not at all."""
     from seisbind.model.errors import InvalidConfig
-    from seisbind.service.engine.gallery_builder import RANDOM_PRECISION_M_S
+    from seisbind.service.building.build import RANDOM_PRECISION_M_S
 
     if asked is None:
         return RANDOM_PRECISION_M_S if data is None else 0.0
@@ -246,17 +275,15 @@ def _precision(asked: str | None, data: Sequence[Path] | None) -> float:
         raise InvalidConfig(f"--precision is a number of m/s, or exact; got {asked!r:.60}.") from None
 
 
-def _models(
+def _source(
     count: int | None, seed: int, family: Sequence[str] | None, data: Sequence[Path] | None, frame: Frame
-) -> tuple[Iterator[tuple[NDArray[np.float32], Sequence[str | None]]], int, str]:
-    """Batches of models with their families, how many there are, and where they come from."""
+) -> Source:
+    """Where models come from."""
     from seisbind.model.errors import InvalidConfig
-    from seisbind.service.engine.gallery_builder import from_files, random_models
+    from seisbind.service.building.sources import ModelFiles, RandomModels
 
     if (count is None) == (data is None):
         raise InvalidConfig("Say where the velocity models come from: --count N (random ones), or --data PATH.")
     if data is not None:
-        models, total = from_files(data, frame=frame)
-        return models, total, ", ".join(path.name for path in data)
-    models = random_models(count or 0, seed, family, frame=frame)
-    return models, count or 0, f"seisbind geology, seed {seed}"
+        return ModelFiles.of(data, frame=frame)
+    return RandomModels.of(count or 0, seed, family, frame=frame)

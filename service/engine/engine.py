@@ -21,14 +21,15 @@ from seisbind.model.confidence.novelty import Verdict
 from seisbind.model.confidence.presence import coarse
 from seisbind.model.confidence.ranking import CANDIDATES, Ranking, rank
 from seisbind.model.encoders.embedder import Embedder, EncodedGathers
-from seisbind.model.errors import InvalidGather, InvalidQuery, InvalidVelocityModel, UnknownModel, WeightsMismatch
+from seisbind.model.errors import InvalidGather, InvalidQuery, UnknownModel, WeightsMismatch
 from seisbind.model.fingerprint import embeds_alike
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
-from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES, check_descriptors, check_velocity, describe
+from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES, check_descriptors, check_velocity
 from seisbind.model.scale import UNSCALED, AskedScale, Scale, parse_model_scale
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.preparation import OPENFWI
 from seisbind.model.survey.scaling import ChosenScale
+from seisbind.service.building.encoding import describe_models
 from seisbind.service.check_schemas import BEST
 from seisbind.service.engine.answers import (
     Found,
@@ -421,19 +422,12 @@ class Engine:
             InvalidVelocityModel, InvalidQuery, GalleryWriteFailed: see `seisbind.index.Gallery.add`.
         """
         true = parse_model_scale(scale)
-        models = check_velocity(velocity, k=true.k)
-        if models.shape[1:] != self.frame.velocity_shape:
-            raise InvalidVelocityModel(
-                f"The gallery takes velocity models of {true.frame(self.frame).cells_text}; got "
-                f"{models.shape[1]} x {models.shape[2]}."
-            )
-        models = self.gallery.stored(models)  # rounded first, so that what is described is what is kept
-        descriptors = describe(models, cell_m=self.frame.cell_m)
+        described = describe_models(velocity, self.frame, true, self.gallery.precision_m_s)
         return self.gallery.add(
-            models,
-            descriptors,
-            self.embedder.embed_velocity(models),
-            self.embedder.embed_descriptors(descriptors),
+            described.velocity,
+            described.descriptors,
+            self.embedder.embed_velocity(described.velocity),
+            self.embedder.embed_descriptors(described.descriptors),
             model_ids=model_ids,
             families=families,
             tags=tags,

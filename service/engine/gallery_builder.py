@@ -1,28 +1,18 @@
-"""Galleries made from random velocity models, OpenFWI's files or plain npy files."""
+"""Galleries made in this process, of any velocity models; `seisbind.service.building` makes large ones in several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from seisbind.index import building_store
-from seisbind.model.datasets.openfwi import Dataset, find_pairs
 from seisbind.model.encoders.embedder import Embedder
-from seisbind.model.errors import DatasetError, SeisBindError
 from seisbind.model.frame import OPENFWI_FRAME, Frame
 from seisbind.model.ground.descriptors import Untrained
-from seisbind.model.ground.families import FAMILIES, expanded, mixed
+from seisbind.model.ground.families import mixed
 from seisbind.model.scale import UNSCALED, Scale
+from seisbind.service.building.sources import BATCH, WHOLE, Batch, ModelFiles, RandomModels
 from seisbind.service.engine.engine import Engine
-
-Float32 = NDArray[np.float32]
-Batch = tuple[Float32, Sequence[str | None]]  # (model, depth, x), m/s, and the family of each
-
-RANDOM_PRECISION_M_S = 0.5  # of a gallery of random models: nobody's velocities, in less than half the bytes
-BATCH = 256  # models in a transaction: 5 MB of velocities, and a progress bar that moves
 
 
 def build_gallery(
@@ -60,45 +50,14 @@ def build_gallery(
         overwrite=overwrite,
         precision_m_s=precision_m_s,
     ) as gallery:
-        _fill(Engine(embedder, gallery), models, source, (), scale, progress, warn)
+        _fill(Engine(embedder, gallery), models, source, scale, progress, warn)
         return len(gallery)
-
-
-def add_to_gallery(
-    engine: Engine,
-    models: Iterable[Batch],
-    *,
-    source: str | None = None,
-    tags: Sequence[str] = (),
-    scale: Scale = UNSCALED,
-    progress: Callable[[int], None] = lambda done: None,
-    warn: Callable[[str], None] = lambda sentence: None,
-) -> int:
-    """Add models to a gallery that others may read meanwhile; returns the number of those that it did not hold before.
-
-    Raises:
-        SeisBindError: as `build_gallery`; the sentence says how many models were added before the error, which stay.
-    """
-    before = len(engine.gallery)
-    try:
-        _fill(engine, models, source, tags, scale, progress, warn)
-    except SeisBindError as error:
-        added = len(engine.gallery) - before
-        if not added:
-            raise
-        sentence = error.sentence.removesuffix("Nothing was changed.").rstrip()
-        raise type(error)(
-            f"{sentence} {added} velocity models were added before that and stay, {before + added} in all; the same "
-            "command goes on with the others."
-        ) from error
-    return len(engine.gallery) - before
 
 
 def _fill(
     engine: Engine,
     models: Iterable[Batch],
     source: str | None,
-    tags: Sequence[str],
     scale: Scale,
     progress: Callable[[int], None],
     warn: Callable[[str], None],
@@ -109,9 +68,7 @@ def _fill(
     for velocity, families in models:
         for start in range(0, len(velocity), BATCH):
             part, names = velocity[start : start + BATCH], families[start : start + BATCH]
-            engine.add_models(
-                part, families=names, tags=[tags] * len(part), source=source, skip_existing=True, scale=scale
-            )
+            engine.add_models(part, families=names, source=source, skip_existing=True, scale=scale)
             done += len(part)
             untrained += Untrained.of(part, own)
             progress(done)
@@ -124,10 +81,16 @@ def random_models(
 ) -> Iterator[Batch]:
     """``count`` models of `seisbind.model.ground.families`, shuffled; no families means OpenFWI's ten.
 
+    Up to `WHOLE` are one batch, more are drawn block by block (see `seisbind.service.building.sources.RandomModels`).
     ``families`` may name groups, see `seisbind.model.ground.families.GROUPS`.
     """
-    velocity, family = mixed(count, seed, expanded(families) if families else FAMILIES, frame=frame)
-    yield velocity, family.tolist()
+    source = RandomModels.of(count, seed, families, frame=frame)
+    if count <= WHOLE:
+        velocity, family = mixed(count, seed, source.families, frame=frame)
+        yield velocity, family.tolist()
+        return
+    for part in source.parts():
+        yield part.read()
 
 
 def from_files(paths: Sequence[Path], *, frame: Frame = OPENFWI_FRAME) -> tuple[Iterator[Batch], int]:
@@ -136,30 +99,5 @@ def from_files(paths: Sequence[Path], *, frame: Frame = OPENFWI_FRAME) -> tuple[
     Raises:
         DatasetError: a path that is neither, a file that cannot be read, or a dataset of another frame.
     """
-    opened = [Dataset(find_pairs(path)) if path.is_dir() else _open(path) for path in paths]
-    for path, one in zip(paths, opened, strict=True):
-        if isinstance(one, Dataset) and one.frame != frame:
-            raise DatasetError(f"{path} is of another frame than the weights: {one.frame} there, {frame} here.")
-    return _batches(opened), sum(map(len, opened))
-
-
-def _open(path: Path) -> Float32:
-    """The models of an npy file, ``(model, depth, x)``, mapped."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DatasetError(f"{path} cannot be read as an npy file of velocity models: {error}.") from error
-    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3, 4):
-        raise DatasetError(f"{path} does not hold velocity models (model, depth, x).")
-    return array[None] if array.ndim == 2 else array
-
-
-def _batches(opened: Sequence[Dataset | Float32]) -> Iterator[Batch]:
-    for one in opened:
-        for start in range(0, len(one), BATCH):
-            if isinstance(one, Dataset):
-                index = np.arange(start, min(start + BATCH, len(one)))
-                yield one.velocity(index), one.families[index].tolist()
-            else:
-                velocity = np.array(one[start : start + BATCH])  # checked where it is added, at its scale
-                yield velocity, [None] * len(velocity)
+    source = ModelFiles.of(paths, frame=frame)
+    return (part.read() for part in source.parts()), source.count

@@ -24,7 +24,6 @@ from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.ground.families import mixed
 from seisbind.service.engine.engine import Engine
-from seisbind.service.engine.gallery_builder import add_to_gallery
 from seisbind.service.settings import Settings, read_settings
 from seisbind.service.workers import supervisor
 
@@ -114,7 +113,7 @@ def test_a_killed_worker_takes_its_own_requests_and_no_others(
 
         before = set(models(url).values())
         with Gallery.open(gallery, fingerprint=embedder.fingerprint, writable=True) as changed:
-            add_to_gallery(Engine(embedder, changed), [mixed(3, 77)])
+            Engine(embedder, changed).add_models(mixed(3, 77)[0])
         assert set(models(url).values()) == before  # nobody has looked
         assert httpx.post(f"{url}/v1/gallery/reload", timeout=120).status_code == 200
         until(lambda: set(models(url).values()) == {f"{float(next(iter(before))) + 3}"}, "both serve what was added")
