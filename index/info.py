@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from seisbind.index.approximate.info import ApproximateInfo
 from seisbind.index.storage.record import Histogram
 from seisbind.model.frame import OPENFWI_FRAME, Frame
 
@@ -22,6 +23,8 @@ class GalleryInfo:
         created_at: ISO 8601, UTC.
         frame: of its models and embeddings.
         notes: sentences on snapshots that were not used when the gallery was opened.
+        approximate: the approximate index of a very large gallery with its measured recalls, served or not.
+        searched: ``approximate`` where that is searched, else ``exact``.
     """
 
     path: Path
@@ -36,6 +39,8 @@ class GalleryInfo:
     descriptor_ranges: dict[str, tuple[float, float]]
     notes: tuple[str, ...]
     frame: Frame = OPENFWI_FRAME
+    approximate: ApproximateInfo | None = None
+    searched: str = "exact"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from seisbind.index.approximate.info import ApproximateInfo
+from seisbind.index.approximate.lists import StoredLists
 from seisbind.index.search.codes import Float64
 from seisbind.index.search.columns import NO_FAMILY, Bool, Columns, Statistics, keys_of
 from seisbind.index.search.filter import Filter
+from seisbind.index.search.reranking import search_lists
 from seisbind.index.search.snapshots import AtStep, SnapshotWriter
 from seisbind.index.search.vectors import VectorIndex
 from seisbind.index.storage.folder import SPACES
@@ -36,6 +39,20 @@ class Hit:
     descriptors: Float32 = field(compare=False, repr=False)
 
 
+class Hits(list[list[Hit]]):
+    """The hits of each query.
+
+    Attributes:
+        approximate: the index that they were found by; None if they are exact.
+    """
+
+    __slots__ = ("approximate",)
+
+    def __init__(self, hits: Iterable[list[Hit]], approximate: ApproximateInfo | None = None) -> None:
+        super().__init__(hits)
+        self.approximate = approximate
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
     """Position i holds row ``rows[i]``, model ``ids[i]``, and vector i of both indices, unless it is removed.
@@ -46,6 +63,7 @@ class View:
     Attributes:
         alive: ``(position,)``, false where the model has been removed.
         statistics: of the models that are alive.
+        lists: an approximate index of the first velocity embeddings, if there is one, served or not.
     """
 
     state: GalleryState
@@ -54,6 +72,7 @@ class View:
     statistics: Statistics
     velocity: VectorIndex
     physics: VectorIndex
+    lists: StoredLists | None = None
 
     @classmethod
     def of(
@@ -93,12 +112,22 @@ class View:
         found = self.positions(np.asarray([row], np.int64))
         return bool(len(found) and self.columns.ids_at(found)[0] == model_id)
 
-    def search(self, space: str, queries: Float32, k: int, condition: Filter | None) -> list[list[Hit]]:
-        """The hits of each query ``(query, dimension)`` in one of `SPACES`; see `VectorIndex.search`."""
+    def search(
+        self, space: str, queries: Float32, k: int, condition: Filter | None, *, exact: bool = True
+    ) -> Hits:
+        """The hits of each query ``(query, dimension)`` in one of `SPACES`; see `VectorIndex.search`.
+
+        Args:
+            exact: False to search approximately where an index allows it: there is none for a filter.
+        """
         allowed = None if len(self) == len(self.alive) else self.alive
+        lists = self.lists if space == "velocity" and not exact and not condition else None
+        if lists is not None and lists.info.served and k <= lists.info.deepest:
+            found = search_lists(self.velocity, lists, queries, k, allowed)
+            return Hits([list(self._hits(*each)) for each in found], lists.info)
         if condition:
             allowed = self.alive & self.columns.matching(condition)
-        return [list(self._hits(*found)) for found in self.index(space).search(queries, k, allowed=allowed)]
+        return Hits([list(self._hits(*each)) for each in self.index(space).search(queries, k, allowed=allowed)])
 
     def _hits(self, positions: Int64, similarities: Float64) -> Iterator[Hit]:
         columns = self.columns
@@ -126,6 +155,7 @@ class View:
             self.statistics.extended(columns, len(more.rows)),
             self.velocity.extended(velocity),
             self.physics.extended(physics),
+            self.lists,
         )
 
     def without(self, state: GalleryState, rows: Int64) -> View:
