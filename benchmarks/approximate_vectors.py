@@ -17,6 +17,8 @@ from scipy.ndimage import gaussian_filter, shift
 
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.ground.families import BROAD_FAMILIES, FAMILIES, mixed
+from seisbind.model.survey.preparation import prepare
+from seisbind.model.waves.wavefield import simulate
 from seisbind.service.commands.console import counting
 
 SEED = 29
@@ -39,9 +41,18 @@ def real(cache: Path, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                     seen = [*([] if number == 0 else seen), maps[: QUERIES // 2]]
                 parts.append(embedder.embed_velocity(maps))
                 progress(start + len(maps))
-        apart = np.concatenate([mixed(QUERIES // 2, SEED + 10**6 + i, f)[0] for i, f in enumerate((BROAD_FAMILIES, FAMILIES))])
-        changed = np.stack([perturbed(each, np.random.default_rng([SEED, i])) for i, each in enumerate(np.concatenate(seen))])
-        np.savez(path, entries=np.concatenate(parts), held_out=embedder.embed_velocity(apart), perturbed=embedder.embed_velocity(changed))
+        apart = np.concatenate(
+            [mixed(QUERIES // 2, SEED + 10**6 + i, f)[0] for i, f in enumerate((BROAD_FAMILIES, FAMILIES))]
+        )
+        changed = np.stack(
+            [perturbed(each, np.random.default_rng([SEED, i])) for i, each in enumerate(np.concatenate(seen))]
+        )
+        np.savez(
+            path,
+            entries=np.concatenate(parts),
+            held_out=embedder.embed_velocity(apart),
+            perturbed=embedder.embed_velocity(changed),
+        )
     with np.load(path) as held:
         return held["entries"], held["held_out"], held["perturbed"]
 
@@ -61,7 +72,9 @@ def entries(embeddings: np.ndarray, count: int) -> np.ndarray:
     rng = np.random.default_rng(SEED)
     near = np.concatenate(
         [
-            torch.topk(torch.from_numpy(embeddings[i : i + 1000]) @ torch.from_numpy(embeddings).T, NEIGHBOURS + 1)[1].numpy()
+            torch.topk(torch.from_numpy(embeddings[i : i + 1000]) @ torch.from_numpy(embeddings).T, NEIGHBOURS + 1)[
+                1
+            ].numpy()
             for i in range(0, len(embeddings), 1000)
         ]
     )[:, 1:]
@@ -75,3 +88,16 @@ def entries(embeddings: np.ndarray, count: int) -> np.ndarray:
         out[:] = (1 - weight) * embeddings[first] + weight * embeddings[other]
         out /= np.linalg.norm(out, axis=1, keepdims=True)
     return found
+
+
+def records(cache: Path, count: int) -> np.ndarray:
+    """Embeddings of gathers modelled over maps that are entries: what a server is asked."""
+    path = cache / f"records-{count}.npy"
+    if not path.exists():
+        embedder = Embedder.load()
+        maps = np.concatenate(
+            [mixed(PART, SEED + n, f)[0][: count // 2] for n, f in enumerate((BROAD_FAMILIES, FAMILIES))]
+        )
+        gathers = np.concatenate([simulate(each, engine="openfwi") for each in maps])
+        np.save(path, embedder.embed_gathers(prepare(gathers)).embedding)
+    return np.load(path)

@@ -3,20 +3,23 @@
 if __name__ != "seisbind.index":
     raise ImportError(f"imported as {__name__!r}; write 'import seisbind.index' (after 'pip install -e .')")
 
+from seisbind.index.approximate.info import ApproximateInfo
 from seisbind.index.gallery import Gallery
 from seisbind.index.info import Distribution, GalleryInfo
 from seisbind.index.search.filter import Filter
 from seisbind.index.search.vectors import search_threads
-from seisbind.index.search.view import Hit
+from seisbind.index.search.view import Hit, Hits
 from seisbind.index.storage.record import Record
 from seisbind.index.verify import VerifyReport, verify_folder
 
 __all__ = [
+    "ApproximateInfo",
     "Distribution",
     "Filter",
     "Gallery",
     "GalleryInfo",
     "Hit",
+    "Hits",
     "Record",
     "VerifyReport",
     "search_threads",

@@ -23,8 +23,8 @@ from seisbind.index.search.filter import Filter
 from seisbind.index.search.loading import LoadedView, load_view, refresh_view
 from seisbind.index.search.mapped import SnapshotDamaged, SnapshotWatch
 from seisbind.index.search.mapped_writer import is_large, write_snapshots
-from seisbind.index.search.snapshots import recover_snapshots
 from seisbind.index.search.policy import ApproximatePolicy
+from seisbind.index.search.snapshots import recover_snapshots
 from seisbind.index.search.view import Hits
 from seisbind.index.storage.database import (
     FORMAT_VERSION,

@@ -42,6 +42,19 @@ class GalleryInfo:
     approximate: ApproximateInfo | None = None
     searched: str = "exact"
 
+    @property
+    def search_text(self) -> str:
+        """How it is searched, one line for people."""
+        found = self.approximate
+        if found is None:
+            return "search exact"
+        filtered = ", ".join(f"{share} % {recall:.4f}" for share, recall in found.filtered.items())
+        return (
+            f"search {self.searched}; index of {found.models} models: {found.bytes / 1e6:.1f} MB, {found.probes} of "
+            f"{found.lists} lists, recall@10 {found.recall:.4f}, recall@{found.deepest} {found.recall_deepest:.4f}, under "
+            f"filters (exact) of {filtered}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Distribution:

@@ -8,6 +8,7 @@ where those lie, after every block of them was compared with its checksum.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -108,7 +109,7 @@ def _principal(vectors: Float32) -> Float32:
 
 def list_count(count: int) -> int:
     """How many lists ``count`` vectors are divided into, a power of two."""
-    return 1 << max(0, round(np.log2(max(1, count / PER_LIST))))
+    return 1 << max(0, round(math.log2(max(1.0, count / PER_LIST))))
 
 
 class StoredLists:

@@ -130,4 +130,4 @@ def sample_queries(source: Source, count: int, rng: np.random.Generator) -> Floa
     across /= np.where(length > 0, length, 1.0)
     cosine = np.array([ACROSS, *ANYWHERE])[kind]
     found = cosine * vectors + np.sqrt(1 - cosine**2) * across
-    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)

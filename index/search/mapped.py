@@ -1,7 +1,7 @@
 """The snapshot of a large gallery: one file that is mapped and not read, so that all processes of a host share it.
 
-``mapped.bin`` holds the columns, the ids in order, of each space the vectors and their codes in eight bits, and of a very
-large gallery the lists of an approximate index, each section at a multiple of `BLOCK`; then a CRC-32 of each block, and last a description of all that with its own
+``mapped.bin`` holds the columns, the ids in order, of each space the vectors and their codes in eight bits, and for a
+very large gallery the lists of an approximate index, each section at a multiple of `BLOCK`; then a CRC-32 of each block, and last a description of all that with its own
 checksum. A block is compared with its checksum before anything in it is used (`MappedFile.check`), the columns at
 once, and all of them again and again while the gallery is open (`MappedFile.check_all`). A CRC-32 misses no flip of a
 bit, nor of several within 32 bits, and one in four thousand million of all other changes.
@@ -35,7 +35,7 @@ from seisbind.model.ground.descriptors import NAMES
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2  # facts may have further entries, and the file sections that are not known: they are passed over
+FORMAT_VERSION = 2  # facts may have further entries and the file further sections: unknown ones are passed over
 READABLE = (1, 2)
 MAGIC = b"SBNDMAP\n"
 BLOCK = 1 << 16  # bytes under one checksum, which takes ten microseconds
@@ -255,7 +255,7 @@ class MappedSnapshot:
                 Codes(file.array(codes, np.int8, (count, dimension)), unit, error, file.checker(codes, count)),
             )
             indices.append(index)
-        view = View(state, columns, np.ones(count, np.bool_), statistics, *indices, _lists_of(file))
+        view = View(state, columns, np.ones(count, np.bool_), statistics, indices[0], indices[1], _lists_of(file))
         return cls(file, view, RowOf(ids, held["order"], held["rows"]))
 
 

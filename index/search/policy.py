@@ -50,9 +50,9 @@ class ApproximatePolicy:
     def _degraded(self, live: LiveRecall) -> None:
         self.allowed = False
         note = (
-            f"Search is exact again: among the last {live.compared} live queries that were searched exactly, too, the "
-            f"approximate search found {live.recall:.4f} of the ten true matches, and at least {FLOOR} is served. Write a "
-            "new snapshot to measure it again."
+            f"Search is exact again: of the ten true matches of {live.compared} live queries, which were searched "
+            f"exactly, too, the approximate index found {live.recall:.4f}, and at least {FLOOR} is served. Write a new "
+            "snapshot to measure it again."
         )
         log.warning("%s", note)
         self._say(note)

@@ -112,9 +112,7 @@ class View:
         found = self.positions(np.asarray([row], np.int64))
         return bool(len(found) and self.columns.ids_at(found)[0] == model_id)
 
-    def search(
-        self, space: str, queries: Float32, k: int, condition: Filter | None, *, exact: bool = True
-    ) -> Hits:
+    def search(self, space: str, queries: Float32, k: int, condition: Filter | None, *, exact: bool = True) -> Hits:
         """The hits of each query ``(query, dimension)`` in one of `SPACES`; see `VectorIndex.search`.
 
         Args:

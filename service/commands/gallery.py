@@ -123,6 +123,7 @@ def info(path: PathArgument, as_json: JsonOption = False) -> None:
         return
     print(f"{path}: {found.count} velocity models, {found.bytes / 1e6:.1f} MB, made {found.created_at}")
     print(f"weights {found.fingerprint}, generation {found.generation}, format {found.format_version}")
+    print(found.search_text)
     for note in found.notes:
         print(f"note: {note}")
     table = Table("family", "models")

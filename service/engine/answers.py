@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from seisbind.index import Filter, Hit
+from seisbind.index import Filter, Hit, Hits
 from seisbind.model.confidence.novelty import Verdict
 from seisbind.model.confidence.ranking import Ranking
 from seisbind.model.encoders.embedder import NEIGHBOURS, InferredPhysics, ReadModel
@@ -119,11 +119,13 @@ class Found:
         near: the most similar models of the whole gallery, whatever the filter.
         rankings: how the models within the filter are ordered.
         matches: these, ranked.
+        approximate: of each gather, a note if one of these was not searched exactly.
     """
 
     near: list[list[Hit]]
     rankings: list[Ranking]
     matches: list[tuple[Match, ...]]
+    approximate: list[tuple[Note, ...]]
 
 
 def true_descriptors(descriptors: Float32, scale: Scale = UNSCALED) -> list[float]:
@@ -190,6 +192,18 @@ def fewer_matches(matches: Sequence[Match], top_k: int, filter: Filter | None) -
         return ()
     what = "models pass the filter" if filter else "models are in the gallery"
     return (Note("fewer_matches", f"{top_k} matches were asked for; {len(matches)} {what}."),)
+
+
+def approximate_note(hits: Sequence[Sequence[Hit]]) -> tuple[Note, ...]:
+    """A note if ``hits``, as a gallery returned them, are those of an approximate search."""
+    info = hits.approximate if isinstance(hits, Hits) else None
+    if info is None:
+        return ()
+    text = (
+        f"The gallery was searched approximately: of the ten most similar models {info.recall:.1%} were found, as "
+        "measured when its index was written. With a filter the search is exact."
+    )
+    return (Note("approximate_search", text),)
 
 
 def withheld(ranking: Ranking, verdict: Verdict | None) -> tuple[Note, ...]:

@@ -32,6 +32,7 @@ from seisbind.service.engine.answers import (
     Match,
     Retrieval,
     SearchResult,
+    approximate_note,
     fewer_matches,
     in_distribution,
     neighbours_of,
@@ -252,7 +253,13 @@ class Engine:
                 in_distribution=in_distribution(verdict, found.near[row]),
                 in_gallery=ranking.in_gallery,
                 ranked_by="structure" if ranking.by_structure else "similarity",
-                warnings=(*query.notes, *query.prepared.notes[number], *withheld(ranking, verdict), *fewer),
+                warnings=(
+                    *query.notes,
+                    *query.prepared.notes[number],
+                    *found.approximate[row],
+                    *withheld(ranking, verdict),
+                    *fewer,
+                ),
                 timings_ms=dict(watch.timings_ms),
                 velocity=coarse_read if coarse_read is None or scale.k == 1 else coarse_read * np.float32(scale.k),
                 model=None if read is None else placed(read, row, frame=self.frame, x0_m=query.x0_m, scale=scale),
@@ -272,11 +279,13 @@ class Engine:
         top_k = np.repeat([query.top_k for query in queries], [len(query) for query in queries])
         wanted = np.maximum(top_k, CANDIDATES)
         near: list[list[Hit]] = [[] for _ in wanted]
+        notes: list[tuple[Note, ...]] = [() for _ in wanted]
         with watch("search"):
             for k in dict.fromkeys(wanted.tolist()):  # mostly one for all: then there is one search
                 rows = np.flatnonzero(wanted == k)
-                for row, hits in zip(rows, self.gallery.search_velocity(encoded.embedding[rows], k), strict=True):
-                    near[row] = hits
+                nearest = self.gallery.search_velocity(encoded.embedding[rows], k)
+                for row, hits in zip(rows, nearest, strict=True):
+                    near[row], notes[row] = hits, approximate_note(nearest)
             found = list(near)
             for query, rows in zip(queries, own, strict=True):
                 if query.filter:
@@ -292,7 +301,7 @@ class Engine:
                 ranked([hits[at] for at in ranking.order[:k]], scale)
                 for hits, ranking, k, scale in zip(found, rankings, top_k.tolist(), scales_of(queries), strict=True)
             ]
-        return Found(near, rankings, matches)
+        return Found(near, rankings, matches, notes)
 
     def search_velocity(
         self, velocity: ArrayLike, *, top_k: int = 5, filter: Filter | None = None, scale: AskedScale = None
@@ -309,7 +318,7 @@ class Engine:
         vectors = self.embedder.embed_velocity(velocity if true.k == 1 else check_velocity(velocity, k=true.k))
         allowed = None if filter is None else filter.in_frame(true)
         found = self.gallery.search_velocity(vectors, top_k, filter=allowed)
-        return [search_result(hits, top_k, filter, true) for hits in found]
+        return [search_result(hits, top_k, filter, true, approximate_note(found)) for hits in found]
 
     def search_descriptors(
         self,

@@ -30,7 +30,7 @@ from seisbind.service.runtime.batcher import Batcher
 from seisbind.service.runtime.images import PictureCache
 from seisbind.service.runtime.metrics import Metrics
 from seisbind.service.runtime.request_body import UploadSlots
-from seisbind.service.settings import Settings
+from seisbind.service.settings import Search, Settings
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +121,10 @@ class Serving:
         self.metrics.waiting_gathers.set_function(lambda: self.batches.waiting)
         self.metrics.gallery_models.set_function(lambda: len(self._held.engine.gallery))
         self.metrics.gallery_generation.set_function(lambda: self._held.engine.gallery.generation)
+        self.metrics.search_approximate.set_function(lambda: self._held.engine.gallery.approximate is not None)
+        self.metrics.search_recall.labels("recorded").set_function(self._recorded_recall)
+        self.metrics.search_recall.labels("live").set_function(self._live_recall)
+        self.metrics.search_compared.set_function(lambda: self._held.engine.gallery.live_recall.compared)
         self._jobs = None if settings.jobs is None else self._open_jobs(settings.jobs)
 
     def _open_jobs(self, folder: Path) -> Jobs:
@@ -143,10 +147,19 @@ class Serving:
             fingerprint=self.embedder.fingerprint,
             frame=self.embedder.frame,
             writable=self.settings.writable,
+            exact=self.settings.search is Search.EXACT,
         )
         engine = Engine(self.embedder, gallery)
         engine.info()
         return engine
+
+    def _recorded_recall(self) -> float:
+        info = self._held.engine.gallery.approximate
+        return 1.0 if info is None else info.recall
+
+    def _live_recall(self) -> float:
+        live = self._held.engine.gallery.live_recall.recall
+        return float("nan") if live is None else live
 
     def _warm_up(self) -> None:
         """Encode once what will be encoded, so that the first request does not wait for kernels to be chosen."""
