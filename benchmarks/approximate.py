@@ -82,6 +82,7 @@ def faiss_index(
         made.train(vectors[np.sort(sample)])
     else:
         made.hnsw.efConstruction = 100
+        made.train(vectors[:50_000])
     for start in range(0, len(vectors), 50_000):
         made.add(vectors[start : start + 50_000])
 
@@ -215,7 +216,7 @@ def main() -> None:
     flat.add(vectors)
     report["exact"] = exact | {"bytes": vectors.shape[1] * len(vectors) if pays() else 0}
     report["flat"] = timed(lambda asked: flat.search(asked, K)[1], queries)
-    del flat
+    flat.reset()
     print(json.dumps(report, indent=1), flush=True)
     for name, build in peers(index, vectors, args.only):
         gc.collect()

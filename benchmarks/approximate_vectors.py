@@ -32,13 +32,13 @@ def real(cache: Path, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     path = cache / f"real-{count}.npz"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        embedder, parts = Embedder.load(), []
+        embedder, parts, seen = Embedder.load(), [], []
         with counting("Embedding maps", count) as progress:
             for number, start in enumerate(range(0, count, PART)):
                 families = (BROAD_FAMILIES, FAMILIES)[number % 2]
                 maps, _ = mixed(min(PART, count - start), SEED + number, families)
                 if number < 2:
-                    seen = [*([] if number == 0 else seen), maps[: QUERIES // 2]]
+                    seen.append(maps[: QUERIES // 2])
                 parts.append(embedder.embed_velocity(maps))
                 progress(start + len(maps))
         apart = np.concatenate(

@@ -51,8 +51,8 @@ class GalleryInfo:
         filtered = ", ".join(f"{share} % {recall:.4f}" for share, recall in found.filtered.items())
         return (
             f"search {self.searched}; index of {found.models} models: {found.bytes / 1e6:.1f} MB, {found.probes} of "
-            f"{found.lists} lists, recall@10 {found.recall:.4f}, recall@{found.deepest} {found.recall_deepest:.4f}, under "
-            f"filters (exact) of {filtered}"
+            f"{found.lists} lists, recall@10 {found.recall:.4f}, recall@{found.deepest} {found.recall_deepest:.4f}, "
+            f"under filters (exact) of {filtered}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What is known of an approximate index: how it was made, and which share of the true matches it was measured to find."""
+"""What is known of an approximate index: how it was made, and which share of the true matches it finds."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ApproximateInfo:
         recall: share of the exact `DEPTH` best that is found, over sample queries that chose nothing, of the kind of
             them of which it is least.
         recall_deepest: share of the exact ``deepest`` best, over all of them.
-        filtered: share of the exact `DEPTH` best under a random filter that allows a share of the models, by that share in per
-            cent. What has a filter is searched exactly, and so measured.
+        filtered: share of the exact `DEPTH` best under a random filter that allows a share of the models, by that
+            share in per cent. What has a filter is searched exactly, and so measured.
         samples: queries that each figure is of.
         served: whether it is searched: recall, also under filters, is at least `FLOOR`.
     """

@@ -1,9 +1,9 @@
 """Vectors in inverted lists, with few dimensions in eight bits: candidates for the nearest of a query, in less time.
 
 Embeddings of velocity models lie close to a space of few dimensions, which a query mostly points out of. What lies
-outside is the same for all models, so it is left out of both: a quantiser of all dimensions would round it, too, by more
-than what tells models apart. The lists are FAISS's, which keeps them in memory as it keeps them on the disk: they are read from a snapshot's bytes
-where those lie, after every block of them was compared with its checksum.
+outside is the same for all models, so it is left out of both: a quantiser of all dimensions would round it, too, by
+more than what tells models apart. The lists are FAISS's, which keeps them in memory as it keeps them on the disk: they
+are read from a snapshot's bytes where those lie, after every block of them was compared with its checksum.
 """
 
 from __future__ import annotations

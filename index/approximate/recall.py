@@ -1,7 +1,8 @@
 """Making an approximate index whose recall was measured: how many lists to look through, and what that finds.
 
-Sample queries are not vectors that are stored, which any index finds: they lie as far from one as embeddings of records
-do from those of their ground, or of changed maps from those of the maps. Some choose the number of probes; others, which chose nothing, give the recall that is recorded.
+Sample queries are not vectors that are stored, which any index finds: they lie as far from one as embeddings of
+records do from those of their ground, or of changed maps from those of the maps. Some choose the number of probes;
+others, which chose nothing, give the recall that is recorded.
 """
 
 from __future__ import annotations

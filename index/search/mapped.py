@@ -1,10 +1,11 @@
 """The snapshot of a large gallery: one file that is mapped and not read, so that all processes of a host share it.
 
 ``mapped.bin`` holds the columns, the ids in order, of each space the vectors and their codes in eight bits, and for a
-very large gallery the lists of an approximate index, each section at a multiple of `BLOCK`; then a CRC-32 of each block, and last a description of all that with its own
-checksum. A block is compared with its checksum before anything in it is used (`MappedFile.check`), the columns at
-once, and all of them again and again while the gallery is open (`MappedFile.check_all`). A CRC-32 misses no flip of a
-bit, nor of several within 32 bits, and one in four thousand million of all other changes.
+very large gallery the lists of an approximate index, each section at a multiple of `BLOCK`; then a CRC-32 of each
+block, and last a description of all that with its own checksum. A block is compared with its checksum before anything
+in it is used (`MappedFile.check`), the columns at once, and all of them again and again while the gallery is open
+(`MappedFile.check_all`). A CRC-32 misses no flip of a bit, nor of several within 32 bits, and one in four thousand
+million of all other changes.
 """
 
 from __future__ import annotations
