@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock, Thread
 
 from seisbind.index.approximate.info import DEPTH, FLOOR
 
@@ -41,8 +41,8 @@ class RecallProbe:
 
     def __init__(self, degraded: Callable[[LiveRecall], None]) -> None:
         self._degraded = degraded
-        self._lock = threading.Lock()
-        self._busy = threading.Lock()
+        self._lock = Lock()
+        self._busy = Lock()
         self._since = 0
         self._shares: deque[float] = deque(maxlen=WINDOW)
         self._done = False
@@ -69,7 +69,7 @@ class RecallProbe:
             self._since = 0
         try:
             found, exact = sample(number)
-            threading.Thread(target=self._compare, args=(found, exact), name="recall probe", daemon=True).start()
+            Thread(target=self._compare, args=(found, exact), name="recall probe", daemon=True).start()
         except BaseException:
             self._busy.release()
             raise

@@ -230,7 +230,7 @@ def test_live_queries_go_on_being_measured(path: Path, make_batch: MakeBatch, mo
     """Here each is compared. While recall is well, nothing changes; once candidates are lost, search is exact again."""
     monkeypatch.setattr(probe, "EVERY", 1)
     monkeypatch.setattr(probe, "ENOUGH", 20)
-    monkeypatch.setattr(probe.threading, "Thread", _AtOnce)
+    monkeypatch.setattr(probe, "Thread", _AtOnce)
     queries = queries_of(make_batch)
     with Gallery.open(path, fingerprint=None) as gallery:
         for query in queries[:60]:
