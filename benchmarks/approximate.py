@@ -4,10 +4,10 @@
 
 Vectors and queries are those of `approximate_vectors`: embeddings of real maps (``--real``), and further ones between
 neighbours. Queries are of three kinds in equal parts, where ``--records`` of them are embeddings of modelled gathers,
-which are the queries that a server is asked: recall is that of the kind of which it is least. Each index is given the
+which are the queries that a server is asked. Recall is that of the kind of which it is least. Each index is given the
 fewest probes (or the like) that find .99; of those that only find candidates, the best are ranked again by the vectors.
-Times are the medians of a few runs of one query (each of `ONE`), and the least of a few of a batch of 500. Memory is
-what an index adds to the vectors. What is not installed is left out, and said.
+Times are of the processor, which other work may share: the median of `ONE` single queries, and the least of a few runs
+of a batch of 500. Memory is what an index adds to the vectors. What is not installed is left out, and said.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def timed(search: Search, queries: np.ndarray) -> dict[str, float]:
     one, batch = [], []
     for number in range(ONE):
         asked = queries[number * (len(queries) // ONE)][None]
-        start = time.perf_counter()
+        start = time.process_time()
         search(asked)
-        one.append((time.perf_counter() - start) * 1e3)
+        one.append((time.process_time() - start) * 1e3)
     for _ in range(RUNS):
-        start = time.perf_counter()
+        start = time.process_time()
         search(queries)
-        batch.append((time.perf_counter() - start) * 1e3)
+        batch.append((time.process_time() - start) * 1e3)
     return {"one_ms": float(np.median(one)), "batch_ms": min(batch)}
 
 
@@ -220,13 +220,13 @@ def main() -> None:
     print(json.dumps(report, indent=1), flush=True)
     for name, build in peers(index, vectors, args.only):
         gc.collect()
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             of, efforts, size = build()
         except ImportError as error:
             print(json.dumps({name: f"left out: {error}"}), flush=True)
             continue
-        found: dict[str, Any] = {"build_s": round(time.perf_counter() - start, 1), "bytes a model": size / len(vectors)}
+        found: dict[str, Any] = {"build_s": round(time.process_time() - start, 1), "bytes a model": size / len(vectors)}
         for effort in efforts:
             found |= {"effort": effort, "recall": recalls(of(effort)(queries), truth, kinds)}
             if min(found["recall"].values()) >= WANTED:
