@@ -17,14 +17,17 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from seisbind.index.approximate.info import ApproximateInfo
+from seisbind.index.approximate.probe import LiveRecall
 from seisbind.index.info import HISTOGRAM_PARTS, Distribution, GalleryInfo
 from seisbind.index.search.device import DeviceSearch, place
 from seisbind.index.search.filter import Filter
 from seisbind.index.search.loading import LoadedView, load_view, refresh_view
 from seisbind.index.search.mapped import SnapshotDamaged, SnapshotWatch
 from seisbind.index.search.mapped_writer import is_large, write_snapshots
+from seisbind.index.search.policy import ApproximatePolicy
 from seisbind.index.search.snapshots import recover_snapshots
-from seisbind.index.search.view import Hit
+from seisbind.index.search.view import Hits
 from seisbind.index.storage.codec import rounded
 from seisbind.index.storage.database import (
     OPENINGS,
@@ -81,6 +84,7 @@ class Gallery:
         writer: RecordWriter | None,
         loaded: LoadedView,
         at_step: Callable[[str], None],
+        exact: bool = False,
     ) -> None:
         self.path = path
         self.fingerprint = records.fingerprint
@@ -97,6 +101,8 @@ class Gallery:
         self._mapped = loaded.mapped
         self._row_of = loaded.row_of  # changes before ``_view`` does: see `_lookup`
         self._view = loaded.view
+        self._approximate = ApproximatePolicy(exact, self._say)
+        self._approximate.opened(loaded.view)
         # models that the snapshots lack, or have too many; a large gallery that is not mapped yet lacks all
         large = loaded.mapped is None and is_large(loaded.view)
         self._behind = len(loaded.view) + 1 if large else loaded.behind
@@ -198,6 +204,7 @@ class Gallery:
         fingerprint: str | None,
         frame: Frame | None = None,
         writable: bool = False,
+        exact: bool = False,
         at_step: Callable[[str], None] = _no_step,
     ) -> Gallery:
         """Open the gallery in the folder ``path``.
@@ -206,6 +213,7 @@ class Gallery:
             fingerprint: of the weights that queries come from (see `fingerprint.embeds_alike`); None not to compare it.
             frame: of those weights; None not to compare it.
             writable: take its lock for writing, which one gallery object at a time can.
+            exact: never search approximately, whatever the size.
 
         Raises:
             GalleryNotFound: there is none.
@@ -218,7 +226,7 @@ class Gallery:
             raise GalleryNotFound(f"There is no gallery at {path}. 'seisbind gallery build' makes one.")
         lock = WriterLock(path / LOCK) if writable else None
         try:
-            return cls._open(path, fingerprint, frame, lock, at_step)
+            return cls._open(path, fingerprint, frame, lock, at_step, exact)
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -232,6 +240,7 @@ class Gallery:
         frame: Frame | None,
         lock: WriterLock | None,
         at_step: Callable[[str], None],
+        exact: bool = False,
     ) -> Gallery:
         """The gallery owns ``lock`` once this has returned."""
         for _ in range(OPENINGS):
@@ -245,7 +254,7 @@ class Gallery:
                 if lock is not None:
                     recover_snapshots(path)
                     drop_building(path)
-                gallery = cls(path, records, writer, load_view(records, path), at_step)
+                gallery = cls(path, records, writer, load_view(records, path), at_step, exact)
                 if lock is not None:
                     gallery._files.callback(lock.release)
                 gallery._files.push(files.pop_all())
@@ -398,13 +407,17 @@ class Gallery:
         finally:
             self._compacting.release()
 
-    def search_velocity(self, queries: ArrayLike, k: int, *, filter: Filter | None = None) -> list[list[Hit]]:
-        """The models whose velocity embedding is nearest to each query, exactly.
+    def search_velocity(
+        self, queries: ArrayLike, k: int, *, filter: Filter | None = None, exact: bool | None = None
+    ) -> Hits:
+        """The models whose velocity embedding is nearest to each query.
 
         Args:
             queries: ``(query, dimension)``, unit length.
             k: 1 to `MAX_K`.
             filter: which models may be returned.
+            exact: True for an exact search; None for an approximate one where `approximate` says that one is served,
+                with no filter and with few matches. `Hits.approximate` says which it was.
 
         Returns:
             For each query ``min(k, allowed)`` hits, most similar first, equal ones in the order they were added.
@@ -412,17 +425,41 @@ class Gallery:
         Raises:
             InvalidQuery: ``k`` out of range, queries of another shape, not finite or not of unit length.
         """
-        return self._search("velocity", queries, k, filter)
+        return self._search("velocity", queries, k, filter, exact=bool(exact) or not self._approximate.allowed)
 
-    def search_physics(self, queries: ArrayLike, k: int, *, filter: Filter | None = None) -> list[list[Hit]]:
-        """As `search_velocity`, by the physics embedding."""
-        return self._search("physics", queries, k, filter)
+    def search_physics(self, queries: ArrayLike, k: int, *, filter: Filter | None = None) -> Hits:
+        """As `search_velocity`, by the physics embedding; always exact."""
+        return self._search("physics", queries, k, filter, exact=True)
 
-    def _search(self, space: str, queries: ArrayLike, k: int, condition: Filter | None) -> list[list[Hit]]:
+    def _search(self, space: str, queries: ArrayLike, k: int, condition: Filter | None, *, exact: bool) -> Hits:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
             raise InvalidQuery(f"k is a whole number from 1 to {MAX_K}; got {k!r}.")
         vectors = unit_vectors(queries, self.dimension, "queries")
-        return self._sound(lambda: self._view.search(space, vectors, int(k), condition, self._device))
+        view = self._view
+
+        def search() -> Hits:
+            nonlocal view
+            view = self._view
+            return view.search(space, vectors, int(k), condition, exact=exact, device=self._device)
+
+        hits = self._sound(search)
+        if hits.approximate is not None:
+            self._approximate.searched(view, vectors, hits)
+        return hits
+
+    @property
+    def approximate(self) -> ApproximateInfo | None:
+        """The index by which `search_velocity` searches approximately; None where it is always exact."""
+        lists, searching = self._view.lists, self._approximate.allowed and self._device is None
+        return lists.info if lists is not None and lists.info.served and searching else None
+
+    @property
+    def live_recall(self) -> LiveRecall:
+        """Recall of approximate searches since this was opened, of which a few are made exactly, too."""
+        return self._approximate.live
+
+    def _say(self, note: str) -> None:
+        self._notes = (*self._notes, note)
 
     def search_on(
         self,
@@ -431,10 +468,10 @@ class Gallery:
         on_fall_back: Callable[[str], object] = lambda reason: None,
         twin: bool = False,
     ) -> None:
-        """Search on ``device`` from now on: a GPU that has room for all vectors in fp16, or the CPU.
+        """Search on ``device`` from now on, exactly: a GPU that has room for all vectors in fp16, or the CPU.
 
-        The answers are the same. Where they do not fit, or the GPU fails now or later, the CPU searches, and a log line
-        says so; `notes` do, where that is known now.
+        The answers are those of exact searches on the CPU. Where they do not fit, or the GPU fails now or later, the
+        CPU searches, and a log line says so; `notes` do, where that is known now.
 
         Args:
             on_fall_back: called with ``memory`` or ``lost`` each time that the CPU searches in place of ``device``.
@@ -447,7 +484,7 @@ class Gallery:
         self._device = found
         if note:
             log.warning("%s", note)
-            self._notes = (*self._notes, note)
+            self._say(note)
 
     @property
     def search_device(self) -> str:
@@ -599,6 +636,8 @@ class Gallery:
             digest=view.state.digest.hex()[:DIGEST_DIGITS],
             search_device=self.search_device,
             precision_m_s=self.precision_m_s,
+            approximate=None if view.lists is None else view.lists.info,
+            searched="exact" if self.approximate is None else "approximate",
         )
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from seisbind.index.approximate.info import ApproximateInfo
 from seisbind.index.storage.record import Histogram
 from seisbind.model.frame import OPENFWI_FRAME, Frame
 
@@ -26,6 +27,8 @@ class GalleryInfo:
         notes: sentences on snapshots that were not used when the gallery was opened, and on where it is searched.
         digest: 16 digits that follow from the models and their order: two equal ones, the same content.
         search_device: what searches it, ``cpu`` or ``cuda:0``.
+        approximate: the approximate index of a very large gallery with its measured recalls, served or not.
+        searched: ``approximate`` where that is searched, else ``exact``.
     """
 
     path: Path | str
@@ -43,6 +46,8 @@ class GalleryInfo:
     digest: str = ""
     search_device: str = "cpu"
     precision_m_s: float = 0.0
+    approximate: ApproximateInfo | None = None
+    searched: str = "exact"
 
     @property
     def stamp(self) -> str:
@@ -58,6 +63,19 @@ class GalleryInfo:
     def bytes_per_model(self) -> float:
         """All files of the gallery over its models; 0 for an empty one."""
         return self.bytes / self.count if self.count else 0.0
+
+    @property
+    def search_text(self) -> str:
+        """How it is searched, one line for people."""
+        found = self.approximate
+        if found is None:
+            return "search exact"
+        filtered = ", ".join(f"{share} % {recall:.4f}" for share, recall in found.filtered.items())
+        return (
+            f"search {self.searched}; index of {found.models} models: {found.bytes / 1e6:.1f} MB, {found.probes} of "
+            f"{found.lists} lists, recall@10 {found.recall:.4f}, recall@{found.deepest} {found.recall_deepest:.4f}, "
+            f"under filters (exact) of {filtered}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from seisbind.index.approximate.info import ApproximateInfo
+from seisbind.index.approximate.probe import LiveRecall
 from seisbind.index.cluster.census import PAGE, Census, count
 from seisbind.index.cluster.connection import MOST, Connection, in_parts
 from seisbind.index.cluster.expressions import expression, words
@@ -29,7 +31,7 @@ from seisbind.index.cluster.rows import ALL, COLUMNS, FIELDS, Sealed, both_fit, 
 from seisbind.index.gallery import MAX_K
 from seisbind.index.info import HISTOGRAM_PARTS, Distribution, GalleryInfo
 from seisbind.index.search.filter import Filter
-from seisbind.index.search.view import Hit
+from seisbind.index.search.view import Hit, Hits
 from seisbind.index.storage.codec import rounded, step_m_s
 from seisbind.index.storage.record import Added, Float32, NewModel, Record, utc_now
 from seisbind.index.validation import check_batch, unit_vectors
@@ -252,6 +254,16 @@ class MilvusStore:
     def search_on(self, device: torch.device, *, on_fall_back: Callable[[str], object] = lambda reason: None) -> None:
         """Nothing to do: Milvus searches."""
 
+    @property
+    def approximate(self) -> ApproximateInfo | None:
+        """None: Milvus is asked for exact searches."""
+        return None
+
+    @property
+    def live_recall(self) -> LiveRecall:
+        """Of no searches: all are exact."""
+        return LiveRecall(None, 0)
+
     def stored(self, velocity: ArrayLike) -> Float32:
         """See `Gallery.stored`."""
         return rounded(check_velocity(velocity), self.precision_m_s)
@@ -312,15 +324,17 @@ class MilvusStore:
         finally:
             self._block.found = before
 
-    def search_velocity(self, queries: ArrayLike, k: int, *, filter: Filter | None = None) -> list[list[Hit]]:
+    def search_velocity(
+        self, queries: ArrayLike, k: int, *, filter: Filter | None = None, exact: bool | None = None
+    ) -> Hits:
         """As `Gallery.search_velocity`. Raises GalleryUnreachable, GalleryDamaged, too."""
         return self._search(0, queries, k, filter)
 
-    def search_physics(self, queries: ArrayLike, k: int, *, filter: Filter | None = None) -> list[list[Hit]]:
+    def search_physics(self, queries: ArrayLike, k: int, *, filter: Filter | None = None) -> Hits:
         """As `search_velocity`, by the physics embedding."""
         return self._search(1, queries, k, filter)
 
-    def _search(self, space: int, queries: ArrayLike, k: int, condition: Filter | None) -> list[list[Hit]]:
+    def _search(self, space: int, queries: ArrayLike, k: int, condition: Filter | None) -> Hits:
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
             raise InvalidQuery(f"k is a whole number from 1 to {MAX_K}; got {k!r}.")
         vectors = unit_vectors(queries, self.dimension, "queries")
@@ -329,7 +343,7 @@ class MilvusStore:
         found: list[list[Hit]] = []
         for start in range(0, len(vectors), size):
             found += self._search_part(space, vectors[start : start + size], asked, condition, wanted)
-        return found
+        return Hits(found)
 
     def _search_part(
         self, space: int, vectors: Float32, k: int, condition: Filter | None, wanted: str

@@ -11,11 +11,13 @@ from typing import Any, Protocol, Self
 import torch
 from numpy.typing import ArrayLike
 
+from seisbind.index.approximate.info import ApproximateInfo
+from seisbind.index.approximate.probe import LiveRecall
 from seisbind.index.gallery import Gallery
 from seisbind.index.info import Distribution, GalleryInfo
 from seisbind.index.listing import list_records
 from seisbind.index.search.filter import Filter
-from seisbind.index.search.view import Hit
+from seisbind.index.search.view import Hits
 from seisbind.index.storage.record import Added, Float32, Record
 from seisbind.index.verify import VerifyReport, verify_folder
 from seisbind.model.files import is_milvus
@@ -78,8 +80,14 @@ class Store(Protocol):
         skip_existing: bool = False,
     ) -> Added: ...
     def remove(self, model_ids: Sequence[str]) -> int: ...
-    def search_velocity(self, queries: ArrayLike, k: int, *, filter: Filter | None = None) -> list[list[Hit]]: ...
-    def search_physics(self, queries: ArrayLike, k: int, *, filter: Filter | None = None) -> list[list[Hit]]: ...
+    @property
+    def approximate(self) -> ApproximateInfo | None: ...
+    @property
+    def live_recall(self) -> LiveRecall: ...
+    def search_velocity(
+        self, queries: ArrayLike, k: int, *, filter: Filter | None = None, exact: bool | None = None
+    ) -> Hits: ...
+    def search_physics(self, queries: ArrayLike, k: int, *, filter: Filter | None = None) -> Hits: ...
     def record(self, model_id: str) -> Record: ...
     def records(self, model_ids: Sequence[str]) -> list[Record]: ...
     def velocity(self, model_id: str) -> Float32: ...
@@ -131,13 +139,19 @@ def verify_store(location: str | Path) -> VerifyReport:
 
 
 def open_store(
-    location: str | Path, *, fingerprint: str | None, frame: Frame | None = None, writable: bool = False
+    location: str | Path,
+    *,
+    fingerprint: str | None,
+    frame: Frame | None = None,
+    writable: bool = False,
+    exact: bool = False,
 ) -> Store:
     """Open the gallery at ``location``: a folder, or ``milvus://host:port/collection`` (see docs/milvus.md for URLs).
 
     Args:
         fingerprint, frame: of the weights that queries come from; None not to compare them.
         writable: open it for changes.
+        exact: never search approximately; Milvus is always asked for exact searches.
 
     Raises:
         GalleryError: as `Gallery.open` and `MilvusStore.open`.
@@ -145,7 +159,7 @@ def open_store(
         MissingExtra: a URL, without the package that it needs.
     """
     if not is_milvus(location):
-        return Gallery.open(Path(location), fingerprint=fingerprint, frame=frame, writable=writable)
+        return Gallery.open(Path(location), fingerprint=fingerprint, frame=frame, writable=writable, exact=exact)
     from seisbind.index.milvus_store import MilvusStore
 
     return MilvusStore.open(str(location), fingerprint=fingerprint, frame=frame, writable=writable)

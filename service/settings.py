@@ -22,6 +22,13 @@ class Access(StrEnum):
     OFF = "off"
 
 
+class Search(StrEnum):
+    """How a gallery is searched: approximately where it is large and its snapshot allows that, or always exactly."""
+
+    AUTO = "auto"
+    EXACT = "exact"
+
+
 class LogFormat(StrEnum):
     """How a log line is written: for people, or one JSON object."""
 
@@ -53,6 +60,11 @@ class Settings(BaseSettings):
     runtime: str = Field(
         "auto",
         description="What embeds gathers: auto (onnxruntime on a CPU where it is installed), torch, onnxruntime.",
+    )
+    search: Search = Field(
+        Search.AUTO,
+        description="How the gallery is searched: auto (approximately where its snapshot has an index with recall of "
+        ".99 at least; answers say so), exact.",
     )
     precision: str = Field(
         "auto",

@@ -4,4 +4,15 @@
 large galleries are `mapped` and not read.
 """
 
-__all__ = ["columns", "device", "filter", "loading", "mapped", "mapped_writer", "snapshots", "vectors", "view"]
+__all__ = [
+    "columns",
+    "device",
+    "filter",
+    "loading",
+    "mapped",
+    "mapped_writer",
+    "policy",
+    "snapshots",
+    "vectors",
+    "view",
+]

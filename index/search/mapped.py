@@ -1,10 +1,11 @@
 """The snapshot of a large gallery: one file that is mapped and not read, so that all processes of a host share it.
 
-``mapped.bin`` holds the columns, the ids in order, and of each space the vectors and their codes in eight bits, each
-section at a multiple of `BLOCK`; then a CRC-32 of each block, and last a description of all that with its own
-checksum. A block is compared with its checksum before anything in it is used (`MappedFile.check`), the columns at
-once, and all of them again and again while the gallery is open (`MappedFile.check_all`). A CRC-32 misses no flip of a
-bit, nor of several within 32 bits, and one in four thousand million of all other changes.
+``mapped.bin`` holds the columns, the ids in order, of each space the vectors and their codes in eight bits, and for a
+very large gallery the lists of an approximate index, each section at a multiple of `BLOCK`; then a CRC-32 of each
+block, and last a description of all that with its own checksum. A block is compared with its checksum before anything
+in it is used (`MappedFile.check`), the columns at once, and all of them again and again while the gallery is open
+(`MappedFile.check_all`). A CRC-32 misses no flip of a bit, nor of several within 32 bits, and one in four thousand
+million of all other changes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from seisbind.index.approximate.info import ApproximateInfo
+from seisbind.index.approximate.lists import StoredLists
 from seisbind.index.search.codes import Codes
 from seisbind.index.search.columns import Columns, Labels, Statistics
 from seisbind.index.search.vectors import VectorIndex
@@ -33,7 +36,8 @@ from seisbind.model.ground.descriptors import NAMES
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # facts may have further entries and the file further sections: unknown ones are passed over
+READABLE = (1, 2)
 MAGIC = b"SBNDMAP\n"
 BLOCK = 1 << 16  # bytes under one checksum, which takes ten microseconds
 RECHECK_S = 600.0  # between two looks at all blocks, each of which takes about half a second for a million models
@@ -107,8 +111,8 @@ class MappedFile:
                 self.check(start + first * row, start + last * row)
                 return
             for ends in (rows * row + start, (rows + 1) * row - 1 + start):
-                blocks = np.unique(ends // BLOCK)
-                for block in blocks[~self._sound[blocks]]:
+                blocks = ends // BLOCK
+                for block in np.unique(blocks[~self._sound[blocks]]):
                     self._compare(int(block))
 
         return check
@@ -252,8 +256,23 @@ class MappedSnapshot:
                 Codes(file.array(codes, np.int8, (count, dimension)), unit, error, file.checker(codes, count)),
             )
             indices.append(index)
-        view = View(state, columns, np.ones(count, np.bool_), statistics, *indices)
+        view = View(state, columns, np.ones(count, np.bool_), statistics, indices[0], indices[1], _lists_of(file))
         return cls(file, view, RowOf(ids, held["order"], held["rows"]))
+
+
+def _lists_of(file: MappedFile) -> StoredLists | None:
+    """The approximate index of the velocity embeddings, if one was made: also one that is not served, which has no
+    section. Raises KeyError, TypeError."""
+    facts = file.facts.get("approximate", {}).get("velocity")
+    if facts is None:
+        return None
+
+    def content() -> NDArray[np.uint8]:
+        start, size = file.facts["sections"]["velocity.lists"]
+        file.check(start, start + size)
+        return file.array("velocity.lists", np.uint8, (size,))
+
+    return StoredLists(ApproximateInfo.parse(facts), content)
 
 
 def dump_facts(facts: dict[str, Any]) -> bytes:
@@ -271,6 +290,6 @@ def _parse(text: bytes) -> dict[str, Any]:
             raise ValueError
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError("its description is damaged") from error
-    if facts["format"] != FORMAT_VERSION:
-        raise ValueError(f"its format is {facts['format']}, this version reads {FORMAT_VERSION}")
+    if facts["format"] not in READABLE:
+        raise ValueError(f"its format is {facts['format']}, this version reads {', '.join(map(str, READABLE))}")
     return facts

@@ -13,15 +13,19 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from seisbind.index.approximate import recall
 from seisbind.index.search.codes import encode, residual_bound
 from seisbind.index.search.columns import Statistics
 from seisbind.index.search.mapped import BLOCK, DTYPES, FORMAT_VERSION, MAGIC, dump_facts
+from seisbind.index.search.reranking import source_of
 from seisbind.index.search.snapshots import AtStep
 from seisbind.index.search.view import View
 from seisbind.index.storage.folder import MAPPED, READ, SPACES
 from seisbind.model.files import sync
 
 MAPPED_MODELS = 32_768  # smaller galleries have the snapshots of `snapshots`, which are read and checked whole
+APPROXIMATE_MODELS = 200_000  # from so many on, an approximate index is made and measured
+APPROXIMATE_SPACE = "velocity"  # which gathers are compared in; searches by descriptors are rare, and exact
 CHUNK = 8192  # vectors written at a time, 8 MB of 256-d ones
 
 
@@ -81,6 +85,13 @@ def _write(view: View, out: _Blocks, fingerprint: str) -> None:
                 longest = max(longest, square)
                 out.write(coded)
         codes[space] = residual_bound(largest, longest)
+    approximate = {}
+    if len(kept) >= APPROXIMATE_MODELS:
+        lists, info = recall.build(source_of(view.index(APPROXIMATE_SPACE), view.alive))
+        approximate[APPROXIMATE_SPACE] = info.to_dict()
+        if info.served:
+            with out.section(f"{APPROXIMATE_SPACE}.lists"):
+                lists.dump(out.write)
     facts = {
         "format": FORMAT_VERSION,
         "fingerprint": fingerprint,
@@ -92,6 +103,7 @@ def _write(view: View, out: _Blocks, fingerprint: str) -> None:
         "families": statistics.families.tolist(),
         "ranges": [statistics.low.tolist(), statistics.high.tolist()],
         "codes": codes,
+        "approximate": approximate,
         "columns_end": columns_end,
         "sections": out.sections,
     }

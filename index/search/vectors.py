@@ -1,13 +1,14 @@
 """Exact nearest neighbours by cosine similarity, in an index that never changes.
 
 A larger index is a new object that shares the large sealed segments with the old one, so any number of threads may
-search while it grows. No other module knows the kind of index: an approximate one would be searched, written and read
+search while it grows. What an approximate index finds (`seisbind.index.approximate`) is ranked again by the vectors
 here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import faiss as _faiss
@@ -33,6 +34,7 @@ IO_BYTES = 1 << 20  # written at once
 def search_threads(count: int) -> None:
     """Let searches from the calling thread spread over ``count`` threads."""
     torch.set_num_threads(count)
+    faiss.omp_set_num_threads(count)
 
 
 Check = Callable[[slice | Int64], None]
@@ -66,6 +68,12 @@ class _Segment:
         if self._check is not None:
             self._check(rows)
         return self._vectors[rows]
+
+    def checked(self, rows: Int64) -> Float32:
+        """All of them, of which ``rows`` are checked if they are mapped."""
+        if self._check is not None:
+            self._check(rows)
+        return self._vectors
 
     @property
     def vectors(self) -> Float32:
@@ -179,8 +187,43 @@ class VectorIndex:
         for segment in self._segments:
             device.hold(segment)
 
+    @property
+    def rounding(self) -> float:
+        """What `products` and sums of so many products in float32, in whatever order, are off by at most."""
+        return (self.dimension + 2) * 2.0**-24 * (1 + 1e-4)
+
+    def products(self, queries: Float32, positions: Int64) -> Float32:
+        """Of each query with vectors of its own, in float32.
+
+        Args:
+            queries: ``(query, dimension)`` float32.
+            positions: ``(query, vector)``; the product at a negative one means nothing.
+        """
+        first = self._segments[0]
+        rows = np.maximum(positions, 0)
+        if rows.size and int(rows.max()) < len(first):
+            vectors = first.checked(rows.reshape(-1))
+        else:
+            rows, at = np.unique(rows, return_inverse=True)
+            vectors, rows = self.vectors_at(rows), np.asarray(at.reshape(positions.shape), np.int64)
+        out, rows, asked = np.empty(rows.shape, np.float32), np.ascontiguousarray(rows), np.ascontiguousarray(queries)
+        pointers = map(faiss.swig_ptr, (out, asked, vectors, rows))
+        faiss.fvec_inner_products_by_idx(*pointers, self.dimension, *rows.shape)
+        return out
+
+    def similarities(self, exact: Float64, query: Int64, position: Int64) -> Float64:
+        """Of queries, by their number among ``exact`` ones in float64, with vectors: those of all answers."""
+        products = self.vectors_at(position).astype(np.float64) * exact[query]
+        return np.asarray(np.clip(products.sum(axis=1), -1.0, 1.0))
+
     def search(
-        self, queries: Float32, k: int, *, allowed: Bool | None = None, device: DeviceSearch | None = None
+        self,
+        queries: Float32,
+        k: int,
+        *,
+        allowed: Bool | None = None,
+        first: int = 0,
+        device: DeviceSearch | None = None,
     ) -> list[tuple[Int64, Float64]]:
         """The ``min(k, allowed)`` most similar vectors of each query, exactly.
 
@@ -189,6 +232,7 @@ class VectorIndex:
             k: at least 1.
             allowed: ``(count,)``, which vectors may be returned; all of them if None.
             device: what finds candidates; the CPU if None, or where it fails. The answer is the same.
+            first: the first position that may be returned.
 
         Returns:
             For each query positions ``(hit,)`` and similarities ``(hit,)`` float64, best first, equal ones by position.
@@ -196,31 +240,33 @@ class VectorIndex:
         return [
             found
             for start in range(0, len(queries), BATCH)
-            for found in self._search(np.ascontiguousarray(queries[start : start + BATCH]), k, allowed, device)
+            for found in self._search(np.ascontiguousarray(queries[start : start + BATCH]), k, allowed, first, device)
         ]
 
     def _search(
-        self, queries: Float32, k: int, allowed: Bool | None, device: DeviceSearch | None
+        self, queries: Float32, k: int, allowed: Bool | None, first: int, device: DeviceSearch | None
     ) -> list[tuple[Int64, Float64]]:
-        if device is not None:
+        if device is not None and not first:
             try:
-                return self._shortlist(queries, k, allowed, device).best()
+                return self._shortlist(queries, k, allowed, 0, device).best()
             except DeviceFailed:
                 pass
-        return self._shortlist(queries, k, allowed, None).best()
+        return self._shortlist(queries, k, allowed, first, None).best()
 
-    def _shortlist(self, queries: Float32, k: int, allowed: Bool | None, device: DeviceSearch | None) -> Shortlist:
+    def _shortlist(
+        self, queries: Float32, k: int, allowed: Bool | None, first: int, device: DeviceSearch | None
+    ) -> Shortlist:
         exact = queries.astype(np.float64)
-
-        def similarities(query: Int64, position: Int64) -> Float64:
-            products = self.vectors_at(position).astype(np.float64) * exact[query]
-            return np.asarray(np.clip(products.sum(axis=1), -1.0, 1.0))
-
-        shortlist = Shortlist(len(queries), k, similarities)
+        shortlist = Shortlist(len(queries), k, partial(self.similarities, exact))
         start = 0
         for segment in self._segments:
-            if device is None or not device.scan(segment, queries, shortlist, start, allowed):
-                mask = None if allowed is None else allowed[start : start + len(segment)]
+            mask = None if allowed is None else allowed[start : start + len(segment)]
+            if start < first < start + len(segment):  # it was joined to those before
+                mask = (np.ones(len(segment), np.bool_) if mask is None else mask) & (
+                    np.arange(start, start + len(segment)) >= first
+                )
+            wanted = start + len(segment) > first
+            if wanted and (device is None or not device.scan(segment, queries, shortlist, start, allowed)):
                 shortlist.scan(segment.scan(queries), start, len(segment), mask)
             start += len(segment)
         return shortlist

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from seisbind.index.approximate.info import ApproximateInfo
+from seisbind.index.approximate.lists import StoredLists
 from seisbind.index.search.codes import Float64
 from seisbind.index.search.columns import NO_FAMILY, Bool, Columns, Statistics, keys_of
 from seisbind.index.search.device import DeviceSearch
 from seisbind.index.search.filter import Filter
+from seisbind.index.search.reranking import search_lists
 from seisbind.index.search.snapshots import AtStep, SnapshotWriter
 from seisbind.index.search.vectors import VectorIndex
 from seisbind.index.storage.folder import SPACES
@@ -37,6 +40,20 @@ class Hit:
     descriptors: Float32 = field(compare=False, repr=False)
 
 
+class Hits(list[list[Hit]]):
+    """The hits of each query.
+
+    Attributes:
+        approximate: the index that they were found by; None if they are exact.
+    """
+
+    __slots__ = ("approximate",)
+
+    def __init__(self, hits: Iterable[list[Hit]], approximate: ApproximateInfo | None = None) -> None:
+        super().__init__(hits)
+        self.approximate = approximate
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
     """Position i holds row ``rows[i]``, model ``ids[i]``, and vector i of both indices, unless it is removed.
@@ -47,6 +64,7 @@ class View:
     Attributes:
         alive: ``(position,)``, false where the model has been removed.
         statistics: of the models that are alive.
+        lists: an approximate index of the first velocity embeddings, if there is one, served or not.
     """
 
     state: GalleryState
@@ -55,6 +73,7 @@ class View:
     statistics: Statistics
     velocity: VectorIndex
     physics: VectorIndex
+    lists: StoredLists | None = None
 
     @classmethod
     def of(
@@ -95,14 +114,31 @@ class View:
         return bool(len(found) and self.columns.ids_at(found)[0] == model_id)
 
     def search(
-        self, space: str, queries: Float32, k: int, condition: Filter | None, device: DeviceSearch | None = None
-    ) -> list[list[Hit]]:
-        """The hits of each query ``(query, dimension)`` in one of `SPACES`; see `VectorIndex.search`."""
+        self,
+        space: str,
+        queries: Float32,
+        k: int,
+        condition: Filter | None,
+        *,
+        exact: bool = True,
+        device: DeviceSearch | None = None,
+    ) -> Hits:
+        """The hits of each query ``(query, dimension)`` in one of `SPACES`; see `VectorIndex.search`.
+
+        Args:
+            exact: False to search approximately where an index allows it: there is none for a filter.
+            device: what searches exactly in place of the CPU, and then always does.
+        """
         allowed = None if len(self) == len(self.alive) else self.alive
+        approximate = space == "velocity" and not exact and not condition and device is None
+        lists = self.lists if approximate else None
+        if lists is not None and lists.info.served and k <= lists.info.deepest:
+            found = search_lists(self.velocity, lists, queries, k, allowed)
+            return Hits([list(self._hits(*each)) for each in found], lists.info)
         if condition:
             allowed = self.alive & self.columns.matching(condition)
         found = self.index(space).search(queries, k, allowed=allowed, device=device)
-        return [list(self._hits(*each)) for each in found]
+        return Hits([list(self._hits(*each)) for each in found])
 
     def _hits(self, positions: Int64, similarities: Float64) -> Iterator[Hit]:
         columns = self.columns
@@ -130,6 +166,7 @@ class View:
             self.statistics.extended(columns, len(more.rows)),
             self.velocity.extended(velocity),
             self.physics.extended(physics),
+            self.lists,
         )
 
     def without(self, state: GalleryState, rows: Int64) -> View:

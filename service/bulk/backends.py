@@ -135,7 +135,9 @@ class GalleryBackend:
         SeisBindError: weights or gallery cannot be opened, or an invalid filter.
     """
 
-    def __init__(self, gallery: Path | str, weights: Path | None, device: str, options: RetrieveOptions) -> None:
+    def __init__(
+        self, gallery: Path | str, weights: Path | None, device: str, options: RetrieveOptions, *, exact: bool = False
+    ) -> None:
         from seisbind.index import Filter, open_store
         from seisbind.model.encoders.embedder import Embedder
         from seisbind.service.engine.engine import Engine
@@ -143,7 +145,7 @@ class GalleryBackend:
         self._options = options
         self._filter = None if options.filter is None else Filter.parse(options.filter)
         embedder = Embedder.load(weights, device=device)
-        self._gallery = open_store(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame)
+        self._gallery = open_store(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame, exact=exact)
         self._engine = Engine(embedder, self._gallery)
         self.weights = weights_body(embedder.weights)
         self.gallery = gallery_body(self._engine.info())

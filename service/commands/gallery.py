@@ -152,6 +152,7 @@ def info(path: PlaceArgument, as_json: JsonOption = False) -> None:
     print(f"weights {found.fingerprint}, generation {found.generation}, format {found.format_version}")
     rounding = f"rounded by at most {found.precision_m_s:g} m/s" if found.precision_m_s else "exact"
     print(f"{found.bytes_per_model:,.0f} bytes a model on disk, all in; velocities {rounding}")
+    print(found.search_text)
     for note in found.notes:
         print(f"note: {note}")
     table = Table("family", "models")

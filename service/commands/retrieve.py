@@ -44,6 +44,7 @@ def retrieve(
     ] = None,
     gallery: Annotated[str | None, typer.Option(help="Folder (or URL) of a gallery to ask without a server.")] = None,
     weights: Annotated[Path | None, typer.Option(help="With --gallery; default: those that ship.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="With --gallery: never search approximately.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda; with --gallery.")] = "auto",
     top_k: Annotated[int, typer.Option(min=1, help=TOP_K)] = 5,
     filter: Annotated[str | None, typer.Option(help='JSON, as in {"family": "FlatVel-A"}.')] = None,
@@ -115,7 +116,7 @@ def retrieve(
         with (
             ServerBackend(url, options, key=key)
             if url is not None
-            else GalleryBackend(gallery or "", weights, device, options)
+            else GalleryBackend(gallery or "", weights, device, options, exact=exact)
         ) as backend:
             if out is None:
                 _print_answers(file, backend, as_json, model_out, start, MODEL_PART in split(include))

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from seisbind.index import Filter, Hit
+from seisbind.index import Filter, Hit, Hits
 from seisbind.model.confidence.novelty import Verdict
 from seisbind.model.confidence.ranking import Ranking
 from seisbind.model.encoders.embedder import NEIGHBOURS, InferredPhysics, ReadModel
@@ -120,12 +120,14 @@ class Found:
         rankings: how the models within the filter are ordered.
         matches: these, ranked, and with `Query.distinct` without those that are the same ground as a better one.
         looked_at: models that they were chosen from.
+        approximate: of each gather, a note if one of these was not searched exactly.
     """
 
     near: list[list[Hit]]
     rankings: list[Ranking]
     matches: list[tuple[Match, ...]]
     looked_at: list[int]
+    approximate: list[tuple[Note, ...]]
 
 
 def true_descriptors(descriptors: Float32, scale: Scale = UNSCALED) -> list[float]:
@@ -200,6 +202,18 @@ def fewer_matches(
         return (Note("fewer_distinct", text),)
     what = "models pass the filter" if filter else "models are in the gallery"
     return (Note("fewer_matches", f"{top_k} matches were asked for; {len(matches)} {what}."),)
+
+
+def approximate_note(hits: Sequence[Sequence[Hit]]) -> tuple[Note, ...]:
+    """A note if ``hits``, as a gallery returned them, are those of an approximate search."""
+    info = hits.approximate if isinstance(hits, Hits) else None
+    if info is None:
+        return ()
+    text = (
+        f"The gallery was searched approximately: of the ten most similar models {info.recall:.1%} were found, as "
+        "measured when its index was written. With a filter the search is exact."
+    )
+    return (Note("approximate_search", text),)
 
 
 def withheld(ranking: Ranking, verdict: Verdict | None) -> tuple[Note, ...]:

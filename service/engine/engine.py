@@ -36,6 +36,7 @@ from seisbind.service.engine.answers import (
     Match,
     Retrieval,
     SearchResult,
+    approximate_note,
     fewer_matches,
     in_distribution,
     neighbours_of,
@@ -269,7 +270,13 @@ class Engine:
                 in_distribution=in_distribution(verdict, found.near[row]),
                 in_gallery=ranking.in_gallery,
                 ranked_by="structure" if ranking.by_structure else "similarity",
-                warnings=(*query.notes, *query.prepared.notes[number], *withheld(ranking, verdict), *fewer),
+                warnings=(
+                    *query.notes,
+                    *query.prepared.notes[number],
+                    *found.approximate[row],
+                    *withheld(ranking, verdict),
+                    *fewer,
+                ),
                 timings_ms=dict(watch.timings_ms),
                 velocity=coarse_read if coarse_read is None or scale.k == 1 else coarse_read * np.float32(scale.k),
                 model=None if read is None else placed(read, row, frame=self.frame, x0_m=query.x0_m, scale=scale),
@@ -289,11 +296,13 @@ class Engine:
         by_row = [query for query in queries for _ in range(len(query))]
         wanted = np.maximum([query.looked_at for query in by_row], CANDIDATES)
         near: list[list[Hit]] = [[] for _ in wanted]
+        notes: list[tuple[Note, ...]] = [() for _ in wanted]
         with watch("search"):
             for k in dict.fromkeys(wanted.tolist()):  # mostly one for all: then there is one search
                 rows = np.flatnonzero(wanted == k)
-                for row, hits in zip(rows, self.gallery.search_velocity(encoded.embedding[rows], k), strict=True):
-                    near[row] = hits
+                nearest = self.gallery.search_velocity(encoded.embedding[rows], k)
+                for row, hits in zip(rows, nearest, strict=True):
+                    near[row], notes[row] = hits, approximate_note(nearest)
             found = list(near)
             for query, rows in zip(queries, own, strict=True):
                 if query.filter:
@@ -313,7 +322,7 @@ class Engine:
                 ranked(self._different(hits, query.top_k, query.distinct, query.scale), query.scale)
                 for hits, query in zip(best, by_row, strict=True)
             ]
-        return Found(near, rankings, matches, [len(hits) for hits in best])
+        return Found(near, rankings, matches, [len(hits) for hits in best], notes)
 
     def _different(self, hits: Sequence[Hit], top_k: int, distinct: float | None, scale: Scale) -> list[Hit]:
         """The first ``top_k`` hits, with ``distinct`` of those that are different ground. Raises UnknownModel."""
@@ -327,16 +336,17 @@ class Engine:
 
     def _search_distinct(
         self, space: str, vectors: Float32, top_k: int, filter: Filter | None, distinct: float | None, scale: Scale
-    ) -> list[tuple[list[Hit], int]]:
-        """For each vector its hits, and how many they were chosen from."""
+    ) -> tuple[list[tuple[list[Hit], int]], tuple[Note, ...]]:
+        """For each vector its hits, and how many they were chosen from; and a note where that was approximate."""
         check_distinct(distinct)
         search = self.gallery.search_velocity if space == "velocity" else self.gallery.search_physics
         allowed = None if filter is None else filter.in_frame(scale)
 
-        def find() -> list[tuple[list[Hit], int]]:
+        def find() -> tuple[list[tuple[list[Hit], int]], tuple[Note, ...]]:
             k = top_k if distinct is None else looked_at(top_k, distinct)
             found = search(vectors, k, filter=allowed)
-            return [(self._different(hits, top_k, distinct, scale), len(hits)) for hits in found]
+            different = [(self._different(hits, top_k, distinct, scale), len(hits)) for hits in found]
+            return different, approximate_note(found)
 
         try:
             return find()
@@ -364,8 +374,8 @@ class Engine:
         """
         true = parse_model_scale(scale)
         vectors = self.embedder.embed_velocity(velocity if true.k == 1 else check_velocity(velocity, k=true.k))
-        found = self._search_distinct("velocity", vectors, top_k, filter, distinct, true)
-        return [search_result(hits, top_k, filter, true, (), distinct, looked) for hits, looked in found]
+        found, notes = self._search_distinct("velocity", vectors, top_k, filter, distinct, true)
+        return [search_result(hits, top_k, filter, true, notes, distinct, looked) for hits, looked in found]
 
     def search_descriptors(
         self,
@@ -396,7 +406,7 @@ class Engine:
         text = f"Filled with the mean of the training set: {', '.join(missing)}."
         warnings = (Note("descriptors_filled", text),) if missing else ()
         vectors = self.embedder.embed_descriptors(filled[None])
-        ((hits, looked),) = self._search_distinct("physics", vectors, top_k, filter, distinct, true)
+        ((hits, looked),), _ = self._search_distinct("physics", vectors, top_k, filter, distinct, true)
         return search_result(hits, top_k, filter, true, warnings, distinct, looked)
 
     def add_models(

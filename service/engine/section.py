@@ -19,7 +19,7 @@ from seisbind.model.survey.resampling import samples_read
 from seisbind.model.survey.scaling import ChosenScale
 from seisbind.model.survey.spreads import Spread, lay_spread
 from seisbind.model.survey.windows import WindowGather, choose_window, frame_interval, read_windows, window_starts
-from seisbind.service.engine.answers import Quantity, quantities, scaled
+from seisbind.service.engine.answers import Quantity, approximate_note, quantities, scaled
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.query import Query, encode
 from seisbind.service.formats.line_file import LineTraces
@@ -258,6 +258,7 @@ def _answered(
             physics=physics[row],
         )
         low, high = (None if part is None else part[row] for part in (model.low, model.high))
+        answer = replace(answer, notes=(*answer.notes, *approximate_note(hits)))
         found.append(WindowReading(answer, gather.start_m, gather.lit, model.value[row], low, high))
     return found
 

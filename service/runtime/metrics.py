@@ -68,6 +68,15 @@ class Metrics:
         self.gallery_generation = Gauge(
             "seisbind_gallery_generation", "Changes made to the gallery that is served.", registry=own
         )
+        self.search_approximate = Gauge(
+            "seisbind_search_approximate", "1 while searches may be approximate.", registry=own
+        )
+        self.search_recall = Gauge(
+            "seisbind_search_recall", "Share of the ten true matches that searches find.", ("of",), registry=own
+        )
+        self.search_compared = Gauge(
+            "seisbind_search_compared", "Live searches that the live recall is of.", registry=own
+        )
         self.reload_failures = Counter(
             "seisbind_gallery_reload_failures",
             "Galleries that could not be served in place of the present one, by the fault's code.",

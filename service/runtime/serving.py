@@ -32,7 +32,7 @@ from seisbind.service.runtime.images import PictureCache
 from seisbind.service.runtime.metrics import Metrics
 from seisbind.service.runtime.request_body import UploadSlots
 from seisbind.service.runtime.watch import GalleryWatch
-from seisbind.service.settings import Settings
+from seisbind.service.settings import Search, Settings
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +132,10 @@ class Serving:
         self.metrics.gallery_models.set_function(lambda: len(self._held.engine.gallery))
         self.metrics.gallery_generation.set_function(lambda: self._held.engine.gallery.generation)
         self.metrics.search_bytes.set_function(lambda: self._held.engine.gallery.device_bytes)
+        self.metrics.search_approximate.set_function(lambda: self._held.engine.gallery.approximate is not None)
+        self.metrics.search_recall.labels("recorded").set_function(self._recorded_recall)
+        self.metrics.search_recall.labels("live").set_function(self._live_recall)
+        self.metrics.search_compared.set_function(lambda: self._held.engine.gallery.live_recall.compared)
         self._jobs = None if settings.jobs is None else self._open_jobs(settings.jobs)
 
     def _open_jobs(self, folder: Path) -> Jobs:
@@ -158,6 +162,7 @@ class Serving:
                 fingerprint=self.embedder.fingerprint,
                 frame=self.embedder.frame,
                 writable=self.settings.writable,
+                exact=self.settings.search is Search.EXACT,
             )
             opened.callback(gallery.close)
             gallery.search_on(self._search_device(), on_fall_back=self._fell_back)
@@ -173,6 +178,14 @@ class Serving:
 
     def _fell_back(self, reason: str) -> None:
         self.metrics.search_fall_backs.labels(reason).inc()
+
+    def _recorded_recall(self) -> float:
+        info = self._held.engine.gallery.approximate
+        return 1.0 if info is None else info.recall
+
+    def _live_recall(self) -> float:
+        live = self._held.engine.gallery.live_recall.recall
+        return float("nan") if live is None else live
 
     def _warm_up(self) -> None:
         """Encode once what will be encoded, so that the first request does not wait for kernels to be chosen."""
