@@ -27,7 +27,7 @@ from approximate_vectors import SEED, entries, real, records
 
 from seisbind.index.approximate import recall as measuring
 from seisbind.index.approximate.lists import Lists
-from seisbind.index.search.codes import pays
+from seisbind.index.scanning.codes import pays
 from seisbind.index.search.reranking import best_of
 from seisbind.index.search.vectors import VectorIndex
 

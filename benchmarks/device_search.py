@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from gallery_search import QUERIES, REAL, SEED, TOP_K, between, least_ms
 
+from seisbind.index.scanning.shortlist import Shortlist
 from seisbind.index.search.device import DeviceSearch, error_bound
-from seisbind.index.search.shortlist import Shortlist
 from seisbind.index.search.vectors import VectorIndex
 from seisbind.model.encoders.embedder import Embedder, choose_device
 from seisbind.model.ground.families import mixed

@@ -19,7 +19,7 @@ import faiss
 import numpy as np
 import torch
 
-from seisbind.index.search.codes import pays
+from seisbind.index.scanning.codes import pays
 from seisbind.index.search.vectors import VectorIndex
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.ground.families import mixed

@@ -15,7 +15,7 @@ from seisbind.index.storage.folder import BUILDING, install, new_folder
 from seisbind.index.storage.records import Records
 from seisbind.model.errors import GalleryDamaged
 
-PAGES = 2048  # copied at a time, 16 MB: some 10 ms, between which others get the disk
+PAGES = 512  # copied at a time, 16 MB: some 10 ms, between which others get the disk
 
 
 @dataclass(frozen=True, slots=True)

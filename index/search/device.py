@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seisbind.index.search.codes import LENGTH, Float64
-from seisbind.index.search.shortlist import SLACK, Bool, Shortlist
+from seisbind.index.scanning.codes import LENGTH, Float64
+from seisbind.index.scanning.shortlist import SLACK, Bool, Shortlist
 from seisbind.index.storage.record import Float32
 from seisbind.model.errors import SeisBindError
 

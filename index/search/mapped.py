@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from seisbind.index.approximate.info import ApproximateInfo
 from seisbind.index.approximate.lists import StoredLists
-from seisbind.index.search.codes import Codes
+from seisbind.index.scanning.codes import Codes
 from seisbind.index.search.columns import Columns, Labels, Statistics
 from seisbind.index.search.vectors import VectorIndex
 from seisbind.index.search.view import View

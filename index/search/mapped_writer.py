@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.index.approximate import recall
-from seisbind.index.search.codes import encode, residual_bound
+from seisbind.index.scanning.codes import encode, residual_bound
 from seisbind.index.search.columns import Statistics
 from seisbind.index.search.mapped import BLOCK, DTYPES, FORMAT_VERSION, MAGIC, dump_facts
 from seisbind.index.search.reranking import source_of

@@ -6,8 +6,8 @@ import numpy as np
 
 from seisbind.index.approximate.lists import StoredLists
 from seisbind.index.approximate.recall import Source
-from seisbind.index.search.codes import Float64
-from seisbind.index.search.shortlist import SLACK, Bool
+from seisbind.index.scanning.codes import Float64
+from seisbind.index.scanning.shortlist import SLACK, Bool
 from seisbind.index.search.vectors import VectorIndex
 from seisbind.index.storage.record import Float32, Int64
 

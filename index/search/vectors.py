@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seisbind.index.search.codes import Codes, Float64, Scan, pays
+from seisbind.index.scanning.codes import Codes, Float64, Scan, pays
+from seisbind.index.scanning.shortlist import Bool, Shortlist
 from seisbind.index.search.device import DeviceFailed, DeviceSearch
-from seisbind.index.search.shortlist import Bool, Shortlist
 from seisbind.index.storage.record import Float32, Int64
 
 faiss: Any = _faiss  # its stubs know neither its functions on bare arrays nor owners

@@ -10,7 +10,7 @@ import numpy as np
 
 from seisbind.index.approximate.info import ApproximateInfo
 from seisbind.index.approximate.lists import StoredLists
-from seisbind.index.search.codes import Float64
+from seisbind.index.scanning.codes import Float64
 from seisbind.index.search.columns import NO_FAMILY, Bool, Columns, Statistics, keys_of
 from seisbind.index.search.device import DeviceSearch
 from seisbind.index.search.filter import Filter

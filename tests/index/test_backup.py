@@ -29,7 +29,7 @@ def ids(first: int, end: int) -> list[str]:
 def test_a_backup_while_a_writer_writes_is_of_one_moment(
     filled: Path, tmp_path: Path, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PAGES", 2)
+    monkeypatch.setattr(module, "PAGES", 1)
     with Gallery.open(filled, fingerprint=None, writable=True) as writer:
         make_batch(60, first=40).add_to(writer)
         before, steps, added = writer.generation, [], [100]

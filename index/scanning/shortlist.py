@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seisbind.index.search.codes import Float64, Scan
+from seisbind.index.scanning.codes import Float64, Scan
 from seisbind.index.storage.record import Int64
 
 Bool = NDArray[np.bool_]
