@@ -31,6 +31,7 @@ from seisbind.index.storage.record import (
     RowLookup,
     digest_entry,
     embeddings_sha256,
+    milliseconds,
     objects,
     record_checksum,
     velocity_sha256,
@@ -96,7 +97,10 @@ class RecordWriter:
         descriptors = np.reshape([model.descriptors for model in models], (len(models), len(NAMES)))
         families, tags = [model.family for model in models], [model.tags for model in models]
         stored = np.frombuffer(b"".join(checksums), CHECKSUM)
-        columns = RecordColumns(rows, objects(ids), stored, families, tags, descriptors.astype(np.float32))
+        columns = RecordColumns(
+            rows, objects(ids), stored, families, tags, descriptors.astype(np.float32),
+            [model.source for model in models], np.array([milliseconds(model.added_at) for model in models], np.int64),
+        )  # fmt: skip
         return state, columns, models, same_map
 
     def copy(self, rows: Sequence[int], models: Sequence[NewModel], checksums: Sequence[str], *, last: int) -> None:
