@@ -28,6 +28,7 @@ WORDS = {
     "source_prefix": "source_prefixes",
     "model_id": "model_ids",
 }
+EARLIEST, LATEST = 0, 253_402_300_799_999  # milliseconds from 1970 to the end of 9999
 ALWAYS = (-(2**62), 2**62)  # open ends of `Filter.added`
 
 
@@ -184,6 +185,8 @@ def _names(where: str, value: object) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
         raise InvalidQuery(f"The filter's {where!r} takes a string or a list of strings; got {value!r:.100}.")
+    if len(names) > MAX_VALUES:
+        raise InvalidQuery(f"{len(names)} values for {where!r}; a filter takes at most {MAX_VALUES}.")
     return tuple(dict.fromkeys(names))
 
 
@@ -198,6 +201,8 @@ def _range(where: str, value: object) -> tuple[float, float]:
             ends.append(float(end))
         else:
             raise InvalidQuery(f"The filter's {where!r} takes two numbers or null; got {value!r:.100}.")
+    if ends[0] > ends[1]:
+        raise InvalidQuery(f"The range of {where} runs from {ends[0]:g} to {ends[1]:g}; give [low, high].")
     return ends[0], ends[1]
 
 
@@ -219,13 +224,17 @@ def _time(where: str, value: object, *, last: bool) -> int:
             raise ValueError
         if len(value) <= len("2026-01-01"):
             day = datetime.combine(date.fromisoformat(value), time.max if last else time.min, UTC)
-            return int(day.timestamp() * 1000)
-        moment = datetime.fromisoformat(value)
-        return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+            found = int(day.timestamp() * 1000)
+        else:
+            moment = datetime.fromisoformat(value)
+            found = round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+        if not EARLIEST <= found <= LATEST:
+            raise ValueError
+        return found
     except (ValueError, OverflowError) as error:
         raise InvalidQuery(
-            f"The filter's {where!r} takes dates or times as in '2026-01-31' or '2026-01-31T12:00:00Z', or null; got "
-            f"{value!r:.100}."
+            f"The filter's {where!r} takes dates or times as in '2026-01-31' or '2026-01-31T12:00:00Z', from 1970 on, or "
+            f"null; got {value!r:.100}."
         ) from error
 
 

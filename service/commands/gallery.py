@@ -273,7 +273,7 @@ def _filter(text: str) -> Filter:
 
     try:
         conditions = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidQuery(f"--filter is not JSON: {error}.") from error
     if not isinstance(conditions, dict):
         raise InvalidQuery(f"--filter is an object of JSON; got {text!r:.100}.")
