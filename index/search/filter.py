@@ -233,8 +233,8 @@ def _time(where: str, value: object, *, last: bool) -> int:
         return found
     except (ValueError, OverflowError) as error:
         raise InvalidQuery(
-            f"The filter's {where!r} takes dates or times as in '2026-01-31' or '2026-01-31T12:00:00Z', from 1970 on, or "
-            f"null; got {value!r:.100}."
+            f"The filter's {where!r} takes dates or times as in '2026-01-31' or '2026-01-31T12:00:00Z', from 1970 on, "
+            f"or null; got {value!r:.100}."
         ) from error
 
 

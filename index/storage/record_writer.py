@@ -20,7 +20,7 @@ from seisbind.index.storage.database import (
     read_facts,
     translate_errors,
 )
-from seisbind.index.storage.maps import MapLookup
+from seisbind.index.storage.maps import MapLookup, MapsAhead
 from seisbind.index.storage.record import (
     CHECKSUM,
     LITTLE,
@@ -40,6 +40,8 @@ from seisbind.index.storage.record import (
 from seisbind.model.errors import InvalidQuery, UnknownModel
 from seisbind.model.ground.descriptors import NAMES
 
+AHEAD_MODELS = 32_768  # from so many on the table of maps, which takes 7 us a model, is not left to the first addition
+
 
 class RecordWriter:
     """The connection that changes the records; one thread at a time may use it.
@@ -52,9 +54,13 @@ class RecordWriter:
         self._at_step = at_step
         self._connection = connect(path, writable=True)[0]
         self._maps: MapLookup | None = None  # made by the first `add`
+        large = int(read_facts(self._connection, self._folder)["count"]) >= AHEAD_MODELS
+        self._ahead = MapsAhead(path) if large else None
         self._coded = format_version(self._connection) > 1
 
     def close(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
         with translate_errors(self._folder, "close"):
             self._connection.close()
 
@@ -74,6 +80,8 @@ class RecordWriter:
         """
         with self._transaction("add") as connection:
             same_map: dict[str, str] = {}
+            if self._maps is None and self._ahead is not None:
+                self._maps = self._ahead.lookup()
             maps = self._maps = self._maps or MapLookup(connection, self._folder)
             models = list(self._free(connection, models, lookup, maps, skip_existing, same_map))
             last = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'models'").fetchone()[0]
