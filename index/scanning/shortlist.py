@@ -19,6 +19,7 @@ Bool = NDArray[np.bool_]
 
 PRODUCTS = 1 << 18  # in a block: 1 MB, which stays in the cache
 BLOCK_VECTORS = (4096, 65536)  # in a block, at least and at most
+DENSE = 4  # where more than this fraction of the vectors are allowed, all are multiplied, and none is copied
 SLACK = 3e-5  # similarities above 1 by rounding count as 1, and may tie there
 MANY = 1 << 16  # kept before their similarities are taken, to drop most of them
 EXACT = 256  # similarities taken at a time: 256-d vectors in float64 are half a megabyte, which stays in the cache
@@ -51,6 +52,9 @@ class Shortlist:
         Args:
             allowed: ``(count,)``; None if all are.
         """
+        if allowed is not None and np.count_nonzero(allowed) * DENSE >= count:
+            self._scan_masked(scan, start, allowed)
+            return
         chosen = None if allowed is None else np.flatnonzero(allowed)
         available = count if chosen is None else len(chosen)
         least, most = BLOCK_VECTORS
@@ -68,6 +72,20 @@ class Shortlist:
             position = at + (start + rows.start) if isinstance(rows, slice) else start + rows[at]
             middle = products[at, query] * scan.unit[query]
             self._keep(query, position, middle - scan.error[query], middle + scan.error[query])
+
+    def _scan_masked(self, scan: Scan, start: int, allowed: Bool) -> None:
+        least, most = BLOCK_VECTORS
+        size = min(most, max(least, PRODUCTS // len(self._floor)))
+        for first in range(0, len(allowed), size):
+            rows = slice(first, min(first + size, len(allowed)))
+            products, mask = scan.products(rows), allowed[rows]
+            if np.isneginf(self._floor).any():
+                self._raise_floor(products[mask], scan)
+            at, query = np.divmod(np.flatnonzero(products >= self._limit(scan, products.dtype)), products.shape[1])
+            inside = mask[at]
+            at, query = at[inside], query[inside]
+            middle = products[at, query] * scan.unit[query]
+            self._keep(query, at + (start + first), middle - scan.error[query], middle + scan.error[query])
 
     def _raise_floor(self, products: NDArray[Any], scan: Scan) -> None:
         """By the k-th best of this block, for queries that have none yet."""

@@ -61,20 +61,37 @@ class GrowableArray:
 
 
 class Labels:
-    """Families and sets of tags by number. Only ever added to, so that older numbers stay true."""
+    """Families, sources and sets of tags by number. Only ever added to, so that older numbers stay true."""
 
-    __slots__ = ("_family", "_tag_set", "_with_tag", "families", "tag_sets")
+    __slots__ = ("_family", "_source", "_tag_set", "_with_tag", "families", "sources", "tag_sets")
 
-    def __init__(self, families: Sequence[str] = (), tag_sets: Sequence[tuple[str, ...]] = ()) -> None:
+    def __init__(
+        self, families: Sequence[str] = (), tag_sets: Sequence[tuple[str, ...]] = (), sources: Sequence[str] = ()
+    ) -> None:
         self.families: list[str] = []
+        self.sources: list[str] = []
         self.tag_sets: list[tuple[str, ...]] = []
         self._family: dict[str, int] = {}
+        self._source: dict[str, int] = {}
         self._tag_set: dict[tuple[str, ...], int] = {}
         self._with_tag: dict[str, list[int]] = {}
         for name in families:
             self.family(name)
         for tags in tag_sets:
             self.tag_set(tags)
+        for name in sources:
+            self.source(name)
+
+    @classmethod
+    def load(cls, text: bytes) -> Labels:
+        """The inverse of `dump`. Raises ValueError, KeyError, TypeError."""
+        held = json.loads(text)
+        return cls(held["families"], [tuple(tags) for tags in held["tag_sets"]], held["sources"])
+
+    def dump(self) -> bytes:
+        """As JSON."""
+        held = {"families": self.families, "tag_sets": self.tag_sets, "sources": self.sources}
+        return json.dumps(held).encode()
 
     def family(self, name: str | None) -> int:
         """The number of a family, a new one if need be; `NO_FAMILY` for None."""
@@ -84,6 +101,16 @@ class Labels:
         if code is None:
             self.families.append(name)  # before its number is known to a search
             code = self._family[name] = len(self.families) - 1
+        return code
+
+    def source(self, name: str | None) -> int:
+        """The number of a source, as `family` of a family; `NO_FAMILY` for None."""
+        if name is None:
+            return NO_FAMILY
+        code = self._source.get(name)
+        if code is None:
+            self.sources.append(name)
+            code = self._source[name] = len(self.sources) - 1
         return code
 
     def tag_set(self, tags: tuple[str, ...]) -> int:
@@ -100,6 +127,23 @@ class Labels:
         """Which numbers are of ``families``; the last entry, which `NO_FAMILY` points at, is False."""
         found = [self._family[name] for name in families if name in self._family]
         chosen = np.zeros(len(self.families) + 1, np.bool_)  # after ``found``: numbers may be added meanwhile
+        chosen[found] = True
+        return chosen
+
+    def is_from(self, sources: Sequence[str], prefixes: tuple[str, ...]) -> Bool:
+        """Which numbers are of sources that are among ``sources`` or begin with one of ``prefixes``; as `is_one_of`."""
+        found = [self._source[name] for name in sources if name in self._source]
+        if prefixes:
+            found += [code for code, name in enumerate(self.sources[:]) if name.startswith(prefixes)]
+        chosen = np.zeros(len(self.sources) + 1, np.bool_)
+        chosen[found] = True
+        return chosen
+
+    def has_any(self, tags: Sequence[str], prefixes: tuple[str, ...]) -> Bool:
+        """Which sets have one of ``tags``, or a tag that begins with one of ``prefixes``."""
+        named = [tag for tag in list(self._with_tag) if tag.startswith(prefixes)] if prefixes else tags
+        found = [code for tag in named for code in self._with_tag.get(tag, ())]
+        chosen = np.zeros(len(self.tag_sets) + 1, np.bool_)
         chosen[found] = True
         return chosen
 
@@ -128,9 +172,12 @@ class Columns:
         family: Int32,
         tag_set: Int32,
         descriptors: Float32,
+        source: Int32,
+        added: Int64,
     ) -> Columns:
         """Columns of these arrays ``(model,)``, ``descriptors`` being ``(13, model)``."""
-        return cls(labels, tuple(map(GrowableArray, (rows, coded(ids), checksums, family, tag_set, descriptors))))
+        arrays = (rows, coded(ids), checksums, family, tag_set, descriptors, source, added)
+        return cls(labels, tuple(map(GrowableArray, arrays)))
 
     @classmethod
     def empty(cls) -> Columns:
@@ -138,7 +185,7 @@ class Columns:
         no_descriptors = np.empty((len(NAMES), 0), np.float32)
         return cls.of(
             Labels(), np.empty(0, np.int64), np.empty(0, object), np.empty(0, CHECKSUM), no_codes, no_codes,
-            no_descriptors,
+            no_descriptors, no_codes, np.empty(0, np.int64),
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -173,8 +220,19 @@ class Columns:
         """``(13, model)``: a column of each descriptor lies together."""
         return self.arrays[5].values
 
+    @property
+    def source(self) -> Int32:
+        """The number of each model's source in `Labels`."""
+        return self.arrays[6].values
+
+    @property
+    def added(self) -> Int64:
+        """When each model was added, `seisbind.index.storage.record.milliseconds`."""
+        return self.arrays[7].values
+
     def extended(self, more: RecordColumns) -> Columns:
         """These, then ``more``."""
+        source = np.array([self.labels.source(name) for name in more.sources], np.int32)
         family = np.array([self.labels.family(name) for name in more.families], np.int32)
         tag_set = np.array([self.labels.tag_set(tags) for tags in more.tags], np.int32)
         added: tuple[NDArray[Any], ...] = (
@@ -184,6 +242,8 @@ class Columns:
             family,
             tag_set,
             more.descriptors.T,
+            source,
+            more.added,
         )
         return Columns(self.labels, tuple(held.extended(each) for held, each in zip(self.arrays, added, strict=True)))
 
@@ -197,15 +257,21 @@ class Columns:
             [None if code == NO_FAMILY else labels.families[code] for code in self.family[positions].tolist()],
             [labels.tag_sets[code] for code in self.tag_set[positions].tolist()],
             np.ascontiguousarray(self.descriptors[:, positions].T),
+            [None if code == NO_FAMILY else labels.sources[code] for code in self.source[positions].tolist()],
+            self.added[positions],
         )
 
     def select(self, positions: Int64) -> Columns:
         """A copy of the entries at ``positions``, with only their labels."""
         used, family = np.unique(self.family[positions], return_inverse=True)
         sets, tag_set = np.unique(self.tag_set[positions], return_inverse=True)
+        sources, source = np.unique(self.source[positions], return_inverse=True)
         without = int(len(used) > 0 and used[0] == NO_FAMILY)
+        unknown = int(len(sources) > 0 and sources[0] == NO_FAMILY)
         labels = Labels(
-            [self.labels.families[code] for code in used[without:]], [self.labels.tag_sets[code] for code in sets]
+            [self.labels.families[code] for code in used[without:]],
+            [self.labels.tag_sets[code] for code in sets],
+            [self.labels.sources[code] for code in sources[unknown:]],
         )
         return Columns.of(
             labels,
@@ -215,6 +281,8 @@ class Columns:
             (family - without).astype(np.int32),
             tag_set.astype(np.int32),
             np.ascontiguousarray(self.descriptors[:, positions]),
+            (source - unknown).astype(np.int32),
+            self.added[positions],
         )
 
     def matching(self, condition: Filter) -> Bool:
@@ -232,6 +300,36 @@ class Columns:
             column = self.descriptors[NAMES.index(name)]
             mask &= column >= -_float32_below(-low)
             mask &= column <= _float32_below(high)
+        if condition.any_tags:
+            mask &= self.labels.has_any(condition.any_tags, ())[self.tag_set]
+        if condition.tag_prefixes:
+            mask &= self.labels.has_any((), condition.tag_prefixes)[self.tag_set]
+        if condition.sources:
+            mask &= self.labels.is_from(condition.sources, ())[self.source]
+        if condition.source_prefixes:
+            mask &= self.labels.is_from((), condition.source_prefixes)[self.source]
+        if condition.added is not None:
+            mask &= (self.added >= condition.added[0]) & (self.added <= condition.added[1])
+        if condition.model_ids:
+            mask &= self._named(condition.model_ids)
+        if condition.any_of:
+            mask &= np.logical_or.reduce([self.matching(each) for each in condition.any_of])
+        for each in condition.all_of:
+            mask &= self.matching(each)
+        if condition.excluded is not None:
+            mask &= ~self.matching(condition.excluded)
+        return mask
+
+    def _named(self, model_ids: Sequence[str]) -> Bool:
+        """Which positions have one of these ids: by their first bytes, and then as a whole."""
+        wanted = {model_id.encode(errors="surrogatepass") for model_id in model_ids}
+        ids, size = self.coded_ids, min(8, self.coded_ids.itemsize)
+        heads = np.zeros((len(ids), 8), np.uint8)
+        heads[:, :size] = ids.view(np.uint8).reshape(len(ids), -1)[:, :size] if len(ids) else 0
+        named = np.array([int.from_bytes(each[:8].ljust(8, b"\0"), "little") for each in wanted], np.uint64)
+        mask = np.isin(heads.view("<u8")[:, 0], named)
+        at = np.flatnonzero(mask)
+        mask[at] = [each in wanted for each in ids[at].tolist()]
         return mask
 
     def dump(self, positions: Int64, write: Callable[[bytes], None]) -> None:
@@ -241,7 +339,9 @@ class Columns:
         write(kept.family.astype("<i4").tobytes())
         write(kept.tag_set.astype("<i4").tobytes())
         write(kept.descriptors.astype("<f4").tobytes())
-        write(json.dumps({"families": kept.labels.families, "tag_sets": kept.labels.tag_sets}).encode())
+        write(kept.source.astype("<i4").tobytes())
+        write(kept.added.astype("<i8").tobytes())
+        write(kept.labels.dump())
 
     def histograms(self, alive: Bool, parts: int) -> dict[str, Histogram]:
         """How many models lie in each of ``parts`` equal parts of each descriptor's range; empty if there is none."""
@@ -333,25 +433,31 @@ class ColumnsSnapshot:
     family: Int32
     tag_set: Int32
     descriptors: Float32  # (13, model)
+    source: Int32
+    added: Int64
 
     @classmethod
     def of(cls, columns: Columns) -> ColumnsSnapshot:
-        return cls(keys_of(columns.checksums), columns.labels, columns.family, columns.tag_set, columns.descriptors)
+        return cls(
+            keys_of(columns.checksums), columns.labels, columns.family, columns.tag_set, columns.descriptors,
+            columns.source, columns.added,
+        )  # fmt: skip
 
     @classmethod
     def load(cls, content: NDArray[np.uint8], count: int) -> ColumnsSnapshot:
         """The inverse of `Columns.dump`. Raises ValueError if ``content``, whose checksum fits, is anything else."""
-        ends = np.cumsum([8 * count, 4 * count, 4 * count, 4 * len(NAMES) * count])
+        ends = np.cumsum([8 * count, 4 * count, 4 * count, 4 * len(NAMES) * count, 4 * count, 8 * count])
         if len(content) < ends[-1]:
             raise ValueError("it is shorter than its manifest says")
-        keys, family, tag_set, descriptors, rest = np.split(content, ends)
-        labels = json.loads(rest.tobytes())
+        keys, family, tag_set, descriptors, source, added, rest = np.split(content, ends)
         return cls(
             keys.view("<i8").astype(np.int64),
-            Labels(labels["families"], [tuple(tags) for tags in labels["tag_sets"]]),
+            Labels.load(rest.tobytes()),
             family.view("<i4").astype(np.int32),
             tag_set.view("<i4").astype(np.int32),
             descriptors.view("<f4").astype(np.float32).reshape(len(NAMES), count),
+            source.view("<i4").astype(np.int32),
+            added.view("<i8").astype(np.int64),
         )
 
 

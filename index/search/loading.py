@@ -190,7 +190,17 @@ def _extend_snapshots(
     rows = np.maximum.accumulate(rows)
     before = View.of(
         GalleryState(state.generation, held, state.digest),
-        Columns.of(stored.labels, rows, ids, checksums, stored.family, stored.tag_set, stored.descriptors),
+        Columns.of(
+            stored.labels,
+            rows,
+            ids,
+            checksums,
+            stored.family,
+            stored.tag_set,
+            stored.descriptors,
+            stored.source,
+            stored.added,
+        ),
         alive,
         velocity.index,
         physics.index,
@@ -248,6 +258,8 @@ def _columns(
         stored.family[at],
         stored.tag_set[at],
         np.ascontiguousarray(stored.descriptors[:, at]),
+        stored.source[at],
+        stored.added[at],
     )
     together = before.extended(rest)
     return together.select(np.argsort(together.rows))

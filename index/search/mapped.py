@@ -37,7 +37,6 @@ from seisbind.model.ground.descriptors import NAMES
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2  # facts may have further entries and the file further sections: unknown ones are passed over
-READABLE = (1, 2)
 MAGIC = b"SBNDMAP\n"
 BLOCK = 1 << 16  # bytes under one checksum, which takes ten microseconds
 RECHECK_S = 600.0  # between two looks at all blocks, each of which takes about half a second for a million models
@@ -49,6 +48,8 @@ DTYPES: dict[str, Any] = {
     "family": "<i4",
     "tag_set": "<i4",
     "descriptors": "<f4",
+    "source": "<i4",
+    "added": "<i8",
 }
 
 
@@ -234,15 +235,16 @@ class MappedSnapshot:
         count = state.count
         held = {name: file.array(name, dtype, (count,)) for name, dtype in DTYPES.items() if name != "descriptors"}
         ids = file.array("ids", np.dtype(("S", facts["id_bytes"])), (count,))
-        labels = json.loads(file.array("labels", np.uint8, (-1,)).tobytes())
         columns = Columns.of(
-            Labels(labels["families"], [tuple(tags) for tags in labels["tag_sets"]]),
+            Labels.load(file.array("labels", np.uint8, (-1,)).tobytes()),
             held["rows"],
             ids,
             held["checksums"],
             held["family"],
             held["tag_set"],
             file.array("descriptors", "<f4", (len(NAMES), count)),
+            held["source"],
+            held["added"],
         )
         ends = np.array(facts["ranges"], np.float32).reshape(2, len(NAMES))
         statistics = Statistics(np.array(facts["families"], np.int64), ends[0], ends[1])
@@ -290,6 +292,6 @@ def _parse(text: bytes) -> dict[str, Any]:
             raise ValueError
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError("its description is damaged") from error
-    if facts["format"] not in READABLE:
-        raise ValueError(f"its format is {facts['format']}, this version reads {', '.join(map(str, READABLE))}")
+    if facts["format"] != FORMAT_VERSION:
+        raise ValueError(f"its format is {facts['format']}, this version reads {FORMAT_VERSION}")
     return facts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,12 +62,14 @@ def _write(view: View, out: _Blocks, fingerprint: str) -> None:
         "family": columns.family,
         "tag_set": columns.tag_set,
         "descriptors": columns.descriptors,
+        "source": columns.source,
+        "added": columns.added,
     }
     for name, array in arrays.items():
         with out.section(name):
             out.write(np.ascontiguousarray(array, DTYPES.get(name, array.dtype)))
     with out.section("labels"):
-        out.write(json.dumps({"families": columns.labels.families, "tag_sets": columns.labels.tag_sets}).encode())
+        out.write(columns.labels.dump())
     columns_end = out.size
     codes = {}
     for space in SPACES:

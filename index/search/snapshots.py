@@ -29,10 +29,15 @@ from seisbind.model.files import sync
 from seisbind.model.ground.descriptors import NAMES
 
 FORMAT_VERSION = 1
+COLUMNS_VERSION = 2  # since 2 with sources and times; one of before is made anew from the records
 COLUMNS = "columns"
 TEMPORARY = ".tmp"
 
 AtStep = Callable[[str], None]
+
+
+def _format(space: str) -> int:
+    return COLUMNS_VERSION if space == COLUMNS else FORMAT_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,7 @@ class SnapshotWriter:
                 dump(write)
             self._sync(temporary, path.name)
             manifest = Manifest(
-                FORMAT_VERSION, space, self.fingerprint, dimension, count, self.generation, digest.hexdigest(), written
+                _format(space), space, self.fingerprint, dimension, count, self.generation, digest.hexdigest(), written
             )
             manifest_temporary.write_bytes(manifest.dump())
             self._sync(manifest_temporary, beside.name)
@@ -202,8 +207,10 @@ def _load_checked(path: Path, space: str, fingerprint: str, dimension: int) -> t
 
 def _read(path: Path, manifest_path: Path) -> tuple[Manifest, NDArray[np.uint8]]:
     manifest = Manifest.parse(manifest_path.read_bytes())
-    if manifest.format != FORMAT_VERSION:
-        raise ValueError(f"its format is {manifest.format}, this version reads {FORMAT_VERSION}")
+    if manifest.space == COLUMNS and manifest.format < COLUMNS_VERSION:
+        raise FileNotFoundError(manifest_path)  # of an older SeisBind, as good as none
+    if manifest.format != _format(manifest.space):
+        raise ValueError(f"its format is {manifest.format}, this version reads {_format(manifest.space)}")
     if path.stat().st_size != manifest.size_bytes:
         raise ValueError(f"{path.name} has {path.stat().st_size} bytes, its manifest says {manifest.size_bytes}")
     content = np.fromfile(path, dtype=np.uint8)

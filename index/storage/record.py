@@ -87,6 +87,8 @@ class RecordColumns:
         rows: ascending.
         tags: of each, sorted.
         descriptors: ``(model, 13)``.
+        sources: where each came from.
+        added: when each was added, `milliseconds`.
     """
 
     rows: Int64
@@ -95,6 +97,8 @@ class RecordColumns:
     families: Sequence[str | None]
     tags: Sequence[tuple[str, ...]]
     descriptors: Float32
+    sources: Sequence[str | None]
+    added: Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,14 @@ class RowLookup:
 def utc_now() -> str:
     """ISO 8601, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def milliseconds(added_at: str) -> int:
+    """Since 1970, of a time as `utc_now` writes it; 0 of any other text."""
+    try:
+        return round(datetime.fromisoformat(added_at).timestamp() * 1000)
+    except ValueError:
+        return 0
 
 
 def digest_entry(row: int, model_id: str, checksum: bytes) -> bytes:

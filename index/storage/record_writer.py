@@ -20,7 +20,7 @@ from seisbind.index.storage.database import (
     read_facts,
     translate_errors,
 )
-from seisbind.index.storage.maps import MapLookup
+from seisbind.index.storage.maps import MapLookup, MapsAhead
 from seisbind.index.storage.record import (
     CHECKSUM,
     LITTLE,
@@ -31,6 +31,7 @@ from seisbind.index.storage.record import (
     RowLookup,
     digest_entry,
     embeddings_sha256,
+    milliseconds,
     objects,
     record_checksum,
     velocity_sha256,
@@ -38,6 +39,8 @@ from seisbind.index.storage.record import (
 )
 from seisbind.model.errors import InvalidQuery, UnknownModel
 from seisbind.model.ground.descriptors import NAMES
+
+AHEAD_MODELS = 32_768  # from so many on the table of maps, which takes 7 us a model, is not left to the first addition
 
 
 class RecordWriter:
@@ -51,9 +54,13 @@ class RecordWriter:
         self._at_step = at_step
         self._connection = connect(path, writable=True)[0]
         self._maps: MapLookup | None = None  # made by the first `add`
+        large = int(read_facts(self._connection, self._folder)["count"]) >= AHEAD_MODELS
+        self._ahead = MapsAhead(path) if large else None
         self._coded = format_version(self._connection) > 1
 
     def close(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
         with translate_errors(self._folder, "close"):
             self._connection.close()
 
@@ -73,6 +80,8 @@ class RecordWriter:
         """
         with self._transaction("add") as connection:
             same_map: dict[str, str] = {}
+            if self._maps is None and self._ahead is not None:
+                self._maps = self._ahead.lookup()
             maps = self._maps = self._maps or MapLookup(connection, self._folder)
             models = list(self._free(connection, models, lookup, maps, skip_existing, same_map))
             last = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'models'").fetchone()[0]
@@ -96,7 +105,10 @@ class RecordWriter:
         descriptors = np.reshape([model.descriptors for model in models], (len(models), len(NAMES)))
         families, tags = [model.family for model in models], [model.tags for model in models]
         stored = np.frombuffer(b"".join(checksums), CHECKSUM)
-        columns = RecordColumns(rows, objects(ids), stored, families, tags, descriptors.astype(np.float32))
+        columns = RecordColumns(
+            rows, objects(ids), stored, families, tags, descriptors.astype(np.float32),
+            [model.source for model in models], np.array([milliseconds(model.added_at) for model in models], np.int64),
+        )  # fmt: skip
         return state, columns, models, same_map
 
     def copy(self, rows: Sequence[int], models: Sequence[NewModel], checksums: Sequence[str], *, last: int) -> None:

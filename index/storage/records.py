@@ -45,6 +45,7 @@ from seisbind.index.storage.record import (
     RowLookup,
     digest_entry,
     embeddings_sha256,
+    milliseconds,
     objects,
     record_checksum,
     velocity_sha256,
@@ -174,6 +175,8 @@ class Records:
             [record.family for record in records],
             [record.tags for record in records],
             np.array([record.descriptors for record in records], np.float32).reshape(len(records), len(NAMES)),
+            [record.source for record in records],
+            np.array([milliseconds(record.added_at) for record in records], np.int64),
         )
 
     def page(self, after: int, count: int) -> list[tuple[int, Record]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from seisbind.index import Filter
     from seisbind.model.frame import Frame
     from seisbind.model.scale import Scale
     from seisbind.service.building.build import Encoders, Outcome
@@ -174,6 +175,9 @@ def list_(
     tag: Annotated[
         list[str] | None, typer.Option(help="Only with this tag; repeat for several, which all hold.")
     ] = None,
+    filter: Annotated[
+        str | None, typer.Option(metavar="JSON", help='As of retrieve: {"any": [{"source": "a"}, {"source": "b"}]}.')
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
 ) -> None:
@@ -184,7 +188,7 @@ def list_(
     from seisbind.model.ground.descriptors import NAMES
 
     mean = NAMES.index("mean_velocity")
-    chosen = Filter(tuple(family or ()), tuple(tag or ()))
+    chosen = Filter(tuple(family or ()), tuple(tag or ()), all_of=() if filter is None else (_filter(filter),))
     number = -1
     for number, record in enumerate(list_store(path, filter=chosen, limit=limit)):
         if not number and not as_json:
@@ -204,7 +208,7 @@ def list_(
             tags = ", ".join(record.tags)
             print(LISTED.format(record.model_id, record.family or "", velocity, record.added_at[:19], tags).rstrip())
     if number < 0:
-        print(f"{path}: no velocity model" + (" of that family and those tags" if chosen else ""), file=sys.stderr)
+        print(f"{path}: no velocity model" + (" that passes" if chosen else ""), file=sys.stderr)
 
 
 @app.command()
@@ -259,6 +263,21 @@ def _scale(asked: str | None, data: Sequence[Path] | None) -> Scale:
     if asked is not None and data is None:
         raise InvalidConfig("--scale is of models with a true size (--data); random ones are made in the frame's.")
     return parse_model_scale(asked)
+
+
+def _filter(text: str) -> Filter:
+    import json
+
+    from seisbind.index import Filter
+    from seisbind.model.errors import InvalidQuery
+
+    try:
+        conditions = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidQuery(f"--filter is not JSON: {error}.") from error
+    if not isinstance(conditions, dict):
+        raise InvalidQuery(f"--filter is an object of JSON; got {text!r:.100}.")
+    return Filter.parse(conditions)
 
 
 def _precision(asked: str | None, data: Sequence[Path] | None) -> float:

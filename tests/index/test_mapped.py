@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,7 +17,9 @@ import pytest
 from seisbind.index import Filter, Gallery, verify_folder
 from seisbind.index.search import mapped, mapped_writer, vectors
 from seisbind.index.search.mapped import BLOCK, MappedFile
+from seisbind.index.storage import record_writer
 from seisbind.index.storage.folder import MAPPED
+from seisbind.index.storage.record import Added
 from seisbind.model.errors import GalleryError, UnknownModel
 
 MakeBatch = Callable[..., Any]
@@ -282,3 +286,20 @@ def test_a_list_of_models_that_is_damaged_is_said(path: Path, make_batch: MakeBa
         with pytest.raises(GalleryError, match="does not match its checksum"):
             gallery.record("m5")
         assert "list of models does not match its digest" in said(gallery)[0]
+
+
+def test_the_table_of_maps_is_read_ahead(
+    tmp_path: Path, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large gallery's writer knows equal maps at its first addition, and waits for no table when it closes."""
+    monkeypatch.setattr(record_writer, "AHEAD_MODELS", 1)
+    batch = make_batch(30)
+    with Gallery.create(tmp_path / "g", fingerprint="w", dimension=16) as gallery:
+        batch.add_to(gallery)
+    Gallery.open(tmp_path / "g", fingerprint=None, writable=True).close()
+    with Gallery.open(tmp_path / "g", fingerprint=None, writable=True) as gallery:
+        gallery.remove(["m3"])
+        again = replace(batch, model_ids=[f"n{i}" for i in range(30)]).add_to(gallery)
+        assert isinstance(again, Added)
+        assert again.same_map == {f"n{i}": f"m{i}" for i in range(30) if i != 3}
+    assert not any(thread.name == "maps" for thread in threading.enumerate())

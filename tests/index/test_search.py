@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from seisbind.index import Filter, Gallery, Hit
+from seisbind.index.scanning import codes, shortlist
 from seisbind.index.scanning.codes import Codes
 from seisbind.index.scanning.shortlist import Shortlist
-from seisbind.index.search import codes, shortlist, vectors
+from seisbind.index.search import vectors
 from seisbind.index.search.vectors import RECENT_VECTORS, VectorIndex
 from seisbind.model.errors import InvalidQuery
 from seisbind.model.ground.descriptors import NAMES, describe

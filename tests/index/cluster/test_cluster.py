@@ -114,11 +114,12 @@ def test_no_text_of_a_filter_gets_into_an_expression() -> None:
 def test_a_kind_of_condition_that_is_not_known_is_refused() -> None:
     @dataclass(frozen=True)
     class Later(Filter):
-        source_prefix: str = ""
+        colour: str = ""
 
     assert expression(Later(families=("a",))) == '(family_key in ["61"])'  # type: ignore[arg-type]
-    with pytest.raises(InvalidQuery, match=r"cannot be filtered by 'source_prefix'"):
-        expression(Later(source_prefix="x"))
+    for asked in (Later(colour="x"), Filter(tag_prefixes=("x",)), Filter(excluded=Filter(added=(0, 1)))):
+        with pytest.raises(InvalidQuery, match=r"cannot be filtered by '(colour|tag_prefixes|added)'"):
+            expression(asked)
 
 
 # -- errors

@@ -208,6 +208,11 @@ FILTERS = [
     Filter(families=("no such family",)),
     Filter(ranges=(("mean_velocity", (-1e12, -1e-12)),)),
     Filter(ranges=(("mean_velocity", (math.inf, math.inf)),)),
+    Filter(any_of=(Filter(("FlatVel-A",)), Filter(tags=("noisy",))), excluded=Filter(("CurveVel-A",))),
+    Filter(any_tags=("noisy", "no such tag"), all_of=(Filter(families=("FlatVel-A", "FlatFault-A")),)),
+    Filter(sources=("no such source",)),
+    Filter(excluded=Filter(source_prefixes=("t",))),
+    Filter(model_ids=("m1", "m7", "no such id", "'")),
 ]
 
 

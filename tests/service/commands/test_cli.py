@@ -198,7 +198,7 @@ def test_gallery_list(gallery_path: Path) -> None:
     for as_json in ((), ("--json",)):
         none = seisbind("gallery", "list", gallery_path, "--family", "Nope", *as_json)
         assert (none.returncode, none.stdout) == (0, "")
-        assert none.stderr == f"{gallery_path}: no velocity model of that family and those tags\n"
+        assert none.stderr == f"{gallery_path}: no velocity model that passes\n"
     one_line(seisbind("gallery", "list", gallery_path / "none"), "gallery_not_found")
 
 
