@@ -19,7 +19,7 @@ from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.ground.families import BROAD_FAMILIES, FAMILIES, mixed
 from seisbind.model.survey.preparation import prepare
 from seisbind.model.waves.wavefield import simulate
-from seisbind.service.commands.console import counting
+from seisbind.service.terminal.console import counting
 
 SEED = 29
 PART = 2_000

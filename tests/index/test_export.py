@@ -15,6 +15,7 @@ from seisbind.index import Filter, Gallery
 from seisbind.index.maintenance import export as module
 from seisbind.index.maintenance.duplicates import equal_maps, near_equal
 from seisbind.index.maintenance.export import export
+from seisbind.index.storage.codec import encode_map
 from seisbind.model.errors import GalleryDamaged, InvalidConfig
 from seisbind.model.ground.descriptors import DESCRIPTORS
 
@@ -88,10 +89,10 @@ def test_only_the_parts_that_are_asked_for(filled: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["all.parquet", "all.npz", "all"])
 def test_a_damaged_gallery_is_not_exported(filled: Path, tmp_path: Path, name: str) -> None:
     with Gallery.open(filled, fingerprint=None) as gallery:
-        part = gallery.velocity("m30").astype("<f4").tobytes()[:64]
+        part = encode_map(gallery.velocity("m30"))
     file = filled / "records.sqlite"
     content = bytearray(file.read_bytes())
-    content[content.find(part)] ^= 1
+    content[content.index(part) + len(part) - 1] ^= 1
     file.write_bytes(bytes(content))
     with pytest.raises(GalleryDamaged, match="m30"):
         export(filled, tmp_path / name)

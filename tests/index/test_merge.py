@@ -15,6 +15,7 @@ from seisbind.index import Gallery, verify_folder
 from seisbind.index.maintenance import merge as module
 from seisbind.index.maintenance.merge import merge
 from seisbind.index.storage import record_writer
+from seisbind.index.storage.codec import encode_map
 from seisbind.model.errors import GalleryDamaged, InvalidConfig, InvalidQuery, WeightsMismatch
 
 MakeBatch = Callable[..., Any]
@@ -113,10 +114,10 @@ def test_into_compares_all_ids_before_it_writes(make: Make) -> None:
 def test_a_damaged_source_is_refused_and_no_gallery_is_made(make: Make, tmp_path: Path) -> None:
     one, two = make("one", 0, 20), make("two", 20, 30)
     with Gallery.open(two, fingerprint=None) as gallery:
-        part = gallery.velocity("m25").astype("<f4").tobytes()[:64]
+        part = encode_map(gallery.velocity("m25"))
     file = two / "records.sqlite"
     content = bytearray(file.read_bytes())
-    content[content.find(part)] ^= 1
+    content[content.index(part) + len(part) - 1] ^= 1
     file.write_bytes(bytes(content))
     with pytest.raises(GalleryDamaged, match="m25"):
         merge(tmp_path / "all", [one, two])

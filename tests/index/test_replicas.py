@@ -95,9 +95,9 @@ def grow(path: Path, make_batch: Any, first: int, count: int = 5) -> None:
 
 def test_what_is_pulled_is_what_was_published(source: PublishedSource, filled: Path, url: str) -> None:
     lease = source.lease()
-    assert lease.path.name == "small" and content(lease.path) == content(filled)
-    assert {each.name for each in filled.iterdir()} - {"writer.lock"} <= {each.name for each in lease.path.iterdir()}
-    with Gallery.open(lease.path, fingerprint=None) as gallery:
+    assert lease.place.name == "small" and content(lease.place) == content(filled)
+    assert {each.name for each in filled.iterdir()} - {"writer.lock"} <= {each.name for each in lease.place.iterdir()}
+    with Gallery.open(lease.place, fingerprint=None) as gallery:
         assert source.marks(lease, gallery)[0] == source.marks(lease, gallery)[1]
     again = publish(filled, url)
     assert not again.changed and again.sent == 0
@@ -114,7 +114,7 @@ def test_a_gallery_that_is_written_meanwhile_is_published_as_of_one_moment(
         )
     assert published.manifest.stamp == before
     lease = PublishedSource(url, cache=tmp_path / "cache", fingerprint="weights-1").lease()
-    assert content(lease.path)[0] == before != content(filled)[0]
+    assert content(lease.place)[0] == before != content(filled)[0]
 
 
 def test_only_what_has_changed_is_sent_and_fetched(
@@ -137,7 +137,7 @@ def test_only_what_has_changed_is_sent_and_fetched(
     second = source.lease()
     parts = sum(len(file.parts) for file in published.manifest.files)
     assert 0 < len([key for key in fetched if key.startswith("parts/")]) < parts / 2
-    assert content(second.path) == content(filled) != content(first.path)
+    assert content(second.place) == content(filled) != content(first.place)
 
 
 def test_killed_at_any_part_the_next_one_goes_on(
@@ -167,7 +167,7 @@ def test_killed_at_any_part_the_next_one_goes_on(
         handle.truncate(partial.stat().st_size - 100)
     left = 10**6
     lease = source.lease()
-    assert content(lease.path) == content(filled)
+    assert content(lease.place) == content(filled)
     distinct = {p for each in _manifest(source).files for p in each.parts}
     assert fetched <= len(distinct) + 2  # what had come was not fetched again, but for the part that was cut
 
@@ -192,9 +192,9 @@ def test_bytes_that_are_not_those_published_are_never_served(
     store.put(f"parts/{part}", stored.content[:-1] + bytes([stored.content[-1] ^ 1]))
     with pytest.raises(GalleryDamaged, match="not what was published"):
         source.lease()
-    assert content(good.path)
+    assert content(good.place)
     store.put(f"parts/{part}", stored.content)
-    assert content(source.lease().path) == content(filled)
+    assert content(source.lease().place) == content(filled)
 
 
 def test_a_manifest_that_is_damaged_or_points_elsewhere_is_refused(source: PublishedSource, url: str) -> None:
@@ -225,12 +225,12 @@ def test_old_generations_go_when_nobody_serves_them(
         publish(filled, url)
         later = source.lease()
         source.clean()
-        assert first.path.is_dir() and later.path.is_dir()
+        assert first.place.is_dir() and later.place.is_dir()
         assert len(list(folders.iterdir())) == 2  # the one in between is gone
         later.release()
     first.release()
     source.clean()
-    assert elsewhere.path.is_dir()
+    assert elsewhere.place.is_dir()
     elsewhere.release()
     source.clean()
     assert len(list(folders.iterdir())) == 1
@@ -253,7 +253,7 @@ def test_two_that_publish_at_once_do_not_mix(url: str, filled: Path, make_batch:
     with pytest.raises(RemoteGalleryFailed, match="Another gallery was published"):
         publish(filled, url, at_step=overtake)
     lease = PublishedSource(url, cache=tmp_path / "cache", fingerprint="weights-1").lease()
-    assert content(lease.path) == content(other) != content(filled)
+    assert content(lease.place) == content(other) != content(filled)
 
 
 def test_readers_have_one_gallery_while_others_are_published(
@@ -270,7 +270,7 @@ def test_readers_have_one_gallery_while_others_are_published(
         try:
             while not done.is_set():
                 lease = own.lease()
-                found.append(content(lease.path))
+                found.append(content(lease.place))
                 lease.release()
                 own.clean()
         except BaseException as error:
@@ -331,5 +331,5 @@ def test_without_hard_links_files_are_copied(source: PublishedSource, filled: Pa
 
     monkeypatch.setattr(os, "link", refused)
     lease: Lease = source.lease()
-    assert content(lease.path) == content(filled)
-    assert np.array_equal(content(lease.path)[1], content(filled)[1])
+    assert content(lease.place) == content(filled)
+    assert np.array_equal(content(lease.place)[1], content(filled)[1])

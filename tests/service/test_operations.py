@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from seisbind.index import Gallery, verify_folder
 from seisbind.model import errors as tree
-from seisbind.model.encoders.embedder import Embedder
 from seisbind.service.settings import Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -52,18 +46,3 @@ def test_anchors_exist(page: str) -> None:
         headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
         known = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
         assert anchor in known, f"{page}: {target}#{anchor}"
-
-
-def test_the_backup_that_is_told_is_one(make_gallery: Any, embedder: Embedder, tmp_path: Path) -> None:
-    """Taken while a writer holds the gallery, with a model that may be only in the write-ahead log."""
-    shutil.copytree(make_gallery(), tmp_path / "gallery")
-    (block,) = codes("operations.md", r"(?s)^```python\n(.*?)^```")
-    with Gallery.open(tmp_path / "gallery", fingerprint=embedder.fingerprint, writable=True) as gallery:
-        gone = gallery.model_ids()[0]
-        gallery.remove([gone])
-        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    assert verify_folder(tmp_path / "backup").problems == ()
-    with Gallery.open(tmp_path / "backup", fingerprint=embedder.fingerprint) as copy:
-        assert len(copy) == 59
-        assert gone not in copy.model_ids()
