@@ -77,7 +77,7 @@ def test_replicas_and_milvus_fit_together() -> None:
     assert given["SEISBIND_WRITABLE"] == "false"  # Milvus has no lock for writers
     assert SERVICES["milvus"]["environment"]["QUERYNODE_SEGCORE_INTERIMINDEX_ENABLEINDEX"] == "false"
     extras = set(SERVICES["replica"]["build"]["args"]["EXTRAS"].split(","))
-    assert {"milvus", "cluster"} <= extras
+    assert {"milvus", "cluster", "inversion"} <= extras  # the page offers checks
     for service in SERVICES.values():
         assert set(service.get("depends_on", {})) <= set(SERVICES)
         for name, condition in service.get("depends_on", {}).items():

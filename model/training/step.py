@@ -109,8 +109,7 @@ def _in_parts(encoders: Encoders, parts: Sequence[Part], config: TrainConfig, ra
         total = total + heads.total.detach() / config.parts
         for name, value in heads.parts.items():
             totals[name] = totals.get(name, 0) + value / config.parts
-    temperature = encoders.logit_scale
-    shared = [p.grad for p in encoders.parameters() if p.grad is not None and p is not temperature]
+    shared = [p.grad for p in encoders.parameters() if p.grad is not None]
     ranks.add_up([*shared, *norms.sums(), total, *totals.values()])
     norms.settle(config.parts)
     if joint is not None:
@@ -127,7 +126,7 @@ def _joint(
 ) -> tuple[LossTerms, list[tuple[Tensor, ...]]]:
     """The contrastive loss of the whole batch, and its gradient at each embedding of this process's parts.
 
-    The gradient of the temperature is put where it belongs; it is the same in every process.
+    The gradient of the temperature is put where it belongs: this process's share of it, for all have the whole loss.
     """
     size = len(found[0][0])
     leaves = [
@@ -144,7 +143,7 @@ def _joint(
     wanted = [*leaves, temperature] if temperature.requires_grad else leaves
     pulls = list(torch.autograd.grad(terms.total, wanted, allow_unused=True))
     if temperature.requires_grad:
-        temperature.grad = pulls.pop()
+        temperature.grad = pulls.pop() / ranks.count
     begin = ranks.rank * len(parts) * size
     own = slice(begin, begin + len(parts) * size)
     return terms, [

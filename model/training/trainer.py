@@ -81,6 +81,7 @@ def train(
             as `check_start` and `check_frames`.
     """
     checkpoint = out / CHECKPOINT
+    ranks.total(0)  # the first one may still be writing the checkpoint of the stage before
     if checkpoint.exists() and not resume:
         raise InvalidConfig(f"{out} holds a run already; go on with --resume, or train into another folder.")
     if config.parts % ranks.count:

@@ -53,7 +53,7 @@ class _Connection(Generic[Http]):
         self.url = url.rstrip("/")
         self._retries = retries
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        headers["SeisBind-Deadline-Ms"] = str(min(max(1, round(1000 * timeout_s)), MAX_DEADLINE_MS))
+        headers["SeisBind-Deadline-Ms"] = str(round(min(max(1, 1000 * timeout_s), MAX_DEADLINE_MS)))
         try:
             self._http: Http = self._kind(base_url=self.url, timeout=timeout_s, headers=headers)
         except (httpx.InvalidURL, ValueError) as error:

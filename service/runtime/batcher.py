@@ -24,6 +24,7 @@ from seisbind.model.errors import Overloaded, SeisBindError
 from seisbind.service.engine.answers import Retrieval
 from seisbind.service.engine.engine import Engine, Stopwatch
 from seisbind.service.engine.query import Query
+from seisbind.service.lost_gpu import end_if_lost
 
 log = logging.getLogger(__name__)
 
@@ -198,6 +199,7 @@ class Batcher:
         try:
             answered: list[Answered | Exception] = list(_answered(engine, batch))
         except Exception as error:
+            end_if_lost(error)  # asked one by one, the queries would fail as well
             answered = [error] if len(batch) == 1 else [_alone(engine, each) for each in batch]
         batch[0].answer.get_loop().call_soon_threadsafe(_resolve, batch, answered)
 

@@ -27,6 +27,7 @@ from seisbind.service.engine.engine import Engine, canary_gather
 from seisbind.service.jobs.job import JobState
 from seisbind.service.jobs.keeper import Jobs
 from seisbind.service.jobs.store import JobLimits
+from seisbind.service.lost_gpu import end_if_lost
 from seisbind.service.runtime.batcher import Batcher
 from seisbind.service.runtime.images import PictureCache
 from seisbind.service.runtime.metrics import Metrics
@@ -281,8 +282,12 @@ class Serving:
 
     def _submit(self, pool: ThreadPoolExecutor, job: Callable[[Engine], T]) -> Future[T]:
         def run() -> T:
-            with self.using() as engine:
-                return job(engine)
+            try:
+                with self.using() as engine:
+                    return job(engine)
+            except RuntimeError as error:
+                end_if_lost(error)
+                raise
 
         return pool.submit(run)
 
@@ -390,9 +395,6 @@ class Serving:
         """Finish what is running, then let go of the gallery; a job goes on when there is a server again."""
         if self._jobs is not None:
             self._jobs.close()
-        self._model.shutdown(wait=True)
-        self._readers.shutdown(wait=True)
-        self._files.shutdown(wait=True)
-        self._drawing.shutdown(wait=True)
-        self._checking.shutdown(wait=True)
+        for pool in (self._model, self._readers, self._files, self._drawing, self._checking):
+            pool.shutdown(wait=True)
         self._held.close()

@@ -16,8 +16,8 @@ from seisbind.service.transport.keys import Scope as KeyScope
 from seisbind.service.transport.problems import CODE, problem, refused
 
 CORS_METHODS = ("GET", "POST", "DELETE")
-CORS_REQUEST_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "X-Request-ID")
-CORS_ANSWER_HEADERS = ("X-Request-ID", "Retry-After", "Location")
+CORS_REQUEST_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "SeisBind-Deadline-Ms", "X-Request-ID")
+CORS_ANSWER_HEADERS = ("X-Request-ID", "Retry-After", "Location", "SeisBind-Generation")
 TOO_LARGE = (
     "The body has {size} bytes or more; the limit is {limit}. Send fewer gathers a request, or as float16."
 )  # fmt: skip

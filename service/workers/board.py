@@ -83,7 +83,8 @@ class Board:
     def followed(self, number: int) -> None:
         """This worker serves what was there after request ``number``."""
         self._seen = max(self._seen, number)
-        self._put(f"served-{self.index}", str(self._seen))
+        with suppress(OSError):  # a full disk; who asked waits, and then answers without this worker
+            self._put(f"served-{self.index}", str(self._seen))
 
     def waiting_for(self, number: int) -> list[int]:
         """The workers that have not followed request ``number`` yet."""
@@ -115,6 +116,8 @@ class Board:
             await reload()
         except SeisBindError:
             pass  # counted and logged where it was met; the old gallery goes on being served
+        except Exception:  # whatever it is, this worker hears the next request too
+            log.exception("Worker %d has not loaded the gallery again.", self.index)
         finally:
             os.close(turn)
             self.followed(asked)
@@ -144,6 +147,6 @@ class Board:
 
     def _put(self, name: str, text: str) -> None:
         """Whole or not at all, for whoever reads it now; nothing here has to survive a power cut."""
-        partial = self.folder / f".{name}.{self.index}"
+        partial = self.folder / f".{name}.{os.getpid()}"  # a worker and its successor write the same name
         partial.write_text(text)
         partial.replace(self.folder / name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 HEALTHCHECK_S = 30  # a worker whose interpreter answers no ping for so long is ended by SIGKILL
 START_S = 600.0  # for a worker to open weights and gallery
 AGAIN_S, LONGEST_AGAIN_S = 1.0, 60.0  # before a worker that ended is started again; twice as long each time in a row
+READY_S = 0.1  # from one look whether a worker serves to the next
 ORPHAN_S = 1.0  # from one look whether the supervisor is there to the next
 CORES = 2  # of a worker on CPUs, where as many are started as pay: one encodes, the other reads and answers
 WELL_S = 60.0  # a worker that ran for so long had started well
@@ -64,8 +66,8 @@ class Worker(Process):
     def target(self, sockets: list[socket] | None = None) -> None:
         """In the child. Ends with code 1 after an error that was said, 0 after all that was admitted is answered."""
         threading.Thread(target=self.always_pong, daemon=True).start()
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         place = self.place
+        threading.Thread(target=_end_with, args=(os.getppid(), place.folder), daemon=True).start()
         for listener in sockets or ():  # there is one
             place.run(place.settings, Board(place.folder, place.index, place.count), listener, self._started)
 
@@ -77,10 +79,12 @@ class Worker(Process):
         self.child_conn.send(self._server is not None and self._server.started)
 
 
-def _end_with(parent: int) -> None:
-    """End this process, as by SIGTERM, once its supervisor is gone: nobody would start or end it any more."""
+def _end_with(parent: int, folder: Path) -> None:
+    """End this process, as by SIGTERM, once its supervisor is gone: nobody would start or end it any more, nor remove
+    the folder where the workers met."""
     while os.getppid() == parent:
         time.sleep(ORPHAN_S)
+    shutil.rmtree(folder, ignore_errors=True)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -109,9 +113,8 @@ class Supervisor(Multiprocess):
         for place in self._places:
             self.processes.append(self._start(place))
         for process in self.processes:
-            if not process.wait_until_ready(START_S, self.should_exit):
-                self.handle_signals()
-                if self.should_exit.is_set():
+            if not self._serves(process):
+                if self._ending():
                     return
                 self.terminate_all()
                 self.join_all()
@@ -122,6 +125,21 @@ class Supervisor(Multiprocess):
         worker = Worker(self.config, self.sockets, place)
         worker.start()
         return worker
+
+    def _serves(self, process: Process) -> bool:
+        """Wait until a worker serves; False once it has ended, or all are to end."""
+        end = time.monotonic() + START_S
+        while time.monotonic() < end and process.process.is_alive() and not self._ending():
+            if process.is_ready(timeout=1):
+                return True
+            time.sleep(READY_S)
+        return False
+
+    def _ending(self) -> bool:
+        """Whether SIGTERM or Ctrl-C has come, also while another signal is being followed."""
+        if {signal.SIGTERM, signal.SIGINT} & set(self.signal_queue):
+            self.should_exit.set()
+        return self.should_exit.is_set()
 
     def keep_subprocess_alive(self) -> None:
         for index, process in enumerate(self.processes):
@@ -142,22 +160,26 @@ class Supervisor(Multiprocess):
         wait_s = self._again_s[index]
         self._again_s[index] = min(2 * wait_s, LONGEST_AGAIN_S)
         log.error("Worker %d ended (code %s); another takes its place in %g s.", index, process.exitcode, wait_s)
+        self._places[index].folder.joinpath(f"metrics-{index}").unlink(missing_ok=True)  # it measures nothing now
         self._due[index] = time.monotonic() + wait_s
 
     def restart_all(self) -> None:
         """Replace the workers in turn, each once its successor serves; one that cannot serve ends that."""
         for index, before in enumerate(self.processes):
-            if self.should_exit.is_set():
+            if self._ending():
                 return
             worker = self._start(self._places[index])
-            if not worker.wait_until_ready(START_S, self.should_exit):
+            if not self._serves(worker):
                 worker.kill()
                 worker.join()
+                if self._ending():
+                    return
                 log.error("A new worker %d could not serve; the one before goes on, and so do those after it.", index)
                 return
+            self._due.pop(index, None)  # else one more would be started for the worker that had ended before
+            self.processes[index] = worker
             before.terminate()
             before.join()
-            self.processes[index] = worker
 
     def handle_ttin(self) -> None:
         """The number of workers is the setting's."""

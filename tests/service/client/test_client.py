@@ -117,6 +117,14 @@ def same(found: Sequence[RetrievalBody], expected: Sequence[RetrievalBody]) -> N
         assert got.in_distribution.score == pytest.approx(wanted.in_distribution.score, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("timeout_s", "sent"), [(2.5, "2500"), (1e-9, "1"), (1e9, "99999999"), (float("inf"), "99999999")]
+)
+def test_a_client_says_how_long_it_waits(timeout_s: float, sent: str) -> None:
+    with Client("http://127.0.0.1:1", timeout_s=timeout_s) as client:
+        assert client._http.headers["SeisBind-Deadline-Ms"] == sent
+
+
 def test_engine_and_clients_give_the_same_answers(ask: Ask, served: Any, engine: Engine, gathers: Float32) -> None:
     def bodies(found: Any, include: Sequence[str] = PARTS) -> list[RetrievalBody]:
         return [retrieval_body(each, include) for each in found]

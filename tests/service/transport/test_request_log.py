@@ -132,13 +132,17 @@ def test_an_origin_that_is_set_may_call(serve: Any) -> None:
     allowed = preflight(server.http, ORIGIN)  # which brings no key
     assert allowed.status_code == 200
     assert allowed.headers["access-control-allow-origin"] == ORIGIN
-    assert "authorization" in allowed.headers["access-control-allow-headers"].lower()
+    for name in ("authorization", "seisbind-deadline-ms"):
+        assert name in allowed.headers["access-control-allow-headers"].lower()
     assert "access-control-allow-credentials" not in allowed.headers
     is_safe(allowed)
     refused = server.http.get("/v1/gallery", headers={"Origin": ORIGIN})  # the page may read why
     assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, ORIGIN)
     right = server.http.get("/v1/gallery", headers={"Origin": ORIGIN, "Authorization": f"Bearer {READ}"})
     assert (right.status_code, right.headers["access-control-allow-origin"]) == (200, ORIGIN)
+    assert (
+        "SeisBind-Generation" in right.headers["access-control-expose-headers"] and right.headers["SeisBind-Generation"]
+    )
     assert "Origin" in right.headers["vary"]
     strange = preflight(server.http, "https://evil.example.org")
     assert (strange.status_code, strange.json()["code"]) == (400, "bad_request")

@@ -136,13 +136,17 @@ def test_a_killed_worker_takes_its_own_requests_and_no_others(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
-def test_workers_end_with_their_supervisor(weights: Path, gallery_path: Path) -> None:
+def test_workers_end_with_their_supervisor(
+    weights: Path, gallery_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with serving(weights, gallery_path) as (server, url):
         pids = workers_of(server)
         assert len(pids) == 2 and url
         server.kill()
         server.wait(30)
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "workers that nobody looks after end")
+    assert not list(tmp_path.glob("seisbind-workers-*"))
 
 
 def test_workers_that_cannot_start_are_one_error(weights: Path, tmp_path: Path) -> None:
