@@ -1,8 +1,8 @@
 # make demo   the main job, set-up included: gallery, server, gathers over HTTP, a table and a picture
-# make test   the tests, set-up included
+# make test   the tests, set-up included; make test-all: also the long ones, which repeat them for more cases
 # make check  ruff and mypy alone
 # make serve  the server over the demo's gallery
-.PHONY: demo test check serve setup setup-dev
+.PHONY: demo test test-all check serve setup setup-dev
 
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 1)
 WORKERS ?= 2
@@ -18,6 +18,9 @@ demo: setup
 
 test: setup-dev
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup
+
+test-all: setup-dev
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m '' -n $(WORKERS) --dist loadgroup
 
 check: setup-dev
 	.venv/bin/ruff check .

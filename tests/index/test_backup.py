@@ -18,6 +18,8 @@ from seisbind.index.maintenance import backup as module
 from seisbind.index.maintenance.backup import backup, restore
 from seisbind.model.errors import GalleryDamaged, GalleryError, GalleryLocked, GalleryWriteFailed
 
+LONG = pytest.mark.long
+
 MakeBatch = Callable[..., Any]
 HERE = Path(__file__).parent
 
@@ -163,21 +165,21 @@ def other(tmp_path: Path, make_batch: MakeBatch) -> Path:
 @pytest.mark.parametrize(
     ("what", "step", "held"),
     [
-        ("backup", "backup:copying", "old"),
+        pytest.param("backup", "backup:copying", "old", marks=LONG),
         ("backup", "backup:copied", "old"),
-        ("backup", "backup:verified", "old"),
-        ("backup", "install:cleared", "old"),
+        pytest.param("backup", "backup:verified", "old", marks=LONG),
+        pytest.param("backup", "install:cleared", "old", marks=LONG),
         ("backup", "install:renamed", "new"),
-        ("restore", "restore:checked", "old"),
-        ("restore", "backup:copying", "old"),
-        ("restore", "velocity.faiss:synced", "old"),
+        pytest.param("restore", "restore:checked", "old", marks=LONG),
+        pytest.param("restore", "backup:copying", "old", marks=LONG),
+        pytest.param("restore", "velocity.faiss:synced", "old", marks=LONG),
         ("restore", "install:settled", "old"),
         ("restore", "install:renamed", "new"),
-        ("restore", "install:indices", "new"),
-        ("merge", "add:first-row", "old"),
+        pytest.param("restore", "install:indices", "new", marks=LONG),
+        pytest.param("merge", "add:first-row", "old", marks=LONG),
         ("merge", "merge:copied", "old"),
-        ("merge", "install:cleared", "old"),
-        ("merge", "install:renamed", "new"),
+        pytest.param("merge", "install:cleared", "old", marks=LONG),
+        pytest.param("merge", "install:renamed", "new", marks=LONG),
     ],
 )
 def test_killed_at_a_step_the_old_gallery_or_the_new_is_there(

@@ -23,6 +23,8 @@ from seisbind.model.errors import GalleryDamaged, GalleryError, GalleryLocked, G
 from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import mixed
 
+LONG = pytest.mark.long
+
 MakeBatch = Callable[..., Any]
 HERE = Path(__file__).parent
 QUERIES = np.eye(16, dtype=np.float32)
@@ -190,19 +192,19 @@ def run(path: Path, last: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("step", "version"),
     [
-        ("create:written", 1),
-        ("copy:before-commit", 1),
-        ("copy:committed", 1),
-        ("continue:committed", 1),
+        pytest.param("create:written", 1, marks=LONG),
+        pytest.param("copy:before-commit", 1, marks=LONG),
+        pytest.param("copy:committed", 1, marks=LONG),
+        pytest.param("continue:committed", 1, marks=LONG),
         ("optimize:copied", 1),
-        ("velocity.faiss:written", 1),
-        ("columns.json:renamed", 1),
-        ("optimize:snapshots", 1),
-        ("optimize:verified", 1),
-        ("install:settled", 1),
+        pytest.param("velocity.faiss:written", 1, marks=LONG),
+        pytest.param("columns.json:renamed", 1, marks=LONG),
+        pytest.param("optimize:snapshots", 1, marks=LONG),
+        pytest.param("optimize:verified", 1, marks=LONG),
+        pytest.param("install:settled", 1, marks=LONG),
         ("install:cleared", 1),
         ("install:renamed", 2),
-        ("install:indices", 2),
+        pytest.param("install:indices", 2, marks=LONG),
     ],
 )
 def test_killed_at_any_step_nothing_is_lost(old: Path, step: str, version: int) -> None:

@@ -108,7 +108,10 @@ def lite_base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"milvus+lite://{tmp_path_factory.mktemp('lite')}/store.db"
 
 
-@pytest.fixture(scope="session", params=["folder", "milvus-lite", "milvus-lite, maps in S3", "milvus"])
+@pytest.fixture(
+    scope="session",
+    params=["folder", pytest.param("milvus-lite", marks=pytest.mark.long), "milvus-lite, maps in S3", "milvus"],
+)
 def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kind:
     name: str = request.param
     if name == "folder":
