@@ -11,7 +11,8 @@ from threading import Event
 
 import numpy as np
 
-from seisbind.index.search.columns import NO_FAMILY, ColumnsSnapshot, keys_of
+from seisbind.index.search.columns import ColumnsSnapshot, keys_of
+from seisbind.index.search.labels import NO_FAMILY
 from seisbind.index.search.loading import load_view, refresh_view
 from seisbind.index.search.mapped import MappedSnapshot, SnapshotDamaged
 from seisbind.index.search.snapshots import Snapshot, load_columns_snapshot, load_snapshot

@@ -8,6 +8,7 @@ __all__ = [
     "columns",
     "device",
     "filter",
+    "labels",
     "loading",
     "mapped",
     "mapped_writer",

@@ -6,7 +6,6 @@ over a column or through an index never is. An array here grows at its end witho
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.index.search.filter import Filter
+from seisbind.index.search.labels import NO_FAMILY, Bool, Labels
 from seisbind.index.storage.record import CHECKSUM, Checksums, Float32, Histogram, Ids, Int64, RecordColumns, objects
 from seisbind.model.ground.descriptors import NAMES
 
-Bool = NDArray[np.bool_]
 Int32 = NDArray[np.int32]
 CodedIds = NDArray[np.bytes_]  # a byte a character, as ids are ASCII, and no object each
 
 SPARE_SHARE = 8  # a full array gets this fraction more than it needs, so that additions are rarely a copy
 MIN_SPARE = 1024  # entries
-NO_FAMILY = -1
 
 
 class _Buffer:
@@ -58,101 +56,6 @@ class GrowableArray:
         buffer.array[..., held:count] = more
         buffer.used = count
         return GrowableArray(buffer.array[..., :count], buffer)
-
-
-class Labels:
-    """Families, sources and sets of tags by number. Only ever added to, so that older numbers stay true."""
-
-    __slots__ = ("_family", "_source", "_tag_set", "_with_tag", "families", "sources", "tag_sets")
-
-    def __init__(
-        self, families: Sequence[str] = (), tag_sets: Sequence[tuple[str, ...]] = (), sources: Sequence[str] = ()
-    ) -> None:
-        self.families: list[str] = []
-        self.sources: list[str] = []
-        self.tag_sets: list[tuple[str, ...]] = []
-        self._family: dict[str, int] = {}
-        self._source: dict[str, int] = {}
-        self._tag_set: dict[tuple[str, ...], int] = {}
-        self._with_tag: dict[str, list[int]] = {}
-        for name in families:
-            self.family(name)
-        for tags in tag_sets:
-            self.tag_set(tags)
-        for name in sources:
-            self.source(name)
-
-    @classmethod
-    def load(cls, text: bytes) -> Labels:
-        """The inverse of `dump`. Raises ValueError, KeyError, TypeError."""
-        held = json.loads(text)
-        return cls(held["families"], [tuple(tags) for tags in held["tag_sets"]], held["sources"])
-
-    def dump(self) -> bytes:
-        """As JSON."""
-        held = {"families": self.families, "tag_sets": self.tag_sets, "sources": self.sources}
-        return json.dumps(held).encode()
-
-    def family(self, name: str | None) -> int:
-        """The number of a family, a new one if need be; `NO_FAMILY` for None."""
-        if name is None:
-            return NO_FAMILY
-        code = self._family.get(name)
-        if code is None:
-            self.families.append(name)  # before its number is known to a search
-            code = self._family[name] = len(self.families) - 1
-        return code
-
-    def source(self, name: str | None) -> int:
-        """The number of a source, as `family` of a family; `NO_FAMILY` for None."""
-        if name is None:
-            return NO_FAMILY
-        code = self._source.get(name)
-        if code is None:
-            self.sources.append(name)
-            code = self._source[name] = len(self.sources) - 1
-        return code
-
-    def tag_set(self, tags: tuple[str, ...]) -> int:
-        """The number of a set of tags (sorted), a new one if need be."""
-        code = self._tag_set.get(tags)
-        if code is None:
-            self.tag_sets.append(tags)
-            code = self._tag_set[tags] = len(self.tag_sets) - 1
-            for tag in tags:
-                self._with_tag.setdefault(tag, []).append(code)
-        return code
-
-    def is_one_of(self, families: Sequence[str]) -> Bool:
-        """Which numbers are of ``families``; the last entry, which `NO_FAMILY` points at, is False."""
-        found = [self._family[name] for name in families if name in self._family]
-        chosen = np.zeros(len(self.families) + 1, np.bool_)  # after ``found``: numbers may be added meanwhile
-        chosen[found] = True
-        return chosen
-
-    def is_from(self, sources: Sequence[str], prefixes: tuple[str, ...]) -> Bool:
-        """Which numbers are of sources that are among ``sources`` or begin with one of ``prefixes``; as `is_one_of`."""
-        found = [self._source[name] for name in sources if name in self._source]
-        if prefixes:
-            found += [code for code, name in enumerate(self.sources[:]) if name.startswith(prefixes)]
-        chosen = np.zeros(len(self.sources) + 1, np.bool_)
-        chosen[found] = True
-        return chosen
-
-    def has_any(self, tags: Sequence[str], prefixes: tuple[str, ...]) -> Bool:
-        """Which sets have one of ``tags``, or a tag that begins with one of ``prefixes``."""
-        named = [tag for tag in list(self._with_tag) if tag.startswith(prefixes)] if prefixes else tags
-        found = [code for tag in named for code in self._with_tag.get(tag, ())]
-        chosen = np.zeros(len(self.tag_sets) + 1, np.bool_)
-        chosen[found] = True
-        return chosen
-
-    def has_all(self, tags: Sequence[str]) -> Bool:
-        """Which sets have every one of ``tags``."""
-        found = set.intersection(*(set(self._with_tag.get(tag, ())) for tag in tags))
-        chosen = np.zeros(len(self.tag_sets) + 1, np.bool_)
-        chosen[list(found)] = True
-        return chosen
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from seisbind.index.search.columns import Bool, Columns, ColumnsSnapshot, coded, keys_of
+from seisbind.index.search.columns import Columns, ColumnsSnapshot, coded, keys_of
+from seisbind.index.search.labels import Bool
 from seisbind.index.search.mapped import MappedFile, MappedSnapshot, SnapshotDamaged
 from seisbind.index.search.snapshots import Snapshot, load_columns_snapshot, load_snapshot
 from seisbind.index.search.vectors import VectorIndex

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from seisbind.index.approximate.info import ApproximateInfo
 from seisbind.index.approximate.lists import StoredLists
 from seisbind.index.scanning.codes import Codes
-from seisbind.index.search.columns import Columns, Labels, Statistics
+from seisbind.index.search.columns import Columns, Statistics
+from seisbind.index.search.labels import Labels
 from seisbind.index.search.vectors import VectorIndex
 from seisbind.index.search.view import View
 from seisbind.index.storage.folder import MAPPED, SPACES

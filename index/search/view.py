@@ -11,9 +11,10 @@ import numpy as np
 from seisbind.index.approximate.info import ApproximateInfo
 from seisbind.index.approximate.lists import StoredLists
 from seisbind.index.scanning.codes import Float64
-from seisbind.index.search.columns import NO_FAMILY, Bool, Columns, Statistics, keys_of
+from seisbind.index.search.columns import Columns, Statistics, keys_of
 from seisbind.index.search.device import DeviceSearch
 from seisbind.index.search.filter import Filter
+from seisbind.index.search.labels import NO_FAMILY, Bool
 from seisbind.index.search.reranking import search_lists
 from seisbind.index.search.snapshots import AtStep, SnapshotWriter
 from seisbind.index.search.vectors import VectorIndex
