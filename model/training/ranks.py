@@ -21,6 +21,8 @@ from torch import Tensor
 from seisbind.model.encoders.embedder import choose_device
 from seisbind.model.errors import InvalidConfig
 
+STARTED = {"WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"}  # variables that torch.distributed reads
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
@@ -102,7 +104,7 @@ ALONE = Ranks()
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Ranks]:
-    """This process among those that ``torchrun`` started; the only one where it was started by itself.
+    """This process among those that ``torchrun``, or what sets the same variables, started; else the only one.
 
     On GPUs each process takes its own, and they talk by NCCL; on CPUs by gloo.
 
@@ -110,12 +112,12 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         InvalidConfig: more processes on a host than it has GPUs.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1 or not dist.is_torchelastic_launched():
+    if count == 1 or not os.environ.keys() >= STARTED:
         yield replace(ALONE, device=device)
         return
     target = choose_device(device)
     if target.type == "cuda":
-        target = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        target = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         torch.cuda.set_device(target)
     dist.init_process_group("nccl" if target.type == "cuda" else "gloo")
     try:

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
@@ -38,6 +39,7 @@ AGAIN_S, LONGEST_AGAIN_S = 1.0, 60.0  # before a worker that ended is started ag
 READY_S = 0.1  # from one look whether a worker serves to the next
 ORPHAN_S = 1.0  # from one look whether the supervisor is there to the next
 CORES = 2  # of a worker on CPUs, where as many are started as pay: one encodes, the other reads and answers
+CLOSE_S = 5.0  # for a worker to close what it has, after its requests' time to finish
 WELL_S = 60.0  # a worker that ran for so long had started well
 
 Started = Callable[[uvicorn.Server], None]
@@ -70,6 +72,21 @@ class Worker(Process):
         threading.Thread(target=_end_with, args=(os.getppid(), place.folder), daemon=True).start()
         for listener in sockets or ():  # there is one
             place.run(place.settings, Board(place.folder, place.index, place.count), listener, self._started)
+
+    def ping(self, timeout: float = 5) -> bool:
+        self._forget()
+        return super().ping(timeout)
+
+    def is_ready(self, timeout: float = 5) -> bool:
+        self._forget()
+        return super().is_ready(timeout)
+
+    def _forget(self) -> None:
+        """Answers to earlier pings, which it gave late, while it was starting: they would pass for those of a worker
+        that hangs by now."""
+        with suppress(OSError, EOFError):
+            while self.parent_conn.poll():
+                self.parent_conn.recv()
 
     def _started(self, server: uvicorn.Server) -> None:
         self._server = server
@@ -179,7 +196,20 @@ class Supervisor(Multiprocess):
             self._due.pop(index, None)  # else one more would be started for the worker that had ended before
             self.processes[index] = worker
             before.terminate()
-            before.join()
+            self._join(before, time.monotonic() + self._places[index].settings.shutdown_s + CLOSE_S)
+
+    def join_all(self) -> None:
+        """Wait for all that were told to end; one that hangs is killed."""
+        end = time.monotonic() + max(place.settings.shutdown_s for place in self._places) + CLOSE_S
+        for process in self.processes:
+            self._join(process, end)
+
+    def _join(self, process: Process, end: float) -> None:
+        process.process.join(max(0.0, end - time.monotonic()))
+        if process.process.is_alive():
+            log.error("Worker process %s has not ended after SIGTERM; it is killed.", process.pid)
+            process.kill()
+            process.join()
 
     def handle_ttin(self) -> None:
         """The number of workers is the setting's."""

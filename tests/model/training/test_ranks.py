@@ -18,7 +18,7 @@ from seisbind.model.errors import InvalidConfig
 from seisbind.model.training.augment import whole_batch
 from seisbind.model.training.batches import make_batches
 from seisbind.model.training.checkpoint import CHECKPOINT
-from seisbind.model.training.ranks import ALONE, Ranks, parts_for
+from seisbind.model.training.ranks import ALONE, Ranks, joined, parts_for
 from seisbind.model.training.recipe import TrainConfig
 from seisbind.model.training.run import shared_parts
 from seisbind.model.training.step import Part, gradients
@@ -135,6 +135,19 @@ class _Counted(Ranks):
 
     def total(self, number: int) -> int:
         return 39
+
+
+def test_who_is_one_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the variables that torchrun sets, and others (Kubeflow) too: by itself each would write the same folder."""
+    for name, does in (("init_process_group", None), ("destroy_process_group", None), ("get_rank", 1)):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda *given, does=does: does)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with joined("cpu") as ranks:
+        assert (ranks.rank, ranks.count) == (0, 1)  # nobody says where the other one is
+    for name, value in (("RANK", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    with joined("cpu") as ranks:
+        assert (ranks.rank, ranks.count) == (1, 2)
 
 
 def start(processes: int, *arguments: object) -> None:

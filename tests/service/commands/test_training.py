@@ -67,7 +67,7 @@ def test_two_processes_train_one_set_of_weights(folder: Path, tmp_path: Path) ->
     recipe.write_text((folder / "recipe.json").read_text().replace('"steps": 2', '"steps": 10'))
     out = tmp_path / "run"
     train = ("train", "--data", folder / "train", "--held-out", folder / "other", "--config", recipe, "--out", out)
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "seisbind"]
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "--", "seisbind"]
     done = subprocess.run([sys.executable, *start, *map(str, train)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("weights ") == 1 and "Training on 24 pairs" in done.stderr

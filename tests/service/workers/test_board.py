@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ from seisbind.model.errors import GalleryDamaged
 from seisbind.service.runtime.metrics import Metrics
 from seisbind.service.settings import Settings
 from seisbind.service.workers import board as boards
-from seisbind.service.workers import supervisor
 from seisbind.service.workers.board import Board
-from seisbind.service.workers.supervisor import Place, Supervisor
+from seisbind.service.workers.supervisor import Place, Supervisor, Worker
 
 
 def test_a_reload_that_fails_anyhow_leaves_a_worker_that_hears_the_next(
@@ -46,7 +46,8 @@ class _Process:
     """A worker that is there, or not, and serves once it was looked at so many times."""
 
     def __init__(self, alive: bool = True, serves: bool = True) -> None:
-        self.process, self.alive, self.serves, self.exitcode, self.begun = self, alive, serves, None, 0.0
+        self.process, self.alive, self.serves = self, alive, serves
+        self.pid, self.exitcode, self.begun = 1, None, 0.0
         self.ended: list[str] = []
 
     def is_alive(self, timeout: float = 0) -> bool:
@@ -56,7 +57,11 @@ class _Process:
         return self.serves
 
     def __getattr__(self, name: str) -> Any:
-        return lambda: self.ended.append(name)  # terminate, kill, join
+        def end(*given: Any) -> None:  # terminate, kill, join
+            self.ended.append(name)
+            self.alive = self.alive and name != "kill"
+
+        return end
 
 
 @pytest.fixture
@@ -83,7 +88,7 @@ def test_a_worker_that_had_ended_is_not_started_twice(supervised: Any, monkeypat
     assert 0 in supervised._due and not supervised._places[0].folder.joinpath("metrics-0").exists()
     supervised.restart_all()
     assert supervised.processes == started and len(started) == 2
-    monkeypatch.setattr(supervisor.time, "monotonic", lambda: 1e12)
+    supervised._due |= dict.fromkeys(supervised._due, 0.0)  # time passes
     supervised.keep_subprocess_alive()
     assert len(started) == 2
 
@@ -108,3 +113,25 @@ def test_sigterm_does_not_wait_for_workers_that_open_their_gallery(
     supervised.processes.clear()
     supervised.init_processes()
     assert supervised.should_exit.is_set() and supervised.processes == opening[1:]
+
+
+def test_a_worker_that_does_not_end_is_killed(supervised: Any) -> None:
+    hung, ended = _Process(), _Process(alive=False)
+    supervised.processes = [hung, ended]
+    supervised.terminate_all()
+    supervised.join_all()
+    assert hung.ended == ["terminate", "join", "kill", "join"] and ended.ended == ["terminate", "join"]
+
+
+def test_late_answers_are_not_those_of_a_worker_that_hangs(supervised: Any) -> None:
+    worker = Worker(supervised.config, supervised.sockets, supervised._places[0])
+    for _ in range(3):  # pings that were given up while it started
+        worker.parent_conn.send(b"ping")
+    for _ in range(3):
+        worker.pong()
+    assert not worker.ping(0.01)  # and nothing since
+    worker.pong()
+    answering = threading.Thread(target=worker.pong)
+    answering.start()
+    assert worker.ping(60)
+    answering.join()
