@@ -24,6 +24,7 @@ ANYWHERE = (0.5, 0.25)  # and between the others and one, in any direction: with
 KINDS = 1 + len(ANYWHERE)
 MARGIN = 0.003  # that the queries that choose have to find beyond `FLOOR`
 PROBES = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # tried in this order
+RECORDS = 4  # times as many are looked through: modelled records needed three times those of sample queries to find .99
 CANDIDATES = 64  # ranked exactly for a query
 DEEPEST = 30  # matches of a search: as many as are ordered by structure for each gather
 FILTERED_SAMPLES = 40  # queries under each filter: each is multiplied with all vectors that are allowed
@@ -56,7 +57,7 @@ def build(source: Source) -> tuple[Lists, ApproximateInfo]:
     lists = Lists.build(source.vectors_at, source.count, source.dimension)
     rng = np.random.default_rng(SEED)
     choosing, measuring = (sample_queries(source, SAMPLES, rng) for _ in range(2))
-    probes = _fewest_probes(lists, source, choosing)
+    probes = min(RECORDS * _fewest_probes(lists, source, choosing), lists.count)
     size = 0
 
     def count(part: bytes) -> None:

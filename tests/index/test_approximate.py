@@ -79,7 +79,7 @@ def test_the_recall_that_is_recorded_is_that_of_other_queries(path: Path, make_b
     queries = queries_of(make_batch)
     with Gallery.open(path, fingerprint=None) as gallery:
         info = gallery.approximate
-        assert info is not None and info.models == COUNT and info.probes < info.lists and info.recall >= FLOOR
+        assert info is not None and info.models == COUNT and info.probes <= info.lists and info.recall >= FLOOR
         assert set(info.filtered) == {"0.1", "1", "10", "50"} and min(info.filtered.values()) >= FLOOR
         hits = gallery.search_velocity(queries, K)
         assert hits.approximate == info
