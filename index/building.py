@@ -72,7 +72,9 @@ class Building:
         self.progress = progress
         self._at_step("build:noted")
         if len(self.gallery) - self._mapped >= max(FOLD_MODELS, len(self.gallery) // FOLD_SHARE):
-            self.gallery.close()  # writes the snapshot
+            with translate_errors(self._folder, "note the progress"):
+                self.gallery.snapshot(lists=False)  # these are made once, at the end
+            self.gallery.close()
             self.gallery = self._open()
             self._mapped = len(self.gallery)
             self._at_step("build:folded")

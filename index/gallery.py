@@ -24,7 +24,7 @@ from seisbind.index.search.device import DeviceSearch, place
 from seisbind.index.search.filter import Filter
 from seisbind.index.search.loading import LoadedView, load_view, refresh_view
 from seisbind.index.search.mapped import SnapshotDamaged, SnapshotWatch
-from seisbind.index.search.mapped_writer import is_large, write_snapshots
+from seisbind.index.search.mapped_writer import is_large, lacks_lists, write_snapshots
 from seisbind.index.search.policy import ApproximatePolicy
 from seisbind.index.search.snapshots import recover_snapshots
 from seisbind.index.search.view import Hits
@@ -104,8 +104,9 @@ class Gallery:
         self._approximate = ApproximatePolicy(exact, self._say)
         self._approximate.opened(loaded.view)
         # models that the snapshots lack, or have too many; a large gallery that is not mapped yet lacks all
-        large = loaded.mapped is None and is_large(loaded.view)
-        self._behind = len(loaded.view) + 1 if large else loaded.behind
+        mapped = loaded.mapped
+        lacking = is_large(loaded.view) if mapped is None else lacks_lists(loaded.view, mapped.facts)
+        self._behind = len(loaded.view) + 1 if lacking else loaded.behind
         self._snapshot_generation = -1 if self._behind else self._view.generation
         self._device: DeviceSearch | None = None
         self._files = ExitStack()  # closed by `close`
@@ -596,8 +597,12 @@ class Gallery:
             self._refresh()
             yield
 
-    def snapshot(self) -> None:
+    def snapshot(self, *, lists: bool = True) -> None:
         """Write indices and columns beside the records, so that the next opening reads no records but the catalogue.
+
+        Args:
+            lists: also make the approximate index of a very large gallery, which takes minutes; one that was left out
+                is made by the next writer that closes.
 
         Raises:
             GalleryError: opened for reading.
@@ -608,7 +613,9 @@ class Gallery:
             view = self._view
             if view.generation != self._snapshot_generation:
                 self._sound(
-                    lambda: write_snapshots(self._view, self.path, fingerprint=self.fingerprint, at_step=self._at_step)
+                    lambda: write_snapshots(
+                        self._view, self.path, fingerprint=self.fingerprint, at_step=self._at_step, lists=lists
+                    )
                 )
                 self._snapshot_generation, self._behind = view.generation, 0
 

@@ -28,7 +28,7 @@ APPROXIMATE_SPACE = "velocity"  # which gathers are compared in; searches by des
 CHUNK = 8192  # vectors written at a time, 8 MB of 256-d ones
 
 
-def write_mapped(view: View, folder: Path, *, fingerprint: str, at_step: AtStep) -> None:
+def write_mapped(view: View, folder: Path, *, fingerprint: str, at_step: AtStep, lists: bool = True) -> None:
     """Write ``view``, which is what the records hold, beside them.
 
     Raises:
@@ -38,7 +38,7 @@ def write_mapped(view: View, folder: Path, *, fingerprint: str, at_step: AtStep)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as handle:
-            _write(view, _Blocks(handle), fingerprint)
+            _write(view, _Blocks(handle), fingerprint, lists=lists)
         at_step(f"{MAPPED}:written")
         sync(temporary)
         at_step(f"{MAPPED}:synced")
@@ -50,7 +50,7 @@ def write_mapped(view: View, folder: Path, *, fingerprint: str, at_step: AtStep)
     sync(folder)
 
 
-def _write(view: View, out: _Blocks, fingerprint: str) -> None:
+def _write(view: View, out: _Blocks, fingerprint: str, *, lists: bool) -> None:
     kept = np.flatnonzero(view.alive)
     columns = view.columns.select(kept)
     statistics = Statistics.of(columns, np.ones(len(kept), np.bool_))
@@ -87,12 +87,12 @@ def _write(view: View, out: _Blocks, fingerprint: str) -> None:
                 out.write(coded)
         codes[space] = residual_bound(largest, longest)
     approximate = {}
-    if len(kept) >= APPROXIMATE_MODELS:
-        lists, info = recall.build(source_of(view.index(APPROXIMATE_SPACE), view.alive))
+    if lists and len(kept) >= APPROXIMATE_MODELS:
+        made, info = recall.build(source_of(view.index(APPROXIMATE_SPACE), view.alive))
         approximate[APPROXIMATE_SPACE] = info.to_dict()
         if info.served:
             with out.section(f"{APPROXIMATE_SPACE}.lists"):
-                lists.dump(out.write)
+                made.dump(out.write)
     facts = {
         "format": FORMAT_VERSION,
         "fingerprint": fingerprint,
@@ -111,19 +111,24 @@ def _write(view: View, out: _Blocks, fingerprint: str) -> None:
     out.finish(facts)
 
 
+def lacks_lists(view: View, facts: dict[str, Any]) -> bool:
+    """Whether a snapshot, of which these are the facts, was written before it could have an approximate index."""
+    return len(view) >= APPROXIMATE_MODELS and not facts.get("approximate")
+
+
 def is_large(view: View) -> bool:
     """Whether its snapshot is one to map."""
     return len(view) >= MAPPED_MODELS
 
 
-def write_snapshots(view: View, folder: Path, *, fingerprint: str, at_step: AtStep) -> None:
+def write_snapshots(view: View, folder: Path, *, fingerprint: str, at_step: AtStep, lists: bool = True) -> None:
     """Write ``view``, which is what the records hold, beside them, in the way that fits its size; the other goes.
 
     Raises:
         OSError: the disk refused. What was there before is still there, or will be recognised as not matching.
     """
     if is_large(view):
-        write_mapped(view, folder, fingerprint=fingerprint, at_step=at_step)
+        write_mapped(view, folder, fingerprint=fingerprint, at_step=at_step, lists=lists)
     else:
         view.write_snapshots(folder, fingerprint=fingerprint, at_step=at_step)
     for name in READ if is_large(view) else (MAPPED,):

@@ -222,6 +222,17 @@ def test_a_snapshot_of_the_format_before_is_made_anew(path: Path, make_batch: Ma
         assert gallery.approximate is None and found(gallery, queries) == truth
 
 
+def test_an_index_that_was_left_out_is_made_by_the_next_writer(path: Path, make_batch: MakeBatch) -> None:
+    with Gallery.open(path, fingerprint=None, writable=True) as gallery:
+        gallery._snapshot_generation = -1
+        gallery.snapshot(lists=False)
+    with Gallery.open(path, fingerprint=None) as gallery:
+        assert gallery._mapped is not None and gallery.approximate is None and gallery.notes == ()
+    Gallery.open(path, fingerprint=None, writable=True).close()
+    with Gallery.open(path, fingerprint=None) as gallery:
+        assert gallery.approximate is not None
+
+
 def test_live_queries_go_on_being_measured(path: Path, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here each is compared. While recall is well, nothing changes; once candidates are lost, search is exact again."""
     monkeypatch.setattr(probe, "EVERY", 1)
