@@ -113,7 +113,7 @@ def test_faiss_alone_would_have_believed_some_of_them(pristine: Path) -> None:
     assert believed > 0
 
 
-@pytest.mark.parametrize("start", range(4))
+@pytest.mark.parametrize("start", [0, *(pytest.param(start, marks=pytest.mark.long) for start in (1, 2, 3))])
 def test_a_flip_in_the_records_is_refused_or_harmless_or_found(
     pristine: Path, tmp_path: Path, make_batch: MakeBatch, start: int
 ) -> None:

@@ -23,6 +23,7 @@ from seisbind.model.frame import OPENFWI_FRAME
 START_S = 120  # until the server answers, on a busy machine
 FINGERPRINT = "weights-1"
 NUMBERS = itertools.count(1)
+ELSEWHERE = ("milvus-lite", "milvus-lite, maps in S3", "milvus")
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def lite_base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(
     scope="session",
-    params=["folder", pytest.param("milvus-lite", marks=pytest.mark.long), "milvus-lite, maps in S3", "milvus"],
+    params=["folder", *(pytest.param(each, marks=pytest.mark.long) for each in ELSEWHERE)],
 )
 def kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kind:
     name: str = request.param

@@ -114,6 +114,7 @@ def test_killed_at_every_step_a_build_becomes_the_same_gallery(tmp_path: Path, w
     assert sum(earlier > 0 for earlier in result["resumed"]) >= 5 and max(result["resumed"]) == 100
 
 
+@pytest.mark.long
 def test_a_note_that_runs_ahead_does_not_survive_the_same_harness(tmp_path: Path, weights: Path) -> None:
     assert harness(tmp_path, weights, 0, 5, "naive")["wrong"]
 
@@ -153,6 +154,7 @@ class Faulty:
 EMPTY = np.empty((0, 70, 70), np.float32)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(("end", "said"), [("killed", "worker processes died"), ("memory", "out of memory")])
 def test_a_worker_that_dies_is_one_sentence_and_what_was_done_stays(
@@ -274,6 +276,7 @@ def test_few_models_start_no_workers(embedder: Embedder) -> None:
     assert replace(encoders, workers=3).workers_for(1) == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("whom", ["parent", "worker"])
 def test_processes_end_and_the_same_command_goes_on(tmp_path: Path, weights: Path, whom: str) -> None:
     """By the command: the process, or one of its workers, is killed once something is done."""

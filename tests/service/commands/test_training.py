@@ -61,6 +61,7 @@ def test_train_then_evaluate(folder: Path) -> None:
     assert again.returncode == 1 and "--resume" in again.stderr
 
 
+@pytest.mark.long
 def test_two_processes_train_one_set_of_weights(folder: Path, tmp_path: Path) -> None:
     """Under torchrun: half of the pairs and of each batch to each; one log, one file; then one process goes on."""
     recipe = tmp_path / "recipe.json"

@@ -24,6 +24,7 @@ pytest.importorskip("obstore", reason="obstore is not installed: pip install -e 
 Script = Callable[[str], ModuleType]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_rolling_reload_of_two_servers_under_load(
     tmp_path: Path, weights: Path, script: Script, shared: bool

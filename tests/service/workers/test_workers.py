@@ -135,6 +135,7 @@ def test_a_killed_worker_takes_its_own_requests_and_no_others(
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in last), "no worker is left")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
 def test_workers_end_with_their_supervisor(
     weights: Path, gallery_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
