@@ -36,7 +36,7 @@ from seisbind.index import milvus_store
 from seisbind.index.cluster import maps as maps_module
 from seisbind.index.milvus_store import MilvusStore
 
-pytestmark = pytest.mark.xdist_group("milvus")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("milvus")]
 
 NAMES = map("other_{}".format, range(1000))
 
