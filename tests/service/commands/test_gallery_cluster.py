@@ -22,9 +22,7 @@ pytest.importorskip("milvus_lite", reason="milvus-lite is not installed")
 from seisbind.index.copying import copy_gallery
 from seisbind.service.commands.main import app
 
-pytestmark = pytest.mark.long
-
-pytestmark = pytest.mark.xdist_group("milvus")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("milvus")]
 
 
 def seisbind(*arguments: object) -> str:
