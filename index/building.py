@@ -27,6 +27,7 @@ from seisbind.index.storage.folder import (
     install,
     is_planned,
     make_folder,
+    no_step,
 )
 from seisbind.index.storage.lock import WriterLock
 from seisbind.index.storage.record import utc_now
@@ -37,10 +38,6 @@ from seisbind.model.frame import Frame
 FOLD_MODELS = 65_536  # kept in memory, 2.5 KB each, before they are written into a snapshot that is mapped ...
 FOLD_SHARE = 8  # ... or this fraction of a large gallery, since a snapshot is written as a whole
 SHOWN = 100  # characters of a plan's entry in a sentence
-
-
-def _no_step(step: str) -> None:
-    pass
 
 
 class Building:
@@ -72,9 +69,7 @@ class Building:
         self.progress = progress
         self._at_step("build:noted")
         if len(self.gallery) - self._mapped >= max(FOLD_MODELS, len(self.gallery) // FOLD_SHARE):
-            with translate_errors(self._folder, "note the progress"):
-                self.gallery.snapshot(lists=False)  # these are made once, at the end
-            self.gallery.close()
+            self.gallery.close(lists=False)  # writes the snapshot; these are made once, at the end
             self.gallery = self._open()
             self._mapped = len(self.gallery)
             self._at_step("build:folded")
@@ -91,7 +86,7 @@ def resumable(
     precision_m_s: float = 0.0,
     overwrite: bool = False,
     restart: bool = False,
-    at_step: Callable[[str], None] = _no_step,
+    at_step: Callable[[str], None] = no_step,
 ) -> Iterator[Building]:
     """A new gallery to fill, which takes its place in the folder ``path`` when the block ends, whole or not at all.
 
@@ -139,8 +134,10 @@ def resumable(
         state = Building(building, _read(building / PROGRESS) or {}, at_step)
         try:
             yield state
-        finally:
-            state.gallery.close()
+        except BaseException:
+            state.gallery.close(lists=False)  # whoever stops it does not wait for them
+            raise
+        state.gallery.close()
         with translate_errors(path, "put the new gallery"):
             install(path, at_step=at_step)
     finally:

@@ -37,7 +37,16 @@ from seisbind.index.storage.database import (
     identity,
     translate_errors,
 )
-from seisbind.index.storage.folder import BUILDING, LOCK, SPACES, drop_building, install, new_gallery, size_bytes
+from seisbind.index.storage.folder import (
+    BUILDING,
+    LOCK,
+    SPACES,
+    drop_building,
+    install,
+    new_gallery,
+    no_step,
+    size_bytes,
+)
 from seisbind.index.storage.lock import WriterLock
 from seisbind.index.storage.record import Added, Float32, Record, RowLookup, utc_now
 from seisbind.index.storage.record_writer import RecordWriter
@@ -63,10 +72,6 @@ REPLAYED_SHARE = 32  # closing writes no snapshot where the next opening has to 
 MAX_REPLAYED = 4096  # ... and no more models than this from the records, which takes a fraction of a second
 DIGEST_DIGITS = 16  # of a state's digest, to tell galleries apart
 MAX_K = 1000  # hits per query: as many as a page or a table can use, which limits the size of an answer
-
-
-def _no_step(step: str) -> None:
-    pass
 
 
 class Gallery:
@@ -128,7 +133,7 @@ class Gallery:
         frame: Frame = OPENFWI_FRAME,
         overwrite: bool = False,
         precision_m_s: float = 0.0,
-        at_step: Callable[[str], None] = _no_step,
+        at_step: Callable[[str], None] = no_step,
     ) -> Gallery:
         """Make an empty gallery in the folder ``path`` and open it for writing.
 
@@ -173,7 +178,7 @@ class Gallery:
         frame: Frame = OPENFWI_FRAME,
         overwrite: bool = False,
         precision_m_s: float = 0.0,
-        at_step: Callable[[str], None] = _no_step,
+        at_step: Callable[[str], None] = no_step,
     ) -> Iterator[Gallery]:
         """A new gallery to fill, which takes its place in the folder ``path`` when the block ends, whole or not at all.
 
@@ -206,7 +211,7 @@ class Gallery:
         frame: Frame | None = None,
         writable: bool = False,
         exact: bool = False,
-        at_step: Callable[[str], None] = _no_step,
+        at_step: Callable[[str], None] = no_step,
     ) -> Gallery:
         """Open the gallery in the folder ``path``.
 
@@ -601,8 +606,8 @@ class Gallery:
         """Write indices and columns beside the records, so that the next opening reads no records but the catalogue.
 
         Args:
-            lists: also make the approximate index of a very large gallery, which takes minutes; one that was left out
-                is made by the next writer that closes.
+            lists: also make the approximate index of a very large gallery, which takes longer than the rest; one that
+                was left out is made by the next writer that closes.
 
         Raises:
             GalleryError: opened for reading.
@@ -680,8 +685,8 @@ class Gallery:
         with self._changing:
             return verify(self._records, self._view, self.path)
 
-    def close(self) -> None:
-        """Write a snapshot if one is due, and close the files. May be called twice.
+    def close(self, *, lists: bool = True) -> None:
+        """Write a snapshot if one is due, with ``lists`` as `snapshot`'s, and close the files. May be called twice.
 
         It is due if the next opening would have to read more than `MAX_REPLAYED` models or a `REPLAYED_SHARE`-th of the
         gallery from the records: closing after a few changes to a large gallery takes no longer than to a small one. A
@@ -693,7 +698,7 @@ class Gallery:
             due = self._behind > min(len(self._view) // REPLAYED_SHARE, MAX_REPLAYED)
             try:
                 if self._writer is not None and due and not self._closed:
-                    self.snapshot()
+                    self.snapshot(lists=lists)
             except (GalleryWriteFailed, GalleryDamaged) as error:
                 log.warning("No snapshot was written on closing: %s", error)
             finally:

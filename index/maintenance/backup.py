@@ -11,7 +11,7 @@ from pathlib import Path
 from seisbind.index.gallery import Gallery
 from seisbind.index.maintenance.models import check_whole
 from seisbind.index.storage.database import RECORDS, translate_errors
-from seisbind.index.storage.folder import BUILDING, install, new_folder
+from seisbind.index.storage.folder import BUILDING, install, new_folder, no_step
 from seisbind.index.storage.records import Records
 from seisbind.model.errors import GalleryDamaged
 
@@ -26,17 +26,13 @@ class Copied:
     generation: int
 
 
-def _no_step(step: str) -> None:
-    pass
-
-
 def backup(
     path: Path,
     out: Path,
     *,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, all: None,
-    at_step: Callable[[str], None] = _no_step,
+    at_step: Callable[[str], None] = no_step,
 ) -> Copied:
     """Copy the gallery in the folder ``path`` into the folder ``out``, as it is at one moment, and verify the copy.
 
@@ -63,7 +59,7 @@ def restore(
     *,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, all: None,
-    at_step: Callable[[str], None] = _no_step,
+    at_step: Callable[[str], None] = no_step,
 ) -> Copied:
     """Put the backup in the folder ``path`` in the place of ``gallery``, whole or not at all.
 

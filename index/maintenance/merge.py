@@ -12,7 +12,7 @@ from seisbind.index.gallery import Gallery
 from seisbind.index.maintenance.models import Stored, stored_models
 from seisbind.index.search.snapshots import recover_snapshots
 from seisbind.index.storage.database import RECORDS, translate_errors
-from seisbind.index.storage.folder import BUILDING, LOCK, drop_building, install, new_gallery
+from seisbind.index.storage.folder import BUILDING, LOCK, drop_building, install, new_gallery, no_step
 from seisbind.index.storage.lock import WriterLock
 from seisbind.index.storage.record import LITTLE, Float32, NewModel, RowLookup, velocity_sha256
 from seisbind.index.storage.record_writer import RecordWriter
@@ -45,10 +45,6 @@ class Merged:
     examples: tuple[tuple[str, str], ...]
 
 
-def _no_step(step: str) -> None:
-    pass
-
-
 def merge(
     out: Path,
     sources: Sequence[Path],
@@ -57,7 +53,7 @@ def merge(
     overwrite: bool = False,
     rename: str | None = None,
     progress: Callable[[int], None] = lambda done: None,
-    at_step: Callable[[str], None] = _no_step,
+    at_step: Callable[[str], None] = no_step,
 ) -> Merged:
     """Put the models of the galleries in the folders ``sources`` into one in the folder ``out``.
 

@@ -52,10 +52,8 @@ class Shortlist:
         Args:
             allowed: ``(count,)``; None if all are.
         """
-        if allowed is not None and np.count_nonzero(allowed) * DENSE >= count:
-            self._scan_masked(scan, start, allowed)
-            return
-        chosen = None if allowed is None else np.flatnonzero(allowed)
+        dense = allowed is not None and np.count_nonzero(allowed) * DENSE >= count
+        chosen = None if allowed is None or dense else np.flatnonzero(allowed)
         available = count if chosen is None else len(chosen)
         least, most = BLOCK_VECTORS
         size = min(most, max(least, PRODUCTS // len(self._floor)))
@@ -66,32 +64,25 @@ class Shortlist:
                 rows = chosen[first:last]
                 if rows[-1] - rows[0] == len(rows) - 1:  # nothing left out: not copied
                     rows = slice(int(rows[0]), int(rows[-1]) + 1)
+            mask = allowed[rows] if allowed is not None and dense else None
             products = scan.products(rows)
-            self._raise_floor(products, scan)
+            self._raise_floor(products, mask, scan)
             at, query = np.divmod(np.flatnonzero(products >= self._limit(scan, products.dtype)), products.shape[1])
+            if mask is not None:
+                inside = mask[at]
+                at, query = at[inside], query[inside]
             position = at + (start + rows.start) if isinstance(rows, slice) else start + rows[at]
             middle = products[at, query] * scan.unit[query]
-            self._keep(query, position, middle - scan.error[query], middle + scan.error[query])
+            self.keep(query, position, middle - scan.error[query], middle + scan.error[query])
 
-    def _scan_masked(self, scan: Scan, start: int, allowed: Bool) -> None:
-        least, most = BLOCK_VECTORS
-        size = min(most, max(least, PRODUCTS // len(self._floor)))
-        for first in range(0, len(allowed), size):
-            rows = slice(first, min(first + size, len(allowed)))
-            products, mask = scan.products(rows), allowed[rows]
-            if np.isneginf(self._floor).any():
-                self._raise_floor(products[mask], scan)
-            at, query = np.divmod(np.flatnonzero(products >= self._limit(scan, products.dtype)), products.shape[1])
-            inside = mask[at]
-            at, query = at[inside], query[inside]
-            middle = products[at, query] * scan.unit[query]
-            self._keep(query, at + (start + first), middle - scan.error[query], middle + scan.error[query])
-
-    def _raise_floor(self, products: NDArray[Any], scan: Scan) -> None:
-        """By the k-th best of this block, for queries that have none yet."""
+    def _raise_floor(self, products: NDArray[Any], mask: Bool | None, scan: Scan) -> None:
+        """By the k-th best of this block, of which ``mask`` says what counts, for queries that have none yet."""
         unknown = np.flatnonzero(np.isneginf(self._floor))
-        if len(unknown) and len(products) >= self.k:
-            columns = np.ascontiguousarray(products[:, unknown].T)
+        if not len(unknown):
+            return
+        counted = products if mask is None else products[mask]
+        if len(counted) >= self.k:
+            columns = np.ascontiguousarray(counted[:, unknown].T)
             kth = np.partition(columns, -self.k, axis=1)[:, -self.k]
             self._floor[unknown] = kth * scan.unit[unknown] - scan.error[unknown]
 
@@ -109,9 +100,6 @@ class Shortlist:
 
     def keep(self, query: Int64, position: Int64, low: Float64, high: Float64) -> None:
         """Take up vectors, each at most once, whose similarities with queries are between ``low`` and ``high``."""
-        self._keep(query, position, low, high)
-
-    def _keep(self, query: Int64, position: Int64, low: Float64, high: Float64) -> None:
         self._query = np.concatenate([self._query, query])
         self._position = np.concatenate([self._position, position])
         self._low = np.concatenate([self._low, low])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, date, datetime, time
 
@@ -15,9 +15,6 @@ from seisbind.model.scale import UNSCALED, Scale
 MAX_VALUES = 500  # names in one condition: more than anyone types, few enough to compare at once
 MAX_FILTERS = 64  # filters of a whole one ...
 MAX_DEPTH = 8  # ... and how deep they lie within each other
-KEYS = (
-    "family", "tag", "tag_any", "tag_prefix", "source", "source_prefix", "added", "model_id", "any", "all", "not",
-)  # fmt: skip
 # Keys whose value is a name or a list of names, and the fields that they are kept in.
 WORDS = {
     "family": "families",
@@ -28,6 +25,7 @@ WORDS = {
     "source_prefix": "source_prefixes",
     "model_id": "model_ids",
 }
+KEYS = (*WORDS, "added", "any", "all", "not")  # and the descriptors
 EARLIEST, LATEST = 0, 253_402_300_799_999  # milliseconds from 1970 to the end of 9999
 ALWAYS = (-(2**62), 2**62)  # open ends of `Filter.added`
 
@@ -76,10 +74,6 @@ class Filter:
 
     def __bool__(self) -> bool:
         return any(getattr(self, each.name) not in ((), None) for each in fields(self))
-
-    def inner(self) -> Iterator[Filter]:
-        """The filters directly within this one."""
-        yield from (*self.any_of, *self.all_of, *(() if self.excluded is None else (self.excluded,)))
 
     def in_frame(self, scale: Scale) -> Filter:
         """This filter, whose ranges are in true units, in those of a gallery's frame."""

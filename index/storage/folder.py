@@ -54,6 +54,10 @@ _PLANS = (PLAN, PROGRESS)
 _OWN = {RECORDS, LOCK, *_LOGS, *_SNAPSHOTS, *(f"{name}.tmp" for name in (*_SNAPSHOTS, *_PLANS))}
 
 
+def no_step(step: str) -> None:
+    """What ``at_step`` is where nobody wants to know: called with a name at each step of a change, for crash tests."""
+
+
 @contextmanager
 def new_gallery(
     folder: Path,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from seisbind.index import Filter
     from seisbind.model.frame import Frame
     from seisbind.model.scale import Scale
     from seisbind.service.building.build import Encoders, Outcome
@@ -186,9 +185,14 @@ def list_(
 
     from seisbind.index import Filter, list_store
     from seisbind.model.ground.descriptors import NAMES
+    from seisbind.service.http.parameters import parse_json
 
     mean = NAMES.index("mean_velocity")
-    chosen = Filter(tuple(family or ()), tuple(tag or ()), all_of=() if filter is None else (_filter(filter),))
+    chosen = Filter(
+        tuple(family or ()),
+        tuple(tag or ()),
+        all_of=() if filter is None else (Filter.parse(parse_json(filter, "--filter")),),
+    )
     number = -1
     for number, record in enumerate(list_store(path, filter=chosen, limit=limit)):
         if not number and not as_json:
@@ -263,21 +267,6 @@ def _scale(asked: str | None, data: Sequence[Path] | None) -> Scale:
     if asked is not None and data is None:
         raise InvalidConfig("--scale is of models with a true size (--data); random ones are made in the frame's.")
     return parse_model_scale(asked)
-
-
-def _filter(text: str) -> Filter:
-    import json
-
-    from seisbind.index import Filter
-    from seisbind.model.errors import InvalidQuery
-
-    try:
-        conditions = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidQuery(f"--filter is not JSON: {error}.") from error
-    if not isinstance(conditions, dict):
-        raise InvalidQuery(f"--filter is an object of JSON; got {text!r:.100}.")
-    return Filter.parse(conditions)
 
 
 def _precision(asked: str | None, data: Sequence[Path] | None) -> float:

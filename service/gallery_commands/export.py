@@ -26,22 +26,12 @@ def export(
     overwrite: Annotated[bool, typer.Option(help="Replace the file that is there.")] = False,
 ) -> None:
     """Write maps, descriptors and embeddings as a Parquet table, an npz, or a folder of npy files."""
-    import json
-
     from seisbind.index import Filter
     from seisbind.index.maintenance.export import export as write
-    from seisbind.model.errors import InvalidConfig
+    from seisbind.service.http.parameters import parse_json
     from seisbind.service.terminal.console import counting
 
-    chosen = None
-    if filter is not None:
-        try:
-            conditions = json.loads(filter)
-        except ValueError as error:
-            raise InvalidConfig(f"--filter is no JSON: {error}.") from error
-        if not isinstance(conditions, dict):
-            raise InvalidConfig('--filter is a JSON object, such as {"family": "FlatVel-A"}.')
-        chosen = Filter.parse(conditions)
+    chosen = None if filter is None else Filter.parse(parse_json(filter, "--filter"))
     parts = tuple(part.strip() for part in what.split(",") if part.strip())
     with counting("Exporting", 0) as progress:
         written = write(path, out, what=parts, filter=chosen, overwrite=overwrite, progress=progress)

@@ -225,13 +225,13 @@ def test_many_equal_ones_take_no_more_memory_than_a_few(monkeypatch: pytest.Monk
     vector = unit(np.random.default_rng(0), 1, 8)
     index = VectorIndex.build(np.repeat(vector, 30_000, axis=0))
     kept: list[int] = []
-    keep = Shortlist._keep
+    keep = Shortlist.keep
 
     def watched(self: Shortlist, *found: Any) -> None:
         keep(self, *found)
         kept.append(len(self._query))
 
-    monkeypatch.setattr(Shortlist, "_keep", watched)
+    monkeypatch.setattr(Shortlist, "keep", watched)
     for positions, _ in index.search(np.repeat(vector, 64, axis=0), 5):
         assert positions.tolist() == [0, 1, 2, 3, 4]
     assert max(kept) <= 4096
