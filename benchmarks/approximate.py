@@ -26,7 +26,7 @@ import torch
 from approximate_vectors import SEED, entries, real, records
 
 from seisbind.index.approximate import recall as measuring
-from seisbind.index.approximate.lists import Lists
+from seisbind.index.approximate.lists import Lists, principal
 from seisbind.index.scanning.codes import pays
 from seisbind.index.search.reranking import best_of
 from seisbind.index.search.vectors import VectorIndex
@@ -36,6 +36,7 @@ K = 10
 BATCH = 500
 ONE = 60  # queries asked one by one
 RUNS = 3
+OWN_RANKED = 384  # candidates of ours, four bits a dimension, ranked again
 RANKED = 64  # candidates ranked again, where an index gives candidates
 
 Search = Callable[[np.ndarray], np.ndarray]
@@ -150,7 +151,7 @@ def svs_index(vectors: np.ndarray) -> tuple[Callable[[int], Search], tuple[int, 
 
 
 def own_index(index: VectorIndex, count: int) -> tuple[Callable[[int], Search], tuple[int, ...], int]:
-    lists = Lists.build(index.vectors_at, count, index.dimension)
+    lists = Lists.build(index.vectors_at, count, principal(index.vectors_at, count))
     size = 0
 
     def add(part: bytes) -> None:
@@ -160,7 +161,7 @@ def own_index(index: VectorIndex, count: int) -> tuple[Callable[[int], Search], 
     lists.dump(add)
 
     def of(effort: int) -> Search:
-        return ranked(index, lambda queries: lists.candidates(queries, probes=effort, count=measuring.CANDIDATES))
+        return ranked(index, lambda queries: lists.candidates(queries, probes=effort, count=OWN_RANKED))
 
     return of, measuring.PROBES, size
 

@@ -35,6 +35,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mapped_writer, "APPROXIMATE_MODELS", 300)
     monkeypatch.setattr(lists, "PER_LIST", 16)
     monkeypatch.setattr(recall, "SAMPLES", 150)
+    monkeypatch.setattr(recall, "CANDIDATES", (64, 128))
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_the_recall_that_is_recorded_is_that_of_other_queries(path: Path, make_b
 def test_all_lists_and_all_candidates_are_brute_force(make_batch: MakeBatch, brute_force: Any) -> None:
     batch, queries = make_batch(COUNT), queries_of(make_batch, 50)
     index = VectorIndex.build(batch.velocity_embeddings)
-    made = lists.Lists.build(index.vectors_at, COUNT, 16)
+    made = lists.Lists.build(index.vectors_at, COUNT, lists.principal(index.vectors_at, COUNT))
     candidates = made.candidates(queries, probes=made.count, count=COUNT)
     answers = best_of(index, queries, candidates, K)
     truth = brute_force(batch.velocity_embeddings, batch.model_ids, queries, K)
@@ -295,6 +296,7 @@ def test_a_few_chance_misses_do_not_end_it() -> None:
 def test_sample_queries_are_not_stored_vectors(make_batch: MakeBatch) -> None:
     index = VectorIndex.build(make_batch(COUNT).velocity_embeddings)
     source = source_of(index, np.ones(COUNT, np.bool_))
-    queries = recall.sample_queries(source, 90, np.random.default_rng(0))
+    directions = lists.principal(index.vectors_at, COUNT)
+    queries = recall.sample_queries(source, directions, 90, np.random.default_rng(0))
     best = np.array([similarity[0] for _, similarity in index.search(queries, 1)])
-    assert best.max() < 0.99 and np.allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-6)
+    assert best.max() < 0.99 and 0.3 < best.min() < 0.7 and np.allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-6)
