@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
+@pytest.mark.long
 def test_a_first_look_at_a_line(tmp_path: Path) -> None:
     for _ in range(2):  # the second time over the gallery of the first
         done = subprocess.run(

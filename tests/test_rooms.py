@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -122,6 +123,14 @@ def test_a_wrong_import_is_seen(name: str, text: str) -> None:
     assert faults(name, MODULES[name], ast.parse(text))
 
 
+@cache
+def imports() -> list[tuple[Path, list[str]]]:
+    """Of each module, the names of those that it imports."""
+    return [
+        (path, list(house.imported(ast.parse(path.read_text(encoding="utf-8")), MODULES))) for path in MODULES.values()
+    ]
+
+
 @pytest.mark.parametrize("room", [room for room in ROOMS if "/" in room])
 def test_a_door_says_what_its_room_is_for(room: str) -> None:
     text = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8"))) or ""
@@ -131,8 +140,8 @@ def test_a_door_says_what_its_room_is_for(room: str) -> None:
     assert public and set(public) <= names
     users = {
         other.rsplit(".", 1)[1]
-        for path in MODULES.values()
-        for other in house.imported(ast.parse(path.read_text(encoding="utf-8")), MODULES)
+        for path, others in imports()
+        for other in others
         if house.room_of(MODULES[other]) == room and house.room_of(path) != room
     }
     assert room == "service/commands" or set(public) <= users, "a door that nobody uses"

@@ -163,6 +163,7 @@ def flips() -> ModuleType:
     return module
 
 
+@pytest.mark.long
 def test_flips_aimed_at_indices_tags_and_families(flips: ModuleType, tmp_path: Path) -> None:
     """120 of the 3,000 of ``python benchmarks/flips.py``: refused, right, or said."""
     counts, wrong = flips.flip(120, 4, tmp_path)

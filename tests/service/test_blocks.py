@@ -249,6 +249,7 @@ def test_each_block_is_planned_and_each_plan_has_a_block() -> None:
     }, "a test below has to run the blocks of this language"
 
 
+@pytest.mark.long
 def test_http_md_and_pipelines_md(serve: Any, make_gallery: Any, tmp_path: Path) -> None:
     server = serve(gallery=make_gallery(), writable=True)
     for page in ("docs/http.md", "docs/pipelines.md"):
@@ -259,6 +260,7 @@ def test_http_md_and_pipelines_md(serve: Any, make_gallery: Any, tmp_path: Path)
     assert len((tmp_path / "line.jsonl").read_text().splitlines()) == 1 + 3 + 6  # gathers of the three files
 
 
+@pytest.mark.long
 def test_section_md(serve: Any, gallery_path: Path, weights: Path, tmp_path: Path) -> None:
     server = serve()
     ours = f"--gallery {gallery_path} --weights {weights} --device cpu"
@@ -282,6 +284,7 @@ def test_jobs_md(serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert server.http.get("/v1/jobs").json()["jobs"] == []
 
 
+@pytest.mark.long
 def test_my_line_md(gallery_path: Path, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (block,) = those("docs/my_line.md", "bash")
@@ -299,6 +302,7 @@ def test_a_recipe_of_contributing_md(block: Block, tmp_path: Path) -> None:
     run(block.text, tmp_path, language="python")
 
 
+@pytest.mark.long
 def test_readme_md_and_the_backup_of_operations_md(tmp_path: Path) -> None:
     """A gallery, a server, a gather, a line of files; then keys and a backup of that gallery."""
     velocity, _ = mixed(2, seed=7)
@@ -397,6 +401,7 @@ def misfits(said: str) -> list[float]:
     return [float(each) for each in said.removeprefix("misfit ").split()]
 
 
+@pytest.mark.long
 def test_an_inversion_by_deepwave_begins(read_model: Path) -> None:
     pytest.importorskip("deepwave", reason="deepwave, which the recipe of fwi.md is for, is not installed")
     (block,) = those("docs/fwi.md", "python", start="import deepwave")
@@ -421,6 +426,7 @@ def test_what_inspect_md_shows_is_what_is_said(tmp_path: Path) -> None:
     assert (tmp_path / "inspect.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_training_md_and_physics_md(tmp_path: Path) -> None:
     """Simulate, train, and the same in OpenFWI's layout."""

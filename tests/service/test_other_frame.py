@@ -8,8 +8,6 @@ import os
 import re
 import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import command
 from seisbind.index import Gallery, rounded
 from seisbind.model.datasets.openfwi import Dataset, find_pairs
 from seisbind.model.encoders.embedder import Embedder
@@ -44,10 +43,7 @@ RAW = {"Content-Type": "application/octet-stream"}
 
 def seisbind(*arguments: str | Path, code: int = 0) -> str:
     """What the command says, if it ends with ``code``."""
-    command = [sys.executable, "-m", "seisbind", *map(str, arguments)]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
+    done = command.seisbind(*arguments)
     assert done.returncode == code, done.stderr
     return done.stdout if code == 0 else done.stderr
 
@@ -271,7 +267,7 @@ def test_each_mismatch_is_refused_with_both_frames(
         with pytest.raises(WeightsMismatch, match=BOTH):
             Engine(embedder, gallery)
     shutil.copytree(root / "gallery", tmp_path / "copy")  # the server holds the other
-    for command in (
+    for words in (
         ("serve", "--gallery", root / "gallery", "--port", "0"),
         ("evaluate", "--data", root / "data"),
         ("gallery", "build", tmp_path / "g", "--data", root / "data"),
@@ -279,7 +275,7 @@ def test_each_mismatch_is_refused_with_both_frames(
         ("train", "--data", root / "data", "--out", tmp_path / "run", "--start", SHIPPED),
         ("simulate", root / "data", "--count", "10", *FAMILIES, "--engine", "openfwi", "--per-file", "5"),
     ):
-        said = seisbind(*command, code=1)
+        said = seisbind(*words, code=1)
         assert re.search(BOTH, said.replace("\n", " ")), said
         assert "Traceback" not in said
 

@@ -165,6 +165,7 @@ def far(a: Path, b: Path) -> float:
     return max(float((one[name].double() - two[name].double()).abs().max()) for name in one)
 
 
+@pytest.mark.long
 def test_two_processes_do_what_one_does(tmp_path: Path, pairs: PairSet, recipe: TrainConfig) -> None:
     """The same losses and weights to 1e-6, and a run that goes on with one process, or with two, is the same run."""
     shards, file = tmp_path / "shards", tmp_path / "recipe.json"
@@ -213,6 +214,7 @@ def test_parts_that_processes_cannot_share_are_refused(tmp_path: Path, pairs: Pa
         train(pairs, recipe, tmp_path / "other", device="cpu", ranks=_Counted(0, 3))
 
 
+@pytest.mark.long
 def test_a_run_draws_its_log(tmp_path: Path, pairs: PairSet, recipe: TrainConfig) -> None:
     train(pairs, replace(recipe, steps=30, checkpoint_every=30), tmp_path, device="cpu")
     picture = (tmp_path / "log.png").read_bytes()

@@ -102,6 +102,7 @@ def test_training_goes_on_from_weights(tmp_path: Path, pairs: PairSet, recipe: T
         train(pairs, wider, tmp_path / "wider", start=start, device="cpu")
 
 
+@pytest.mark.long
 def test_larger_encoders_begin_as_smaller_ones_that_were_trained(
     tmp_path: Path, pairs: PairSet, recipe: TrainConfig
 ) -> None:
@@ -289,6 +290,7 @@ def test_low_cuts_and_ghosts_take_low_frequencies(pairs: PairSet) -> None:
             assert (ratio[:, whole].mean(dim=1) > 0.8).all()
 
 
+@pytest.mark.long
 def test_a_head_that_is_added_states_errors_and_learns_them(
     tmp_path: Path, pairs: PairSet, recipe: TrainConfig
 ) -> None:
@@ -373,6 +375,7 @@ def test_heads_that_are_right_cost_nothing(velocity: np.ndarray) -> None:
     assert OPENFWI_FRAME.line_m == 690
 
 
+@pytest.mark.long
 def test_errors_alone_are_trained_and_nothing_else_moves(tmp_path: Path, pairs: PairSet, recipe: TrainConfig) -> None:
     start = train(pairs, recipe, tmp_path / "start", device="cpu")
     errors = load_config("errors")

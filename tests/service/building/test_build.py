@@ -70,6 +70,7 @@ def test_further_ones_are_drawn_in_blocks_of_equal_shares() -> None:
     assert not np.array_equal(next(RandomModels.of(2 * WHOLE, 8, None).parts()).read()[0], again[0])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small_blocks")
 def test_the_gallery_is_the_same_whatever_the_number_of_processes(
     embedder: Embedder, weights: Path, tmp_path: Path

@@ -79,6 +79,7 @@ def folder(tmp_path: Path, gathers: Float32) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_many_files_in_process_and_over_http(
     served: Any,
     gallery_path: Path,
@@ -114,6 +115,7 @@ def test_many_files_in_process_and_over_http(
     assert [m["model_id"] for m in found[5]["result"]["matches"]] == [m.model_id for m in whole.results[0].matches]
 
 
+@pytest.mark.long
 def test_nothing_lost_nothing_doubled_after_kills(served: Any, gathers: Float32, tmp_path: Path) -> None:
     """Killed three times while it writes, once more interrupted; the same command each time."""
     short = (gathers[:, :, :600:8] / np.abs(gathers).max()).astype(np.float16)

@@ -1,4 +1,4 @@
-"""The console script as people run it: a process, its output, its exit code."""
+"""The console script as people run it: its output, its exit code, and as a process of its own where that matters."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from command import seisbind
 from seisbind.index import Gallery
 from seisbind.model.datasets.openfwi import write_pairs
 from seisbind.model.encoders.embedder import Embedder
@@ -40,7 +41,8 @@ SCRIPT = Path(sys.executable).with_name("seisbind")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def seisbind(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+def alone(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """As `seisbind`, in a process of its own."""
     command = [str(SCRIPT), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False, **options)
 
@@ -55,7 +57,7 @@ def one_line(done: subprocess.CompletedProcess[str], code: str) -> None:
 
 
 def test_help_lists_the_commands_without_importing_torch() -> None:
-    done = seisbind("--help")
+    done = alone("--help")
     assert done.returncode == 0
     for command in ("demo", "simulate", "train", "evaluate", "gallery", "serve", "inspect", "retrieve", "key"):
         assert command in done.stdout
@@ -118,7 +120,7 @@ def test_a_full_disk_while_building(tmp_path: Path, weights: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
     arguments = ("gallery", "build", tmp_path / "gallery", "--data", tmp_path / "maps.npy", "--weights", weights)
-    done = seisbind(*arguments, preexec_fn=small_files)
+    done = alone(*arguments, preexec_fn=small_files)
     assert done.returncode == 1
     assert "[gallery_write_failed]" in done.stderr.strip().splitlines()[-1], done.stderr
     assert "Traceback" not in done.stderr
@@ -137,7 +139,7 @@ def test_a_full_disk_while_adding(make_gallery: Callable[[], Path], weights: Pat
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    done = seisbind(*arguments, preexec_fn=small_files)
+    done = alone(*arguments, preexec_fn=small_files)
     assert done.returncode == 1
     said = done.stderr.strip().splitlines()[-1]
     assert said.endswith("[gallery_write_failed]"), done.stderr
@@ -216,7 +218,7 @@ def test_gallery_list_of_a_damaged_gallery(gallery_path: Path, tmp_path: Path, o
 
 
 def test_version() -> None:
-    done = seisbind("--version")
+    done = alone("--version")
     assert (done.returncode, done.stdout) == (0, f"seisbind {version('seisbind')}\n")
 
 
@@ -243,10 +245,10 @@ def test_serve_refuses_in_one_line(
     gallery_path: Path, weights: Path, other_weights: Path, tmp_path: Path, listening: int
 ) -> None:
     serve = ("serve", "--gallery", gallery_path, "--device", "cpu")
-    one_line(seisbind(*serve, "--weights", weights, "--port", listening), "port_taken")
-    one_line(seisbind(*serve, "--weights", other_weights, "--port", 0), "weights_mismatch")
-    one_line(seisbind(*serve, "--weights", tmp_path / "none", "--port", 0), "weights_error")
-    one_line(seisbind("serve", "--gallery", tmp_path, "--weights", weights, "--port", 0), "gallery_not_found")
+    one_line(alone(*serve, "--weights", weights, "--port", listening), "port_taken")
+    one_line(alone(*serve, "--weights", other_weights, "--port", 0), "weights_mismatch")
+    one_line(alone(*serve, "--weights", tmp_path / "none", "--port", 0), "weights_error")
+    one_line(alone("serve", "--gallery", tmp_path, "--weights", weights, "--port", 0), "gallery_not_found")
     one_line(seisbind(*serve, "--weights", weights, "--port", 70_000), "invalid_config")
     one_line(seisbind(*serve, "--weights", weights, "--host", "256.1.1.1", "--port", 0), "service_error")
 
@@ -362,22 +364,24 @@ def test_simulate_writes_pairs(tmp_path: Path) -> None:
     one_line(seisbind("simulate", tmp_path / "pairs", "--count", 1, "--family", "Volcano"), "invalid_config")
 
 
+@pytest.mark.long
 def test_demo_in_a_pipe(tmp_path: Path) -> None:
     began = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = seisbind("demo", "--count", 200, "--out", tmp_path / "out", "--port", port)
+        done = alone("demo", "--count", 200, "--out", tmp_path / "out", "--port", port)
     assert done.returncode == 0, done.stderr
     assert f"Port {port} is taken" in done.stdout
     assert "True model at rank 1 for 4 of the 4 gathers" in done.stdout, done.stdout
     assert (tmp_path / "out" / "retrieval.png").stat().st_size > 50_000
-    again = seisbind("demo", "--count", 200, "--out", tmp_path / "out", "--port", 0)
+    again = alone("demo", "--count", 200, "--out", tmp_path / "out", "--port", 0)
     assert "holds them already" in again.stdout, f"{again.stderr} after {time.monotonic() - began:.0f} s"
 
 
+@pytest.mark.long
 def test_demo_with_weights_of_any_kind(tmp_path: Path, weights: Path) -> None:
     """The whole path; untrained weights find nothing, and the demo says so."""
-    done = seisbind("demo", "--count", 20, "--out", tmp_path / "out", "--port", 0, "--weights", weights)
+    done = alone("demo", "--count", 20, "--out", tmp_path / "out", "--port", 0, "--weights", weights)
     assert done.returncode == 0, done.stderr
     assert "of the 4 gathers whose model is in the gallery" in done.stdout
     assert (tmp_path / "out" / "retrieval.png").read_bytes().startswith(b"\x89PNG")
@@ -426,6 +430,7 @@ def staying(out: Path, weights: Path) -> Iterator[tuple[subprocess.Popen[str], i
         demo.communicate()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks Linux for the demo's server")
 @pytest.mark.parametrize("whom", ["demo", "server"])
 def test_demo_and_its_server_end_together(tmp_path: Path, weights: Path, whom: str) -> None:

@@ -42,6 +42,7 @@ def options(weights: Path, **more: Any) -> dict[str, Any]:
     return {"weights": weights, "device": "cpu", "iterations": 3, "start": "read"} | more
 
 
+@pytest.mark.long
 def test_what_was_interrupted_goes_on_and_gives_the_same(
     gather: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +133,7 @@ def test_the_interval_of_the_model_that_is_read_is_the_prior(engine: Engine, gat
     assert choose_starts(query, unstated, [], "read").prior is None
 
 
+@pytest.mark.long
 def test_three_times_as_large_it_is_the_same_model(gathers: Float32, models: tuple[Float32, list[str]]) -> None:
     """Positions and times three times as large are the same record to the frame; the answer is in true metres."""
     line = OPENFWI_FRAME.survey

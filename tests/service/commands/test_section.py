@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from command import seisbind
 from seisbind.model.errors import DatasetError, InvalidGather, InvalidSurvey, MalformedUpload, UnsupportedFormat
 from seisbind.service.commands.section import section
 from seisbind.service.engine.engine import Engine
@@ -56,12 +57,6 @@ def write_line(path: Path, *, shots: range = range(SHOTS), samples: int = 250, s
         traces[some, 240 : 240 + 4 * stored] = wave.view(np.uint8)
     traces.flush()
     return path
-
-
-def seisbind(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 def arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -168,6 +163,7 @@ print(most() - before)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_a_file_larger_than_memory_may_be_is_read_in_blocks(tmp_path: Path) -> None:
     """0.8 GB, mostly holes: every window is read within 300 MB; and vacuity: held in memory, it is more."""

@@ -1,7 +1,6 @@
 """``seisbind train`` and ``evaluate`` through the real command, on a handful of pairs."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,18 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from command import seisbind
 from seisbind.model.datasets.openfwi import write_pairs
 from seisbind.model.datasets.pairs import PairSet, save_pairs
 from seisbind.model.encoders.weights_file import load_weights
 from seisbind.model.ground.descriptors import describe
 from seisbind.model.ground.families import mixed
-
-
-def seisbind(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "seisbind", *map(str, arguments)]
-    return subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture(scope="module")

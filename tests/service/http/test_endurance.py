@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from seisbind.service.runtime.serving import FILE_THREADS
@@ -16,6 +17,7 @@ Float32 = NDArray[np.float32]
 WARMING, MEASURED = 150, 450  # requests: caches, pools and the allocator have filled after the first part
 
 
+@pytest.mark.long
 def test_nothing_grows(
     spawn: Any, models: tuple[Float32, list[str]], gathers: Float32, script: Callable[[str], ModuleType]
 ) -> None:

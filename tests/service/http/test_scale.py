@@ -6,9 +6,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from command import seisbind
 from seisbind.index import Filter
 from seisbind.model.confidence.novelty import MEASURES, judge
 from seisbind.model.errors import InvalidSurvey, ServerRefused
@@ -294,11 +292,6 @@ def test_in_bulk_and_on_the_command_line(
         (result,) = backend.file((tmp_path / "line.su").read_bytes()).results
     assert result.scale is not None and result.scale.s == 3
     assert [match.model_id for match in result.matches] == [match.model_id for match in own.matches]
-
-    def seisbind(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "seisbind", *map(str, arguments)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
     asked = ("retrieve", tmp_path / "line.su", "--gallery", gallery_path, "--weights", weights, "--device", "cpu")
     done = seisbind(*asked, "--scale", "auto")

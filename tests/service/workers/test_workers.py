@@ -87,6 +87,7 @@ def gather(gathers: Float32, tmp_path: Path) -> bytes:
     return (tmp_path / "gather.npy").read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
 @pytest.mark.timeout(600)
 def test_a_killed_worker_takes_its_own_requests_and_no_others(
