@@ -693,7 +693,7 @@ class Gallery:
         snapshot that cannot be written is logged and not raised: the records have everything.
         """
         if self._watch is not None:
-            self._watch.close()
+            self._watch.close(wait=self._writer is not None)
         with self._changing, self._files:
             due = self._behind > min(len(self._view) // REPLAYED_SHARE, MAX_REPLAYED)
             try:

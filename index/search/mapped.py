@@ -148,10 +148,10 @@ class SnapshotWatch:
         self, file: MappedFile, compare_list: Callable[[], None], damaged: Callable[[GalleryError], None]
     ) -> None:
         self._stopping = threading.Event()
-        work = threading.Thread(
+        self._work = threading.Thread(
             target=self._run, args=(file, compare_list, damaged), name="snapshot watch", daemon=True
         )
-        work.start()
+        self._work.start()
 
     def _run(self, file: MappedFile, compare_list: Callable[[], None], damaged: Callable[[GalleryError], None]) -> None:
         try:
@@ -165,9 +165,16 @@ class SnapshotWatch:
             except GalleryError as worse:  # of the records themselves: what is searched stays as it is, checked
                 log.error("%s", worse)
 
-    def close(self) -> None:
-        """Stop soon; nothing waits for it, and what it still finds is not used."""
+    def close(self, *, wait: bool) -> None:
+        """Stop soon; what is still found is not used.
+
+        Args:
+            wait: until it reads the records no more. SQLite leaves its log beside them, with the last changes in it,
+                if another connection is open when that of the writer is closed.
+        """
         self._stopping.set()
+        if wait:
+            self._work.join()
 
 
 class RowOf(MutableMapping[str, int]):

@@ -20,6 +20,7 @@ from seisbind.index.search.mapped import BLOCK, MappedFile
 from seisbind.index.storage import record_writer
 from seisbind.index.storage.folder import MAPPED
 from seisbind.index.storage.record import Added
+from seisbind.index.storage.records import Records
 from seisbind.model.errors import GalleryError, UnknownModel
 
 MakeBatch = Callable[..., Any]
@@ -303,3 +304,24 @@ def test_the_table_of_maps_is_read_ahead(
         assert isinstance(again, Added)
         assert again.same_map == {f"n{i}": f"m{i}" for i in range(30) if i != 3}
     assert not any(thread.name == "maps" for thread in threading.enumerate())
+
+
+def test_a_closed_writer_leaves_one_whole_file(
+    path: Path, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the list of models is still being compared; a copy of records.sqlite alone has the last change."""
+    compare, begun = Gallery._compare_list, threading.Event()
+
+    def slowly(self: Gallery) -> None:
+        reader = Records(self.path / "records.sqlite")
+        begun.set()
+        assert self._watch is not None and self._watch._stopping.wait(60)
+        time.sleep(0.2)  # in which the writer would be closed
+        reader.close()
+        compare(self)
+
+    monkeypatch.setattr(Gallery, "_compare_list", slowly)
+    with Gallery.open(path, fingerprint=None, writable=True) as gallery:
+        make_batch(5, first=50).add_to(gallery)
+        assert begun.wait(60)
+    assert not (path / "records.sqlite-wal").exists()
