@@ -17,6 +17,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from approximate_vectors import SEED, entries, real, records
 from seisbind.index.approximate import recall as measuring
 from seisbind.index.approximate.lists import Lists, principal
 from seisbind.index.scanning.codes import pays
-from seisbind.index.search.reranking import best_of
+from seisbind.index.search.reranking import best_of, source_of
 from seisbind.index.search.vectors import VectorIndex
 
 WANTED = 0.99
@@ -166,9 +167,23 @@ def own_index(index: VectorIndex, count: int) -> tuple[Callable[[int], Search], 
     return of, measuring.PROBES, size
 
 
+def chosen_index(index: VectorIndex, count: int) -> tuple[Callable[[int], Search], tuple[int, ...], int]:
+    """Ours with the lists and candidates that its own sample queries choose, as a snapshot is made."""
+    lists, info = measuring.build(source_of(index, np.ones(count, np.bool_)))
+    print(json.dumps({"chosen by sample queries": asdict(info)}), flush=True)
+
+    def of(effort: int) -> Search:
+        return ranked(index, lambda queries: lists.candidates(queries, probes=effort, count=info.candidates))
+
+    return of, (info.probes,), info.bytes
+
+
 def peers(index: VectorIndex, vectors: np.ndarray, only: list[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
     lists = 1 << round(np.log2(len(vectors) / 256))
-    made: dict[str, Callable[[], Any]] = {"seisbind": lambda: own_index(index, len(vectors))}
+    made: dict[str, Callable[[], Any]] = {
+        "seisbind": lambda: own_index(index, len(vectors)),
+        "seisbind as it chooses": lambda: chosen_index(index, len(vectors)),
+    }
     for name in (
         f"IVF{lists},RaBitQfs",
         f"IVF{lists // 4},RaBitQfs",
