@@ -5,7 +5,7 @@
 All layouts serve one gallery on the same cores, each process with one thread to encode:
 
 - one: ``seisbind serve``; two: ``seisbind serve --workers 2``;
-- nginx, if it is installed: two ``seisbind serve`` behind it (least_conn, connections kept, bodies passed on unbuffered);
+- nginx, if it is installed: two ``seisbind serve`` behind it (least_conn, connections kept, nothing buffered);
 - ray: two replicas of the same application in Ray Serve (`workers_in_ray.py`), run by a PYTHON that has ``ray[serve]``.
 
 Callers post gathers as npy over connections that stay open, each the next one when it is answered: 1.4 MB (float32,
@@ -230,6 +230,16 @@ async def load(layout: Layout, sent: list[bytes], query: str, callers: int, seco
     return Run(len(spent) / wall, float(p50), float(p99), own / wall, ours / wall, others, idle / wall, broken)
 
 
+def wait_for_quiet(cores: float, patience_s: float) -> None:
+    """Until everything else takes so many ``cores`` at most, of a second; or for as long as ``patience_s``."""
+    end = time.perf_counter() + patience_s
+    while time.perf_counter() < end:
+        before, start = machine_s()[0], time.perf_counter()
+        time.sleep(1)
+        if machine_s()[0] - before <= cores * (time.perf_counter() - start):
+            return
+
+
 # A worker that is killed
 
 
@@ -341,7 +351,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=3, help="of a worker under load; 0: none")
     parser.add_argument("--ray", help="a Python that has ray[serve] and SeisBind")
     parser.add_argument("--quiet", type=float, default=0.3, help="cores that others may use in a round")
-    parser.add_argument("--skip-nginx", action="store_true")
+    parser.add_argument("--patience", type=float, default=0, help="seconds that a measurement waits for that, at most")
     arguments = parser.parse_args()
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
@@ -360,7 +370,7 @@ def main() -> None:
         build_gallery(gallery, Embedder.load(device="cpu"), [(velocity, families.tolist())], source="benchmark")
         memory(gallery, bodies["1.4 MB"][0], arguments.callers)
         layouts = {"one": stack.enter_context(seisbind(gallery, 1)), "two": stack.enter_context(seisbind(gallery, 2))}
-        if shutil.which("nginx") and not arguments.skip_nginx:
+        if shutil.which("nginx"):
             layouts["nginx"] = stack.enter_context(behind_nginx(gallery))
         names = [*layouts, *(["ray"] if arguments.ray else [])]
         measured = {kind: {name: [] for name in names} for kind in bodies}  # type: dict[str, dict[str, list[Run]]]
@@ -369,6 +379,8 @@ def main() -> None:
                 with ExitStack() as here:  # Ray would burden the others with what it does while it serves nobody
                     layout = layouts[name] if name in layouts else here.enter_context(in_ray(gallery, arguments.ray))
                     for kind, (sent, query) in bodies.items():
+                        if name != "ray":
+                            wait_for_quiet(arguments.quiet, arguments.patience)
                         run = asyncio.run(load(layout, sent, query, arguments.callers, arguments.seconds))
                         measured[kind][name].append(run)
                         print(f"round {number}, {name}, {kind}: {run}", file=sys.stderr, flush=True)
@@ -376,7 +388,7 @@ def main() -> None:
             busiest = [max(run.others for run in one) for one in zip(*rounds.values(), strict=True)]
             kept = [number for number, others in enumerate(busiest) if others <= arguments.quiet]
             print(
-                f"\n{kind} a gather: {len(kept)} of {arguments.rounds} rounds had others on at most {arguments.quiet} cores"
+                f"\n{kind} a gather; others took {arguments.quiet} cores at most in {len(kept)} of {len(busiest)} rounds"
             )
             kept = kept or list(range(arguments.rounds))
             table({name: [runs[number] for number in kept] for name, runs in rounds.items()})

@@ -28,8 +28,9 @@ from seisbind.model.errors import InvalidConfig
 from seisbind.model.ground.families import mixed
 from seisbind.service.engine.engine import Engine
 from seisbind.service.settings import Settings, read_settings
+from seisbind.service.workers import board as boards
 from seisbind.service.workers import supervisor
-from seisbind.service.workers.board import Board
+from seisbind.service.workers.board import Board, Followed, Standing, State
 
 Float32 = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -94,6 +95,48 @@ def ask(url: str, gather: bytes, count: int, outcomes: Counter[str]) -> None:
 def gather(gathers: Float32, tmp_path: Path) -> bytes:
     np.save(tmp_path / "gather.npy", gathers[0])
     return (tmp_path / "gather.npy").read_bytes()
+
+
+def test_a_reload_that_one_worker_did_not_follow_is_an_error(
+    weights: Path, gallery_path: Path, tmp_path: Path, run_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker is a real server, the other one what it says on the board."""
+    monkeypatch.setattr(boards, "LOOK_S", 0.01)
+    monkeypatch.setattr(boards, "FOLLOW_S", 0.05)
+    board, other = Board(tmp_path, 0, 2), Board(tmp_path, 1, 2)
+    other.begin()
+    settings = Settings(gallery=gallery_path, weights=weights, device="cpu", port=0, audit_log=tmp_path / "audit")
+    with run_server(settings, board) as server:
+        ready = server.http.get("/readyz").json()
+        generation = ready["generation"]
+        assert [(one["state"], one["generation"]) for one in ready["workers"]] == [
+            ("ready", generation),
+            ("starting", None),
+        ]
+
+        def reload() -> tuple[int, Any]:
+            answer = server.http.post("/v1/gallery/reload")
+            return answer.status_code, answer.json()
+
+        status, late = reload()
+        assert (status, late["code"]) == (503, "reload_incomplete")
+        assert "1 of 2 workers go on with the gallery before" in late["detail"] and generation in late["detail"]
+        assert len(late["errors"]) == 1 and "worker 1: it has not loaded it in" in late["errors"][0]
+        changed = json.loads((tmp_path / "audit").read_text().splitlines()[-1])
+        assert (changed["status"], changed["code"]) == (503, "reload_incomplete")
+        assert changed["generation"] == int(generation.split("-")[0])  # this worker's has changed
+        other.followed(Followed(1, 2, None, "gallery_damaged", "It is torn."))
+        status, damaged = reload()
+        assert (status, damaged["errors"]) == (503, ["worker 1: gallery_damaged: It is torn."])
+        other.followed(Followed(1, 3, generation))
+        status, done = reload()
+        assert (status, [one["generation"] for one in done["workers"]]) == (200, [generation] * 2)
+        monkeypatch.setattr(boards, "STALE_S", -1.0)
+        other._tell(Standing(1, State.READY, generation))
+        hangs = server.http.get("/readyz")
+        assert hangs.status_code == 503 and "Worker 1: It has said nothing for" in hangs.json()["detail"]
+        Board.has_ended(tmp_path, 1)
+        assert server.http.get("/readyz").json()["workers"][1]["state"] == "absent"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for the workers in /proc")
