@@ -387,9 +387,8 @@ def main() -> None:
         for kind, rounds in measured.items():
             busiest = [max(run.others for run in one) for one in zip(*rounds.values(), strict=True)]
             kept = [number for number, others in enumerate(busiest) if others <= arguments.quiet]
-            print(
-                f"\n{kind} a gather; others took {arguments.quiet} cores at most in {len(kept)} of {len(busiest)} rounds"
-            )
+            quiet = f"{len(kept)} of {len(busiest)} rounds quiet (others took {arguments.quiet} cores at most)"
+            print(f"\n{kind} a gather; {quiet}")
             kept = kept or list(range(arguments.rounds))
             table({name: [runs[number] for number in kept] for name, runs in rounds.items()})
         print("cores: that its processes used; others: what else ran on the machine")
