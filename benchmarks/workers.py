@@ -10,9 +10,10 @@ All layouts serve one gallery on the same cores, each process with one thread to
 
 Callers post gathers as npy over connections that stay open, each the next one when it is answered: 1.4 MB (float32,
 1 ms) and 0.18 MB (float16, 4 ms). A round measures every layout in turn, and a ratio is of one round; rows are medians
-of the rounds. CPU time is of the layout's processes, of the callers, which share the cores, and of whatever else runs:
-rounds in which that took more than ``--quiet`` cores are counted and left out, unless all did. Then the memory of one
-worker more, and SIGKILL of a worker under load: what was lost, and on whose connections.
+of the rounds. CPU time is of the layout's threads, of the callers, which share the cores, and of whatever else runs:
+rounds in which that took more than ``--quiet`` cores are counted and left out, unless all did. CPU time a gather tells
+on a busy machine, too, what one process leaves idle and what two can gain. Then the memory of one worker more, and SIGKILL
+of a worker under load: what was lost, and on whose connections.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class Layout:
 @dataclass(frozen=True, slots=True)
 class Run:
     """One measurement. ``cores``: that the layout, the callers and all other processes used; what was ``idle``.
-    ``broken``: connections that ended before their answer."""
+    ``broken``: connections that ended before their answer. ``cpu_ms``: CPU time a gather, of all threads of the layout;
+    ``busiest_ms``: of that one which had most."""
 
     rate: float
     p50_ms: float
@@ -90,6 +92,8 @@ class Run:
     others: float
     idle: float
     broken: int
+    cpu_ms: float
+    busiest_ms: float
 
 
 # The layouts
@@ -164,13 +168,14 @@ def family(pids: tuple[int, ...]) -> list[int]:
     return found
 
 
-def cpu_s(pids: tuple[int, ...]) -> float:
-    spent = 0
-    for pid in family(pids):
+def cpu_s(pids: tuple[int, ...]) -> dict[str, float]:
+    """CPU time of each thread so far; one that has ended is not counted."""
+    found = {}
+    for stat in (stat for pid in family(pids) for stat in Path(f"/proc/{pid}/task").glob("*/stat")):
         with suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            spent += int(fields[11]) + int(fields[12])
-    return spent * TICK_S
+            fields = stat.read_text().rpartition(")")[2].split()
+            found[stat.parent.name] = (int(fields[11]) + int(fields[12])) * TICK_S
+    return found
 
 
 def machine_s() -> tuple[float, float]:
@@ -220,24 +225,18 @@ async def load(layout: Layout, sent: list[bytes], query: str, callers: int, seco
 
         running = asyncio.gather(*(caller(number, one) for number, one in enumerate(opened)))
         await asyncio.sleep(begin - time.perf_counter())
-        before = (time.perf_counter(), cpu_s(layout.pids), time.process_time(), *machine_s())
+        threads, before = cpu_s(layout.pids), (time.perf_counter(), time.process_time(), *machine_s())
         await asyncio.sleep(end - time.perf_counter())
-        after = (time.perf_counter(), cpu_s(layout.pids), time.process_time(), *machine_s())
+        later, after = cpu_s(layout.pids), (time.perf_counter(), time.process_time(), *machine_s())
         await running
-    wall, own, ours, used, idle = (late - early for early, late in zip(before, after, strict=True))
+    wall, ours, used, idle = (late - early for early, late in zip(before, after, strict=True))
+    spent_cpu = [seconds - threads.get(name, 0.0) for name, seconds in later.items()]
+    own, others, count = sum(spent_cpu), max(0.0, used - sum(spent_cpu) - ours), len(spent)
     p50, p99 = np.percentile(spent, [50, 99])
-    others = max(0.0, used - own - ours) / wall
-    return Run(len(spent) / wall, float(p50), float(p99), own / wall, ours / wall, others, idle / wall, broken)
-
-
-def wait_for_quiet(cores: float, patience_s: float) -> None:
-    """Until everything else takes so many ``cores`` at most, of a second; or for as long as ``patience_s``."""
-    end = time.perf_counter() + patience_s
-    while time.perf_counter() < end:
-        before, start = machine_s()[0], time.perf_counter()
-        time.sleep(1)
-        if machine_s()[0] - before <= cores * (time.perf_counter() - start):
-            return
+    return Run(
+        count / wall, float(p50), float(p99), own / wall, ours / wall, others / wall, idle / wall, broken,
+        1e3 * own / count, 1e3 * max(spent_cpu) / count,
+    )  # fmt: skip
 
 
 # A worker that is killed
@@ -334,12 +333,22 @@ def table(rounds: dict[str, list[Run]]) -> None:
             f"{sum(run.broken for run in runs):8}   {statistics.median(to_one):.2f} ({to_one[0]:.2f} to "
             f"{to_one[-1]:.2f}), {statistics.median(to_two):.2f}"
         )
-    idle = statistics.median(run.idle for run in rounds["one"])
-    if idle >= CORE_LEFT:
-        print(f"one left a core idle: two have to be {PROMISED} times it")
-        return
-    one, two = (statistics.median(run.cores / run.rate for run in rounds[name]) * 1e3 for name in ("one", "two"))
-    print(f"one left {idle:.2f} cores idle, less than one: {one:.1f} ms of CPU a gather, in two workers {two:.1f} ms")
+    (total, busiest), (of_two, _) = (
+        (
+            statistics.median(run.cpu_ms for run in rounds[name]),
+            statistics.median(run.busiest_ms for run in rounds[name]),
+        )
+        for name in ("one", "two")
+    )
+    cores = os.cpu_count() or 1
+    needs = total / busiest
+    left, best = cores - needs, cores * busiest / of_two
+    print(
+        f"CPU time: {total:.1f} ms a gather in one, {busiest:.1f} of them in its busiest thread: {needs:.2f} cores at most,"
+    )
+    print(f"  {left:.2f} of {cores} left idle; {of_two:.1f} ms in two, which are {best:.2f} times one at best")
+    if left >= CORE_LEFT:
+        print(f"  one leaves a core idle: two have to be {PROMISED} times it")
 
 
 def main() -> None:
@@ -351,7 +360,6 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=3, help="of a worker under load; 0: none")
     parser.add_argument("--ray", help="a Python that has ray[serve] and SeisBind")
     parser.add_argument("--quiet", type=float, default=0.3, help="cores that others may use in a round")
-    parser.add_argument("--patience", type=float, default=0, help="seconds that a measurement waits for that, at most")
     arguments = parser.parse_args()
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
@@ -379,8 +387,6 @@ def main() -> None:
                 with ExitStack() as here:  # Ray would burden the others with what it does while it serves nobody
                     layout = layouts[name] if name in layouts else here.enter_context(in_ray(gallery, arguments.ray))
                     for kind, (sent, query) in bodies.items():
-                        if name != "ray":
-                            wait_for_quiet(arguments.quiet, arguments.patience)
                         run = asyncio.run(load(layout, sent, query, arguments.callers, arguments.seconds))
                         measured[kind][name].append(run)
                         print(f"round {number}, {name}, {kind}: {run}", file=sys.stderr, flush=True)
