@@ -12,8 +12,8 @@ Callers post gathers as npy over connections that stay open, each the next one w
 1 ms) and 0.18 MB (float16, 4 ms). A round measures every layout in turn, and a ratio is of one round; rows are medians
 of the rounds. CPU time is of the layout's threads, of the callers, which share the cores, and of whatever else runs:
 rounds in which that took more than ``--quiet`` cores are counted and left out, unless all did. CPU time a gather tells
-on a busy machine, too, what one process leaves idle and what two can gain. Then the memory of one worker more, and SIGKILL
-of a worker under load: what was lost, and on whose connections.
+on a busy machine, too, what one process leaves idle and what two can gain. Then the memory of one worker more, and
+SIGKILL of a worker under load: what was lost, and on whose connections.
 """
 
 from __future__ import annotations
@@ -343,9 +343,7 @@ def table(rounds: dict[str, list[Run]]) -> None:
     cores = os.cpu_count() or 1
     needs = total / busiest
     left, best = cores - needs, cores * busiest / of_two
-    print(
-        f"CPU time: {total:.1f} ms a gather in one, {busiest:.1f} of them in its busiest thread: {needs:.2f} cores at most,"
-    )
+    print(f"CPU time: {total:.1f} ms a gather in one, {busiest:.1f} of it in one thread: {needs:.2f} cores at most,")
     print(f"  {left:.2f} of {cores} left idle; {of_two:.1f} ms in two, which are {best:.2f} times one at best")
     if left >= CORE_LEFT:
         print(f"  one leaves a core idle: two have to be {PROMISED} times it")
