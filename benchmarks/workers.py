@@ -51,7 +51,7 @@ CORE_LEFT = 0.9  # cores that nobody used while the one process was measured: it
 PROMISED = 1.6
 MIB = 1 << 20
 SETTLE_S = 3.0  # from the first answer of Ray Serve on
-FIGURES = ("rate", "p50_ms", "p99_ms", "cores", "callers", "others", "idle")
+FIGURES = ("rate", "p50_ms", "p99_ms", "cpu_ms", "cores", "callers", "others", "idle")
 ONE_THREAD = {"threads": 1, "device": "cpu"}
 
 NGINX = """worker_processes auto; pid nginx.pid; error_log error.log warn; events {{ worker_connections 1024; }}
@@ -321,7 +321,7 @@ def memory(gallery: Path, sent: list[bytes], callers: int) -> None:
 
 
 def table(rounds: dict[str, list[Run]]) -> None:
-    print("         gathers/s  p50 ms  p99 ms  cores  callers  others  idle  broken   of one (least to most), of two")
+    print("         gathers/s  p50 ms  p99 ms  CPU ms  cores  callers  others  idle  broken   of one (range), of two")
     for name, runs in rounds.items():
         to_one, to_two = (
             sorted(own.rate / base.rate for own, base in zip(runs, rounds[other], strict=True))
@@ -329,7 +329,7 @@ def table(rounds: dict[str, list[Run]]) -> None:
         )
         row = [statistics.median(getattr(run, figure) for run in runs) for figure in FIGURES]
         print(
-            f"{name:8}{row[0]:10.1f}{row[1]:8.1f}{row[2]:8.1f}{row[3]:7.2f}{row[4]:9.2f}{row[5]:8.2f}{row[6]:6.2f}"
+            f"{name:8}{row[0]:10.1f}{row[1]:8.1f}{row[2]:8.1f}{row[3]:8.1f}{row[4]:7.2f}{row[5]:9.2f}{row[6]:8.2f}{row[7]:6.2f}"
             f"{sum(run.broken for run in runs):8}   {statistics.median(to_one):.2f} ({to_one[0]:.2f} to "
             f"{to_one[-1]:.2f}), {statistics.median(to_two):.2f}"
         )
