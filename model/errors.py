@@ -39,7 +39,8 @@
         ├── KeyUnknown                    a call with an API key that this server does not have
         ├── WriteScopeRequired            a call that may change something, with a key that may only read
         ├── Overloaded                    more requests than are received or worked on at once
-        └── NotReady                      the canary gather was not answered
+        ├── NotReady                      the canary gather was not answered
+        └── ReloadIncomplete              of several workers some go on with the gallery before
 
 Each carries a stable ``code`` (for programs) and a sentence with the numbers in it that says what to do next.
 """
@@ -246,3 +247,13 @@ class DeadlinePassed(ServiceError):
 
 class NotReady(ServiceError):
     code = "not_ready"
+
+
+class ReloadIncomplete(ServiceError):
+    """``errors``: a sentence for each worker that did not follow."""
+
+    code = "reload_incomplete"
+
+    def __init__(self, sentence: str, errors: tuple[str, ...]) -> None:
+        super().__init__(sentence)
+        self.errors = errors

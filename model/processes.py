@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # "200000 100000": µs of all cores together, in each period of so many µs
+
+
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may run on, or the time of so many where a container is given less (cgroup 2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota_us, period_us = CPU_MAX.read_text().split()
+        cores = min(cores, max(1, int(quota_us) // int(period_us)))
+    return cores
+
+
+def lower_priority(niceness: int) -> None:
+    """Give the calling thread, and those that it starts, a lower priority, on Linux, where it has one of its own."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 @contextmanager
@@ -31,7 +47,7 @@ def worker_pool(
         uses_torch: whether the workers do.
         initializer, initargs: called in each worker before its first task.
     """
-    with _one_thread_each():
+    with inherited(OMP_NUM_THREADS="1"):  # two threads on two busy cores were 20 times slower
         pool = ProcessPoolExecutor(
             workers,
             mp_context=get_context("spawn"),  # torch's threads do not survive a fork
@@ -60,17 +76,18 @@ def in_order(pool: ProcessPoolExecutor, work: Callable[[T], R], tasks: Iterable[
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started meanwhile inherit OMP_NUM_THREADS=1: two threads on two busy cores were 20 times slower."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+def inherited(**variables: str) -> Iterator[None]:
+    """Processes started meanwhile inherit these environment variables; this one has them for as long."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _start(uses_torch: bool, initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:

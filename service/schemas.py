@@ -479,9 +479,26 @@ class DistributionAnswer(BaseModel):
     descriptors: list[HistogramBody]
 
 
+class WorkerBody(BaseModel):
+    """One of the processes of a server that has several."""
+
+    worker: int = Field(description="Its number, from 0; the label worker of /metrics.")
+    state: Literal["ready", "not_ready", "starting", "absent"] = Field(
+        description="absent: it ended, and another takes its place soon. One that is starting or absent takes no "
+        "connections, and will serve the gallery that is there then."
+    )
+    generation: str | None = Field(description="Of the gallery that it serves; null: of none yet, or not known.")
+
+
 class ReloadAnswer(BaseModel):
     before: GalleryBody
     after: GalleryBody
+    workers: list[WorkerBody] = Field(
+        default=[],
+        exclude_if=lambda workers: not workers,
+        description="Of a server with several: each, which serves what is there now, or will when it has started. "
+        "Where one goes on with the gallery before, the answer is 503 reload_incomplete.",
+    )
 
 
 class Health(BaseModel):
@@ -489,7 +506,16 @@ class Health(BaseModel):
 
 
 class Ready(Health):
-    generation: str = Field(description="Of the gallery that is served, as the header SeisBind-Generation has it.")
+    generation: str = Field(
+        description="Of the gallery that is served, as the header SeisBind-Generation has it; of several workers, by "
+        "the one that answers."
+    )
+    workers: list[WorkerBody] = Field(
+        default=[],
+        exclude_if=lambda workers: not workers,
+        description="Of a server with several: each, as it has said in the last seconds. Where one that takes "
+        "connections is not ready, the answer is 503 not_ready.",
+    )
 
 
 class Problem(BaseModel):

@@ -73,8 +73,8 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None,
         ge=1,
-        description="Threads that encode and search on a CPU, count; unset: one fewer than torch takes (a core each, "
-        "or OMP_NUM_THREADS), so that requests are read meanwhile.",
+        description="Threads that encode and search on a CPU, count, in each worker; unset: one fewer than torch takes "
+        "(a core each, or OMP_NUM_THREADS), or than its share of the cores, so that requests are read meanwhile.",
     )
     host: str = Field("127.0.0.1", description="Address to listen on. The default is reachable from this machine only.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
@@ -82,10 +82,15 @@ class Settings(BaseSettings):
         1,
         ge=0,
         le=256,
-        description="Processes that serve behind the port; 0: one for each GPU, or on CPUs one for each two cores. "
-        "With more than one the gallery cannot be writable, and there are no jobs.",
+        description="Processes that serve behind the port; auto (or 0): one for each GPU, or on CPUs one for each two "
+        "cores. With more than one the gallery cannot be writable, and there are no jobs.",
     )
     writable: bool = Field(False, description="Whether POST /v1/models and DELETE /v1/models/{id} change the gallery.")
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _count(cls, given: object) -> object:
+        return 0 if given == "auto" else given
 
     @field_validator("gallery")
     @classmethod

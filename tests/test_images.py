@@ -150,7 +150,7 @@ def test_services_belong_to_their_profiles() -> None:
         "grafana": ["observability"],
     }
     devices = SERVICES["seisbind-gpu"]["deploy"]["resources"]["reservations"]["devices"]
-    assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+    assert devices == [{"driver": "nvidia", "count": "${GPUS:-1}", "capabilities": ["gpu"]}]
     for name in ("seisbind", "seisbind-gpu"):
         assert SERVICES[name]["healthcheck"]["test"][1:] == ["python", "/opt/seisbind/ready.py"]
         assert SERVICES[name]["healthcheck"]["start_period"]

@@ -85,8 +85,8 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [SEISBIND_PORT, 8000]")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda. [SEISBIND_DEVICE, auto]")] = None,
     workers: Annotated[
-        int | None,
-        typer.Option(min=0, help="Processes behind the port; 0: one a GPU, or for two cores. [SEISBIND_WORKERS, 1]"),
+        str | None,
+        typer.Option(help="Processes behind the port; auto: one a GPU, or for two cores. [SEISBIND_WORKERS, 1]"),
     ] = None,
     search_device: Annotated[
         str | None, typer.Option(help="What searches: auto, cpu, cuda. [SEISBIND_SEARCH_DEVICE, auto]")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
@@ -12,12 +12,14 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
+from seisbind.model.errors import NotReady
 from seisbind.service.http import check, gallery, jobs, openapi, page, retrieve, stream
 from seisbind.service.http.parameters import split
 from seisbind.service.http.routing import serving_of, stamp
 from seisbind.service.runtime import metrics
 from seisbind.service.runtime.serving import Serving
-from seisbind.service.schemas import Health, Ready
+from seisbind.service.runtime.watch import GalleryWatch
+from seisbind.service.schemas import Health, Ready, WorkerBody
 from seisbind.service.settings import Settings
 from seisbind.service.transport import problems
 from seisbind.service.transport.access import Calls, Need, Policy, policies
@@ -25,7 +27,7 @@ from seisbind.service.transport.audit import AuditLog
 from seisbind.service.transport.guard import Guard, Origins
 from seisbind.service.transport.keys import read_keys
 from seisbind.service.transport.request_log import RequestLog
-from seisbind.service.workers.board import Board
+from seisbind.service.workers.board import Board, Standing, State
 
 state = APIRouter(tags=["state"], responses=openapi.PROBLEMS)
 
@@ -40,10 +42,28 @@ async def healthz() -> Health:
 @state.get("/readyz", openapi_extra=openapi.NO_KEY)
 @Policy(need=Need.NOTHING)
 async def readyz(request: Request) -> Ready:
-    """Ready: a canary gather was encoded and searched on the real device in the last seconds."""
-    serving = serving_of(request)
+    """Ready: a canary gather was encoded and searched on the real device in the last seconds, by every worker that
+    takes connections."""
+    serving, board = serving_of(request), request.app.state.board
     await serving.ready()
-    return Ready(status="ready", generation=serving.here(lambda engine: stamp(request, engine.gallery).stamp))
+    generation = serving.here(lambda engine: stamp(request, engine.gallery).stamp)
+    workers = [] if board is None else await asyncio.to_thread(_standings, board, generation)
+    return Ready(status="ready", generation=generation, workers=workers)
+
+
+def _standings(board: Board, generation: str) -> list[WorkerBody]:
+    """The workers, of which this one is ready and serves ``generation``. One that does not run takes no connections, so
+    it keeps no request waiting.
+
+    Raises:
+        NotReady: one that takes connections is not ready for them.
+    """
+    standings = board.standings()
+    standings[board.index] = Standing(board.index, State.READY, generation)
+    if bad := [one for one in standings if one.state is State.NOT_READY]:
+        said = " ".join(f"Worker {one.worker}: {one.why}" for one in bad)
+        raise NotReady(f"{len(bad)} of {board.count} workers take connections and are not ready. {said}")
+    return [WorkerBody(worker=one.worker, state=one.state.value, generation=one.generation) for one in standings]
 
 
 @state.get("/metrics", response_class=PlainTextResponse)
@@ -107,7 +127,7 @@ class ServedApplication(Application):
 
     def __init__(self, settings: Settings, board: Board | None) -> None:
         keys, self._audit = read_keys(settings), AuditLog(settings.audit_log)
-        self._settings, self._serving = settings, Serving(settings)
+        self._settings, self._serving = settings, Serving(settings, sharing=1 if board is None else board.count)
         super().__init__(lifespan=_lifespan)
         self.state.serving, self.state.board = self._serving, board
         self.add_middleware(  # each one that is added goes outside of those before it
@@ -136,9 +156,20 @@ class ServedApplication(Application):
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     serving: Serving = app.state.serving
     board: Board | None = app.state.board
-    beside = [asyncio.create_task(serving.watch())]
+    in_turn = nullcontext if board is None else board.in_turn
+    beside = [asyncio.create_task(GalleryWatch(serving, serving.settings.watch_s, in_turn).run())]
     if board is not None:
-        beside.append(asyncio.create_task(board.attend(serving.metrics, serving.reload)))
+
+        async def reload() -> str:
+            return (await serving.reload())[1].stamp
+
+        async def ready() -> str:
+            await serving.ready()
+            return serving.here(lambda engine: engine.gallery.stamp)
+
+        beside.append(
+            asyncio.create_task(board.attend(serving.metrics, reload=reload, ready=ready, stopping=serving.stopping))
+        )
     yield
     for task in beside:
         task.cancel()

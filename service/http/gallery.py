@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+from contextlib import nullcontext
 from typing import Annotated
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 
+from seisbind.model.errors import ReloadIncomplete
 from seisbind.model.ground.descriptors import DESCRIPTORS, Untrained
 from seisbind.model.scale import Scale, parse_model_scale
 from seisbind.service.engine.bodies import frame_body, gallery_body, model_body, same_map_sentence, weights_body
@@ -35,8 +37,10 @@ from seisbind.service.schemas import (
     ModelBody,
     ReloadAnswer,
     WarningBody,
+    WorkerBody,
 )
 from seisbind.service.transport.access import Policy
+from seisbind.service.workers.board import FOLLOW_S, Board
 
 NPY = "application/x-npy"
 SEGY = "application/vnd.seg-y"
@@ -240,12 +244,41 @@ async def distribution(request: Request, scale: AtScale = None) -> DistributionA
 @quick.post("/gallery/reload", tags=["gallery"])
 async def reload(request: Request) -> ReloadAnswer:
     """Open the gallery's folder again and serve what is there now; running requests finish with the old one."""
-    before, after = await serving_of(request).reload()
-    if (board := request.app.state.board) is not None:  # the other workers follow, one after another
-        await board.all_followed(await asyncio.to_thread(board.ask))
+    board: Board | None = request.app.state.board
+    async with nullcontext() if board is None else board.in_turn():
+        before, after = await serving_of(request).reload()
     stamp(request, after)
     request.state.changed = {"generation": after.generation}
-    return ReloadAnswer(before=gallery_body(before), after=gallery_body(after))
+    workers = [] if board is None else await _followers(board, after.stamp)
+    return ReloadAnswer(before=gallery_body(before), after=gallery_body(after), workers=workers)
+
+
+async def _followers(board: Board, generation: str) -> list[WorkerBody]:
+    """The workers once all serve the gallery that is there now, of which this one serves ``generation``; they load it
+    one after another.
+
+    Raises:
+        ReloadIncomplete: one could not, or has not yet.
+    """
+    outcomes = await board.all_followed(await asyncio.to_thread(board.ask, generation))
+    errors = [
+        f"worker {index}: it has not loaded it in {FOLLOW_S:g} s"
+        if outcome is None
+        else f"worker {index}: {outcome.code}: {outcome.why}"
+        for index, outcome in enumerate(outcomes)
+        if outcome is None or outcome.code is not None
+    ]
+    if errors:
+        raise ReloadIncomplete(
+            f"{len(errors)} of {board.count} workers go on with the gallery before, the others serve {generation}: "
+            f"{'; '.join(errors)}. Mend that and reload again; /readyz says what each serves.",
+            tuple(errors),
+        )
+    return [
+        WorkerBody(worker=one.worker, state="ready" if one.generation else "starting", generation=one.generation)
+        for one in outcomes
+        if one is not None
+    ]
 
 
 def _true(velocity: Float32, scale: Scale) -> Float32:

@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -20,6 +21,40 @@ from seisbind.service.workers.board import Board
 from seisbind.service.workers.supervisor import Started, supervise
 
 BACKLOG = 512  # connections that wait while the loop is busy
+MOST_TURNS = 16  # of a worker's event loop before it takes a connection: see `SharedListener`
+
+
+class SharedListener(socket.socket):
+    """The listening socket as one of several workers has it: who has fewer connections takes the next one.
+
+    All their event loops wake for a connection. One with ``n`` open passes over it for ``n`` turns, `MOST_TURNS` at
+    most, in which another may take it. It takes one in a turn: asyncio would take as many as the backlog that it asks
+    for, and a burst of connections that stay open would be one worker's.
+
+    Attributes:
+        open: how many connections are open.
+    """
+
+    def __init__(self, fileno: int) -> None:
+        super().__init__(fileno=fileno)
+        self.open: Callable[[], int] = lambda: 0
+        self._passed = 0
+
+    def listen(self, backlog: int = BACKLOG) -> None:
+        """Let `BACKLOG` connections wait, whatever the loop asks for: that is how many it would take in a turn."""
+        super().listen(BACKLOG)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection.
+
+        Raises:
+            BlockingIOError: there is none, or it is left to another worker for now.
+        """
+        if self._passed < min(self.open(), MOST_TURNS):
+            self._passed += 1
+            raise BlockingIOError
+        self._passed = 0
+        return super().accept()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -94,7 +129,8 @@ def run_worker(settings: Settings, board: Board, listener: socket.socket, starte
     """Serve as one of several processes (`supervisor.Run`); an error is said as the command says it."""
     logs.configure(settings.log_format)
     try:
-        _run(settings, board, listener, started)
+        with SharedListener(fileno=listener.detach()) as shared:
+            _run(settings, board, shared, started)
     except SeisBindError as error:
         logging.getLogger(__name__).error("Worker %d cannot serve: %s [%s]", board.index, error, error.code)
         raise SystemExit(1) from error
@@ -114,12 +150,14 @@ def _run(settings: Settings, board: Board | None, listener: socket.socket, start
         log_config=None,  # nor handlers of its own
         log_level="warning",
         server_header=False,
-        backlog=BACKLOG,
+        backlog=BACKLOG if board is None else 1,
         timeout_graceful_shutdown=round(settings.shutdown_s),
     )
     gc.collect()
     gc.freeze()  # a million objects that live as long as the server are not looked through again while it answers
     server = Server(config, stopping=app.state.serving.stopping.set)
+    if isinstance(listener, SharedListener):
+        listener.open = lambda: len(server.server_state.connections)
     started(server)
     server.run(sockets=[listener])
 

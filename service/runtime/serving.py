@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +20,7 @@ from seisbind.index import GalleryInfo, open_store, search_threads
 from seisbind.index.replicas.source import Lease, source_of
 from seisbind.model.encoders.embedder import Embedder, choose_device
 from seisbind.model.errors import INTERNAL_ERROR, JobsOff, NotReady, Overloaded, SeisBindError
+from seisbind.model.processes import lower_priority, usable_cores
 from seisbind.model.survey.preparation import prepare
 from seisbind.service.engine.engine import Engine, canary_gather
 from seisbind.service.jobs.job import JobState
@@ -32,7 +31,6 @@ from seisbind.service.runtime.batcher import Batcher
 from seisbind.service.runtime.images import PictureCache
 from seisbind.service.runtime.metrics import Metrics
 from seisbind.service.runtime.request_body import UploadSlots
-from seisbind.service.runtime.watch import GalleryWatch
 from seisbind.service.settings import Search, Settings
 
 log = logging.getLogger(__name__)
@@ -43,13 +41,6 @@ CHECK_NICENESS = 10  # of the thread that models waves and of those that it star
 CANARY_DEADLINE_S = 10.0  # behind what the model thread has to do first; a server later than this is not ready for more
 FILE_THREADS = 4  # records read, models removed and answers written: mostly outside the interpreter's lock
 MAX_READERS = 4
-
-
-def _go_last() -> None:
-    """Give the calling thread a low priority, on Linux, where it has one of its own."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), CHECK_NICENESS)
 
 
 class _Held:
@@ -77,16 +68,22 @@ class Serving:
     ``streams``, ``stopping``, ``_reloading`` and ``_parsing``. The current engine is replaced as a whole under
     ``_lock``, which guards ``_checks`` too; a job keeps the one it began with.
 
+    Args:
+        sharing: processes that share the cores of the machine, this one included.
+
     Raises:
         SeisBindError: no usable weights, device or gallery.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, sharing: int = 1) -> None:
         self.settings = settings
-        left = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        left = max(1, usable_cores() // sharing)
+        threads = settings.threads or max(1, min(left, torch.get_num_threads()) - 1)
         if choose_device(settings.device).type == "cpu":
-            torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() - 1))
-            left -= torch.get_num_threads()
+            torch.set_num_threads(threads)
+            left -= threads
+        elif sharing > 1:  # what is done on the CPU beside a GPU
+            torch.set_num_threads(threads)
         self.embedder = Embedder.load(
             settings.weights, device=settings.device, runtime=settings.runtime, precision=settings.precision
         )
@@ -105,7 +102,9 @@ class Serving:
         self._readers = ThreadPoolExecutor(max(1, min(MAX_READERS, left)), thread_name_prefix="reader")
         self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
         self._drawing = ThreadPoolExecutor(1, thread_name_prefix="picture")
-        self._checking = ThreadPoolExecutor(1, thread_name_prefix="check", initializer=_go_last)
+        self._checking = ThreadPoolExecutor(
+            1, thread_name_prefix="check", initializer=partial(lower_priority, CHECK_NICENESS)
+        )
         self.batches = Batcher(
             lambda job: self._submit(self._model, job),
             max_batch=settings.max_batch,
@@ -358,11 +357,6 @@ class Serving:
         """What is served and what is there now, as marks that can be compared."""
         held = self._held
         return await self.on_file(lambda engine: self._source.marks(held.lease, held.engine.gallery))
-
-    async def watch(self) -> None:
-        """Serve what is there from time to time, if the settings say so, until the server stops."""
-        if self.settings.watch_s:
-            await GalleryWatch(self, self.settings.watch_s).run()
 
     async def ready(self) -> None:
         """Return if a canary gather was encoded and searched lately, or now.

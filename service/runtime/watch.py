@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from seisbind.model.errors import SeisBindError
 
 if TYPE_CHECKING:
     from seisbind.service.runtime.serving import Serving
+
+Turn = Callable[[], AbstractAsyncContextManager[None]]
 
 log = logging.getLogger(__name__)
 
@@ -22,17 +26,23 @@ class GalleryWatch:
 
     A gallery that cannot be served leaves the one before in its place, counted and logged by `Serving.reload`. The same
     one is tried again after twice the time, and twice that, up to `LONGEST_S`; another one at the next look.
+
+    Args:
+        in_turn: makes the block in which it is opened: of the workers of one server, one at a time does so.
     """
 
-    def __init__(self, serving: Serving, every_s: float) -> None:
+    def __init__(self, serving: Serving, every_s: float, in_turn: Turn = nullcontext) -> None:
         self._serving = serving
         self._every_s = every_s
+        self._in_turn = in_turn
         self._failed: object = None
         self._wait_s = every_s
         self._again_at = 0.0
 
     async def run(self) -> None:
-        """Until the server stops."""
+        """Until the server stops; no time if it is never to look."""
+        if not self._every_s:
+            return
         stopping = self._serving.stopping
         while not stopping.is_set():
             try:
@@ -50,6 +60,13 @@ class GalleryWatch:
             self._failed, self._wait_s = None, self._every_s
             return
         if there == self._failed and time.monotonic() < self._again_at:
+            return
+        async with self._in_turn():  # of several workers all see the change at once
+            await self._load()
+
+    async def _load(self) -> None:
+        served, there = await self._serving.look()  # a reload was asked for, or it has changed again, meanwhile
+        if there == served:
             return
         try:
             before, after = await self._serving.reload()

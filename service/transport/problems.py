@@ -54,6 +54,7 @@ STATUS: dict[type[tree.SeisBindError], int] = {
     tree.WriteScopeRequired: 403,
     tree.Overloaded: 429,
     tree.NotReady: 503,
+    tree.ReloadIncomplete: 503,
     tree.DeadlinePassed: 504,
     tree.MissingExtra: 501,
 }
@@ -117,7 +118,8 @@ def refused(scope: Scope, error: tree.SeisBindError) -> Response:
     if status >= 500 and not isinstance(error, tree.DeadlinePassed):  # that one is the caller's own wish
         path = cut(scope.get("path", "/"), MAX_PART)
         log.error("%s %s: %s", scope.get("method"), path, error, exc_info=error)
-    return problem(scope, status, error.code, error.sentence, headers=headers)
+    errors = error.errors if isinstance(error, tree.ReloadIncomplete) else ()
+    return problem(scope, status, error.code, error.sentence, errors=errors, headers=headers)
 
 
 def broken(scope: Scope) -> Response:

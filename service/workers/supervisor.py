@@ -27,7 +27,8 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
-from seisbind.model.errors import ServiceError
+from seisbind.model.errors import InvalidConfig, ServiceError
+from seisbind.model.processes import inherited, usable_cores
 from seisbind.service.settings import Settings
 from seisbind.service.workers.board import Board
 
@@ -47,11 +48,20 @@ Run = Callable[[Settings, Board, socket, Started], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """A worker's part of the machine: its settings, with its GPU and threads, and the environment that holds libraries
+    to the same."""
+
+    settings: Settings
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
-    """What worker ``index`` is given: its own device and share of the cores, and where all of them meet."""
+    """What worker ``index`` is given, and where all of them meet."""
 
     run: Run
-    settings: Settings
+    share: Share
     folder: Path
     index: int
     count: int
@@ -69,9 +79,11 @@ class Worker(Process):
         """In the child. Ends with code 1 after an error that was said, 0 after all that was admitted is answered."""
         threading.Thread(target=self.always_pong, daemon=True).start()
         place = self.place
+        board = Board(place.folder, place.index, place.count)
+        board.begin()
         threading.Thread(target=_end_with, args=(os.getppid(), place.folder), daemon=True).start()
         for listener in sockets or ():  # there is one
-            place.run(place.settings, Board(place.folder, place.index, place.count), listener, self._started)
+            place.run(place.share.settings, board, listener, self._started)
 
     def ping(self, timeout: float = 5) -> bool:
         self._forget()
@@ -140,7 +152,8 @@ class Supervisor(Multiprocess):
 
     def _start(self, place: Place) -> Worker:
         worker = Worker(self.config, self.sockets, place)
-        worker.start()
+        with inherited(**place.share.environment):
+            worker.start()
         return worker
 
     def _serves(self, process: Process) -> bool:
@@ -177,7 +190,7 @@ class Supervisor(Multiprocess):
         wait_s = self._again_s[index]
         self._again_s[index] = min(2 * wait_s, LONGEST_AGAIN_S)
         log.error("Worker %d ended (code %s); another takes its place in %g s.", index, process.exitcode, wait_s)
-        self._places[index].folder.joinpath(f"metrics-{index}").unlink(missing_ok=True)  # it measures nothing now
+        Board.has_ended(self._places[index].folder, index)
         self._due[index] = time.monotonic() + wait_s
 
     def restart_all(self) -> None:
@@ -196,11 +209,11 @@ class Supervisor(Multiprocess):
             self._due.pop(index, None)  # else one more would be started for the worker that had ended before
             self.processes[index] = worker
             before.terminate()
-            self._join(before, time.monotonic() + self._places[index].settings.shutdown_s + CLOSE_S)
+            self._join(before, time.monotonic() + self._places[index].share.settings.shutdown_s + CLOSE_S)
 
     def join_all(self) -> None:
         """Wait for all that were told to end; one that hangs is killed."""
-        end = time.monotonic() + max(place.settings.shutdown_s for place in self._places) + CLOSE_S
+        end = time.monotonic() + max(place.share.settings.shutdown_s for place in self._places) + CLOSE_S
         for process in self.processes:
             self._join(process, end)
 
@@ -226,6 +239,7 @@ def supervise(run: Run, settings: Settings, listener: socket, *, announce: Calla
 
     Raises:
         ServiceError: a worker could not be started.
+        InvalidConfig: they cannot all have what the settings ask for.
     """
     with tempfile.TemporaryDirectory(prefix="seisbind-workers-") as folder:
         count = len(shares := shares_of(settings))
@@ -234,24 +248,45 @@ def supervise(run: Run, settings: Settings, listener: socket, *, announce: Calla
         supervisor.run()
 
 
-def shares_of(settings: Settings) -> list[Settings]:
-    """The settings of each worker: its GPU, or its share of the cores."""
-    gpus = _gpus(settings.device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def shares_of(settings: Settings) -> list[Share]:
+    """The share of each worker: one GPU, the only one that it sees, and of the cores as many as the others, of which
+    one reads requests and the rest encode and search.
+
+    Raises:
+        InvalidConfig: all of them are to search on one GPU, which is not their own.
+    """
+    gpus, cores = _gpus(settings.device), usable_cores()
     count = settings.workers or len(gpus) or max(1, cores // CORES)
-    threads = settings.threads
-    if not gpus and threads is None:
-        threads = max(1, cores // count)
-    device = {index: gpus[index % len(gpus)] if gpus else settings.device for index in range(count)}
-    return [settings.model_copy(update={"device": device[index], "threads": threads}) for index in range(count)]
+    threads = settings.threads or max(1, cores // count - 1)
+    if gpus and settings.search_device.startswith("cuda:"):
+        raise InvalidConfig(
+            "Each of several workers searches on its own GPU or on the CPU; search_device is "
+            f"{settings.search_device!r:.40}. Set it to auto, cuda or cpu."
+        )
+    shares = []
+    for index in range(count):
+        own: dict[str, object] = {"threads": threads}
+        environment = {"OMP_NUM_THREADS": str(threads)}  # numpy, FAISS and torch, in whichever thread they are called
+        if gpus:
+            own["device"] = "cuda"  # the only one
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+        shares.append(Share(settings.model_copy(update=own), environment))
+    return shares
 
 
 def _gpus(device: str) -> list[str]:
-    """The GPUs to share out, without importing torch into the supervisor where there is none."""
-    if device not in ("auto", "cuda"):
-        return [device] if device.startswith("cuda") else []
+    """The GPUs to share out, each as ``CUDA_VISIBLE_DEVICES`` names it. Without importing torch into the supervisor
+    where there is none."""
+    if device not in ("auto", "cuda") and not device.startswith("cuda:"):
+        return []
     if sys.platform == "linux" and not Path("/dev/nvidiactl").exists():
         return []
     import torch
 
-    return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    found = [str(index) for index in range(torch.cuda.device_count())]
+    if seen := os.environ.get("CUDA_VISIBLE_DEVICES"):  # the numbers of this process are places in that list
+        found = [name.strip() for name in seen.split(",")][: len(found)]
+    if device.startswith("cuda:"):
+        at = device.removeprefix("cuda:")
+        found = found[int(at) :][:1] if at.isdecimal() else []  # none: the worker says what is wrong with the device
+    return found

@@ -41,6 +41,7 @@ from seisbind.service.http.server import Server, listen, url_of
 from seisbind.service.runtime.serving import Serving
 from seisbind.service.settings import Settings
 from seisbind.service.transport.protocol import Protocol
+from seisbind.service.workers.board import Board
 
 Float32 = NDArray[np.float32]
 MODELS = 60
@@ -132,9 +133,9 @@ class Served:
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[Served]:
-    """The real application in a real uvicorn on a free port, in a thread."""
-    app = create_app(settings)
+def running(settings: Settings, board: Board | None = None) -> Iterator[Served]:
+    """The real application in a real uvicorn on a free port, in a thread; with ``board`` as one of several workers."""
+    app = create_app(settings, board=board)
     with listen("127.0.0.1", 0) as listener:
         config = uvicorn.Config(app, http=Protocol.of(settings), log_level="warning", timeout_graceful_shutdown=5)
         server = Server(config, stopping=app.state.serving.stopping.set)
@@ -152,7 +153,7 @@ def running(settings: Settings) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
-def run_server() -> Callable[[Settings], AbstractContextManager[Served]]:
+def run_server() -> Callable[..., AbstractContextManager[Served]]:
     """`running`, for fixtures that a module keeps to itself."""
     return running
 

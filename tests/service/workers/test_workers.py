@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,15 @@ import numpy as np
 import pytest
 
 from seisbind.index import Gallery
+from seisbind.model import processes
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.ground.families import mixed
 from seisbind.service.engine.engine import Engine
 from seisbind.service.settings import Settings, read_settings
+from seisbind.service.workers import board as boards
 from seisbind.service.workers import supervisor
+from seisbind.service.workers.board import Board, Followed, Standing, State
 
 Float32 = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -71,6 +76,11 @@ def models(url: str) -> dict[str, str]:
     return dict(re.findall(r'^seisbind_gallery_models\{worker="(\d)"\} (\S+)$', text, re.MULTILINE))
 
 
+def states(url: str) -> list[str]:
+    """Of each worker, as the answer of readiness has them; one that is not ready makes that no answer."""
+    return [one["state"] for one in httpx.get(f"{url}/readyz", timeout=60).json().get("workers", ())]
+
+
 def ask(url: str, gather: bytes, count: int, outcomes: Counter[str]) -> None:
     """One request after another, each on a connection of its own."""
     for _ in range(count):
@@ -85,6 +95,48 @@ def ask(url: str, gather: bytes, count: int, outcomes: Counter[str]) -> None:
 def gather(gathers: Float32, tmp_path: Path) -> bytes:
     np.save(tmp_path / "gather.npy", gathers[0])
     return (tmp_path / "gather.npy").read_bytes()
+
+
+def test_a_reload_that_one_worker_did_not_follow_is_an_error(
+    weights: Path, gallery_path: Path, tmp_path: Path, run_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker is a real server, the other one what it says on the board."""
+    monkeypatch.setattr(boards, "LOOK_S", 0.01)
+    monkeypatch.setattr(boards, "FOLLOW_S", 0.05)
+    board, other = Board(tmp_path, 0, 2), Board(tmp_path, 1, 2)
+    other.begin()
+    settings = Settings(gallery=gallery_path, weights=weights, device="cpu", port=0, audit_log=tmp_path / "audit")
+    with run_server(settings, board) as server:
+        ready = server.http.get("/readyz").json()
+        generation = ready["generation"]
+        assert [(one["state"], one["generation"]) for one in ready["workers"]] == [
+            ("ready", generation),
+            ("starting", None),
+        ]
+
+        def reload() -> tuple[int, Any]:
+            answer = server.http.post("/v1/gallery/reload")
+            return answer.status_code, answer.json()
+
+        status, late = reload()
+        assert (status, late["code"]) == (503, "reload_incomplete")
+        assert "1 of 2 workers go on with the gallery before" in late["detail"] and generation in late["detail"]
+        assert len(late["errors"]) == 1 and "worker 1: it has not loaded it in" in late["errors"][0]
+        changed = json.loads((tmp_path / "audit").read_text().splitlines()[-1])
+        assert (changed["status"], changed["code"]) == (503, "reload_incomplete")
+        assert changed["generation"] == int(generation.split("-")[0])  # this worker's has changed
+        other.followed(Followed(1, 2, None, "gallery_damaged", "It is torn."))
+        status, damaged = reload()
+        assert (status, damaged["errors"]) == (503, ["worker 1: gallery_damaged: It is torn."])
+        other.followed(Followed(1, 3, generation))
+        status, done = reload()
+        assert (status, [one["generation"] for one in done["workers"]]) == (200, [generation] * 2)
+        monkeypatch.setattr(boards, "STALE_S", -1.0)
+        other._tell(Standing(1, State.READY, generation))
+        hangs = server.http.get("/readyz")
+        assert hangs.status_code == 503 and "Worker 1: It has said nothing for" in hangs.json()["detail"]
+        Board.has_ended(tmp_path, 1)
+        assert server.http.get("/readyz").json()["workers"][1]["state"] == "absent"
 
 
 @pytest.mark.long
@@ -116,9 +168,13 @@ def test_a_killed_worker_takes_its_own_requests_and_no_others(
         with Gallery.open(gallery, fingerprint=embedder.fingerprint, writable=True) as changed:
             Engine(embedder, changed).add_models(mixed(3, 77)[0])
         assert set(models(url).values()) == before  # nobody has looked
-        assert httpx.post(f"{url}/v1/gallery/reload", timeout=120).status_code == 200
+        answer = httpx.post(f"{url}/v1/gallery/reload", timeout=120)
+        assert answer.status_code == 200
+        assert [one["state"] for one in answer.json()["workers"]] == ["ready"] * 2
+        assert len({one["generation"] for one in answer.json()["workers"]}) == 1
         until(lambda: set(models(url).values()) == {f"{float(next(iter(before))) + 3}"}, "both serve what was added")
         assert len(models(url)) == 2
+        until(lambda: states(url) == ["ready"] * 2, "ready, both of them")
 
         second, outcomes = workers_of(server), Counter()
         asking = [threading.Thread(target=ask, args=(url, gather, 60, outcomes)) for _ in range(2)]
@@ -168,15 +224,102 @@ def test_what_one_writer_owns_has_one_worker(tmp_path: Path) -> None:
         assert read_settings(**more).workers == 1
 
 
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="stops a worker by a signal that it cannot hear")
+def test_a_worker_that_hangs_or_cannot_follow_is_told(
+    weights: Path, make_gallery: Callable[[], Path], embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gallery that is there cannot be served: 409, and nobody is asked. Then one that hangs, and one that dies."""
+    gallery = make_gallery()
+    with serving(weights, gallery) as (server, url):
+        until(lambda: states(url) == ["ready"] * 2, "both ready")
+        records, kept = gallery / "records.sqlite", gallery.with_name("kept")
+        records.rename(kept)
+        assert httpx.post(f"{url}/v1/gallery/reload", timeout=120).status_code == 409
+        kept.rename(records)
+        one = workers_of(server)[0]
+        os.kill(one, signal.SIGSTOP)
+
+        def told() -> bool:
+            with suppress(httpx.HTTPError):  # it may have taken the connection
+                answer = httpx.get(f"{url}/readyz", timeout=2)
+                return answer.status_code == 503 and "are not ready" in answer.json()["detail"]
+            return False
+
+        until(told, "that one takes connections and does not answer")
+        os.kill(one, signal.SIGKILL)
+        until(lambda: states(url) == ["ready"] * 2, "another in its place")
+        assert httpx.post(f"{url}/v1/gallery/reload", timeout=120).status_code == 200
+
+
+def _write_environment(settings: Settings, board: Board, listener: Any, started: Any) -> None:
+    """In place of serving."""
+    import torch
+
+    seen = {name: os.environ.get(name, "") for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+    seen |= {"torch": str(torch.get_num_threads()), "device": settings.device}
+    (board.folder / f"seen-{board.index}").write_text(json.dumps(seen))
+
+
+@pytest.mark.long
+def test_a_worker_sees_its_gpu_and_takes_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is needed: the process has the environment that CUDA and the libraries of threads read."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "kept")
+    monkeypatch.setattr(supervisor, "usable_cores", lambda: 4)
+    monkeypatch.setattr(supervisor, "_gpus", lambda device: ["GPU-a", "3"])
+    shares = supervisor.shares_of(Settings(workers=0))
+    with socket.socket() as listener:
+        places = [supervisor.Place(_write_environment, each, tmp_path, at, 2) for at, each in enumerate(shares)]
+        workers = [supervisor.Supervisor(listener, places, lambda: None)._start(place) for place in places]
+        for worker in workers:
+            worker.process.join(120)
+    seen = [json.loads((tmp_path / f"seen-{index}").read_text()) for index in range(2)]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in seen] == ["GPU-a", "3"]
+    assert [(one["OMP_NUM_THREADS"], one["torch"], one["device"]) for one in seen] == [("1", "1", "cuda")] * 2
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "kept"
+
+
 def test_each_worker_has_its_gpu_or_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(supervisor, "usable_cores", lambda: 8)
 
     def shared(**given: Any) -> list[tuple[str, int | None]]:
-        return [(each.device, each.threads) for each in supervisor.shares_of(Settings(**given))]
+        shares = supervisor.shares_of(read_settings(**given))
+        assert all(each.environment["OMP_NUM_THREADS"] == str(each.settings.threads) for each in shares)
+        return [
+            (each.environment.get("CUDA_VISIBLE_DEVICES", each.settings.device), each.settings.threads)
+            for each in shares
+        ]
 
-    assert shared(workers=2, device="cpu") == [("cpu", 4)] * 2
-    assert shared(workers=0, device="cpu") == [("cpu", 2)] * 4
-    assert shared(workers=3, device="cpu", threads=1) == [("cpu", 1)] * 3
-    monkeypatch.setattr(supervisor, "_gpus", lambda device: ["cuda:0", "cuda:1"])
-    assert shared(workers=0) == [("cuda:0", None), ("cuda:1", None)]
-    assert [device for device, _ in shared(workers=3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    # of its cores one reads requests
+    assert shared(workers=2, device="cpu") == [("cpu", 3)] * 2
+    assert shared(workers="auto", device="cpu") == shared(workers=0, device="cpu") == [("cpu", 1)] * 4
+    assert shared(workers=16, device="cpu") == [("cpu", 1)] * 16
+    assert shared(workers=3, device="cpu", threads=2) == [("cpu", 2)] * 3
+    monkeypatch.setattr(supervisor, "_gpus", lambda device: ["0", "1"])
+    assert shared(workers="auto") == [("0", 3), ("1", 3)]
+    assert [gpu for gpu, _ in shared(workers=3)] == ["0", "1", "0"]
+    with pytest.raises(InvalidConfig, match="search_device is 'cuda:1'"):
+        shared(workers=2, search_device="cuda:1")
+
+
+def test_the_gpus_to_share_are_those_that_this_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(sys, "platform", "linux as it is with a driver")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = {name: supervisor._gpus(name) for name in ("auto", "cuda", "cuda:1", "cuda:7", "cpu")}
+    assert found == {"auto": ["0", "1"], "cuda": ["0", "1"], "cuda:1": ["1"], "cuda:7": [], "cpu": []}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-8932f937")
+    assert supervisor._gpus("auto") == ["5", "GPU-8932f937"] and supervisor._gpus("cuda:1") == ["GPU-8932f937"]
+
+
+def test_cores_are_those_that_a_container_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr(processes, "CPU_MAX", tmp_path / "cpu.max")
+    cores = []
+    for text in ("max 100000", "400000 100000", "150000 100000", "50000 100000", "9900000 100000", ""):
+        processes.CPU_MAX.write_text(text)
+        cores.append(processes.usable_cores())
+    processes.CPU_MAX.unlink()
+    assert [*cores, processes.usable_cores()] == [64, 4, 1, 1, 64, 64, 64]
