@@ -82,6 +82,8 @@ PLAN = {
     ("docs/deploy.md", "seisbind-1  |"): "a container's log; docker/build_with_buildah.py prints it",
     ("docs/deploy.md", "$ seisbind gallery publish"): "needs a bucket; tests/index/test_replicas.py has one of its own",
     ("docs/deploy.md", "git pull"): "needs a container engine",
+    ("docs/deploy.md", "kubectl create"): "needs a cluster; tests/test_kubernetes.py reads the files",
+    ("docs/deploy.md", "[Service]"): "needs a service manager; tests/test_systemd.py has systemd read it",
     ("docs/deploy.md", "apt install"): "needs root and minutes; docker/build_with_buildah.py itself",
     ("docs/formats.md", "{"): RUN,
     ("docs/fwi.md", ""): RUN,
