@@ -13,7 +13,7 @@ Callers post gathers as npy over connections that stay open, each the next one w
 of the rounds. CPU time is of the layout's threads, of the callers, which share the cores, and of whatever else runs:
 rounds in which that took more than ``--quiet`` cores are counted and left out, unless all did. CPU time a gather tells
 on a busy machine, too, what one process leaves idle and what two can gain. Then the memory of one worker more, and
-SIGKILL of a worker under load: what was lost, and on whose connections.
+SIGKILL of a worker under load: what was lost, and on whose connections. One module because it is one measurement.
 """
 
 from __future__ import annotations

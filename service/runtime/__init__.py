@@ -15,4 +15,5 @@ __all__ = [
     "request_body",
     "sections",
     "serving",
+    "watch",
 ]
