@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.index.approximate.info import ApproximateInfo
-from seisbind.index.approximate.lists import StoredLists
+from seisbind.index.approximate.lists import Lists, StoredLists
 from seisbind.index.scanning.codes import Codes
 from seisbind.index.search.columns import Columns, Statistics
 from seisbind.index.search.labels import Labels
@@ -270,12 +270,18 @@ def _lists_of(file: MappedFile) -> StoredLists | None:
     if facts is None:
         return None
 
-    def content() -> NDArray[np.uint8]:
+    info = ApproximateInfo.parse(facts)
+
+    def read() -> Lists:
         start, size = file.facts["sections"]["velocity.lists"]
         file.check(start, start + size)
-        return file.array("velocity.lists", np.uint8, (size,))
+        content = file.array("velocity.lists", np.uint8, (size,))
+        try:
+            return Lists.read(content, count=info.models, dimension=file.facts["dimension"])
+        except ValueError as error:  # of another version of FAISS: the exact search needs no lists
+            raise SnapshotDamaged(f"The approximate index in {file.path} cannot be used: {error}.") from error
 
-    return StoredLists(ApproximateInfo.parse(facts), content)
+    return StoredLists(info, read)
 
 
 def dump_facts(facts: dict[str, Any]) -> bytes:

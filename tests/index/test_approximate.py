@@ -16,6 +16,7 @@ from seisbind.index import Filter, Gallery
 from seisbind.index.approximate import lists, probe, recall
 from seisbind.index.approximate.info import FLOOR, ApproximateInfo
 from seisbind.index.approximate.probe import RecallProbe
+from seisbind.index.maintenance.duplicates import near_equal
 from seisbind.index.search import mapped_writer
 from seisbind.index.search.mapped import MappedFile
 from seisbind.index.search.reranking import best_of, source_of
@@ -298,3 +299,49 @@ def test_sample_queries_are_not_stored_vectors(make_batch: MakeBatch) -> None:
     queries = recall.sample_queries(source, 90, np.random.default_rng(0))
     best = np.array([similarity[0] for _, similarity in index.search(queries, 1)])
     assert best.max() < 0.99 and np.allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-6)
+
+
+def test_lists_that_faiss_does_not_read_leave_the_exact_search(
+    path: Path, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those that another version of FAISS wrote: said, and no query fails."""
+    queries = queries_of(make_batch, 20)
+    with Gallery.open(path, fingerprint=None, exact=True) as gallery:
+        truth = found(gallery, queries)
+
+    def refuse(reader: object) -> None:
+        raise RuntimeError("Index type 0x20202020 not recognized")
+
+    monkeypatch.setattr(lists.faiss, "read_index", refuse)
+    with Gallery.open(path, fingerprint=None) as gallery:
+        assert gallery.approximate is not None
+        hits = gallery.search_velocity(queries, K)
+        assert hits.approximate is None and found(gallery, queries) == truth
+        assert any("FAISS does not read it" in note for note in gallery.notes)
+
+
+def test_lists_of_other_vectors_are_refused(make_batch: MakeBatch) -> None:
+    index = VectorIndex.build(make_batch(COUNT).velocity_embeddings)
+    content = bytearray()
+    lists.Lists.build(index.vectors_at, COUNT, 16).dump(content.extend)
+    stored = np.frombuffer(bytes(content), np.uint8)
+    assert len(lists.Lists.read(stored, count=COUNT, dimension=16)) == COUNT
+    for count, dimension in ((COUNT - 1, 16), (COUNT, 32)):
+        with pytest.raises(ValueError, match="it holds 600 vectors of 16"):
+            lists.Lists.read(stored, count=count, dimension=dimension)
+
+
+def test_pairs_that_look_alike_are_searched_exactly(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    search = Gallery.search_velocity
+
+    def note(gallery: Gallery, *given: Any, **options: Any) -> Any:
+        hits = search(gallery, *given, **options)
+        asked.append(hits.approximate)
+        return hits
+
+    monkeypatch.setattr(Gallery, "search_velocity", note)
+    with Gallery.open(path, fingerprint=None) as gallery:
+        assert gallery.approximate is not None
+        list(near_equal(gallery, 0.999))
+    assert asked and set(asked) == {None}
