@@ -148,6 +148,7 @@ class SnapshotWatch:
         self, file: MappedFile, compare_list: Callable[[], None], damaged: Callable[[GalleryError], None]
     ) -> None:
         self._stopping = threading.Event()
+        self._comparing = threading.Lock()  # held while the mapped file is read
         work = threading.Thread(
             target=self._run, args=(file, compare_list, damaged), name="snapshot watch", daemon=True
         )
@@ -155,19 +156,26 @@ class SnapshotWatch:
 
     def _run(self, file: MappedFile, compare_list: Callable[[], None], damaged: Callable[[GalleryError], None]) -> None:
         try:
-            file.check_all(self._stopping)
+            self._compare(file)
             compare_list()
             while not self._stopping.wait(RECHECK_S):
-                file.check_all(self._stopping)
+                self._compare(file)
         except GalleryError as error:
             try:
                 damaged(error)
             except GalleryError as worse:  # of the records themselves: what is searched stays as it is, checked
                 log.error("%s", worse)
 
+    def _compare(self, file: MappedFile) -> None:
+        with self._comparing:
+            file.check_all(self._stopping)
+
     def close(self) -> None:
-        """Stop soon; nothing waits for it, and what it still finds is not used."""
+        """Stop: the file is not read any more when this returns, a block later; a look at the list may still go on,
+        and what that finds is not used."""
         self._stopping.set()
+        with self._comparing:
+            pass
 
 
 class RowOf(MutableMapping[str, int]):
