@@ -131,8 +131,15 @@ class StoredLists:
 
     def candidates(self, queries: Float32) -> Int64:
         """As `Lists.candidates`, with the probes and as many candidates as were measured."""
+        return self._held().candidates(queries, probes=self.info.probes, count=self.info.candidates)
+
+    def dump(self, write: Callable[[bytes], None]) -> None:
+        """As `Lists.dump`."""
+        self._held().dump(write)
+
+    def _held(self) -> Lists:
         lists = self._lists
         if lists is None:
             with self._lock:
                 lists = self._lists = self._lists or self._read()
-        return lists.candidates(queries, probes=self.info.probes, count=self.info.candidates)
+        return lists

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -225,13 +226,59 @@ def test_a_snapshot_of_the_format_before_is_made_anew(path: Path, make_batch: Ma
 
 def test_an_index_that_was_left_out_is_made_by_the_next_writer(path: Path, make_batch: MakeBatch) -> None:
     with Gallery.open(path, fingerprint=None, writable=True) as gallery:
-        gallery._snapshot_generation = -1
+        gallery.remove(["m3"])  # so that what it holds is elsewhere in the new snapshot
         gallery.snapshot(lists=False)
+        gallery.close(lists=False)
     with Gallery.open(path, fingerprint=None) as gallery:
         assert gallery._mapped is not None and gallery.approximate is None and gallery.notes == ()
+    written = (path / MAPPED).stat().st_mtime_ns
+    Gallery.open(path, fingerprint=None, writable=True).close(lists=False)  # which is no reason to write all again
+    assert (path / MAPPED).stat().st_mtime_ns == written
     Gallery.open(path, fingerprint=None, writable=True).close()
     with Gallery.open(path, fingerprint=None) as gallery:
         assert gallery.approximate is not None
+
+
+def test_whoever_cannot_wait_keeps_the_index_that_is_there(path: Path, make_batch: MakeBatch) -> None:
+    """A server that stops: what was added since is searched exactly, and an index that lacks much is made anew."""
+    queries = queries_of(make_batch, 30)
+    with Gallery.open(path, fingerprint=None, writable=True) as gallery:
+        make_batch(40, first=2000).add_to(gallery)
+        gallery.close(lists=False)
+    with Gallery.open(path, fingerprint=None) as gallery:
+        assert gallery._mapped is not None and gallery._mapped.facts["count"] == COUNT + 40
+        info, truth = gallery.approximate, found(gallery, queries, exact=True)
+        assert info is not None and info.models == COUNT
+        assert shared(found(gallery, queries), truth) >= 0.97
+        new = gallery.embeddings(["m2039"])[0]
+        assert gallery.search_velocity(new, 1)[0][0].model_id == "m2039"
+    with Gallery.open(path, fingerprint=None, writable=True) as gallery:
+        make_batch(100, first=3000).add_to(gallery)
+        gallery.close(lists=False)
+    Gallery.open(path, fingerprint=None, writable=True).close()
+    with Gallery.open(path, fingerprint=None) as gallery:
+        assert gallery.approximate is not None and gallery.approximate.models == COUNT + 140
+
+
+def test_models_are_added_while_a_snapshot_is_written(path: Path, make_batch: MakeBatch) -> None:
+    """Which takes a minute where an index is made: the next opening makes up for what it lacks."""
+    added: list[bool] = []
+
+    def add(step: str) -> None:
+        if step != f"{MAPPED}:written" or added:
+            return
+        thread = Thread(target=make_batch(1, first=5000).add_to, args=(gallery,), daemon=True)
+        thread.start()
+        thread.join(60)  # it would wait for the snapshot, which waits here
+        added.append(not thread.is_alive())
+
+    with Gallery.open(path, fingerprint=None, writable=True, at_step=add) as gallery:
+        make_batch(30, first=4000).add_to(gallery)
+        gallery.snapshot()
+        assert added == [True] and gallery._behind == 1
+    with Gallery.open(path, fingerprint=None) as gallery:
+        assert len(gallery) == COUNT + 31 and gallery.record("m5000") and gallery.notes == ()
+        assert gallery._mapped is not None and gallery._mapped.facts["count"] == COUNT + 30
 
 
 def test_live_queries_go_on_being_measured(path: Path, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
