@@ -164,11 +164,11 @@ def test_a_server_that_stops_makes_no_approximate_index(
     make_gallery: Any, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes a minute, and SIGTERM leaves half of one; the next command that writes makes it."""
+    path = make_gallery()
     monkeypatch.setattr(mapped_writer, "MAPPED_MODELS", 1)
     monkeypatch.setattr(mapped_writer, "APPROXIMATE_MODELS", 1)
     made: list[object] = []
     monkeypatch.setattr(mapped_writer.recall, "build", made.append)
-    path = make_gallery()
     gallery = Gallery.open(path, fingerprint=embedder.fingerprint, writable=True)
     _Held(Engine(embedder, gallery), Lease(path)).close()
     assert not made and (path / MAPPED).is_file()
