@@ -132,7 +132,7 @@ def usearch_index(vectors: np.ndarray) -> tuple[Callable[[int], Search], tuple[i
 
         return ranked(exact, candidates)
 
-    return of, (64, 128, 256, 512, 1024), made.serialized_length
+    return of, (64, 128, 256, 512, 1024), made.memory_usage
 
 
 def svs_index(vectors: np.ndarray) -> tuple[Callable[[int], Search], tuple[int, ...], int]:

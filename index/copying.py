@@ -12,6 +12,7 @@ from seisbind.index.storage.record import NewModel, Record
 from seisbind.index.store import Store
 from seisbind.model.errors import GalleryNotFound, InvalidConfig, UnknownModel
 from seisbind.model.files import is_milvus
+from seisbind.model.fingerprint import Fingerprint
 
 PAGE = 256  # models in memory at a time: 10 MB
 
@@ -24,7 +25,7 @@ def copy_gallery(source: Store, url: str, *, progress: Callable[[int], None] = l
     meanwhile may be left out, and what they remove too.
 
     Raises:
-        InvalidConfig: ``url`` is none of Milvus.
+        InvalidConfig: ``url`` is none of Milvus, or its gallery promises velocities less rounded than ``source`` has.
         WeightsMismatch: the gallery there was made with other weights, or for another frame.
         InvalidQuery: an id there belongs to another velocity model.
         GalleryDamaged: a model of ``source`` is not what was written; nothing of its page was copied.
@@ -32,14 +33,21 @@ def copy_gallery(source: Store, url: str, *, progress: Callable[[int], None] = l
     """
     if not is_milvus(url):
         raise InvalidConfig(f"A gallery is copied into Milvus: {url!r:.150} is no milvus:// URL.")
+    weights = Fingerprint(source.fingerprint, embeddings=source.embeddings_fingerprint or "")
     try:
-        target = MilvusStore.open(url, fingerprint=source.fingerprint, frame=source.frame, writable=True)
+        target = MilvusStore.open(url, fingerprint=weights, frame=source.frame, writable=True)
     except GalleryNotFound:
         with MilvusStore.building(
-            url, fingerprint=source.fingerprint, dimension=source.dimension, frame=source.frame
-        ) as target:
+            url, fingerprint=weights, dimension=source.dimension, frame=source.frame,
+            precision_m_s=source.precision_m_s,
+        ) as target:  # fmt: skip
             return _fill(source, target, progress)
     with target:
+        if source.precision_m_s > target.precision_m_s:
+            raise InvalidConfig(
+                f"The velocities of {source.path} are rounded by up to {source.precision_m_s:g} m/s, and those of "
+                f"{url} by {target.precision_m_s:g} at most. Copy to another collection, which then says so."
+            )
         return _fill(source, target, progress)
 
 

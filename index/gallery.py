@@ -78,8 +78,9 @@ class Gallery:
     """A gallery in a folder: `create` or `open` one, and close it, or use ``with``.
 
     Any number of galleries may read a folder while one writes it. All methods may be called from any thread: searches
-    run on an immutable `View` and need no lock; `Records` guards its connection; ``_changing`` lets one change,
-    snapshot or refresh in at a time. A gallery opened for writing must not be used on both sides of a fork.
+    run on an immutable `View` and need no lock; `Records` guards its connection; ``_changing`` lets one change or
+    refresh in at a time, ``_snapshotting`` one snapshot, beside changes. A gallery opened for writing must not be used
+    on both sides of a fork.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Gallery:
         self._writer = writer
         self._at_step = at_step
         self._changing = threading.RLock()
+        self._snapshotting = threading.RLock()  # taken before the other where both are
         self._compacting = threading.Lock()
         self._notes = loaded.notes
         self._mapped = loaded.mapped
@@ -110,8 +112,8 @@ class Gallery:
         self._approximate.opened(loaded.view)
         # models that the snapshots lack, or have too many; a large gallery that is not mapped yet lacks all
         mapped = loaded.mapped
-        lacking = is_large(loaded.view) if mapped is None else lacks_lists(loaded.view, mapped.facts)
-        self._behind = len(loaded.view) + 1 if lacking else loaded.behind
+        self._behind = len(loaded.view) + 1 if mapped is None and is_large(loaded.view) else loaded.behind
+        self._lacks_lists = mapped is not None and lacks_lists(loaded.view, mapped.facts)
         self._snapshot_generation = -1 if self._behind else self._view.generation
         self._device: DeviceSearch | None = None
         self._files = ExitStack()  # closed by `close`
@@ -605,24 +607,32 @@ class Gallery:
     def snapshot(self, *, lists: bool = True) -> None:
         """Write indices and columns beside the records, so that the next opening reads no records but the catalogue.
 
+        What is there when it begins is written; models may be searched, added and removed meanwhile.
+
         Args:
-            lists: also make the approximate index of a very large gallery, which takes longer than the rest; one that
-                was left out is made by the next writer that closes.
+            lists: also make the approximate index of a very large gallery, which takes longer than the rest. Otherwise
+                that of before is kept while none of its models was removed; one that was left out is made by the next
+                writer that closes.
 
         Raises:
             GalleryError: opened for reading.
             GalleryWriteFailed: the disk refused. The records are not touched.
         """
         self._writing("snapshot")
-        with self._changing, translate_errors(self.path, "snapshot"):
-            view = self._view
-            if view.generation != self._snapshot_generation:
-                self._sound(
-                    lambda: write_snapshots(
-                        self._view, self.path, fingerprint=self.fingerprint, at_step=self._at_step, lists=lists
-                    )
-                )
-                self._snapshot_generation, self._behind = view.generation, 0
+
+        def write() -> tuple[int, int]:
+            with self._changing:
+                view, behind = self._view, self._behind
+            self._lacks_lists = not write_snapshots(
+                view, self.path, fingerprint=self.fingerprint, at_step=self._at_step, lists=lists
+            )
+            return view.generation, behind
+
+        with self._snapshotting, translate_errors(self.path, "snapshot"):
+            if self._view.generation != self._snapshot_generation or (lists and self._lacks_lists):
+                self._snapshot_generation, behind = self._sound(write)
+                with self._changing:
+                    self._behind = max(0, self._behind - behind)
 
     def _writing(self, doing: str) -> RecordWriter:
         if self._writer is None:
@@ -694,8 +704,9 @@ class Gallery:
         """
         if self._watch is not None:
             self._watch.close(wait=self._writer is not None)
-        with self._changing, self._files:
-            due = self._behind > min(len(self._view) // REPLAYED_SHARE, MAX_REPLAYED)
+        with self._snapshotting, self._changing, self._files:
+            behind = self._behind > min(len(self._view) // REPLAYED_SHARE, MAX_REPLAYED)
+            due = behind or (lists and self._lacks_lists)
             try:
                 if self._writer is not None and due and not self._closed:
                     self.snapshot(lists=lists)

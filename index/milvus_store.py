@@ -277,8 +277,8 @@ class MilvusStore:
             return served, type(error).__name__
         return served, (self._state.generation, self._state.count)
 
-    def close(self) -> None:
-        """Close the connections. May be called twice."""
+    def close(self, *, lists: bool = True) -> None:
+        """Close the connections. May be called twice. ``lists`` is for `Gallery`: here there are none to make."""
         self._files.close()
 
     # -- reading ---------------------------------------------------------------------------------------------------

@@ -63,13 +63,16 @@ class Lists:
         return cls(whole, (turning, index))
 
     @classmethod
-    def read(cls, content: NDArray[np.uint8]) -> Lists:
-        """From the bytes that `dump` wrote. Raises ValueError if they are something else."""
+    def read(cls, content: NDArray[np.uint8], *, count: int, dimension: int) -> Lists:
+        """From the bytes that `dump` wrote of so many vectors. Raises ValueError if they are something else."""
         try:
             reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(content), content.size)
-            return cls(faiss.read_index(reader), (reader, content))
+            found = cls(faiss.read_index(reader), (reader, content))
         except RuntimeError as error:
-            raise ValueError(f"FAISS does not read the approximate index: {error}") from error
+            raise ValueError(f"FAISS does not read it ({error})") from error
+        if (len(found), found._index.d) != (count, dimension):
+            raise ValueError(f"it holds {len(found)} vectors of {found._index.d} dimensions")
+        return found
 
     def dump(self, write: Callable[[bytes], None]) -> None:
         faiss.write_index(self._index, faiss.PyCallbackIOWriter(write, IO_BYTES))
@@ -119,19 +122,27 @@ class StoredLists:
     """The lists of a snapshot, read when they are first asked for.
 
     Args:
-        content: the bytes, compared with their checksums. May raise what says that they are damaged.
+        read: the lists, out of bytes that were compared with their checksums. May raise what says that they are
+            damaged.
     """
 
-    def __init__(self, info: ApproximateInfo, content: Callable[[], NDArray[np.uint8]]) -> None:
+    def __init__(self, info: ApproximateInfo, read: Callable[[], Lists]) -> None:
         self.info = info
-        self._content = content
+        self._read = read
         self._lock = threading.Lock()
         self._lists: Lists | None = None
 
     def candidates(self, queries: Float32) -> Int64:
         """As `Lists.candidates`, with the probes and as many candidates as were measured."""
+        return self._held().candidates(queries, probes=self.info.probes, count=self.info.candidates)
+
+    def dump(self, write: Callable[[bytes], None]) -> None:
+        """As `Lists.dump`."""
+        self._held().dump(write)
+
+    def _held(self) -> Lists:
         lists = self._lists
         if lists is None:
             with self._lock:
-                lists = self._lists = self._lists or Lists.read(self._content())
-        return lists.candidates(queries, probes=self.info.probes, count=self.info.candidates)
+                lists = self._lists = self._lists or self._read()
+        return lists

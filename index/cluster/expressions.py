@@ -21,7 +21,7 @@ _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 def key(text: str | None) -> str:
     """What Milvus compares instead of ``text``; empty for none, which no text is."""
-    return "" if text is None else text.encode().hex()
+    return "" if text is None else text.encode(errors="surrogatepass").hex()  # whatever a filter asks for
 
 
 def expression(condition: Filter | None) -> str:

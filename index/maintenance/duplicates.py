@@ -75,7 +75,7 @@ def near_equal(gallery: Gallery, similarity: float) -> Iterator[Near]:
     for start in range(0, len(ids), AT_ONCE):
         part = ids[start : start + AT_ONCE]
         vectors = gallery.embeddings(part)[0]
-        for model_id, hits in zip(part, gallery.search_velocity(vectors, NEIGHBOURS + 1), strict=True):
+        for model_id, hits in zip(part, gallery.search_velocity(vectors, NEIGHBOURS + 1, exact=True), strict=True):
             for hit in hits:
                 if hit.similarity < similarity:
                     break

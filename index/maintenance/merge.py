@@ -75,7 +75,8 @@ def merge(
         WeightsMismatch: two of them are of other weights, or of another frame; the sentence names both.
         InvalidQuery: an id belongs to two different maps, and ``rename`` is None or gives an id that is taken, too.
             A new gallery is not made then; without ``rename``, nothing is added to one that is there, either.
-        InvalidConfig: no source, one twice, ``out`` among them, or a ``rename`` without ``{id}``.
+        InvalidConfig: no source, one twice, ``out`` among them, a ``rename`` without ``{id}``, or ``into`` a gallery
+            that promises velocities nearer to those that were given than a source does.
         GalleryNotFound, GalleryDamaged, GalleryLocked, GalleryError, GalleryWriteFailed: as `Gallery.open` and
             `Gallery.building`; GalleryDamaged also where a model is not what was written.
     """
@@ -98,6 +99,7 @@ def merge(
                 lock.release()
             return merged
         with _writing(out, at_step) as writer:
+            _check_precision(out, read)
             _compare_ids(out, read, rename)
             at_step("merge:compared")
             merged = _copy(out, writer, read, rename, progress)
@@ -149,6 +151,19 @@ def _check_same(paths: Sequence[Path], files: ExitStack) -> None:
         if first[1].frame != records.frame:
             raise WeightsMismatch(
                 f"{first[0]} and {path} are of different frames: {first[1].frame} there, {records.frame} here."
+            )
+
+
+def _check_precision(out: Path, read: Sequence[Records]) -> None:
+    """Raises InvalidConfig where what ``out`` says of its velocities would not be true of a source's."""
+    with closing(Records(out / RECORDS)) as held:
+        promised = held.precision_m_s
+    for records in read:
+        if records.precision_m_s > promised:
+            kept = f"rounded by at most {promised:g} m/s" if promised else "exact"
+            raise InvalidConfig(
+                f"The velocities of {out} are {kept}, those of {records.path.parent} rounded by up to "
+                f"{records.precision_m_s:g} m/s. Merge both into a new gallery, which then says so. Nothing was added."
             )
 
 

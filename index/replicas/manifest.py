@@ -19,6 +19,7 @@ PART_BYTES = 16 << 20  # of a file, uploaded and fetched at once: what has not c
 MAX_BYTES = 64 << 20  # of a manifest: of 10 TB
 NAMES = (RECORDS, *READ, MAPPED)
 SHA256 = re.compile(r"[0-9a-f]{64}")
+DIGEST = re.compile(r"[0-9a-f]{8,64}")  # the beginning of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Manifest:
         """The inverse of `dump`.
 
         Raises:
-            GalleryDamaged: it is not what was written, or names files that no gallery has.
+            GalleryDamaged: it is not what was written, or has names and numbers that no gallery has: `key` is a folder.
             GalleryError: it is of another version.
         """
         try:
@@ -83,6 +84,7 @@ class Manifest:
             form, part = facts.pop("format"), facts.pop("part_bytes")
             files = tuple(_file(each) for each in facts.pop("files"))
             found = cls(files=files, **facts)
+            _check_facts(found)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise GalleryDamaged(f"The manifest {where} is damaged ({error}). Publish the gallery again.") from error
         if (form, part) != (FORMAT, PART_BYTES):
@@ -93,10 +95,21 @@ class Manifest:
         return found
 
 
+def _check_facts(found: Manifest) -> None:
+    """Raises ValueError where a fact is of another kind, so that `Manifest.key` cannot lead out of its folder."""
+    numbers, texts = (found.generation, found.count), (found.digest, found.fingerprint, found.published_at)
+    if not all(type(each) is int and each >= 0 for each in numbers) or not all(type(each) is str for each in texts):
+        raise ValueError("a fact in it is of the wrong kind")
+    if not DIGEST.fullmatch(found.digest):
+        raise ValueError(f"{found.digest!r:.80} is no digest")
+    if RECORDS not in (names := [each.name for each in found.files]) or len(set(names)) < len(names):
+        raise ValueError(f"its files are {names!r:.200}")
+
+
 def _file(facts: dict[str, Any]) -> PublishedFile:
     """One file, whose name and keys cannot lead anywhere else."""
     found = PublishedFile(facts["name"], facts["bytes"], facts["sha256"], tuple(facts["parts"]))
-    if found.name not in NAMES or not isinstance(found.bytes, int) or found.bytes < 0:
+    if found.name not in NAMES or type(found.bytes) is not int or found.bytes < 0:
         raise ValueError(f"no gallery has a file {found.name!r} of {found.bytes!r} bytes")
     if not all(SHA256.fullmatch(each) for each in (found.sha256, *found.parts)):
         raise ValueError(f"a checksum of {found.name} is none")

@@ -263,10 +263,11 @@ class DeviceSearch:
 
     def _mask(self, held: DeviceVectors, allowed: Bool, start: int) -> torch.Tensor:
         """The part of ``allowed`` that is of these vectors; that of removed models is the same again and again."""
-        if held.mask is None or held.mask[0] is not allowed:
+        mask = held.mask  # another thread may put its own there at any time
+        if mask is None or mask[0] is not allowed:
             part = np.ascontiguousarray(allowed[start : start + len(held.vectors)])
-            held.mask = (allowed, torch.from_numpy(part).to(self.device))
-        return held.mask[1]
+            held.mask = mask = (allowed, torch.from_numpy(part).to(self.device))
+        return mask[1]
 
     @contextmanager
     def _guarded(self, segment: Held | None) -> Iterator[None]:

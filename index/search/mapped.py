@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.index.approximate.info import ApproximateInfo
-from seisbind.index.approximate.lists import StoredLists
+from seisbind.index.approximate.lists import Lists, StoredLists
 from seisbind.index.scanning.codes import Codes
 from seisbind.index.search.columns import Columns, Statistics
 from seisbind.index.search.labels import Labels
@@ -148,6 +148,7 @@ class SnapshotWatch:
         self, file: MappedFile, compare_list: Callable[[], None], damaged: Callable[[GalleryError], None]
     ) -> None:
         self._stopping = threading.Event()
+        self._comparing = threading.Lock()  # held while the mapped file is read
         self._work = threading.Thread(
             target=self._run, args=(file, compare_list, damaged), name="snapshot watch", daemon=True
         )
@@ -155,24 +156,30 @@ class SnapshotWatch:
 
     def _run(self, file: MappedFile, compare_list: Callable[[], None], damaged: Callable[[GalleryError], None]) -> None:
         try:
-            file.check_all(self._stopping)
+            self._compare(file)
             compare_list()
             while not self._stopping.wait(RECHECK_S):
-                file.check_all(self._stopping)
+                self._compare(file)
         except GalleryError as error:
             try:
                 damaged(error)
             except GalleryError as worse:  # of the records themselves: what is searched stays as it is, checked
                 log.error("%s", worse)
 
+    def _compare(self, file: MappedFile) -> None:
+        with self._comparing:
+            file.check_all(self._stopping)
+
     def close(self, *, wait: bool) -> None:
-        """Stop soon; what is still found is not used.
+        """Stop: the file is not read any more when this returns, a block later; what is still found is not used.
 
         Args:
-            wait: until it reads the records no more. SQLite leaves its log beside them, with the last changes in it,
-                if another connection is open when that of the writer is closed.
+            wait: until it reads the records no more, either. SQLite leaves its log beside them, with the last changes
+                in it, if another connection is open when that of the writer is closed.
         """
         self._stopping.set()
+        with self._comparing:
+            pass
         if wait:
             self._work.join()
 
@@ -277,12 +284,18 @@ def _lists_of(file: MappedFile) -> StoredLists | None:
     if facts is None:
         return None
 
-    def content() -> NDArray[np.uint8]:
+    info = ApproximateInfo.parse(facts)
+
+    def read() -> Lists:
         start, size = file.facts["sections"]["velocity.lists"]
         file.check(start, start + size)
-        return file.array("velocity.lists", np.uint8, (size,))
+        content = file.array("velocity.lists", np.uint8, (size,))
+        try:
+            return Lists.read(content, count=info.models, dimension=file.facts["dimension"])
+        except ValueError as error:  # of another version of FAISS: the exact search needs no lists
+            raise SnapshotDamaged(f"The approximate index in {file.path} cannot be used: {error}.") from error
 
-    return StoredLists(ApproximateInfo.parse(facts), content)
+    return StoredLists(info, read)
 
 
 def dump_facts(facts: dict[str, Any]) -> bytes:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.index.approximate import recall
+from seisbind.index.approximate.lists import Lists, StoredLists
 from seisbind.index.scanning.codes import encode, residual_bound
 from seisbind.index.search.columns import Statistics
 from seisbind.index.search.mapped import BLOCK, DTYPES, FORMAT_VERSION, MAGIC, dump_facts
@@ -25,11 +26,12 @@ from seisbind.model.files import sync
 MAPPED_MODELS = 32_768  # smaller galleries have the snapshots of `snapshots`, which are read and checked whole
 APPROXIMATE_MODELS = 200_000  # from so many on, an approximate index is made and measured
 APPROXIMATE_SPACE = "velocity"  # which gathers are compared in; searches by descriptors are rare, and exact
+UNLISTED_SHARE = 8  # an approximate index that lacks more than this fraction of the models is made anew
 CHUNK = 8192  # vectors written at a time, 8 MB of 256-d ones
 
 
-def write_mapped(view: View, folder: Path, *, fingerprint: str, at_step: AtStep, lists: bool = True) -> None:
-    """Write ``view``, which is what the records hold, beside them.
+def write_mapped(view: View, folder: Path, *, fingerprint: str, at_step: AtStep, lists: bool = True) -> bool:
+    """Write ``view``, which is what the records hold, beside them; see `write_snapshots`.
 
     Raises:
         OSError: the disk refused. What was there before is still there.
@@ -38,7 +40,7 @@ def write_mapped(view: View, folder: Path, *, fingerprint: str, at_step: AtStep,
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as handle:
-            _write(view, _Blocks(handle), fingerprint, lists=lists)
+            facts = _write(view, _Blocks(handle), fingerprint, lists=lists)
         at_step(f"{MAPPED}:written")
         sync(temporary)
         at_step(f"{MAPPED}:synced")
@@ -48,9 +50,10 @@ def write_mapped(view: View, folder: Path, *, fingerprint: str, at_step: AtStep,
         raise
     at_step(f"{MAPPED}:renamed")
     sync(folder)
+    return not lacks_lists(view, facts)
 
 
-def _write(view: View, out: _Blocks, fingerprint: str, *, lists: bool) -> None:
+def _write(view: View, out: _Blocks, fingerprint: str, *, lists: bool) -> dict[str, Any]:
     kept = np.flatnonzero(view.alive)
     columns = view.columns.select(kept)
     statistics = Statistics.of(columns, np.ones(len(kept), np.bool_))
@@ -87,8 +90,14 @@ def _write(view: View, out: _Blocks, fingerprint: str, *, lists: bool) -> None:
                 out.write(coded)
         codes[space] = residual_bound(largest, longest)
     approximate = {}
+    made: Lists | StoredLists | None = None
     if lists and len(kept) >= APPROXIMATE_MODELS:
         made, info = recall.build(source_of(view.index(APPROXIMATE_SPACE), view.alive))
+    elif not lists and (made := view.lists) is not None and view.alive[: made.info.models].all():  # none has moved
+        info = made.info
+    else:
+        made = None
+    if made is not None:
         approximate[APPROXIMATE_SPACE] = info.to_dict()
         if info.served:
             with out.section(f"{APPROXIMATE_SPACE}.lists"):
@@ -109,11 +118,16 @@ def _write(view: View, out: _Blocks, fingerprint: str, *, lists: bool) -> None:
         "sections": out.sections,
     }
     out.finish(facts)
+    return facts
 
 
 def lacks_lists(view: View, facts: dict[str, Any]) -> bool:
-    """Whether a snapshot, of which these are the facts, was written before it could have an approximate index."""
-    return len(view) >= APPROXIMATE_MODELS and not facts.get("approximate")
+    """Whether a snapshot, of which these are the facts, has no approximate index that it should have, or one that
+    leaves more than a fraction of ``view`` to the exact search."""
+    if len(view) < APPROXIMATE_MODELS:
+        return False
+    held = facts.get("approximate", {}).get(APPROXIMATE_SPACE, {}).get("models", 0)
+    return bool((len(view) - held) * UNLISTED_SHARE > len(view))
 
 
 def is_large(view: View) -> bool:
@@ -121,18 +135,26 @@ def is_large(view: View) -> bool:
     return len(view) >= MAPPED_MODELS
 
 
-def write_snapshots(view: View, folder: Path, *, fingerprint: str, at_step: AtStep, lists: bool = True) -> None:
+def write_snapshots(view: View, folder: Path, *, fingerprint: str, at_step: AtStep, lists: bool = True) -> bool:
     """Write ``view``, which is what the records hold, beside them, in the way that fits its size; the other goes.
+
+    Args:
+        lists: make the approximate index of a very large gallery; otherwise that of ``view`` is kept if it can be.
+
+    Returns:
+        Whether the snapshot has the approximate index that a gallery of this size should have, if it should.
 
     Raises:
         OSError: the disk refused. What was there before is still there, or will be recognised as not matching.
     """
+    whole = True
     if is_large(view):
-        write_mapped(view, folder, fingerprint=fingerprint, at_step=at_step, lists=lists)
+        whole = write_mapped(view, folder, fingerprint=fingerprint, at_step=at_step, lists=lists)
     else:
         view.write_snapshots(folder, fingerprint=fingerprint, at_step=at_step)
     for name in READ if is_large(view) else (MAPPED,):
         (folder / name).unlink(missing_ok=True)
+    return whole
 
 
 class _Blocks:

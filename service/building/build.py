@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -200,16 +201,23 @@ def add(
 def _add(gallery: Store, part: EncodedPart, origin: str, tags: Sequence[str]) -> None:
     if part.velocity_embeddings is None or part.physics_embeddings is None or not len(part):
         return
-    gallery.add(
-        part.described.velocity,
-        part.described.descriptors,
-        part.velocity_embeddings,
-        part.physics_embeddings,
-        families=part.families,
-        tags=[tags] * len(part),
-        source=origin,
-        skip_existing=True,
-    )
+    words, described, first = part.words, part.described, 0
+    sources = [origin] * len(part) if words is None else words.sources
+    for source, run in groupby(sources):  # one a call
+        rows = slice(first, first + len(list(run)))
+        own = [()] * len(part) if words is None else words.tags
+        gallery.add(
+            described.velocity[rows],
+            described.descriptors[rows],
+            part.velocity_embeddings[rows],
+            part.physics_embeddings[rows],
+            model_ids=None if words is None else words.model_ids[rows],
+            families=part.families[rows],
+            tags=[(*each, *tags) for each in own[rows]],
+            source=source,
+            skip_existing=True,
+        )
+        first = rows.stop
 
 
 def _stream(

@@ -16,6 +16,7 @@ from seisbind.model.errors import InvalidVelocityModel, WeightsMismatch
 from seisbind.model.frame import Frame
 from seisbind.model.ground.descriptors import Untrained, check_velocity, describe
 from seisbind.model.scale import Scale
+from seisbind.service.building.exported import ExportedPart, Words
 from seisbind.service.building.sources import Part
 
 Float32 = NDArray[np.float32]
@@ -36,11 +37,16 @@ class Described:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedPart:
-    """A part of a source, described; and embedded, unless its embeddings are None."""
+    """A part of a source, described; and embedded, unless its embeddings are None.
+
+    Attributes:
+        words: ids, tags and sources of models that have their own, as those of an exported gallery.
+    """
 
     described: Described
     families: Sequence[str | None]
     untrained: Untrained
+    words: Words | None = None
     velocity_embeddings: Float32 | None = None
     physics_embeddings: Float32 | None = None
 
@@ -110,7 +116,8 @@ def read_part(part: Part, encoding: Encoding) -> EncodedPart:
         )
     own = encoding.scale.frame(encoding.frame)
     described = describe_models(velocity, encoding.frame, encoding.scale, encoding.precision_m_s)
-    return EncodedPart(described, families, Untrained.of(velocity, own))
+    words = part.words() if isinstance(part, ExportedPart) else None
+    return EncodedPart(described, families, Untrained.of(velocity, own), words)
 
 
 def encode_part(part: Part, encoding: Encoding) -> EncodedPart:

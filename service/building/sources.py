@@ -15,6 +15,7 @@ from seisbind.model.datasets.openfwi import Dataset, PairFile, find_pairs
 from seisbind.model.errors import DatasetError
 from seisbind.model.frame import OPENFWI_FRAME, Frame
 from seisbind.model.ground.families import FAMILIES, checksum, expanded, mixed
+from seisbind.service.building.exported import ENDING, count_exported, exported_parts
 
 Float32 = NDArray[np.float32]
 Batch = tuple[Float32, Sequence[str | None]]  # (model, depth, x), m/s, and the family of each
@@ -145,18 +146,20 @@ class FilePart:
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Models of npy files and OpenFWI folders, one after another; those of npy files have no family."""
+    """Models of npy files, OpenFWI folders and exported galleries, one after another; those of npy files have no
+    family."""
 
     held: tuple[tuple[Path | tuple[PairFile, ...], int], ...]  # each with its count
     names: tuple[str, ...]
 
     @classmethod
     def of(cls, paths: Sequence[Path], *, frame: Frame = OPENFWI_FRAME) -> ModelFiles:
-        """Raises DatasetError: neither, a file that cannot be read, or a dataset of another frame."""
+        """Raises DatasetError: none of them, a file that cannot be read, or a dataset of another frame."""
         held: list[tuple[Path | tuple[PairFile, ...], int]] = []
         for path in paths:
             if not path.is_dir():
-                held.append((path, len(_opened(path))))
+                exported = path.suffix == ENDING
+                held.append((path, count_exported(path, frame) if exported else len(_opened(path))))
                 continue
             dataset = Dataset(find_pairs(path))
             if dataset.frame != frame:
@@ -175,9 +178,12 @@ class ModelFiles:
     def parts(self, skipped: int = 0) -> Iterator[Part]:
         number = 0
         for held, count in self.held:
-            for start in range(0, count, BATCH):
+            parts: Iterator[Part] = (_part(held, start, min(start + BATCH, count)) for start in range(0, count, BATCH))
+            if isinstance(held, Path) and held.suffix == ENDING:
+                parts = exported_parts(held, BATCH)
+            for part in parts:
                 if number >= skipped:
-                    yield _part(held, start, min(start + BATCH, count))
+                    yield part
                 number += 1
 
     def plan(self) -> dict[str, Any]:

@@ -24,7 +24,10 @@ CountOption = Annotated[int | None, typer.Option(min=1, help="Random velocity mo
 SeedOption = Annotated[int, typer.Option(min=0, help="Of the random models.")]
 FamilyOption = Annotated[list[str] | None, typer.Option(help="Family to make; repeat for several. Default: all.")]
 DataOption = Annotated[
-    list[Path] | None, typer.Option(help="An OpenFWI folder, or an npy of velocity models; repeat for several.")
+    list[Path] | None,
+    typer.Option(
+        help="An OpenFWI folder, an npy of velocity models, or a .parquet of gallery export; repeat for several."
+    ),
 ]
 TagOption = Annotated[list[str] | None, typer.Option("--tag", help="Tag for each model; repeat for several.")]
 ScaleOption = Annotated[
@@ -266,6 +269,8 @@ def _scale(asked: str | None, data: Sequence[Path] | None) -> Scale:
 
     if asked is not None and data is None:
         raise InvalidConfig("--scale is of models with a true size (--data); random ones are made in the frame's.")
+    if asked is not None and any(path.suffix == ".parquet" for path in data or ()):
+        raise InvalidConfig("--scale is not for an exported gallery (.parquet), whose models are in its frame's units.")
     return parse_model_scale(asked)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from seisbind.index import Filter, Gallery
 from seisbind.index.approximate import lists, probe, recall
 from seisbind.index.approximate.info import FLOOR, ApproximateInfo
 from seisbind.index.approximate.probe import RecallProbe
+from seisbind.index.maintenance.duplicates import near_equal
 from seisbind.index.search import mapped_writer
 from seisbind.index.search.mapped import MappedFile
 from seisbind.index.search.reranking import best_of, source_of
@@ -225,13 +227,59 @@ def test_a_snapshot_of_the_format_before_is_made_anew(path: Path, make_batch: Ma
 
 def test_an_index_that_was_left_out_is_made_by_the_next_writer(path: Path, make_batch: MakeBatch) -> None:
     with Gallery.open(path, fingerprint=None, writable=True) as gallery:
-        gallery._snapshot_generation = -1
+        gallery.remove(["m3"])  # so that what it holds is elsewhere in the new snapshot
         gallery.snapshot(lists=False)
+        gallery.close(lists=False)
     with Gallery.open(path, fingerprint=None) as gallery:
         assert gallery._mapped is not None and gallery.approximate is None and gallery.notes == ()
+    written = (path / MAPPED).stat().st_mtime_ns
+    Gallery.open(path, fingerprint=None, writable=True).close(lists=False)  # which is no reason to write all again
+    assert (path / MAPPED).stat().st_mtime_ns == written
     Gallery.open(path, fingerprint=None, writable=True).close()
     with Gallery.open(path, fingerprint=None) as gallery:
         assert gallery.approximate is not None
+
+
+def test_whoever_cannot_wait_keeps_the_index_that_is_there(path: Path, make_batch: MakeBatch) -> None:
+    """A server that stops: what was added since is searched exactly, and an index that lacks much is made anew."""
+    queries = queries_of(make_batch, 30)
+    with Gallery.open(path, fingerprint=None, writable=True) as gallery:
+        make_batch(40, first=2000).add_to(gallery)
+        gallery.close(lists=False)
+    with Gallery.open(path, fingerprint=None) as gallery:
+        assert gallery._mapped is not None and gallery._mapped.facts["count"] == COUNT + 40
+        info, truth = gallery.approximate, found(gallery, queries, exact=True)
+        assert info is not None and info.models == COUNT
+        assert shared(found(gallery, queries), truth) >= 0.97
+        new = gallery.embeddings(["m2039"])[0]
+        assert gallery.search_velocity(new, 1)[0][0].model_id == "m2039"
+    with Gallery.open(path, fingerprint=None, writable=True) as gallery:
+        make_batch(100, first=3000).add_to(gallery)
+        gallery.close(lists=False)
+    Gallery.open(path, fingerprint=None, writable=True).close()
+    with Gallery.open(path, fingerprint=None) as gallery:
+        assert gallery.approximate is not None and gallery.approximate.models == COUNT + 140
+
+
+def test_models_are_added_while_a_snapshot_is_written(path: Path, make_batch: MakeBatch) -> None:
+    """Which takes a minute where an index is made: the next opening makes up for what it lacks."""
+    added: list[bool] = []
+
+    def add(step: str) -> None:
+        if step != f"{MAPPED}:written" or added:
+            return
+        thread = Thread(target=make_batch(1, first=5000).add_to, args=(gallery,), daemon=True)
+        thread.start()
+        thread.join(60)  # it would wait for the snapshot, which waits here
+        added.append(not thread.is_alive())
+
+    with Gallery.open(path, fingerprint=None, writable=True, at_step=add) as gallery:
+        make_batch(30, first=4000).add_to(gallery)
+        gallery.snapshot()
+        assert added == [True] and gallery._behind == 1
+    with Gallery.open(path, fingerprint=None) as gallery:
+        assert len(gallery) == COUNT + 31 and gallery.record("m5000") and gallery.notes == ()
+        assert gallery._mapped is not None and gallery._mapped.facts["count"] == COUNT + 30
 
 
 def test_live_queries_go_on_being_measured(path: Path, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,3 +348,49 @@ def test_sample_queries_are_not_stored_vectors(make_batch: MakeBatch) -> None:
     queries = recall.sample_queries(source, directions, 90, np.random.default_rng(0))
     best = np.array([similarity[0] for _, similarity in index.search(queries, 1)])
     assert best.max() < 0.99 and 0.3 < best.min() < 0.7 and np.allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-6)
+
+
+def test_lists_that_faiss_does_not_read_leave_the_exact_search(
+    path: Path, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those that another version of FAISS wrote: said, and no query fails."""
+    queries = queries_of(make_batch, 20)
+    with Gallery.open(path, fingerprint=None, exact=True) as gallery:
+        truth = found(gallery, queries)
+
+    def refuse(reader: object) -> None:
+        raise RuntimeError("Index type 0x20202020 not recognized")
+
+    monkeypatch.setattr(lists.faiss, "read_index", refuse)
+    with Gallery.open(path, fingerprint=None) as gallery:
+        assert gallery.approximate is not None
+        hits = gallery.search_velocity(queries, K)
+        assert hits.approximate is None and found(gallery, queries) == truth
+        assert any("FAISS does not read it" in note for note in gallery.notes)
+
+
+def test_lists_of_other_vectors_are_refused(make_batch: MakeBatch) -> None:
+    index = VectorIndex.build(make_batch(COUNT).velocity_embeddings)
+    content = bytearray()
+    lists.Lists.build(index.vectors_at, COUNT, lists.principal(index.vectors_at, COUNT)).dump(content.extend)
+    stored = np.frombuffer(bytes(content), np.uint8)
+    assert len(lists.Lists.read(stored, count=COUNT, dimension=16)) == COUNT
+    for count, dimension in ((COUNT - 1, 16), (COUNT, 32)):
+        with pytest.raises(ValueError, match="it holds 600 vectors of 16"):
+            lists.Lists.read(stored, count=count, dimension=dimension)
+
+
+def test_pairs_that_look_alike_are_searched_exactly(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    search = Gallery.search_velocity
+
+    def note(gallery: Gallery, *given: Any, **options: Any) -> Any:
+        hits = search(gallery, *given, **options)
+        asked.append(hits.approximate)
+        return hits
+
+    monkeypatch.setattr(Gallery, "search_velocity", note)
+    with Gallery.open(path, fingerprint=None) as gallery:
+        assert gallery.approximate is not None
+        list(near_equal(gallery, 0.999))
+    assert asked and set(asked) == {None}

@@ -182,3 +182,26 @@ def test_vectors_that_do_not_fit_are_searched_on_the_cpu(
     assert gallery.search_device == "cpu" and gallery.device_bytes == 0
     assert counted == [MEMORY] and "GB in fp16" in gallery.notes[-1] and gallery.notes[-1] in caplog.text
     assert answers(gallery) == expected
+
+
+def test_the_mask_of_another_search_is_not_used() -> None:
+    """Two filters at once: whichever mask is kept last, each search uses its own."""
+
+    class Contested(module.DeviceVectors):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "mask" and value is not None:  # the other thread comes in between
+                super().__setattr__(name, (others, torch.from_numpy(others)))
+
+    others = np.zeros(4000, np.bool_)
+    others[2000:] = True
+    index, queries = VectorIndex.build(crowded(4000, 3)), crowded(5, 3)
+    search, allowed = DeviceSearch(CPU), ~others
+    index.hold(search)
+    (segment,) = search._held
+    held = search._held[segment]
+    search._held[segment] = Contested(held.vectors, held.error)
+    # one more than `DEVICE_VECTORS`, or the CPU would search
+    allowed[2000:2100] = True
+    found = index.search(queries, 10, allowed=allowed)
+    assert all(same(index.search(queries, 10, allowed=allowed, device=search), found))

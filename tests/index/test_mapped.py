@@ -163,6 +163,34 @@ def test_a_flip_while_it_is_mapped_is_said(path: Path, make_batch: MakeBatch, mo
             assert gallery._mapped is None and gallery.info().notes == gallery.notes
 
 
+def test_a_closed_gallery_does_not_read_its_file_any_more(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes into that file after it would end the process with SIGBUS."""
+    reading, go, order = threading.Event(), threading.Event(), []
+    compare = MappedFile._compare
+
+    def slow(file: MappedFile, block: int) -> None:
+        if threading.current_thread().name == "snapshot watch" and not go.is_set():
+            reading.set()
+            go.wait(60)
+            order.append("compared")
+        compare(file, block)
+
+    monkeypatch.setattr(MappedFile, "_compare", slow)
+    gallery = Gallery.open(path, fingerprint=None)
+    assert reading.wait(60)
+
+    def close() -> None:
+        gallery.close()
+        order.append("closed")
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    closing.join(0.5)  # without waiting for the block it has long ended
+    go.set()
+    closing.join(60)
+    assert order == ["compared", "closed"]
+
+
 def test_without_another_look_a_flip_would_change_answers(path: Path, make_batch: MakeBatch) -> None:
     """Vacuity: a mapping shows what is in the file now."""
     batch = make_batch(ASKED)

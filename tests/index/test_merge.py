@@ -163,3 +163,19 @@ def test_nothing_is_described_or_embedded_again(make: Make, tmp_path: Path, monk
     merge(tmp_path / "all", [one])
     assert [each.hex() for each in written] == [each[4] for each in everything(one).values()]
     assert module.merge is merge
+
+
+def test_rounded_velocities_do_not_go_where_exact_ones_are_promised(
+    make: Make, tmp_path: Path, make_batch: MakeBatch
+) -> None:
+    exact, rounded = make("exact", 0, 4), tmp_path / "rounded"
+    with Gallery.create(rounded, fingerprint="weights-1", dimension=16, precision_m_s=0.5) as gallery:
+        make_batch(4, first=10).add_to(gallery)
+    before = everything(exact)
+    with pytest.raises(InvalidConfig, match=r"are exact, those of .*rounded by up to 0\.5 m/s\. Merge both into a new"):
+        merge(exact, [rounded], into=True)
+    assert everything(exact) == before
+    merge(rounded, [exact], into=True)
+    merge(tmp_path / "new", [exact, rounded])
+    with Gallery.open(tmp_path / "new", fingerprint=None) as gallery:
+        assert gallery.precision_m_s == 0.5 and len(gallery) == 8

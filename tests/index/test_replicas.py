@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,34 @@ def test_a_manifest_that_is_damaged_or_points_elsewhere_is_refused(source: Publi
         store.put(LATEST, text)
         with pytest.raises(GalleryDamaged, match="no gallery has a file"):
             source.lease()
+
+
+def test_no_fact_of_a_manifest_leads_out_of_the_cache(source: PublishedSource, url: str, tmp_path: Path) -> None:
+    """Generation and digest name a folder, and whoever may write to the bucket may write a checksum, too."""
+    store = ObjectStore(url)
+    stored = store.get(LATEST, limit=1 << 20)
+    assert stored is not None
+    facts = Manifest.parse(stored.content, "there")
+    elsewhere = tmp_path / "elsewhere"
+    bad: list[dict[str, Any]] = [
+        {"generation": str(elsewhere)},
+        {"generation": f"../../../{elsewhere.name}"},
+        {"generation": True},
+        {"digest": "../../.." + "0" * 8},
+        {"digest": 7},
+        {"count": -1},
+        {"fingerprint": ["weights-1"]},
+        {"published_at": None},
+        {"files": facts.files * 2},
+        {"files": ()},
+    ]
+    for each in bad:
+        store.put(LATEST, replace(facts, **each).dump())
+        with pytest.raises(GalleryDamaged, match="manifest"):
+            source.lease()
+    assert not list(tmp_path.glob("elsewhere*")) and not list((tmp_path / "cache").glob("*/generations/*"))
+    store.put(LATEST, stored.content)
+    source.lease().release()
 
 
 def test_old_generations_go_when_nobody_serves_them(

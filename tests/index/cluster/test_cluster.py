@@ -109,6 +109,7 @@ def test_no_text_of_a_filter_gets_into_an_expression() -> None:
         f'(family_key in ["{key(hostile)}", "62"]) and (array_contains(tag_keys, "27")) and (mean_velocity >= 1e-07)'
     )
     assert expression(None) == expression(Filter()) == ""
+    assert expression(Filter(("\ud800",))) == '(family_key in ["eda080"])'  # no text of UTF-8, so nobody's family
 
 
 def test_a_kind_of_condition_that_is_not_known_is_refused() -> None:

@@ -62,6 +62,18 @@ def test_a_copy_goes_on_where_it_was_interrupted(gallery_path: Path, url: str) -
         assert copy_gallery(source, url) == 3 and copy_gallery(source, url) == 0
 
 
+def test_a_copy_says_that_velocities_are_rounded(gallery_path: Path, url: str, tmp_path: Path) -> None:
+    other = url.replace("/copied", "/rounded")
+    with Gallery.open(gallery_path, fingerprint=None) as first:
+        given = {"fingerprint": first.fingerprint, "frame": first.frame}
+    with Gallery.create(tmp_path / "rounded", precision_m_s=0.5, **given) as source:  # type: ignore[arg-type]
+        copy_gallery(source, other)
+        with open_store(other, fingerprint=None) as copy:
+            assert copy.precision_m_s == 0.5
+        with pytest.raises(InvalidConfig, match=r"are rounded by up to 0\.5 m/s"):
+            copy_gallery(source, url)
+
+
 def test_what_is_not_copied(gallery_path: Path, url: str, tmp_path: Path) -> None:
     with Gallery.open(gallery_path, fingerprint=None) as source:
         with pytest.raises(InvalidConfig, match="no milvus:// URL"):

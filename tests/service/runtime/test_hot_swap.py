@@ -17,9 +17,12 @@ import pytest
 from numpy.typing import NDArray
 
 from seisbind.index import Gallery, Hit
+from seisbind.index.replicas.source import Lease
+from seisbind.index.search import mapped_writer
+from seisbind.index.storage.folder import MAPPED
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.service.engine.engine import Engine
-from seisbind.service.runtime.serving import FILE_THREADS
+from seisbind.service.runtime.serving import FILE_THREADS, _Held
 from wire import RAW, npy
 
 Float32 = NDArray[np.float32]
@@ -155,3 +158,17 @@ def test_nor_over_http_nor_where_the_maps_are_in_the_answer(
             response = server.http.post("/v1/retrieve", content=body, headers=RAW | {"accept": accept})
             assert response.status_code == 200, response.text
         assert len(gone) >= 4
+
+
+def test_a_server_that_stops_makes_no_approximate_index(
+    make_gallery: Any, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a minute, and SIGTERM leaves half of one; the next command that writes makes it."""
+    path = make_gallery()
+    monkeypatch.setattr(mapped_writer, "MAPPED_MODELS", 1)
+    monkeypatch.setattr(mapped_writer, "APPROXIMATE_MODELS", 1)
+    made: list[object] = []
+    monkeypatch.setattr(mapped_writer.recall, "build", made.append)
+    gallery = Gallery.open(path, fingerprint=embedder.fingerprint, writable=True)
+    _Held(Engine(embedder, gallery), Lease(path)).close()
+    assert not made and (path / MAPPED).is_file()
