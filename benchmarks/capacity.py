@@ -16,8 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Milliseconds of one core, as `stage_costs.py` prints them.
-COSTS: dict[str, float] = {}
-COSTS_OF = ""
+COSTS: dict[str, float] = {
+    "read": 0.221,
+    "prepare": 3.483,
+    "encode, batch 1": 11.338,
+    "encode, search, infer and rank, batch 1": 22.903,
+    "encode, batch 8": 9.941,
+    "encode, search, infer and rank, batch 8": 12.240,
+    "encode, batch 32": 10.349,
+    "encode, search, infer and rank, batch 32": 12.268,
+    "render": 0.173,
+    "served, 1.4 MB": 38.000,
+    "served, 175 kB": 30.500,
+    "search 20000, one": 2.022,
+    "search 20000, of 64": 0.274,
+    "search 200000, one": 15.721,
+    "search 200000, of 64": 2.796,
+}
+COSTS_OF = "measured on 2 x AMD EPYC, torch 2.13.0+cpu, commit f103476, beside other work (load 9)"
 REQUEST = "1.4 MB"
 
 INPUTS: dict[str, tuple[float, str, str]] = {
@@ -41,6 +57,8 @@ INPUTS: dict[str, tuple[float, str, str]] = {
     "GPU memory": (80e9, "B", "datasheet: H100 SXM"),
     "GPU spare": (1e9, "B", "cited: docs/operations.md, left for everything else"),
     "GPU link": (64e9, "B/s", "datasheet: PCIe 5.0 x16, one way"),
+    "quiet, read": (2.0, "ms", "cited: docs/operations.md, throughput.py, to read and prepare, a quieter machine"),
+    "quiet, loop": (1.7, "ms", "cited: the same, on the event loop"),
     "batch": (64, "", "SEISBIND_MAX_BATCH"),
     "cores": (14, "", "datasheet: DGX H100 has 112 cores for 8 GPUs"),
     "node": (8, "", "GPUs of a node, the same"),
@@ -57,21 +75,27 @@ def of(name: str) -> float:
 class Host:
     """Milliseconds of a core for one gather, beside the encoder and the search.
 
-    ``serial``: at most one thread of a process does it at a time (the event loop, the answer).
+    ``serial``: the event loop's, one thread of a process; ``prepared``: the reader threads'; ``judged``: the model
+    thread's, for what it infers and ranks, and a search among a few models.
     """
 
     serial: float
     prepared: float
+    judged: float
 
     @property
     def all(self) -> float:
-        return self.serial + self.prepared
+        return self.serial + self.prepared + self.judged
 
 
 def host(costs: dict[str, float]) -> Host:
     """The loop's part is what a request of its own costs the process, less what the stages explain."""
     stages = costs["read"] + costs["prepare"] + costs["encode, search, infer and rank, batch 1"]
-    return Host(max(costs["render"], costs[f"served, {REQUEST}"] - stages), costs["read"] + costs["prepare"])
+    return Host(
+        max(costs["render"], costs[f"served, {REQUEST}"] - stages),
+        costs["read"] + costs["prepare"],
+        costs["encode, search, infer and rank, batch 32"] - costs["encode, batch 32"],
+    )
 
 
 def gpu_ms(models: float, batch: float) -> dict[str, float]:
@@ -93,24 +117,26 @@ def print_inputs(costs: dict[str, float], source: str) -> None:
 
 def print_core(costs: dict[str, float]) -> None:
     one, work = host(costs), costs["encode, search, infer and rank, batch 32"]
+    beside = one.prepared + one.serial
     print("\nOn CPUs, a gather, ms of a core (measured)")
     print(f"  encode, search, infer and rank in batches       {work:>8.2f}")
     print(f"  read and prepare                                {one.prepared:>8.2f}")
     print(f"  the loop, the kernel's copies, the answer       {one.serial:>8.2f}")
-    whole = work + one.all
+    whole = work + beside
     print(f"  all                                             {whole:>8.2f}  -> {1e3 / whole:.0f} gathers/s a core")
-    print(f"  a worker of two cores, one of which encodes: at most {1e3 / max(work, one.all):.0f} gathers/s")
+    print(f"  a worker of two cores, one of which encodes: at most {1e3 / max(work, beside):.0f} gathers/s")
     print(f"  {of('load'):.0%} of that, sections of {of('windows'):.0f} windows an hour a core: "
           f"{of('load') * 1e3 / whole * 3600 / of('windows'):.0f}")  # fmt: skip
 
 
-def print_gpus(costs: dict[str, float], models: float) -> None:
-    one, gpu = host(costs), gpu_ms(models, of("batch"))
-    print(f"\nOn GPUs, {models:.0e} models, a gather, ms (derived from datasheets, not measured)")
+def print_gpus(name: str, one: Host, models: float) -> None:
+    gpu = gpu_ms(models, of("batch"))
+    print(f"\nOn GPUs, {models:.0e} models, a gather, ms (derived from datasheets, not measured); host {name}")
     for name, ms in gpu.items():
         print(f"  GPU, {name:<44}{ms:>8.4f}")
     by_gpu, by_worker = 1e3 / sum(gpu.values()), 1e3 / one.serial
     by_lock, by_cores = 1e3 / one.all, of("cores") / one.all * 1e3
+    print(f"  host, prepare, loop, infer and rank             {one.all:>8.2f}")
     print(f"  a GPU could                                     {by_gpu:>8.0f} gathers/s")
     print(
         f"  one worker feeds it, if only the loop were serial {by_worker:>6.0f}, if all host work were: {by_lock:.0f}"
@@ -166,7 +192,9 @@ def main() -> None:
         costs = read
     print_inputs(costs, source)
     print_core(costs)
-    print_gpus(costs, arguments.models)
+    busy = host(costs)
+    print_gpus("as measured beside other work", busy, arguments.models)
+    print_gpus("as on a quieter machine", Host(of("quiet, loop"), of("quiet, read"), busy.judged), arguments.models)
     print_galleries(costs)
 
 

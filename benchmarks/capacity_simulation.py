@@ -15,8 +15,8 @@ were encoded together are known by equal timings, which gives the time of a batc
   that what else the machine did is the same. Admission, queues, batches and waits are simulated: none is given.
 - *forecast*: from other runs only, in which 1, 2, 4 … clients asked in turn. Threads share cores and the interpreter's
   lock, so a stage takes longer where more is in the server: it is drawn from what was measured with about as many
-  clients. One number is fitted: the pause of the model thread between two batches, so that the simulated closed loop of
-  the most clients answers as many as the measured one. The forecast alone can say how many replicas a load needs.
+  clients. The forecast alone can say how many replicas a load needs; `--costs` says it also for a machine that does
+  nothing else, by the processor times that `stage_costs.py --out` has written, with 1.4 MB a gather.
 
 Closed loops and rates are measured in turn, in rounds, so that what else the machine does harms them alike.
 A gather is 175 kB (float16, 4 ms), so that the client, which shares the machine, can keep up.
@@ -46,7 +46,6 @@ from simulated_server import (
     Outcome,
     OwnCosts,
     arrivals,
-    fit_pause,
     mean,
     outcome,
     simulate,
@@ -60,7 +59,8 @@ MODELS = 2000
 BATCH_STAGES = ("encode", "search", "infer", "rank")  # of a whole batch, on the model thread
 READ_STAGES = ("read", "prepare")  # of one request, on a reader thread
 REPLICATIONS = 5
-LONG_S = 300.0  # simulated for the question of the replicas
+REPLICAS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32)
+LONG_S = 120.0  # simulated for the question of the replicas
 
 
 class TimedClient(Client):
@@ -231,6 +231,7 @@ def main() -> None:
     parser.add_argument("--places", type=int, default=16, help="SEISBIND_MAX_CONCURRENCY")
     parser.add_argument("--need", type=float, default=100, help="gathers a second, of all replicas")
     parser.add_argument("--within", type=float, default=500, help="p99, milliseconds")
+    parser.add_argument("--costs", type=Path, default=None, help="what stage_costs.py --out has written")
     arguments = parser.parse_args()
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent
@@ -254,21 +255,23 @@ def main() -> None:
                 runs[share].append((rate, time.perf_counter() - begin, replies))
     costs = seen.costs()
     closed = {level: statistics.mean(rates) for level, rates in seen.closed.items()}
-    fit_pause(costs, settings, readers, most, closed[most])
     print(f"load before, after: {before}; {busy()} (1, 5, 15 minutes, this run included)")
     print(f"{arguments.rounds} rounds of {arguments.seconds:g} s a rate, seed {SEED}, {arguments.places} places")
     print(
         f"loop {costs.loop * 1e3:.1f} ms; read and prepare {statistics.median(costs.read[1]) * 1e3:.1f} ms with one "
         f"client, {statistics.median(costs.read[most]) * 1e3:.1f} with {most}; from thread to thread "
-        f"{costs.handing * 1e3:.1f} ms; a batch of n {costs.fixed * 1e3:.1f} + {costs.each * 1e3:.1f} n ms, and a "
-        f"pause of {costs.pause * 1e3:.1f} ms (fitted); a refusal {costs.refusal * 1e3:.1f} ms"
+        f"{costs.handing * 1e3:.1f} ms; a batch of n {costs.fixed * 1e3:.1f} + {costs.each * 1e3:.1f} n ms; a refusal "
+        f"{costs.refusal * 1e3:.1f} ms"
     )
     print(f"\n{'':<38}{'measured':>10}{'simulated':>11}{'difference':>12}")
     for level in levels:
-        would = simulate_closed(costs, settings, readers, level)
-        note = " (fitted)" if level == most else ""
-        name = f"{level} in turn: gathers/s{note}"
-        print(f"{name:<38}{closed[level]:>10.1f}{would:>11.1f}{would / closed[level] - 1:>+12.0%}")
+        # what the clients take between an answer and the next request, by Little's law
+        think = max(0.0, level / closed[level] - statistics.mean(ms for ms, _ in seen.answers[level]) / 1e3)
+        would = simulate_closed(costs, settings, readers, level, think)
+        print(
+            f"{f'{level} in turn: gathers/s':<38}{closed[level]:>10.1f}{would:>11.1f}"
+            f"{would / closed[level] - 1:>+12.0%}"
+        )
     print(f"\n{'':<24}{'measured':>10}{'own costs':>11}{'':>7}{'forecast':>11}")
     for share in arguments.rates:
         measured = mean([measured_outcome(seconds, run) for _, seconds, run in runs[share]])
@@ -291,17 +294,32 @@ def main() -> None:
                 apart = f"{factor * (would - was):+.1f}" if factor == 100 else f"{would / was - 1:+.0%}"
                 line += f"{factor * would:>11.1f}{apart:>7}"
             print(line)
-    print(f"\n{arguments.need:g} gathers/s at p99 < {arguments.within:g} ms and less than .1 % refused, simulated:")
-    for replicas in range(1, 101):
+    say_replicas("as measured beside other work", costs, settings, readers, arguments)
+    if arguments.costs is not None:
+        say_replicas("by processor times", undisturbed(arguments.costs), settings, readers, arguments)
+
+
+def undisturbed(path: Path) -> Costs:
+    """What `stage_costs.py` has written, as of a machine that does nothing else."""
+    read: dict[str, float] = {name: ms / 1e3 for name, ms in json.loads(path.read_text()).items() if type(ms) is float}
+    one, many = (read[f"encode, search, infer and rank, batch {size}"] for size in (1, 32))
+    fixed = max(0.0, (one - many) * 32 / 31)  # fixed + each = one; fixed / 32 + each = many
+    preparing = read["read"] + read["prepare"]
+    return Costs(
+        read={1: [preparing]}, delay={1: [0.0]}, ratio={1: [1.0]}, fixed=fixed, each=one - fixed,
+        loop=max(read["render"], read["served, 1.4 MB"] - one - preparing), refusal=read["render"],
+    )  # fmt: skip
+
+
+def say_replicas(name: str, costs: Costs, settings: Settings, readers: int, arguments: argparse.Namespace) -> None:
+    print(f"\n{arguments.need:g} gathers/s at p99 < {arguments.within:g} ms, less than .1 % refused, simulated {name}:")
+    for replicas in REPLICAS:
         times = arrivals(arguments.need / replicas, LONG_S)  # a balancer that chooses at random: Poisson again
         found = simulate(costs, settings, readers, times, 0)
-        enough = found.p99 < arguments.within and found.refused < 1e-3
-        if enough or replicas < 4 or replicas % 4 == 0:
-            print(f"  {replicas} replicas: p50 {found.p50:.0f}, p99 {found.p99:.0f} ms, refused {found.refused:.1%}")
-        if enough:
-            print(f"{replicas} replicas like this one, each on a machine of its own like this one.")
+        print(f"  {replicas:>3} replicas: p50 {found.p50:.0f}, p99 {found.p99:.0f} ms, refused {found.refused:.1%}")
+        if found.p99 < arguments.within and found.refused < 1e-3:
             return
-    print("More than 100 replicas.")
+    print("  none of these is enough")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ class Costs:
     delay: dict[int, list[float]] = field(default_factory=dict)  # beyond that: transport, the lock, other cores' work
     handing: float = 0.0  # from thread to thread: what no stage accounts for
     refusal: float = 0.0
-    pause: float = 0.0  # of the model thread between two batches
     fixed: float = 0.0  # of a batch
     each: float = 0.0  # of one more gather in it
     ratio: dict[int, list[float]] = field(default_factory=dict)  # of a batch's time to `fixed + each * size`
@@ -123,7 +122,6 @@ class Simulated:
         yield self.env.timeout((self.costs.fixed + self.costs.each * len(batch)) * self.drawn("ratio"))
         for _, answer in batch:
             answer.succeed()
-        yield self.env.timeout(self.costs.pause)
         self.working = False
         self.start()
 
@@ -160,32 +158,20 @@ def simulate(costs: Costs, settings: Settings, readers: int, times: list[float],
     return outcome(server.spent, server.refused, max(env.now, times[-1]))
 
 
-def simulate_closed(costs: Costs, settings: Settings, readers: int, clients: int) -> float:
-    """Answers a second to clients that ask again when they are answered."""
+def simulate_closed(costs: Costs, settings: Settings, readers: int, clients: int, think: float = 0.0) -> float:
+    """Answers a second to clients that ask again ``think`` seconds after they are answered."""
     env = simpy.Environment()
     server = Simulated(env, costs, settings, readers, 0)
 
     def client() -> Event:
         while True:
             yield env.process(server.request())
+            yield env.timeout(think)
 
     for _ in range(clients):
         env.process(client())
     env.run(until=CLOSED_S)
     return len(server.spent) / CLOSED_S
-
-
-def fit_pause(costs: Costs, settings: Settings, readers: int, clients: int, rate: float) -> None:
-    """Set ``costs.pause`` so that the closed loop answers as many as were measured, by bisection; 0 where it answers
-    fewer as it is."""
-    low, high = 0.0, clients / rate
-    for _ in range(12):
-        costs.pause = (low + high) / 2
-        if simulate_closed(costs, settings, readers, clients) > rate:
-            low = costs.pause
-        else:
-            high = costs.pause
-    costs.pause = low
 
 
 def outcome(spent_s: list[float], refused: int, seconds: float) -> Outcome:

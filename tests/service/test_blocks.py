@@ -71,6 +71,10 @@ PLAN = {
     ("CONTRIBUTING.md", "import io"): RUN,
     ("CONTRIBUTING.md", "from fastapi import"): RUN,
     ("CONTRIBUTING.md", "SEISBIND_WRITABLE=true seisbind serve"): "installs forty packages, and takes minutes",
+    ("docs/capacity.md", "On CPUs"): "what benchmarks/capacity.py prints; tests/test_capacity.py compares",
+    ("docs/capacity.md", "On GPUs"): "the same",
+    ("docs/capacity.md", "Galleries."): "the same",
+    ("docs/capacity.md", "2 x "): "what benchmarks/capacity_simulation.py printed, in minutes on one machine",
     ("docs/check.md", "seisbind check"): "tests/service/commands/test_check_command.py runs its like",
     (
         "docs/check.md",
