@@ -237,6 +237,20 @@ def test_processes_that_die_again_and_again_end_the_run(
         list(in_processes(job, plan_chunks([str(tmp_path / "stack.npy")]), 1))
 
 
+def below(pid: int) -> Iterator[int]:
+    """All processes that a process and its own have started."""
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            yield child
+            yield from below(child)
+
+
+def command_of(pid: int) -> bytes:
+    path = Path(f"/proc/{pid}/cmdline")
+    return path.read_bytes() if path.exists() else b""
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own, of what it has deprecated in itself
 @pytest.mark.long
 def test_ray_gives_the_same_answers_and_a_killed_actor_loses_nothing(
     job: Job, backend: GalleryBackend, gathers: Float32, tmp_path: Path
@@ -250,11 +264,8 @@ def test_ray_gives_the_same_answers_and_a_killed_actor_loses_nothing(
     def killing(some: Sequence[Chunk]) -> Iterator[Outcome]:
         for outcome in on_ray(job, some, 2, None):
             if not killed:
-                from ray.util.state import list_actors
-
-                alive = [each for each in list_actors(detail=True) if each.state == "ALIVE" and each.pid]
-                killed.append(alive[0].pid)
-                os.kill(alive[0].pid, signal.SIGKILL)
+                killed.append(next(pid for pid in below(os.getpid()) if b"MapWorker" in command_of(pid)))
+                os.kill(killed[0], signal.SIGKILL)
             yield outcome
 
     with PartsFolder(tmp_path / "out", {}) as folder:
