@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -21,6 +21,8 @@ from seisbind.service.formats.reader import Geometry, read_gathers
 from seisbind.service.schemas import PARTS, GalleryBody, RetrieveAnswer, StreamAnswer, WeightsBody
 
 if TYPE_CHECKING:  # torch and FAISS are loaded only where a gallery is opened
+    from seisbind.index import Filter
+    from seisbind.model.frame import Frame
     from seisbind.service.engine.query import Query
 
 # What is wrong with one file or gather alone: the others can be answered all the same.
@@ -143,12 +145,12 @@ class GalleryBackend:
         from seisbind.service.engine.engine import Engine
 
         self._options = options
-        self._filter = None if options.filter is None else Filter.parse(options.filter)
+        self.filter = None if options.filter is None else Filter.parse(options.filter)
         embedder = Embedder.load(weights, device=device)
         self._gallery = open_store(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame, exact=exact)
-        self._engine = Engine(embedder, self._gallery)
+        self.engine = Engine(embedder, self._gallery)
         self.weights = weights_body(embedder.weights)
-        self.gallery = gallery_body(self._engine.info())
+        self.gallery = gallery_body(self.engine.info())
 
     def __enter__(self) -> Self:
         return self
@@ -158,13 +160,13 @@ class GalleryBackend:
 
     def file(self, content: bytes) -> RetrieveAnswer:
         """See `Backend.file`; ``request_id`` is empty."""
-        options, frame = self._options, self._engine.frame
+        options, frame = self._options, self.engine.frame
         upload = read_gathers(content, geometry=options.geometry, limits=LIMITS, frame=frame, scale=options.scale)
-        found = self._engine.retrieve(
+        found = self.engine.retrieve(
             upload.gathers,
             upload.survey,
             top_k=options.top_k,
-            filter=self._filter,
+            filter=self.filter,
             notes=upload.notes,
             scale=upload.chosen,
             distinct=options.distinct,
@@ -180,38 +182,19 @@ class GalleryBackend:
 
     def stack(self, stack: Stack, geometry: Geometry, first: int) -> Iterator[StreamAnswer | Failure]:
         """See `Backend.stack`. Each gather is read as one of a server's stream is."""
-        from seisbind.service.engine.query import Query
-
-        frame = self._engine.frame
         for start in range(first, stack.shape[0], BATCH):
-            queries: dict[int, Query] = {}
-            found: dict[int, StreamAnswer | Failure] = {}
-            for index in range(start, min(start + BATCH, stack.shape[0])):
-                try:
-                    gather = np.ascontiguousarray(stack[index : index + 1])
-                    upload = read_gathers(
-                        gather, geometry=geometry, limits=LIMITS, frame=frame, scale=self._options.scale
-                    )
-                    queries[index] = Query.prepare(
-                        upload.gathers,
-                        upload.survey,
-                        frame=frame,
-                        top_k=self._options.top_k,
-                        filter=self._filter,
-                        notes=upload.notes,
-                        scale=upload.chosen,
-                        distinct=self._options.distinct,
-                    )
-                except SeisBindError as error:
-                    found[index] = failure(error, index)
-            found |= self._answers(queries)
+            numbers = range(start, min(start + BATCH, stack.shape[0]))
+            queries, failures = read_queries(
+                stack, numbers, geometry, frame=self.engine.frame, options=self._options, filter=self.filter
+            )
+            found = self._answers(queries) | failures
             yield from (found[index] for index in sorted(found))
 
     def _answers(self, queries: Mapping[int, Query]) -> dict[int, StreamAnswer | Failure]:
         if not queries:
             return {}
         try:
-            retrieved = self._engine.retrieve_batch(list(queries.values()))
+            retrieved = self.engine.retrieve_batch(list(queries.values()))
         except SeisBindError as error:
             if len(queries) == 1:
                 return {index: failure(error, index) for index in queries}
@@ -221,10 +204,47 @@ class GalleryBackend:
                 index=index,
                 weights=self.weights,
                 gallery=self.gallery,
-                result=retrieval_body(found, self._options.include, self._engine.frame),
+                result=retrieval_body(found, self._options.include, self.engine.frame),
             )
             for index, (found,) in zip(queries, retrieved, strict=True)
         }
+
+
+def read_queries(
+    stack: Stack,
+    numbers: Iterable[int],
+    geometry: Geometry,
+    *,
+    frame: Frame,
+    options: RetrieveOptions,
+    filter: Filter | None = None,
+) -> tuple[dict[int, Query], dict[int, StreamAnswer | Failure]]:
+    """The gathers of ``numbers`` of a stack, each read alone: those that can be encoded, and what is wrong with others.
+
+    Raises:
+        SeisBindError: what is wrong is not wrong with one gather alone.
+    """
+    from seisbind.service.engine.query import Query
+
+    queries: dict[int, Query] = {}
+    failures: dict[int, StreamAnswer | Failure] = {}
+    for index in numbers:
+        try:
+            gather = np.ascontiguousarray(stack[index : index + 1])
+            upload = read_gathers(gather, geometry=geometry, limits=LIMITS, frame=frame, scale=options.scale)
+            queries[index] = Query.prepare(
+                upload.gathers,
+                upload.survey,
+                frame=frame,
+                top_k=options.top_k,
+                filter=filter,
+                notes=upload.notes,
+                scale=upload.chosen,
+                distinct=options.distinct,
+            )
+        except SeisBindError as error:
+            failures[index] = failure(error, index)
+    return queries, failures
 
 
 def failure(error: SeisBindError, index: int | None) -> Failure:

@@ -34,10 +34,10 @@ def write_parquet(lines: Path, out: Path) -> None:
         OSError: it cannot be written.
     """
     pyarrow = need_pyarrow()
-    schema = _schema(pyarrow)
+    schema = answer_schema(pyarrow)
     unfinished = out.with_name(out.name + ".unfinished")
     with lines.open("rb") as read, pyarrow.parquet.ParquetWriter(unfinished, schema) as writer:
-        rows = (_row(AnswerLine.model_validate_json(text)) for text in read)
+        rows = (answer_row(AnswerLine.model_validate_json(text)) for text in read)
         while some := list(islice(rows, ROWS)):
             writer.write_table(pyarrow.Table.from_pylist(some, schema))
     with unfinished.open("rb") as written:
@@ -45,7 +45,8 @@ def write_parquet(lines: Path, out: Path) -> None:
     unfinished.replace(out)
 
 
-def _schema(pyarrow: Any) -> Any:
+def answer_schema(pyarrow: Any) -> Any:
+    """The columns of answers."""
     text, number, words = pyarrow.string(), pyarrow.float64(), pyarrow.list_(pyarrow.string())
     columns = {
         "file": text,
@@ -68,7 +69,8 @@ def _schema(pyarrow: Any) -> Any:
     return pyarrow.schema(list(columns.items()))
 
 
-def _row(line: AnswerLine) -> dict[str, object]:
+def answer_row(line: AnswerLine) -> dict[str, object]:
+    """An answer as a row of `answer_schema`."""
     row: dict[str, object] = {
         "file": line.file,
         "gather": line.gather,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from seisbind.model.errors import SeisBindError
-from seisbind.service.commands import check, gallery, inspect, refine, retrieve, section, training
+from seisbind.service.commands import bulk, check, gallery, inspect, refine, retrieve, section, training
 from seisbind.service.commands.errors import print_error
 from seisbind.service.gallery_commands import copies, elsewhere, export
 from seisbind.service.transport.keys import Scope, make_key
@@ -25,6 +25,7 @@ copies.register(gallery.app)
 export.register(gallery.app)
 elsewhere.register(gallery.app)
 app.add_typer(gallery.app, name="gallery")
+app.add_typer(bulk.app, name="bulk")
 app.add_typer(key_app, name="key")
 app.command()(training.simulate)
 app.command()(training.train)

@@ -103,7 +103,7 @@ def retrieve(
             dt_s=dt_s, shot_x_m=shot_x_m, receiver_x_m=receiver_x_m, peak_hz=peak_hz,
             scale=scale, target_depth_m=target_depth, distinct=distinct,
         )  # fmt: skip
-        options = _options(fields, with_model=model_out is not None)
+        options = retrieve_options(fields, with_model=model_out is not None)
         start = start_options(model_out, grid=grid, smooth_m=smooth, water=water, extend=extend)
         if (url is None) == (gallery is None):
             raise InvalidConfig("Give --url http://… (a server) or --gallery PATH (on this machine), one of the two.")
@@ -133,7 +133,7 @@ def retrieve(
         sys.exit(exit_code(error))
 
 
-def _options(fields: RetrieveFields, *, with_model: bool) -> RetrieveOptions:
+def retrieve_options(fields: RetrieveFields, *, with_model: bool) -> RetrieveOptions:
     """The options, read as the fields of a request are; with the model that is read, if it will be written."""
     from seisbind.model.scale import parse_scale
     from seisbind.service.bulk.backends import RetrieveOptions

@@ -102,6 +102,7 @@ PLAN = {
     ("docs/operations.md", "server {"): RUN,
     ("docs/operations.md", "seisbind gallery backup"): RUN,
     ("docs/physics.md", "python benchmarks/geology_statistics.py"): RUN,
+    ("docs/pipelines.md", "seisbind bulk"): "names a bucket and a cluster; bulk/test_parts.py runs its like",
     ("docs/pipelines.md", ""): RUN,
     ("docs/scale.md", "$ seisbind retrieve line.sgy"): "tests/service/http/test_scale.py runs its like",
     ("docs/jobs.md", ""): RUN,
