@@ -127,7 +127,7 @@ def retrieve_file(
     scale: AskedScale = None,
     distinct: float | None = None,
 ) -> Call[RetrieveAnswer]:
-    """POST /v1/retrieve for an npy, npz, SEG-Y or SU file, or its bytes; ``geometry`` overrides what it says."""
+    """POST /v1/retrieve for an npy, npz, SEG-Y, SU or SEG-2 file, or its bytes; ``geometry`` overrides what it says."""
     sent = form(file_bytes(file), retrieve_fields(geometry, top_k, filter, include, scale, distinct))
     return Call("POST", "/v1/retrieve", json_body(RetrieveAnswer), sent)
 
@@ -163,7 +163,7 @@ def section(
     step_m: float | None = None,
     progress: Callable[[SectionProgress], None] = lambda line: None,
 ) -> SectionLines:
-    """POST /v1/section for a SEG-Y, SU or npz file of a line, or its bytes: see `engine.section`.
+    """POST /v1/section for a SEG-Y, SU, SEG-2 or npz file of a line, or its bytes: see `engine.section`.
 
     Args:
         scale: as `retrieve_file`'s; None for a line of the frame's own size.

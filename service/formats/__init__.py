@@ -1,4 +1,4 @@
-"""Files that hold gathers or velocity models: npy, npz, SEG-Y, SU.
+"""Files that hold gathers or velocity models: npy, npz, SEG-Y, SU, SEG-2.
 
 `reader` tells them apart by their first bytes; a reader trusts nothing that it has not checked.
 """

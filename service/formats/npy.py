@@ -96,7 +96,7 @@ def read_arrays(body: bytes, *, limits: Limits) -> dict[str, Array]:
     if not body:
         raise MalformedUpload("The upload is empty (0 bytes); send an npy, npz or SEG-Y file.")
     raise UnsupportedFormat(
-        f"The upload is neither npy nor npz (nor SEG-Y or SU, which are read as gathers): it starts with "
+        f"The upload is neither npy nor npz (nor SEG-Y, SU or SEG-2, which are read as gathers): it starts with "
         f"{repr(body[:6])[1:]}. Write arrays with numpy.save or numpy.savez."
     )
 
