@@ -23,6 +23,7 @@ from seisbind.model.survey.preparation import OPENFWI
 from seisbind.service.client.answers import check, json_body, npz_arrays
 from seisbind.service.client.parts import Parts, Stack, form
 from seisbind.service.client.section_lines import SectionLines
+from seisbind.service.formats.mdio import mdio_as_segy
 from seisbind.service.formats.npy import NPZ, Limits, npy, read_npy
 from seisbind.service.formats.reader import SURVEY_KEYS, Geometry
 from seisbind.service.schemas import (
@@ -305,9 +306,11 @@ def metrics() -> Call[str]:
 
 
 def file_bytes(file: bytes | Path) -> bytes:
-    """The content of ``file``. Raises DatasetError if it cannot be read."""
+    """The content of ``file``, of a folder that is an MDIO store as SEG-Y. Raises DatasetError if it cannot be read."""
     if isinstance(file, bytes):
         return file
+    if file.is_dir():
+        return mdio_as_segy(file)
     try:
         return file.read_bytes()
     except OSError as error:

@@ -28,6 +28,7 @@ from seisbind.model.survey.line import TracePositions
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.scaling import measured_traces
 from seisbind.model.survey.spreads import check_positions
+from seisbind.service.formats.mdio import mdio_as_segy
 from seisbind.service.formats.npy import ZIP_MAGIC, Array, Limits, read_arrays
 from seisbind.service.formats.reader import TRACE_FORMATS
 from seisbind.service.formats.segy import (
@@ -101,7 +102,7 @@ class LineTraces:
 
 
 def open_line(files: Sequence[Path]) -> LineTraces:
-    """The traces of all ``files``, which are one line: SEG-Y, SU, SEG-2, or npz as `read_line` takes it.
+    """The traces of all ``files``, which are one line: SEG-Y, SU, SEG-2, MDIO, or npz as `read_line` takes it.
 
     Raises:
         DatasetError: a file that cannot be opened.
@@ -110,17 +111,20 @@ def open_line(files: Sequence[Path]) -> LineTraces:
     parts = []
     for path in files:
         try:
-            with path.open("rb") as file:
-                body = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-            raise DatasetError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-        try:
-            part, stat = read_line(body), path.stat()
+            part, stat = read_line(mdio_as_segy(path) if path.is_dir() else _mapped(path)), path.stat()
             digest = f"{part.digest} {stat.st_size} {stat.st_mtime_ns}"
             parts.append(replace(part, digest=hashlib.sha256(digest.encode()).hexdigest()))
         except (UploadRefused, InvalidSurvey, InvalidGather) as error:
             raise type(error)(f"{path}: {error}") from error
     return joined(parts)
+
+
+def _mapped(path: Path) -> Body:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        raise DatasetError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def read_line(body: Body, *, limits: Limits = LOCAL) -> LineTraces:
