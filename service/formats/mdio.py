@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def mdio_as_segy(path: Path) -> bytes:
             f"{path} is a folder, and no MDIO v1 store: it has no {META} that states an apiVersion of 1."
         )
     try:
-        return _as_segy(path, zarr.open_group(str(path), mode="r"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # headers are structured, which Zarr v3 has not specified yet
+            return _as_segy(path, zarr.open_group(str(path), mode="r"))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if isinstance(error, (DatasetError, InvalidSurvey, UnsupportedFormat, UploadTooLarge)):
             raise
