@@ -6,8 +6,10 @@ library wrote of the same gather; `multidimio` itself pins another fsspec than o
 
 from __future__ import annotations
 
+import io
 import json
 import runpy
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,15 @@ def test_sizes_and_codecs_are_looked_at_before_samples(tmp_path: Path) -> None:
     meta.write_text("{")
     with pytest.raises(DatasetError, match="cannot be read"):
         mdio_as_segy(path)
+
+
+def test_a_zipped_store_is_refused_in_a_sentence() -> None:
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w") as archive:
+        for name in ("zarr.json", *(f"amplitude/c/{i}" for i in range(20))):
+            archive.writestr(name, b"{}")
+    with pytest.raises(UnsupportedFormat, match="zipped Zarr or MDIO store is not read"):
+        read_gathers(body.getvalue())
 
 
 def test_another_folder_is_none(tmp_path: Path) -> None:
