@@ -1,4 +1,4 @@
-"""Mutated uploads against a real server: npy, npz, SEG-Y, SU and form fields, broken in every way that comes cheap.
+"""Mutated uploads against a real server: npy, npz, SEG-Y, SU, SEG-2 and form fields, broken in all cheap ways.
 
     python benchmarks/fuzz.py [--count 20000] [--seed 0] [--weights W]
 
@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,31 @@ def segy(gather: np.ndarray, dt_s: float, *, su: bool = False) -> bytes:
     return b"".join(f"C{n:2d}".ljust(80).encode("cp037") for n in range(1, 41)) + bytes(binary) + trace.tobytes()
 
 
+def seg2(gather: np.ndarray, dt_s: float) -> bytes:
+    """A gather ``(shot, time, receiver)`` as SEG-2, of int32 in little-endian order."""
+    shots, samples, receivers = gather.shape
+    blocks, pointers, at = [], [], 36 + 4 * shots * receivers
+    for shot, receiver in np.ndindex(shots, receivers):
+        text = b""
+        for string in (
+            f"SAMPLE_INTERVAL {dt_s}",
+            f"SHOT_SEQUENCE_NUMBER {shot + 1}",
+            f"CHANNEL_NUMBER {receiver + 1}",
+            f"SOURCE_LOCATION {OPENFWI.shot_x_m[shot]} 0 0",
+            f"RECEIVER_LOCATION {10 * receiver} 0 0",
+            "DESCALING_FACTOR 1E-6",
+        ):
+            text += struct.pack("<H", len(string) + 3) + string.encode() + b"\0"
+        text += bytes(4 - len(text) % 4)
+        words = np.rint(gather[shot, :, receiver] * 1e6).astype("<i4").tobytes()
+        block = struct.pack("<HHIIB19x", 0x4422, 32 + len(text), len(words), samples, 2) + text + words
+        pointers.append(at)
+        blocks.append(block)
+        at += len(block)
+    start = struct.pack("<HHHHBBBBBB18x", 0x3A55, 1, 4 * len(pointers), len(pointers), 1, 0, 0, 1, 10, 0)
+    return start + struct.pack(f"<{len(pointers)}I", *pointers) + bytes(4) + b"".join(blocks)
+
+
 def good_files() -> list[bytes]:
     """One small upload of each kind."""
     gather = canary_gather()[0, :, ::4, :]  # (5, 250, 70) at 4 ms
@@ -85,7 +111,7 @@ def good_files() -> list[bytes]:
         save(body, gathers=gather, dt_s=0.004, shot_x_m=np.asarray(OPENFWI.shot_x_m), receiver_x_m=receivers)
         files.append(body.getvalue())
     velocity = npy(np.full((70, 70), 2000, np.float32))
-    return [*files, segy(gather, 0.004), segy(gather, 0.004, su=True), velocity]
+    return [*files, segy(gather, 0.004), segy(gather, 0.004, su=True), seg2(gather, 0.004), velocity]
 
 
 def mutated(body: bytes, other: bytes, rng: np.random.Generator) -> bytes:

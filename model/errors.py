@@ -25,7 +25,7 @@
     │   ├── JobsFull                      as many jobs wait, or as many bytes are kept, as may be
     │   └── JobsWriteFailed               the disk refused; nothing half-written counts
     ├── UploadRefused (ValueError)        bytes that were sent cannot be read as what they should be
-    │   ├── UnsupportedFormat             not npy, npz, SEG-Y or SU
+    │   ├── UnsupportedFormat             not npy, npz, SEG-Y, SU or SEG-2
     │   ├── MalformedUpload               a file that contradicts itself, or has the wrong content
     │   ├── UnsupportedDtype              not real numbers of a size that is read
     │   ├── UploadTooLarge                more bytes, members or gathers than the limits allow

@@ -330,7 +330,7 @@ class SearchResultBody(BaseModel):
 class IngestBody(BaseModel):
     """What reading the upload found, in the file's own words where it has some; positions in metres along the line."""
 
-    format: str = Field(description="npy, npz, segy or su; told by the bytes.", examples=["segy"])
+    format: str = Field(description="npy, npz, segy, su or seg2; told by the bytes.", examples=["segy"])
     sample_format: str = Field(description="As stored.", examples=["IBM float32"])
     byte_order: str
     gathers: int
@@ -339,7 +339,7 @@ class IngestBody(BaseModel):
     )
     receivers: int = Field(description="In each shot, as used.")
     samples: int = Field(description="In each trace, as used.")
-    traces: int | None = Field(description="In a SEG-Y or SU file, used or not.")
+    traces: int | None = Field(description="In a SEG-Y, SU or SEG-2 file, used or not.")
     dt_s: float
     shot_x_m: tuple[float, float] = Field(description="Lowest and highest read.")
     receiver_x_m: tuple[float, float] = Field(description="Lowest and highest used.")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from seisbind.model.errors import DatasetError, MalformedUpload
 from seisbind.service.client.parts import Stack
+from seisbind.service.formats.mdio import is_mdio, mdio_as_segy
 from seisbind.service.formats.npy import MAX_HEADER_BYTES, NPY_MAGIC, ZIP_MAGIC, Limits, NpyHeader, read_npy_header
 from seisbind.service.formats.reader import SUFFIXES, Geometry, check_axes, read_stack
 
@@ -52,18 +53,25 @@ class NpyFile:
 
 
 def gather_files(named: Sequence[Path]) -> list[Path]:
-    """The files of ``named``, each once: files as they are, folders and patterns (``*``, ``**``) in order of name.
+    """The files of ``named``, each once: files as they are, folders and patterns (``*``, ``**``) in order of name;
+    an MDIO store is a file.
 
     Raises:
         DatasetError: a folder or a pattern without any.
     """
     found: dict[Path, None] = {}
     for path in named:
-        if path.is_dir():
-            some = sorted(each for each in path.iterdir() if each.suffix.lower() in SUFFIXES and each.is_file())
-            nothing = f"The folder {path} holds no file that ends with {', '.join(SUFFIXES)}."
+        if is_mdio(path):
+            some, nothing = [path], ""
+        elif path.is_dir():
+            some = sorted(each for each in path.iterdir() if _is_of_gathers(each))
+            nothing = f"The folder {path} holds no file that ends with {', '.join(SUFFIXES)}, and no MDIO store."
         elif WILDCARDS & set(str(path)) and not path.exists():
-            some = sorted(each for each in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if each.is_file())
+            some = sorted(
+                each
+                for each in Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+                if each.is_file() or is_mdio(each)
+            )
             nothing = f"No file fits {path}."
         else:
             some, nothing = [path], ""
@@ -73,6 +81,10 @@ def gather_files(named: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
+def _is_of_gathers(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES if path.is_file() else is_mdio(path)
+
+
 def open_gathers(path: Path, geometry: Geometry) -> GatherFile:
     """The gathers of a file; ``geometry`` overrides that of an npz.
 
@@ -80,6 +92,8 @@ def open_gathers(path: Path, geometry: Geometry) -> GatherFile:
         DatasetError: it cannot be read.
         UploadRefused: an npy or npz that is not one of gathers.
     """
+    if path.is_dir():
+        return GatherFile(None, geometry, mdio_as_segy(path))
     try:
         header = _npy_header(path)
         if header is not None:

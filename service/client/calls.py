@@ -23,6 +23,7 @@ from seisbind.model.survey.preparation import OPENFWI
 from seisbind.service.client.answers import check, json_body, npz_arrays
 from seisbind.service.client.parts import Parts, Stack, form
 from seisbind.service.client.section_lines import SectionLines
+from seisbind.service.formats.mdio import mdio_as_segy
 from seisbind.service.formats.npy import NPZ, Limits, npy, read_npy
 from seisbind.service.formats.reader import SURVEY_KEYS, Geometry
 from seisbind.service.schemas import (
@@ -127,7 +128,7 @@ def retrieve_file(
     scale: AskedScale = None,
     distinct: float | None = None,
 ) -> Call[RetrieveAnswer]:
-    """POST /v1/retrieve for an npy, npz, SEG-Y or SU file, or its bytes; ``geometry`` overrides what it says."""
+    """POST /v1/retrieve for an npy, npz, SEG-Y, SU or SEG-2 file, or its bytes; ``geometry`` overrides what it says."""
     sent = form(file_bytes(file), retrieve_fields(geometry, top_k, filter, include, scale, distinct))
     return Call("POST", "/v1/retrieve", json_body(RetrieveAnswer), sent)
 
@@ -163,7 +164,7 @@ def section(
     step_m: float | None = None,
     progress: Callable[[SectionProgress], None] = lambda line: None,
 ) -> SectionLines:
-    """POST /v1/section for a SEG-Y, SU or npz file of a line, or its bytes: see `engine.section`.
+    """POST /v1/section for a SEG-Y, SU, SEG-2 or npz file of a line, or its bytes: see `engine.section`.
 
     Args:
         scale: as `retrieve_file`'s; None for a line of the frame's own size.
@@ -305,9 +306,11 @@ def metrics() -> Call[str]:
 
 
 def file_bytes(file: bytes | Path) -> bytes:
-    """The content of ``file``. Raises DatasetError if it cannot be read."""
+    """The content of ``file``, of a folder that is an MDIO store as SEG-Y. Raises DatasetError if it cannot be read."""
     if isinstance(file, bytes):
         return file
+    if file.is_dir():
+        return mdio_as_segy(file)
     try:
         return file.read_bytes()
     except OSError as error:

@@ -57,7 +57,7 @@ def check_file(
     model: ArrayLike | None = None,
     distinct: float | None = None,
 ) -> Call[CheckAnswer]:
-    """`check` for an npy, npz, SEG-Y or SU file of one gather, or its bytes; ``geometry`` overrides what it says."""
+    """`check` for an npy, npz, SEG-Y, SU or SEG-2 file of one gather, or its bytes; ``geometry`` overrides it."""
     fields = retrieve_fields(geometry, top_k, filter, include, scale, distinct)
     return Call("POST", PATH, json_body(CheckAnswer), _sent(file, fields, model))
 

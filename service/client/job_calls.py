@@ -32,7 +32,7 @@ def submit_refinement(
     scale: AskedScale = None,
     key: str | None = None,
 ) -> Call[JobBody]:
-    """POST /v1/jobs: refine the model of one gather, an npy, npz, SEG-Y or SU file, or its bytes.
+    """POST /v1/jobs: refine the model of one gather, an npy, npz, SEG-Y, SU or SEG-2 file, or its bytes.
 
     Args:
         geometry: overrides what the file says.

@@ -21,7 +21,7 @@ FORMATS = ("npz", "png")  # of --out
 
 
 def check(
-    file: Annotated[Path, typer.Argument(help="npy, npz, SEG-Y or SU file of one gather.")],
+    file: Annotated[Path, typer.Argument(help="npy, npz, SEG-Y, SU or SEG-2 file of one gather.")],
     url: Annotated[str | None, typer.Option(help="A running server, as in http://127.0.0.1:8000.")] = None,
     key: Annotated[
         str | None, typer.Option(envvar="SEISBIND_API_KEY", help="API key; other users see options, not variables.")

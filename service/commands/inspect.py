@@ -18,7 +18,9 @@ LISTED = 20  # numbers of traces in a table
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="An npy, npz, SEG-Y or SU file of gathers, of any geometry.")],
+    file: Annotated[
+        Path, typer.Argument(help="An npy, npz, SEG-Y, SU, SEG-2 or MDIO file of gathers, of any geometry.")
+    ],
     gather: Annotated[int, typer.Option(min=0, help="Which gather of a stack, from 0.")] = 0,
     weights: Annotated[Path | None, typer.Option(help="That would be asked; default: those that ship.")] = None,
     dt_s: Annotated[float | None, typer.Option("--dt-s", help="Sampling interval, seconds.")] = None,

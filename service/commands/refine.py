@@ -22,7 +22,7 @@ UNLIT = 0.01  # of the strongest illumination
 
 
 def refine(
-    file: Annotated[Path, typer.Argument(help="npy, npz, SEG-Y or SU file of one gather.")],
+    file: Annotated[Path, typer.Argument(help="npy, npz, SEG-Y, SU or SEG-2 file of one gather.")],
     out: Annotated[Path, typer.Option(help="Write the refined model here: .npz (all that is known), .npy, .sgy, .nc.")],
     gallery: Annotated[
         str | None, typer.Option(help="Folder (or URL) of a gallery whose matches are starts, too.")

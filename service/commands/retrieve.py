@@ -36,7 +36,8 @@ ModelExtend = Annotated[
 
 def retrieve(
     file: Annotated[
-        list[Path], typer.Argument(help="npy, npz, SEG-Y or SU files of gathers, folders of them, or patterns.")
+        list[Path],
+        typer.Argument(help="npy, npz, SEG-Y, SU, SEG-2 or MDIO files of gathers, folders of them, or patterns."),
     ],
     url: Annotated[str | None, typer.Option(help="A running server, as in http://127.0.0.1:8000.")] = None,
     key: Annotated[

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 def section(
     file: Annotated[
-        list[Path], typer.Argument(help="SEG-Y, SU or npz files of one line, with positions; together one section.")
+        list[Path],
+        typer.Argument(help="SEG-Y, SU, SEG-2, MDIO or npz files of one line, with positions; together one section."),
     ],
     gallery: Annotated[str, typer.Option(help="Folder (or URL) of the gallery whose models are matched.")],
     out: Annotated[Path, typer.Option(help="Write the section here: .npz, .sgy, .segy or .png.")],

@@ -88,7 +88,7 @@ def inspect_record(
     limits: Limits | None = None,
     frame: Frame = OPENFWI_FRAME,
 ) -> Inspection:
-    """Look at one gather of an npy, npz, SEG-Y or SU file, of any geometry.
+    """Look at one gather of an npy, npz, SEG-Y, SU or SEG-2 file, of any geometry.
 
     Args:
         file: its bytes.

@@ -1,7 +1,7 @@
 """The traces of a whole line, from one file or several that may be larger than memory: positions first, samples later.
 
 A SEG-Y or SU file is mapped: headers are looked at in blocks and kept in 52 bytes each, and samples are decoded when
-they are asked for, of the traces that are.
+they are asked for, of the traces that are. SEG-2, of a shot a file as a rule, is decoded at once.
 """
 
 from __future__ import annotations
@@ -28,16 +28,14 @@ from seisbind.model.survey.line import TracePositions
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.scaling import measured_traces
 from seisbind.model.survey.spreads import check_positions
+from seisbind.service.formats.mdio import mdio_as_segy
 from seisbind.service.formats.npy import ZIP_MAGIC, Array, Limits, read_arrays
+from seisbind.service.formats.reader import TRACE_FORMATS
 from seisbind.service.formats.segy import (
     FIELDS,
     Body,
     Headers,
     TraceFile,
-    looks_like_segy,
-    looks_like_su,
-    read_segy,
-    read_su,
     release,
     trace_blocks,
 )
@@ -104,7 +102,7 @@ class LineTraces:
 
 
 def open_line(files: Sequence[Path]) -> LineTraces:
-    """The traces of all ``files``, which are one line: SEG-Y, SU, or npz as `read_line` takes it.
+    """The traces of all ``files``, which are one line: SEG-Y, SU, SEG-2, MDIO, or npz as `read_line` takes it.
 
     Raises:
         DatasetError: a file that cannot be opened.
@@ -113,12 +111,7 @@ def open_line(files: Sequence[Path]) -> LineTraces:
     parts = []
     for path in files:
         try:
-            with path.open("rb") as file:
-                body = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-            raise DatasetError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-        try:
-            part, stat = read_line(body), path.stat()
+            part, stat = read_line(mdio_as_segy(path) if path.is_dir() else _mapped(path)), path.stat()
             digest = f"{part.digest} {stat.st_size} {stat.st_mtime_ns}"
             parts.append(replace(part, digest=hashlib.sha256(digest.encode()).hexdigest()))
         except (UploadRefused, InvalidSurvey, InvalidGather) as error:
@@ -126,8 +119,16 @@ def open_line(files: Sequence[Path]) -> LineTraces:
     return joined(parts)
 
 
+def _mapped(path: Path) -> Body:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        raise DatasetError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+
+
 def read_line(body: Body, *, limits: Limits = LOCAL) -> LineTraces:
-    """The traces of one file: SEG-Y or SU; or an npz, which ``limits`` bound.
+    """The traces of one file: SEG-Y, SU or SEG-2; or an npz, which ``limits`` bound.
 
     An npz has ``traces`` ``(trace, time)`` with ``source_x_m`` and ``receiver_x_m`` ``(trace,)``, or ``gathers``
     ``(shot, time, receiver)`` with ``shot_x_m`` and ``receiver_x_m``; both with ``dt_s``, in seconds.
@@ -139,12 +140,11 @@ def read_line(body: Body, *, limits: Limits = LOCAL) -> LineTraces:
     """
     if body[:2] == ZIP_MAGIC:
         return _read_npz(bytes(body[:]), limits)
-    if looks_like_segy(body):
-        return _read_headers(read_segy(body), body)
-    if looks_like_su(body):
-        return _read_headers(read_su(body), body)
+    for each in TRACE_FORMATS:
+        if each.looks_like(body):
+            return _read_headers(each.read(body), body)
     raise UnsupportedFormat(
-        f"A line is read from SEG-Y, SU or npz; this starts with {repr(bytes(body[:6]))[1:]}. An npz has traces "
+        f"A line is read from SEG-Y, SU, SEG-2 or npz; this starts with {repr(bytes(body[:6]))[1:]}. An npz has traces "
         "(trace, time), source_x_m, receiver_x_m and dt_s."
     )
 

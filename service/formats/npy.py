@@ -35,6 +35,7 @@ ZIP_END = b"PK\x05\x06"
 ZIP_END_BYTES = 22  # without an archive comment, which numpy never writes
 ZIP64_LOCATOR = b"PK\x06\x07"
 MAX_MEMBERS = 8
+LOOKED_AT = 1 << 16  # last bytes, for names in a directory that is too large
 MAX_DIRECTORY_BYTES = 4096  # eight members with names of up to 100 characters need half of it
 MEMBER_NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,99})\.npy")
 UNZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError, RuntimeError, ValueError)
@@ -96,7 +97,7 @@ def read_arrays(body: bytes, *, limits: Limits) -> dict[str, Array]:
     if not body:
         raise MalformedUpload("The upload is empty (0 bytes); send an npy, npz or SEG-Y file.")
     raise UnsupportedFormat(
-        f"The upload is neither npy nor npz (nor SEG-Y or SU, which are read as gathers): it starts with "
+        f"The upload is neither npy nor npz (nor SEG-Y, SU or SEG-2, which are read as gathers): it starts with "
         f"{repr(body[:6])[1:]}. Write arrays with numpy.save or numpy.savez."
     )
 
@@ -214,6 +215,10 @@ def _check_directory(body: bytes) -> None:
     end = body[-ZIP_END_BYTES:]
     if not end.startswith(ZIP_END) or end[-2:] != b"\0\0":
         raise MalformedUpload("The npz does not end with a zip directory; it is cut off, or has an archive comment.")
+    if b"zarr.json" in body[-LOOKED_AT:]:
+        raise UnsupportedFormat(
+            "A zipped Zarr or MDIO store is not read: give its folder to seisbind or to the client."
+        )
     members, size = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
     if ZIP64_LOCATOR in body[-ZIP_END_BYTES - 20 : -ZIP_END_BYTES]:
         raise UploadTooLarge("The npz has a zip64 directory, which only archives over 4 GB need.")

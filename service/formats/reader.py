@@ -1,6 +1,6 @@
 """Gathers with their survey, and velocity models, from files or uploads and what the sender states about them.
 
-Arrays come from `npy`, field files from `segy` and `segy_gather`; the bytes decide which it is, never a name.
+Arrays come from `npy`, field files from `segy`, `seg2` and `segy_gather`; the bytes decide which it is, never a name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from seisbind.model.scale import AutoScale, Scale
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.scaling import ChosenScale, scale_for
 from seisbind.service.formats.npy import NPY_MAGIC, ZIP_MAGIC, Array, Limits, check_array_size, read_arrays
-from seisbind.service.formats.segy import TraceFile, looks_like_segy, looks_like_su, read_segy, read_su
+from seisbind.service.formats.seg2 import looks_like_seg2, read_seg2
+from seisbind.service.formats.segy import Body, TraceFile, looks_like_segy, looks_like_su, read_segy, read_su
 from seisbind.service.formats.segy_gather import read_extent, read_field_record
 
 MAX_RECEIVERS = 1024  # traces in a shot; mapping them to the frame's receivers costs in proportion
@@ -49,11 +50,12 @@ class TraceFormat:
     """
 
     suffixes: tuple[str, ...]
-    looks_like: Callable[[bytes], bool]
-    read: Callable[[bytes], TraceFile]
+    looks_like: Callable[[Body], bool]
+    read: Callable[[Body], TraceFile]
 
 
 TRACE_FORMATS = (
+    TraceFormat((".sg2", ".seg2", ".dat"), looks_like_seg2, read_seg2),
     TraceFormat((".segy", ".sgy"), looks_like_segy, read_segy),
     TraceFormat((".su",), looks_like_su, read_su),
 )
@@ -105,12 +107,12 @@ def read_gathers(
     frame: Frame = OPENFWI_FRAME,
     scale: Scale | AutoScale | None = None,
 ) -> Upload:
-    """Gathers and their survey from the bytes of an npy, npz, SEG-Y or SU file, or from an array as from its npy.
+    """Gathers and their survey from the bytes of an npy, npz, SEG-Y, SU or SEG-2 file, or from an array as from npy.
 
     An npz holds ``gathers`` (or ``data``, or one array of any name) and may hold ``dt_s``, ``shot_x_m``,
     ``receiver_x_m`` and ``peak_hz``; ``geometry`` overrides what the file says. Without positions, as many shots and
-    receivers as the weights' ``frame`` has (OpenFWI's: 5 and 70) are taken for its line. A SEG-Y or SU file is one
-    gather of its shots on one line. With a ``scale`` all of this is of the frame at that size; one that is to be
+    receivers as the weights' ``frame`` has (OpenFWI's: 5 and 70) are taken for its line. A file of traces is
+    one gather of its shots on one line. With a ``scale`` all of this is of the frame at that size; one that is to be
     chosen is chosen here.
 
     Raises:
@@ -169,11 +171,11 @@ def read_velocity(body: bytes, *, limits: Limits | None = None) -> Array:
         ``(depth, x)``, ``(batch, depth, x)`` or ``(batch, 1, depth, x)`` as stored; not yet checked.
 
     Raises:
-        UploadRefused: as `read_gathers`; SEG-Y and SU are read as gathers only.
+        UploadRefused: as `read_gathers`; files of traces are read as gathers only.
     """
     limits = Limits() if limits is None else limits
     if _trace_format(body) is not None:
-        raise UnsupportedFormat("Velocity models are read from npy or npz; this looks like SEG-Y or SU.")
+        raise UnsupportedFormat("Velocity models are read from npy or npz; this looks like SEG-Y, SU or SEG-2.")
     velocity = _only(read_arrays(body, limits=limits), VELOCITY_KEYS, "velocity")
     if velocity.ndim not in (2, 3, 4):
         raise MalformedUpload(

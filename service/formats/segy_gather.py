@@ -231,7 +231,7 @@ def read_extent(file: TraceFile, *, dt_s: float | None = None, receiver_x_m: tup
     headers = file.headers[seismic]
     step_s = sampling_interval(file, headers, dt_s, ANY_DT_S, unsaid)
     delays = np.unique(headers["delay_ms"])
-    delay = round(int(delays[0]) / 1e3 / step_s) if len(delays) == 1 else 0
+    delay = round(float(delays[0]) / 1e3 / step_s) if len(delays) == 1 else 0
     samples = file.words.shape[1]
     some = measured_traces(len(seismic), samples)
     if receiver_x_m is None:

@@ -66,9 +66,9 @@ def sampling_interval(
     file: TraceFile, headers: Headers, given: float | None, limits_s: tuple[float, float], notes: list[Note]
 ) -> float:
     """The sampling interval: what was passed, or what binary header and traces agree on."""
-    stated = [int(us) for us in np.unique(headers["dt_us"]) if us]
+    stated = [us for us in np.unique(headers["dt_us"]).tolist() if us]
     in_file = file.dt_us
-    said = f"binary header {in_file} us, trace headers {', '.join(map(str, stated[:4])) or 0} us"
+    said = f"binary header {in_file} us, trace headers {', '.join(f'{us:g}' for us in stated[:4]) or 0} us"
     if given is not None:
         if {us for us in (in_file, *stated) if us} - {round(given * 1e6) if 0 < given < 1 else -1}:
             notes.append(Note("dt_overridden", f"dt_s = {given:g} was passed and used; the file says: {said}."))
@@ -96,13 +96,13 @@ def recording_delay(headers: Headers, dt_s: float, frame: Frame, notes: list[Not
     delay = start_samples(headers, dt_s)
     if not delay:
         return 0
-    start_ms = int(headers["delay_ms"][0])
+    start_ms = headers["delay_ms"][0]
     if delay * dt_s > frame.duration_s - frame.min_record_s:
         raise InvalidSurvey(
-            f"Recording starts {start_ms} ms after the shot; at least {frame.min_record_s:g} s of the first "
+            f"Recording starts {start_ms:g} ms after the shot; at least {frame.min_record_s:g} s of the first "
             f"{frame.duration_text} are needed."
         )
-    notes.append(Note("delay_applied", f"Recording starts {start_ms} ms after the shot; the traces were shifted."))
+    notes.append(Note("delay_applied", f"Recording starts {start_ms:g} ms after the shot; the traces were shifted."))
     return delay
 
 
@@ -117,7 +117,7 @@ def start_samples(headers: Headers, dt_s: float) -> int:
             f"Recording starts {delays.min()} to {delays.max()} ms after the shot (bytes 109-110, scalars "
             f"{scalars.min()} to {scalars.max()} in bytes 215-216). Shift the traces to one start."
         )
-    delay = int(delays[0]) / 1e3 / dt_s
+    delay = float(delays[0]) / 1e3 / dt_s
     if abs(delay - round(delay)) > 0.01:
         raise InvalidSurvey(f"A delay of {delays[0]} ms is no whole number of samples of {dt_s * 1e3:g} ms.")
     return round(delay)
@@ -128,9 +128,10 @@ def length_units(file: TraceFile, headers: Headers, notes: list[Note]) -> tuple[
     system = file.measurement_system
     factor, units = (FOOT_M, "ft") if system == 2 else (1.0, "m")
     if system == 2:
-        notes.append(Note("feet", "Positions are in feet (bytes 3255-3256); converted to metres."))
+        where = "UNITS" if file.format == "seg2" else "bytes 3255-3256"
+        notes.append(Note("feet", f"Positions are in feet ({where}); converted to metres."))
     elif system != 1:
-        where = f"{system} in bytes 3255-3256" if file.format == "segy" else "SU files do not say"
+        where = {"segy": f"{system} in bytes 3255-3256", "seg2": "no UNITS"}.get(file.format, "SU files do not say")
         notes.append(Note("metres_assumed", f"The unit of length is not known ({where}); metres assumed."))
     odd = [int(code) for code in np.unique(headers["coordinate_units"]) if code not in (0, 1)]
     if odd:

@@ -40,7 +40,7 @@ def read_traces(
     limits: Limits | None = None,
     frame: Frame = OPENFWI_FRAME,
 ) -> TraceSet:
-    """The traces of an npy, npz, SEG-Y or SU file, whatever the geometry.
+    """The traces of an npy, npz, SEG-Y, SU or SEG-2 file, whatever the geometry.
 
     Args:
         file: its bytes.

@@ -249,6 +249,6 @@ def _form(properties: JsonObject) -> JsonObject:
 
 
 def _content(fields: type[BaseModel], examples: JsonObject) -> JsonObject:
-    file = BINARY | {"description": "An npy or npz file; for a retrieval also SEG-Y or SU."}
+    file = BINARY | {"description": "An npy or npz file; for a retrieval also SEG-Y, SU or SEG-2."}
     form = _form({"file": file} | fields.model_json_schema()["properties"])
     return {MULTIPART: {"schema": form, "examples": examples}} | {kind: {"schema": file} for kind in RAW_TYPES}

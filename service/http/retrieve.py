@@ -81,7 +81,7 @@ async def retrieve(request: Request) -> Response:
     """Velocity models that go with shot gathers, and the physics of the ground under them.
 
     Send one gather `(shot, time, receiver)` or a stack `(gather, shot, time, receiver)` as npy, as an npz that also
-    holds its geometry, or the shots of one line as SEG-Y or SU. `ingest` says how the file was understood.
+    holds its geometry, or the shots of one line as SEG-Y, SU or SEG-2. `ingest` says how the file was understood.
     With `Accept: application/x-npz` the answer is an npz, which has the matched velocity models in it.
     """
     serving, request_id, watch = serving_of(request), request.state.request_id, Stopwatch()

@@ -330,8 +330,8 @@ class StreamedAnswer(Response):
 async def section(request: Request) -> Response:
     """A long line as one velocity section.
 
-    Send SEG-Y, SU, or an npz with `traces` `(trace, time)`, `source_x_m`, `receiver_x_m` and `dt_s`. The answer has a
-    line of JSON for each few windows that were read, then one with the `section`, or with an `error`.
+    Send SEG-Y, SU, SEG-2, or an npz with `traces` `(trace, time)`, `source_x_m`, `receiver_x_m` and `dt_s`. The
+    answer has a line of JSON for each few windows that were read, then one with the `section`, or with an `error`.
     """
     serving = serving_of(request)
     sent = await read_file(request)

@@ -100,7 +100,7 @@ export function share(part) {
 
 const ADVICE = {
   invalid_survey: "Enter positions and sampling under “Geometry” above, then ask again.",
-  unsupported_format: "The page takes npy, npz, SEG-Y and SU files; which one it is, the bytes say and not the name.",
+  unsupported_format: "The page takes npy, npz, SEG-Y, SU and SEG-2 files; which one it is, the bytes say and not the name.",
   upload_too_large: "Cut the file to fewer gathers, or send it to /v1/retrieve/stream from a terminal.",
   overloaded: "The server has more to do than it takes on. Try again in a moment.",
   not_ready: "The server is starting or stopping. Try again in a moment.",

@@ -124,7 +124,7 @@ def test_what_is_no_line_is_refused_by_name(tmp_path: Path) -> None:
         open_line([tmp_path / "none.sgy"])
     for content, kind, words in (
         (b"", DatasetError, "cannot be read"),
-        (b"hello, this is no seismic line" * 200, UnsupportedFormat, "A line is read from SEG-Y, SU or npz"),
+        (b"hello, this is no seismic line" * 200, UnsupportedFormat, "A line is read from SEG-Y, SU, SEG-2 or npz"),
         (line.read_bytes()[:-7], MalformedUpload, "cut off"),
         (npz({"traces": np.zeros((3, 9))}), InvalidSurvey, "no dt_s"),
         (npz({"traces": np.zeros((3, 9)), "dt_s": 4.0}), InvalidSurvey, "in milliseconds"),

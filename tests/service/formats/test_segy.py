@@ -610,14 +610,21 @@ def test_the_command_reads_files_by_content(
 
 def test_every_note_about_a_field_file_is_documented() -> None:
     root = Path(__file__).parents[3]
-    formats = ("segy", "segy_gather", "segy_samples", "trace_headers")
+    formats = ("seg2", "segy", "segy_gather", "segy_samples", "trace_headers")
     modules = ("model/survey/line.py", *(f"service/formats/{name}.py" for name in formats))
     made = {code for name in modules for code in re.findall(r'Note\("(\w+)"', (root / name).read_text("utf-8"))}
     table = (root / "docs" / "formats.md").read_text("utf-8").partition("### What is said")[2].partition("### ")[0]
     first_column = " ".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))
     assert made == set(re.findall(r"`(\w+)`", first_column))
     tested = set().union(*(codes for codes, _ in SAID.values()), *(codes for _, codes in SAME.values()))
-    assert made - tested <= {"line_window", "shots_thinned", "dt_overridden", "moving_spread"}  # tests of their own
+    assert made - tested <= {
+        "line_window",
+        "shots_thinned",
+        "dt_overridden",
+        "moving_spread",
+        "stack_divided",
+        "units_converted",
+    }  # tests of their own
 
 
 VIKING = Path(__file__).parents[4] / "shared" / "data" / "viking_small.segy"

@@ -83,6 +83,13 @@ def segy(traces: int, samples: int, step: int = 0) -> bytes:
     return b"\xc3\x40" + bytes(3198) + bytes(binary) + b"".join(blocks)
 
 
+def seg2(traces: int, samples: int) -> bytes:
+    """Many pointers to one trace of int16: 64 GB if each were read."""
+    start = struct.pack("<HHHHBBBBBB18x", 0x3A55, 1, 4 * traces, traces, 1, 0, 0, 1, 10, 0)
+    trace = struct.pack("<HHIIB19x", 0x4422, 32, 2 * samples, samples, 1) + bytes(2 * samples)
+    return start + struct.pack("<I", 36 + 4 * traces) * traces + bytes(4) + trace
+
+
 def pickled(touched: Path) -> bytes:
     """An array of dtype object whose unpickling would make a file."""
     payload = b"cos\nsystem\n(S'touch " + str(touched).encode() + b"'\ntR."
@@ -108,6 +115,7 @@ CORPUS: dict[str, tuple[str, int, Callable[[], bytes]]] = {
     "SEG-Y of traces of one sample": ("invalid_gather", 422, lambda: segy(traces=20_000, samples=1, step=7)),
     "SEG-Y of single traces": ("invalid_survey", 422, lambda: segy(traces=8_000, samples=160, step=7)),
     "SEG-Y that repeats a trace": ("invalid_survey", 422, lambda: segy(traces=8_000, samples=160)),
+    "SEG-2 whose traces are one": ("malformed_upload", 422, lambda: seg2(16_000, 2_000_000)),
     "SU of equal bytes": ("malformed_upload", 422, lambda: b"a" * 300_001),
     "only the magic": ("malformed_upload", 422, lambda: b"\x93NUMPY"),
     "cut in the header": ("malformed_upload", 422, lambda: npy(GOOD)[:40]),
