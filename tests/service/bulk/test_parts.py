@@ -26,6 +26,7 @@ from seisbind.service.bulk.executors import in_processes, on_ray
 from seisbind.service.bulk.folder import MANIFEST, PartsFolder, write_parts
 from seisbind.service.bulk.places import named_inputs, open_at
 from seisbind.service.commands.main import app
+from seisbind.service.engine.check_bodies import check_body
 from seisbind.service.engine.query import Query
 from seisbind.service.formats.reader import Geometry
 
@@ -272,3 +273,22 @@ def test_ray_gives_the_same_answers_and_a_killed_actor_loses_nothing(
         tally = write_parts(folder, chunks, killing)
     assert killed and (tally.answered, tally.failed) == (36, 0)
     compare(rows(tmp_path / "out"), expected(backend, stack))
+
+
+@pytest.mark.long
+def test_checks_are_the_engines(gallery_path: Path, weights: Path, gathers: Float32, tmp_path: Path) -> None:
+    stack = gathers[:2].copy()
+    stack[1, 0, 0, 0] = np.nan
+    np.save(tmp_path / "a.npy", stack)
+    options = RetrieveOptions(top_k=2)
+    with PartsFolder(tmp_path / "out", {"kind": "check"}) as folder:
+        one = Worker(Job("check", str(gallery_path), weights, "cpu", options=options))
+        write_parts(folder, plan_chunks([str(tmp_path / "a.npy")], chunk=8), partial(here, one))
+        one.close()
+    row, failed = rows(tmp_path / "out")
+    assert (failed["gather"], failed["error_code"]) == (1, "invalid_gather")
+    with GalleryBackend(str(gallery_path), weights, "cpu", options) as backend:
+        own = check_body(backend.engine.check(stack[:1], top_k=2))
+    assert (row["best"], row["candidate"]) == (own.best, [each.name for each in own.candidates])
+    np.testing.assert_allclose(row["residual"], [each.measures.residual for each in own.candidates], rtol=1e-3)
+    assert row["usable"] == [each.verdict.usable for each in own.candidates]
