@@ -254,6 +254,6 @@ class ReloadIncomplete(ServiceError):
 
     code = "reload_incomplete"
 
-    def __init__(self, sentence: str, errors: tuple[str, ...]) -> None:
+    def __init__(self, sentence: str, errors: tuple[str, ...] = ()) -> None:
         super().__init__(sentence)
         self.errors = errors

@@ -31,6 +31,7 @@ def harness(folder: Path, store: str, kills: int) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.long
 def test_killed_at_every_step_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
     result = harness(tmp_path, "gallery", 141)
     assert result["broken"] == {}, result["examples"]

@@ -338,17 +338,23 @@ def test_a_closed_writer_leaves_one_whole_file(
     path: Path, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while the list of models is still being compared; a copy of records.sqlite alone has the last change."""
-    compare, begun = Gallery._compare_list, threading.Event()
+    compare, close = Gallery._compare_list, mapped.SnapshotWatch.close
+    begun, closing = threading.Event(), threading.Event()
 
     def slowly(self: Gallery) -> None:
         reader = Records(self.path / "records.sqlite")
         begun.set()
-        assert self._watch is not None and self._watch._stopping.wait(60)
+        closing.wait(60)
         time.sleep(0.2)  # in which the writer would be closed
         reader.close()
         compare(self)
 
+    def noted(self: mapped.SnapshotWatch, *, wait: bool) -> None:
+        closing.set()
+        close(self, wait=wait)
+
     monkeypatch.setattr(Gallery, "_compare_list", slowly)
+    monkeypatch.setattr(mapped.SnapshotWatch, "close", noted)
     with Gallery.open(path, fingerprint=None, writable=True) as gallery:
         make_batch(5, first=50).add_to(gallery)
         assert begun.wait(60)
