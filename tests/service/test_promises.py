@@ -15,7 +15,7 @@ from seisbind.model.errors import InvalidConfig
 from seisbind.service.settings import Settings, read_settings
 
 ROOT = Path(__file__).parents[2]
-NUMBERS = list(range(1, 92))
+NUMBERS = list(range(1, 95))
 ROWS = {
     int(number): rest
     for number, rest in re.findall(
