@@ -162,6 +162,7 @@ def other(tmp_path: Path, make_batch: MakeBatch) -> Path:
     return tmp_path / "other"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("what", "step", "held"),
     [

@@ -45,6 +45,7 @@ def test_killed_while_a_mapped_snapshot_is_written_nothing_is_lost(tmp_path: Pat
     assert len(result["deaths"]) == 7 and min(result["deaths"].values()) >= 1, result["deaths"]
 
 
+@pytest.mark.long
 def test_a_naive_writer_does_not_survive_the_same_harness(tmp_path: Path) -> None:
     result = harness(tmp_path, "naive", 36)
     assert sum(result["broken"].values()) >= 3

@@ -426,6 +426,7 @@ def test_an_inversion_by_devito_begins(read_model: Path) -> None:
     assert len(found) == 4 and found[-1] < 0.9 * found[0] < 0.9 * 0.05
 
 
+@pytest.mark.long
 def test_what_inspect_md_shows_is_what_is_said(tmp_path: Path) -> None:
     (record,), (command,) = those("docs/inspect.md", "python"), those("docs/inspect.md", "bash")
     run(record.text, tmp_path, language="python")

@@ -172,6 +172,7 @@ def test_no_sponge_that_is_drawn_is_unstable(line: Frame) -> None:
     assert not np.isfinite(grown).all() or np.abs(grown[:, :, -1]).max() > 100 * np.abs(grown[:, :, 60]).max()
 
 
+@pytest.mark.long
 def test_pairs_of_a_survey_know_which_traces_live(line: Frame, survey: Survey, tmp_path: Path) -> None:
     families, config = ("FlatVel-A", "Strata"), replace(ANY_LINE, deepwave=0.0, beside=4)
 

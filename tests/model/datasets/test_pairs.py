@@ -57,6 +57,7 @@ def test_files_in_openfwi_layout_become_pairs(tmp_path: Path, velocity: np.ndarr
     np.testing.assert_allclose(made.traces.float().numpy(), expected, atol=5e-3)
 
 
+@pytest.mark.long
 def test_simulated_pairs_do_not_depend_on_processes_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     families = ("FlatVel-A", "CurveFault-B")
     config = AcquisitionConfig(deepwave=0.0, frame=1.0)
@@ -120,6 +121,7 @@ def test_a_model_with_ground_beside_it_is_recorded_in_its_middle(velocity: np.nd
     assert (record(edges, how).float() - alone).abs().max() > 0.1
 
 
+@pytest.mark.long
 def test_pairs_remember_where_their_shots_were(tmp_path: Path, pairs: PairSet) -> None:
     simulate_pairs(tmp_path / "any", 4, 5, ("FlatVel-A", "Strata", "Strata"), config=ANY_LINE, processes=1)
     made = load_pairs(tmp_path / "any")

@@ -91,6 +91,7 @@ def test_does_not_depend_on_processes_or_other_families(made: Path, tmp_path: Pa
     assert contents(tmp_path / "other")["Style-B/model/model1.npy"] != alone["Style-B/model/model1.npy"]
 
 
+@pytest.mark.long
 def test_deepwave_workers(tmp_path: Path) -> None:
     make(tmp_path, engine="deepwave", families=FAMILIES[:1], count=1, processes=1)
     dataset = Dataset(find_pairs(tmp_path))
@@ -132,6 +133,7 @@ def gone(group: int) -> bool:
     return False
 
 
+@pytest.mark.long
 def test_goes_on_after_a_kill(tmp_path: Path) -> None:
     run = start(tmp_path / "killed", count=20)
     run.kill()

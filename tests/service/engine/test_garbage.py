@@ -114,6 +114,7 @@ def test_too_few_models_are_another_reason(shipped: Embedder, tmp_path: Path, ga
     assert one.in_gallery is None and UNKNOWN not in [note.code for note in one.warnings]
 
 
+@pytest.mark.long
 def test_it_is_said_over_http_on_the_command_line_and_in_files(serve: Any, path: Path, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     import pyarrow.parquet

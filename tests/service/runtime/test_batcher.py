@@ -307,6 +307,7 @@ def test_a_request_larger_than_the_queue_is_not_refused_for_ever(serve: Any, gat
     assert len(server.http.post("/v1/retrieve", content=npy(gathers), headers=RAW).json()["results"]) == 3
 
 
+@pytest.mark.long
 def test_sigterm_under_load(spawn: Any, gathers: Float32) -> None:
     """Promise 24: what was admitted is answered in full, what comes later is not let in, and the exit code is 0."""
     with spawn() as (server, url):

@@ -52,6 +52,7 @@ def told(answer: dict[str, Any]) -> tuple[int, tuple[int, list[str]]]:
     return answer["gallery"]["generation"], (answer["gallery"]["models"], [match["model_id"] for match in matches])
 
 
+@pytest.mark.long
 def test_a_hundred_swaps_under_load(
     serve: Any,
     galleries: tuple[Path, Path, Told],

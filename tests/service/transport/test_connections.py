@@ -301,6 +301,7 @@ def test_answers_that_nobody_takes_do_not_outlive_their_connection(serve: Any) -
         until(lambda: was_reset(client))
 
 
+@pytest.mark.long
 def test_sigterm_does_not_wait_for_clients_that_take_nothing(spawn: Any, gathers: Float32) -> None:
     """A client that reads, however slowly, gets its answer whole. The time for that is 30 s, and is not taken."""
     with spawn() as (server, url), ExitStack() as opened:

@@ -207,6 +207,7 @@ def test_workers_end_with_their_supervisor(
     assert not list(tmp_path.glob("seisbind-workers-*"))
 
 
+@pytest.mark.long
 def test_workers_that_cannot_start_are_one_error(weights: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "seisbind", "serve", "--gallery", str(tmp_path / "none"), "--workers", "2"]
     done = subprocess.run(
