@@ -72,15 +72,8 @@ def retrieve(
 
     It ends with 0: all gathers answered, 1: some failed, 2: unusable options, gallery or output, 130: interrupted.
     """
-    fields: dict[str, object] = {
-        "top_k": top_k,
-        "filter": filter,
-        "distinct": distinct,
-        "dt_s": dt_s,
-        "shot_x_m": shot_x_m,
-    }
-    fields |= {"receiver_x_m": receiver_x_m, "peak_hz": peak_hz}
-    fields |= {"scale": scale, "target_depth_m": target_depth}
+    fields = _geometry(dt_s, shot_x_m, receiver_x_m, peak_hz, scale, target_depth)
+    fields |= {"top_k": top_k, "filter": filter, "distinct": distinct}
     _run("retrieve", inputs, gallery, out, weights, device, exact, fields, workers, engine, address, chunk, fail_fast)
 
 
@@ -111,15 +104,8 @@ def check(
 
     It ends as `seisbind bulk retrieve` does.
     """
-    fields: dict[str, object] = {
-        "top_k": top_k,
-        "filter": filter,
-        "distinct": distinct,
-        "dt_s": dt_s,
-        "shot_x_m": shot_x_m,
-    }
-    fields |= {"receiver_x_m": receiver_x_m, "peak_hz": peak_hz}
-    fields |= {"scale": scale, "target_depth_m": target_depth}
+    fields = _geometry(dt_s, shot_x_m, receiver_x_m, peak_hz, scale, target_depth)
+    fields |= {"top_k": top_k, "filter": filter, "distinct": distinct}
     _run("check", inputs, gallery, out, weights, device, exact, fields, workers, engine, address, chunk, fail_fast)
 
 
@@ -145,15 +131,21 @@ def embed(
 
     It ends as `seisbind bulk retrieve` does.
     """
-    fields: dict[str, object] = {
-        "top_k": 1,
-        "dt_s": dt_s,
-        "shot_x_m": shot_x_m,
-        "receiver_x_m": receiver_x_m,
-        "peak_hz": peak_hz,
-    }
-    fields |= {"scale": scale, "target_depth_m": target_depth}
+    fields = {"top_k": 1} | _geometry(dt_s, shot_x_m, receiver_x_m, peak_hz, scale, target_depth)
     _run("embed", inputs, None, out, weights, device, False, fields, workers, engine, address, chunk, fail_fast)
+
+
+def _geometry(
+    dt_s: float | None,
+    shot_x_m: str | None,
+    receiver_x_m: str | None,
+    peak_hz: float | None,
+    scale: str | None,
+    target_depth: float | None,
+) -> dict[str, object]:
+    """Fields of a request that every kind of job has."""
+    return {"dt_s": dt_s, "shot_x_m": shot_x_m, "receiver_x_m": receiver_x_m, "peak_hz": peak_hz, "scale": scale,
+            "target_depth_m": target_depth}  # fmt: skip
 
 
 def _run(
