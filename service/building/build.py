@@ -260,7 +260,7 @@ def _encoded(
             yield embed_part(read_part(part, encoding), encoding, embedder)
         return
     try:
-        with worker_pool(workers, uses_torch=not here) as pool:
+        with worker_pool(workers, uses_torch=not here, imported=(encode_part.__module__,)) as pool:
             work: Callable[[Any], EncodedPart] = partial(encode_part, encoding=encoding)
             for made in in_order(pool, work, source.parts(skipped), ahead=AHEAD * workers):
                 yield embed_part(made, encoding, embedder)
