@@ -491,8 +491,8 @@ class Gallery:
     @property
     def approximate(self) -> ApproximateInfo | None:
         """The index by which `search_velocity` searches approximately; None where it is always exact."""
-        lists, searching = self._view.lists, self._approximate.allowed and self._device is None
-        return lists.info if lists is not None and lists.info.served and searching else None
+        lists, searching = self._view.searched_lists, self._approximate.allowed and self._device is None
+        return lists.info if lists is not None and searching else None
 
     @property
     def live_recall(self) -> LiveRecall:
