@@ -1,12 +1,17 @@
 """`gallery build` against describing and embedding alone, its memory, and a build that is killed and goes on.
 
     python benchmarks/build.py --models 20000 --workers 1 2
+    python benchmarks/build.py --checkouts ../old .    # each with its own .venv: both in turn, in one run
 
-For each number of workers the same processes describe and embed maps that lie in a file and throw the result away
-("alone"); then galleries are built of that file, of maps drawn in the ten families and of `geology` ground. Rates are
-those from the first part done to the last, so that starting processes does not count; ``--rounds`` in turn, medians.
-Memory is the sum of the proportional set sizes (PSS) of all processes, this one included, at its highest. At the end a
-build of the command line is killed with SIGKILL, given again, and compared with one that was not.
+Galleries are built of maps that lie in a file, of maps drawn in the ten families, and of `geology` ground. "Alone" are
+the same processes that make the same parts, describe and embed them and throw the result away; it is printed for each
+source, because drawing belongs to the work that a build of drawn maps cannot leave out, and builds are also compared
+with the file's. Every run is a process of its own; ``--rounds`` in turn, medians. Rates are those from the first part
+done to the last, so that starting processes does not count; the wall clock and the CPU seconds of all processes are
+those of the whole run, with starting, the last snapshot and its installation. Up to 8,192 random models are drawn
+before the first part, which only wall and CPU show. Memory is the sum of the proportional set sizes (PSS) of the
+process and of all that descend from it, at its highest. At the end a build of the command line is killed with SIGKILL,
+given again, and compared with one that was not.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shutil
 import signal
 import sqlite3
@@ -21,9 +27,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,7 +46,9 @@ from seisbind.service.building.encoding import EncodedPart, Encoding, encode_par
 from seisbind.service.building.sources import ModelFiles, Part, RandomModels, Source
 
 SEED = 31
-GEOLOGY_SHARE = 10  # of drawn maps, one in so many: they take ten times as long
+SOURCES = ("file", "ten families", "geology")
+WHAT = {False: "alone", True: "build"}
+Runs = dict[tuple[int, str, str, bool], list[dict[str, float]]]
 
 
 def drop(part: Part, encoding: Encoding) -> int:
@@ -65,19 +73,28 @@ class Rate:
         return (last - first) / (end - start)
 
 
-def alone(source: Source, embedder: Embedder, workers: int) -> float:
-    encoding, rate, done = Encoding(None, embedder.fingerprint, embedder.frame, UNSCALED), Rate(), 0
+def alone(source: Source, embedder: Embedder, workers: int, rate: Rate) -> None:
+    encoding, done = Encoding(None, embedder.fingerprint, embedder.frame, UNSCALED), 0
     with worker_pool(workers, uses_torch=True) as pool:
         for count in in_order(pool, partial(drop, encoding=encoding), source.parts(), ahead=AHEAD * workers):
             done += count
             rate(done)
-    return rate.value
+
+
+def descendants(pid: int) -> list[int]:
+    """A process, its children, theirs and so on."""
+    found = [pid]
+    for each in found:
+        for task in Path(f"/proc/{each}/task").glob("*/children"):
+            with suppress(OSError):
+                found += [int(child) for child in task.read_text().split()]
+    return found
 
 
 def pss_bytes(pid: int) -> tuple[int, int]:
-    """Of a process and its children: in all, and of that what is mapped from files."""
+    """Of a process and all that descend from it: in all, and of that what is mapped from files."""
     total = mapped = 0
-    for each in [pid, *children(pid)]:
+    for each in descendants(pid):
         try:
             text = Path(f"/proc/{each}/smaps_rollup").read_text()
         except OSError:
@@ -87,9 +104,13 @@ def pss_bytes(pid: int) -> tuple[int, int]:
     return total, mapped
 
 
-def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
+def cpu_seconds(pid: int) -> float:
+    """Of a process and all that descend from it, those that have ended included."""
+    ticks = 0
+    for each in descendants(pid):
+        with suppress(OSError):
+            ticks += sum(map(int, Path(f"/proc/{each}/stat").read_text().rsplit(")", 1)[1].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 class Memory:
@@ -111,12 +132,35 @@ class Memory:
             self.highest = max(self.highest, pss_bytes(os.getpid()))
 
 
-def built(path: Path, source: Source, embedder: Embedder, workers: int) -> tuple[float, tuple[int, int]]:
-    shutil.rmtree(path, ignore_errors=True)
-    rate = Rate()
+def one(folder: Path, name: str, count: int, workers: int, made: bool) -> dict[str, float]:
+    """One run in this process."""
+    torch.set_num_threads(1)
+    embedder = Embedder.load(device="cpu", runtime="torch")
+    drawn = RandomModels.of(count, SEED, ["broad"] if name == "geology" else None)
+    source: Source = ModelFiles.of([folder / "maps.npy"]) if name == "file" else drawn
+    shutil.rmtree(folder / "gallery", ignore_errors=True)
+    start, before, rate = time.perf_counter(), cpu_seconds(os.getpid()), Rate()
     with Memory() as memory:
-        build(path, source, Encoders(embedder, None, workers), progress=rate)
-    return rate.value, memory.highest
+        if made:
+            build(folder / "gallery", source, Encoders(embedder, None, workers), progress=rate)
+        else:
+            alone(source, embedder, workers, rate)
+    wall, cpu = time.perf_counter() - start, cpu_seconds(os.getpid()) - before
+    shutil.rmtree(folder / "gallery", ignore_errors=True)
+    highest, files = memory.highest
+    return {"rate": rate.value, "wall": wall, "cpu": cpu, "memory": highest, "files": files}
+
+
+def maps_file(folder: Path, count: int) -> None:
+    """Maps of the ten families, as the builds draw them, in a file."""
+    drawn, start = RandomModels.of(count, SEED, None), 0
+    shape = (count, *Embedder.load(device="cpu", runtime="torch").frame.velocity_shape)
+    maps = np.lib.format.open_memmap(folder / "maps.npy", mode="w+", dtype=np.float32, shape=shape)
+    for part in drawn.parts():
+        velocity = part.read()[0]
+        maps[start : start + len(velocity)] = velocity
+        start += len(velocity)
+    maps.flush()
 
 
 def content(path: Path) -> list[Any]:
@@ -151,52 +195,65 @@ def killed(folder: Path, models: int, workers: int) -> None:
         sys.exit(1)
 
 
+def commit(checkout: Path) -> str:
+    asked = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def table(found: Runs, first: str) -> None:
+    """Medians; ratios are those of runs of one round, memory is the highest."""
+    print(
+        f"{'workers':>7} {'source':<13}{'':<6}{'commit':<17}{'models/s':>9}{'of own':>8}{'of ' + first:>8}"
+        f"{'wall, s':>9}{'CPU, s':>8}{'MB':>6}{'of files':>9}"
+    )
+    for (workers, name, sha, made), runs in found.items():
+        rate, wall, cpu = (median(run[key] for run in runs) for key in ("rate", "wall", "cpu"))
+        memory, files = (max(run[key] for run in runs) / 1e6 for key in ("memory", "files"))
+        own, of_first = (
+            median(run["rate"] / by["rate"] for run, by in zip(runs, found[workers, other, sha, False], strict=True))
+            for other in (name, first)
+        )
+        print(
+            f"{workers:>7} {name:<13}{WHAT[made]:<6}{sha:<17}{rate:>9.0f}{own:>8.2f}{of_first:>8.2f}"
+            f"{wall:>9.1f}{cpu:>8.1f}{memory:>6.0f}{files:>9.0f}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/build"))
+    parser.add_argument("--checkouts", type=Path, nargs="+", default=[Path(__file__).parents[1]])
     parser.add_argument("--models", type=int, default=20_000)
+    parser.add_argument("--geology", type=int, help="models of geology; a tenth of --models if not given")
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--killed", type=int, default=9_000, help="models of the build that is killed; 0: none")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a run in this process, as JSON
     args = parser.parse_args()
-    torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
-    embedder = Embedder.load(device="cpu", runtime="torch")
-    drawn = RandomModels.of(args.models, SEED, None)
-    maps = np.lib.format.open_memmap(
-        args.folder / "maps.npy", mode="w+", dtype=np.float32, shape=(args.models, *embedder.frame.velocity_shape)
+    if args.one:
+        print(json.dumps(one(args.folder, **json.loads(args.one))))
+        return
+    maps_file(args.folder, args.models)
+    geology = args.geology or max(args.models // 10, 1)
+    commits = [commit(checkout) for checkout in args.checkouts]
+    print(f"seed {SEED}, {args.models} models, {geology} of geology; {platform.processor() or platform.machine()}, ")
+    print(
+        f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, {args.rounds} rounds"
     )
-    start = 0
-    for part in drawn.parts():
-        velocity = part.read()[0]
-        maps[start : start + len(velocity)] = velocity
-        start += len(velocity)
-    maps.flush()
-    del maps
-    files = ModelFiles.of([args.folder / "maps.npy"])
-    geology = RandomModels.of(max(args.models // GEOLOGY_SHARE, 1), SEED, ["broad"])
-    sources: Iterable[tuple[str, Source]] = (("file", files), ("ten families", drawn), ("geology", geology))
-    print(f"{'workers':>8} {'source':<14}{'models/s':>10}{'of alone':>10}{'memory, MB':>12}{'of files':>10}")
-    for workers in args.workers:
-        rates: dict[str, list[float]] = {}
-        memory: dict[str, tuple[int, int]] = {}
-        runs: list[tuple[str, Callable[[], float | tuple[float, tuple[int, int]]]]] = [
-            ("alone", partial(alone, files, embedder, workers)),
-            *((name, partial(built, args.folder / "gallery", each, embedder, workers)) for name, each in sources),
-        ]
-        for _ in range(args.rounds):
-            for name, run in runs:
-                found = run()
-                rate, highest = found if isinstance(found, tuple) else (found, (0, 0))
-                print(f"{workers} workers, {name}: {rate:.0f} models/s", file=sys.stderr, flush=True)
-                rates.setdefault(name, []).append(rate)
-                memory[name] = max(memory.get(name, (0, 0)), highest)
-        for name, _ in runs:
-            each = median(rates[name])
-            ratio = median(rate / by for rate, by in zip(rates[name], rates["alone"], strict=True))
-            held = "".join(f"{value / 1e6:>{wide}.0f}" for value, wide in zip(memory[name], (12, 10), strict=True))
-            print(f"{workers:>8} {name:<14}{each:>10.0f}{ratio:>10.2f}{held}", flush=True)
-    shutil.rmtree(args.folder / "gallery", ignore_errors=True)
+    found: Runs = {}
+    for workers, turn, name, made, (checkout, sha) in product(
+        args.workers, range(args.rounds), args.sources, (False, True), zip(args.checkouts, commits, strict=True)
+    ):
+        count = geology if name == "geology" else args.models
+        asked = json.dumps({"name": name, "count": count, "workers": workers, "made": made})
+        run = [checkout / ".venv/bin/python", __file__, "--folder", args.folder, "--one", asked]
+        said = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout
+        values = json.loads(said.splitlines()[-1])
+        found.setdefault((workers, name, sha, made), []).append(values)
+        print(turn, workers, name, WHAT[made], sha, values, file=sys.stderr, flush=True)
+    table(found, args.sources[0])
     if args.killed:
         killed(args.folder, args.killed, max(args.workers))
 

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from seisbind.index.approximate.info import ApproximateInfo
 from seisbind.index.approximate.probe import LiveRecall
+from seisbind.index.coding import CodedModels, named
 from seisbind.index.info import HISTOGRAM_PARTS, Distribution, GalleryInfo
 from seisbind.index.search.device import DeviceSearch, place
 from seisbind.index.search.filter import Filter
@@ -49,7 +50,7 @@ from seisbind.index.storage.folder import (
 )
 from seisbind.index.storage.lock import WriterLock
 from seisbind.index.storage.record import Added, Float32, Record, RowLookup, utc_now
-from seisbind.index.storage.record_writer import RecordWriter
+from seisbind.index.storage.record_writer import M, RecordWriter
 from seisbind.index.storage.records import Records
 from seisbind.index.validation import check_batch, unit_vectors
 from seisbind.index.verify import VerifyReport, verify
@@ -357,6 +358,38 @@ class Gallery:
             added_at=utc_now(),
             precision_m_s=self.precision_m_s,
         )
+        return self._add(models, skip_existing)
+
+    @property
+    def codes(self) -> bool:
+        """Whether it takes models that are coded already, see `add_coded`: those of format 1 do not."""
+        return self._records.format_version > 1
+
+    def add_coded(
+        self,
+        models: CodedModels,
+        *,
+        model_ids: Sequence[str] | None = None,
+        families: Sequence[str | None] | None = None,
+        tags: Sequence[Sequence[str]] | None = None,
+        source: str | None = None,
+        skip_existing: bool = False,
+    ) -> Added:
+        """`add` for models that `seisbind.index.coding.code_models` has coded, for this dimension and precision.
+
+        Raises:
+            InvalidQuery: as `add`.
+            GalleryError: the gallery is of format 1, see `codes`.
+            GalleryWriteFailed: the disk refused.
+        """
+        if not self.codes:
+            raise GalleryError(f"{self.path} has gallery format 1, which holds no coded maps: add them as they are.")
+        words = named(
+            models, model_ids=model_ids, families=families, tags=tags, source=source, added_at=utc_now()
+        )  # fmt: skip
+        return self._add(words, skip_existing)
+
+    def _add(self, models: Sequence[M], skip_existing: bool) -> Added:
         if not models:
             return Added((), {}, ())
         with self._changing:
@@ -458,8 +491,8 @@ class Gallery:
     @property
     def approximate(self) -> ApproximateInfo | None:
         """The index by which `search_velocity` searches approximately; None where it is always exact."""
-        lists, searching = self._view.lists, self._approximate.allowed and self._device is None
-        return lists.info if lists is not None and lists.info.served and searching else None
+        lists, searching = self._view.searched_lists, self._approximate.allowed and self._device is None
+        return lists.info if lists is not None and searching else None
 
     @property
     def live_recall(self) -> LiveRecall:

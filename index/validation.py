@@ -46,6 +46,72 @@ def unit_vectors(vectors: ArrayLike, dimension: int, what: str) -> Float32:
     return np.asarray(exact / length[:, None], dtype=np.float32)
 
 
+def check_arrays(
+    velocity: ArrayLike,
+    descriptors: ArrayLike,
+    velocity_embeddings: ArrayLike,
+    physics_embeddings: ArrayLike,
+    *,
+    dimension: int,
+    precision_m_s: float = 0.0,
+) -> tuple[Float32, Float32, Float32, Float32]:
+    """The arrays of `Gallery.add`, checked, as they are stored: maps, descriptors and embeddings.
+
+    Raises:
+        InvalidQuery, InvalidVelocityModel: see there.
+    """
+    maps = rounded(check_velocity(velocity), precision_m_s)
+    physics = np.asarray(descriptors)
+    if physics.ndim != 2 or physics.shape[1] != len(NAMES) or physics.dtype.kind not in "fiu":
+        raise InvalidQuery(f"The descriptors are {physics.shape}; expected numbers of shape (count, {len(NAMES)}).")
+    with np.errstate(over="ignore"):
+        physics = physics.astype(np.float32) + np.float32(0)  # SQLite does not keep the sign of -0.0
+    if not np.isfinite(physics).all():
+        raise InvalidQuery("The descriptors contain NaN, or numbers too large for float32.")
+    in_velocity = unit_vectors(velocity_embeddings, dimension, "velocity embeddings")
+    in_physics = unit_vectors(physics_embeddings, dimension, "physics embeddings")
+    _check_counts(
+        {
+            "velocity models": len(maps),
+            "descriptors": len(physics),
+            "velocity embeddings": len(in_velocity),
+            "physics embeddings": len(in_physics),
+        }
+    )
+    return maps, physics, in_velocity, in_physics
+
+
+def check_words(
+    model_ids: Sequence[str],
+    families: Sequence[str | None] | None,
+    tags: Sequence[Sequence[str]] | None,
+    source: str | None,
+    *,
+    count: int,
+) -> list[tuple[str, str | None, tuple[str, ...]]]:
+    """Id, family and sorted tags of each of ``count`` models. Raises InvalidQuery: see `Gallery.add`."""
+    labels = {"model_ids": model_ids, "families": families, "tags": tags}
+    given = {name: len(each) for name, each in labels.items() if each is not None}
+    _check_counts({"velocity models": count} | given)
+    _check_label("source", source)
+    words = []
+    for i, model_id in enumerate(model_ids):
+        if not isinstance(model_id, str) or not MODEL_ID.fullmatch(model_id):
+            raise InvalidQuery(
+                f"{model_id!r:.150} cannot be a model id: letters, digits and ._:- only, at most 128, "
+                "a letter or digit first."
+            )
+        family = None if families is None else families[i]
+        _check_label("family", family)
+        own_tags = () if tags is None else tags[i]
+        if isinstance(own_tags, str):
+            raise InvalidQuery(f"Tags are a list for each model; model {i} has the string {own_tags!r:.100}.")
+        for tag in own_tags:
+            _check_label("tag", tag)
+        words.append((model_id, family, tuple(sorted(set(own_tags)))))
+    return words
+
+
 def check_batch(
     velocity: ArrayLike,
     descriptors: ArrayLike,
@@ -65,49 +131,27 @@ def check_batch(
     Raises:
         InvalidQuery, InvalidVelocityModel: see there.
     """
-    maps = rounded(check_velocity(velocity), precision_m_s)
-    physics = np.asarray(descriptors)
-    if physics.ndim != 2 or physics.shape[1] != len(NAMES) or physics.dtype.kind not in "fiu":
-        raise InvalidQuery(f"The descriptors are {physics.shape}; expected numbers of shape (count, {len(NAMES)}).")
-    with np.errstate(over="ignore"):
-        physics = physics.astype(np.float32) + np.float32(0)  # SQLite does not keep the sign of -0.0
-    if not np.isfinite(physics).all():
-        raise InvalidQuery("The descriptors contain NaN, or numbers too large for float32.")
-    in_velocity = unit_vectors(velocity_embeddings, dimension, "velocity embeddings")
-    in_physics = unit_vectors(physics_embeddings, dimension, "physics embeddings")
-    counts = {
-        "velocity models": len(maps),
-        "descriptors": len(physics),
-        "velocity embeddings": len(in_velocity),
-        "physics embeddings": len(in_physics),
-    }
-    labels = {"model_ids": model_ids, "families": families, "tags": tags}
-    counts |= {name: len(each) for name, each in labels.items() if each is not None}
+    maps, *arrays = check_arrays(
+        velocity,
+        descriptors,
+        velocity_embeddings,
+        physics_embeddings,
+        dimension=dimension,
+        precision_m_s=precision_m_s,
+    )
+    ids = [content_id(each) for each in maps] if model_ids is None else model_ids
+    words = check_words(ids, families, tags, source, count=len(maps))
+    return [
+        NewModel(model_id, family, own_tags, source, added_at, physics, each, in_velocity, in_physics)
+        for (model_id, family, own_tags), each, physics, in_velocity, in_physics in zip(
+            words, maps, *arrays, strict=True
+        )
+    ]
+
+
+def _check_counts(counts: dict[str, int]) -> None:
     if len(set(counts.values())) > 1:
         raise InvalidQuery("One of each a model: " + ", ".join(f"{n} {what}" for what, n in counts.items()) + ".")
-    _check_label("source", source)
-    models = []
-    for i, each in enumerate(maps):
-        model_id = content_id(each) if model_ids is None else model_ids[i]
-        if not isinstance(model_id, str) or not MODEL_ID.fullmatch(model_id):
-            raise InvalidQuery(
-                f"{model_id!r:.150} cannot be a model id: letters, digits and ._:- only, at most 128, "
-                "a letter or digit first."
-            )
-        family = None if families is None else families[i]
-        _check_label("family", family)
-        own_tags = () if tags is None else tags[i]
-        if isinstance(own_tags, str):
-            raise InvalidQuery(f"Tags are a list for each model; model {i} has the string {own_tags!r:.100}.")
-        for tag in own_tags:
-            _check_label("tag", tag)
-        models.append(
-            NewModel(
-                model_id, family, tuple(sorted(set(own_tags))), source, added_at, physics[i], each,
-                in_velocity[i], in_physics[i],
-            )
-        )  # fmt: skip
-    return models
 
 
 def _check_label(what: str, label: str | None) -> None:

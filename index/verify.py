@@ -182,8 +182,13 @@ def _column_differences(
             code = int(stored.family[at])
             family = None if code == NO_FAMILY else stored.labels.families[code]
             tags = stored.labels.tag_sets[stored.tag_set[at]]
+            code = int(stored.source[at])
+            source = None if code == NO_FAMILY else stored.labels.sources[code]
+            words = (family, tags, source, int(stored.added[at]))
             same = np.array_equal(stored.descriptors[:, at], columns.descriptors[i])
-            different += (family, tags) != (columns.families[i], columns.tags[i]) or not same
+            different += (
+                words != (columns.families[i], columns.tags[i], columns.sources[i], columns.added[i]) or not same
+            )
     if different:
         yield f"The snapshot of the columns has {different} models that differ from the records. Delete {name}."
 

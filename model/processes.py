@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
@@ -39,18 +39,28 @@ def lower_priority(niceness: int) -> None:
 
 @contextmanager
 def worker_pool(
-    workers: int, *, uses_torch: bool, initializer: Callable[..., None] | None = None, initargs: tuple[Any, ...] = ()
+    workers: int,
+    *,
+    uses_torch: bool,
+    initializer: Callable[..., None] | None = None,
+    initargs: tuple[Any, ...] = (),
+    imported: Sequence[str] = (),
 ) -> Iterator[ProcessPoolExecutor]:
     """``workers`` processes; on leaving, what has not begun is dropped and what runs is waited for.
 
     Args:
         uses_torch: whether the workers do.
         initializer, initargs: called in each worker before its first task.
+        imported: modules that one process imports for all workers, which are forked from it and share what it has in
+            memory. It does nothing else, so that no thread of torch's is lost; it stays until this process ends.
     """
     with inherited(OMP_NUM_THREADS="1"):  # two threads on two busy cores were 20 times slower
+        context = get_context("forkserver" if imported else "spawn")  # torch's threads do not survive a fork
+        if imported:
+            context.set_forkserver_preload(list(imported))
         pool = ProcessPoolExecutor(
             workers,
-            mp_context=get_context("spawn"),  # torch's threads do not survive a fork
+            mp_context=context,
             initializer=_start,
             initargs=(uses_torch, initializer, initargs),
         )

@@ -43,8 +43,15 @@ class ApproximateInfo:
 
     @classmethod
     def parse(cls, facts: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`. Raises TypeError, KeyError."""
-        return cls(**facts)
+        """The inverse of `to_dict`. Raises TypeError where ``facts`` are of anything else."""
+        found = cls(**facts)
+        whole = (found.models, found.lists, found.probes, found.candidates, found.deepest, found.bytes, found.samples)
+        if not isinstance(found.filtered, dict) or type(found.served) is not bool:
+            raise TypeError("an approximate index is described by facts of another kind")
+        shares = (found.recall, found.recall_deepest, *found.filtered.values())
+        if not all(type(each) is int for each in whole) or not all(type(each) in (int, float) for each in shares):
+            raise TypeError("an approximate index is described by facts of another kind")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

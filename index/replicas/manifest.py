@@ -39,6 +39,7 @@ class Manifest:
     Attributes:
         fingerprint: of the weights that it was made with.
         published_at: ISO 8601, UTC.
+        embeddings: see `seisbind.model.fingerprint.embeds_alike`; empty where the gallery does not say.
     """
 
     generation: int
@@ -47,6 +48,7 @@ class Manifest:
     fingerprint: str
     published_at: str
     files: tuple[PublishedFile, ...]
+    embeddings: str = ""
 
     @property
     def stamp(self) -> str:
@@ -97,7 +99,10 @@ class Manifest:
 
 def _check_facts(found: Manifest) -> None:
     """Raises ValueError where a fact is of another kind, so that `Manifest.key` cannot lead out of its folder."""
-    numbers, texts = (found.generation, found.count), (found.digest, found.fingerprint, found.published_at)
+    numbers, texts = (
+        (found.generation, found.count),
+        (found.digest, found.fingerprint, found.published_at, found.embeddings),
+    )
     if not all(type(each) is int and each >= 0 for each in numbers) or not all(type(each) is str for each in texts):
         raise ValueError("a fact in it is of the wrong kind")
     if not DIGEST.fullmatch(found.digest):

@@ -95,14 +95,14 @@ def _copied(path: Path, copy: Path) -> Manifest:
             connection.backup(target)
             target.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     with Gallery.open(copy, fingerprint=None) as gallery:
-        info, report = gallery.info(), gallery.verify()
+        info, report, embeddings = gallery.info(), gallery.verify(), gallery.embeddings_fingerprint or ""
     if not report.ok:
         raise GalleryDamaged(
             f"The gallery at {path} is damaged and was not published: {report.problems[0]} "
             "'seisbind gallery verify' lists what is wrong."
         )
     files = tuple(described(copy / name) for name in NAMES if (copy / name).exists())
-    return Manifest(info.generation, info.digest, info.count, info.fingerprint, utc_now(), files)
+    return Manifest(info.generation, info.digest, info.count, info.fingerprint, utc_now(), files, embeddings)
 
 
 def _upload(store: ObjectStore, copy: Path, manifest: Manifest, at_step: Callable[[str], None]) -> int:

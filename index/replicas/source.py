@@ -35,6 +35,7 @@ from seisbind.model.errors import (
     WeightsMismatch,
 )
 from seisbind.model.files import is_milvus, lock, replacing, sync
+from seisbind.model.fingerprint import embeds_alike
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,8 @@ class PublishedSource:
 
     Args:
         cache: folder for copies, with room for two of the gallery.
-        fingerprint: of the weights that it has to be made with: nothing else is fetched.
+        fingerprint: of the weights that queries come from: a gallery of other embeddings is not fetched
+            (`fingerprint.embeds_alike`, as where a folder is opened).
     """
 
     def __init__(self, url: str, *, cache: Path, fingerprint: str) -> None:
@@ -148,7 +150,7 @@ class PublishedSource:
 
         Raises:
             GalleryNotFound: nothing is published there.
-            WeightsMismatch: it was made with other weights; nothing was fetched.
+            WeightsMismatch: it was made with weights of other embeddings; nothing was fetched.
             GalleryDamaged: what is there is not what was published.
             GalleryWriteFailed: the disk of the cache refused, or has no room.
             GalleryLocked: another process has been fetching for an hour.
@@ -158,10 +160,11 @@ class PublishedSource:
         if stored is None:
             raise GalleryNotFound(f"No gallery is published at {self._store.url}. 'seisbind gallery publish' does so.")
         manifest = Manifest.parse(stored.content, f"{self._store.url}/{LATEST}")
-        if manifest.fingerprint != self._fingerprint:
+        if not embeds_alike(self._fingerprint, manifest.fingerprint, manifest.embeddings):
             raise WeightsMismatch(
                 f"The gallery at {self._store.url} was made with weights {manifest.fingerprint}; these are "
-                f"{self._fingerprint}. Use those weights, or publish one that was made with these."
+                f"{self._fingerprint}, whose embeddings are others. Use those weights, or publish one that was made "
+                "with these."
             )
         with self._pulling():
             own = self._folder / "generations" / manifest.key

@@ -353,7 +353,7 @@ class ColumnsSnapshot:
         if len(content) < ends[-1]:
             raise ValueError("it is shorter than its manifest says")
         keys, family, tag_set, descriptors, source, added, rest = np.split(content, ends)
-        return cls(
+        found = cls(
             keys.view("<i8").astype(np.int64),
             Labels.load(rest.tobytes()),
             family.view("<i4").astype(np.int32),
@@ -362,6 +362,8 @@ class ColumnsSnapshot:
             source.view("<i4").astype(np.int32),
             added.view("<i8").astype(np.int64),
         )
+        found.labels.check(found.family, found.tag_set, found.source)
+        return found
 
 
 def coded(ids: Ids | CodedIds) -> CodedIds:

@@ -37,9 +37,24 @@ class Labels:
 
     @classmethod
     def load(cls, text: bytes) -> Labels:
-        """The inverse of `dump`. Raises ValueError, KeyError, TypeError."""
-        held = json.loads(text)
-        return cls(held["families"], [tuple(tags) for tags in held["tag_sets"]], held["sources"])
+        """The inverse of `dump`. Raises ValueError if ``text`` is anything else."""
+        try:
+            held = json.loads(text)
+            families, sets, sources = held["families"], [tuple(tags) for tags in held["tag_sets"]], held["sources"]
+            words = [*families, *sources, *(tag for tags in sets for tag in tags)]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError("its labels are not what was written") from error
+        if not all(type(word) is str for word in words):
+            raise ValueError("its labels are not what was written")
+        return cls(families, sets, sources)
+
+    def check(self, family: NDArray[np.int32], tag_set: NDArray[np.int32], source: NDArray[np.int32]) -> None:
+        """Raises ValueError where a number has no word."""
+        for numbers, lowest, words in (
+            (family, NO_FAMILY, self.families), (tag_set, 0, self.tag_sets), (source, NO_FAMILY, self.sources),
+        ):  # fmt: skip
+            if len(numbers) and not (lowest <= numbers.min() and numbers.max() < len(words)):
+                raise ValueError("it has numbers of labels that it does not name")
 
     def dump(self) -> bytes:
         """As JSON."""

@@ -79,7 +79,8 @@ class MappedFile:
                 raise ValueError(f"{path.name} does not end as it was written")
             handle.seek(-16 - length, 2)
             self.facts = _parse(handle.read(length))
-            blocks, start = self.facts["blocks"], self.facts["blocks"] * BLOCK
+            blocks = self.facts["blocks"]
+            start = blocks * BLOCK
             if start + 4 * blocks + length + 16 != size:
                 raise ValueError(f"{path.name} has {size} bytes, which are not those it describes")
             handle.seek(start)
@@ -248,6 +249,14 @@ class MappedSnapshot:
         file.check(0, facts["columns_end"])
         state = GalleryState(facts["generation"], facts["count"], bytes.fromhex(facts["digest"]))
         count = state.count
+        sizes = {name: count * np.dtype(dtype).itemsize for name, dtype in DTYPES.items()}
+        sizes |= {"descriptors": 4 * len(NAMES) * count, "ids": facts["id_bytes"] * count, "labels": None}
+        if any(start + size > facts["columns_end"] for start, size in map(facts["sections"].__getitem__, sizes)):
+            raise ValueError("its columns do not end where it says")
+        sizes |= {f"{space}.vectors": 4 * dimension * count for space in SPACES}
+        sizes |= {f"{space}.codes": dimension * count for space in SPACES}
+        if any(facts["sections"][name][1] != size for name, size in sizes.items() if size is not None):
+            raise ValueError("its sections are not of the sizes that its models have")
         held = {name: file.array(name, dtype, (count,)) for name, dtype in DTYPES.items() if name != "descriptors"}
         ids = file.array("ids", np.dtype(("S", facts["id_bytes"])), (count,))
         columns = Columns.of(
@@ -261,6 +270,11 @@ class MappedSnapshot:
             held["source"],
             held["added"],
         )
+        columns.labels.check(columns.family, columns.tag_set, columns.source)
+        if not columns.family.max(initial=-1) < len(facts["families"]) <= len(columns.labels.families):
+            raise ValueError("it counts other families than it names")
+        if count and not (held["order"].min() >= 0 and held["order"].max() < count):
+            raise ValueError("its ids are in no order")
         ends = np.array(facts["ranges"], np.float32).reshape(2, len(NAMES))
         statistics = Statistics(np.array(facts["families"], np.int64), ends[0], ends[1])
         indices = []
@@ -285,6 +299,8 @@ def _lists_of(file: MappedFile) -> StoredLists | None:
         return None
 
     info = ApproximateInfo.parse(facts)
+    if not 0 <= info.models <= file.facts["count"] or (info.served and "velocity.lists" not in file.facts["sections"]):
+        raise ValueError("its approximate index is not in it")
 
     def read() -> Lists:
         start, size = file.facts["sections"]["velocity.lists"]
@@ -314,5 +330,48 @@ def _parse(text: bytes) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError("its description is damaged") from error
     if facts["format"] != FORMAT_VERSION:
-        raise ValueError(f"its format is {facts['format']}, this version reads {FORMAT_VERSION}")
+        raise ValueError(f"its format is {facts['format']!r:.40}, this version reads {FORMAT_VERSION}")
+    if not _is_sane(facts):
+        raise ValueError("its description is none")
     return facts
+
+
+def _is_sane(facts: dict[str, Any]) -> bool:
+    """Whether all that is read has the kind that it is read as, and what it points to is in the file.
+
+    A checksum shows that it is what somebody wrote, and not that it was this program.
+    """
+
+    def whole(*each: object) -> bool:
+        return all(type(number) is int and 0 <= number < 1 << 62 for number in each)
+
+    def numbers(each: object) -> bool:
+        return isinstance(each, list) and all(type(number) in (int, float) for number in each)
+
+    sections, codes, approximate = (facts.get(name) for name in ("sections", "codes", "approximate"))
+    families, ranges = facts.get("families"), facts.get("ranges")
+    if not whole(*(facts.get(name) for name in ("blocks", "generation", "count", "dimension", "columns_end"))):
+        return False
+    room = facts["blocks"] * BLOCK
+    return (
+        type(facts.get("id_bytes")) is int
+        and 0 < facts["id_bytes"] <= 1 << 10
+        and facts["columns_end"] <= room
+        and all(isinstance(facts.get(name), str) for name in ("fingerprint", "digest", "table_sha256"))
+        and isinstance(sections, dict)
+        and {*DTYPES, "ids", "labels"} | {f"{space}.{what}" for space in SPACES for what in ("vectors", "codes")}
+        <= {*sections}
+        and all(
+            isinstance(ends, list) and len(ends) == 2 and whole(*ends) and ends[0] % BLOCK == 0 and sum(ends) <= room
+            for ends in sections.values()
+        )
+        and isinstance(codes, dict)
+        and all(numbers(codes.get(space)) and len(codes[space]) == 2 for space in SPACES)
+        and isinstance(families, list)
+        and whole(*families)
+        and isinstance(ranges, list)
+        and len(ranges) == 2
+        and all(numbers(each) and len(each) == len(NAMES) for each in ranges)
+        and isinstance(approximate, dict)
+        and all(isinstance(each, dict) for each in approximate.values())
+    )

@@ -66,9 +66,12 @@ class Manifest:
             fields = json.loads(text)
             del fields["check"]
             manifest = cls(**fields)
-            if manifest.dump() == text:
+            numbers = (manifest.format, manifest.dimension, manifest.count, manifest.generation, manifest.size_bytes)
+            texts = (manifest.space, manifest.fingerprint, manifest.sha256)
+            sane = all(type(each) is int and each >= 0 for each in numbers) and all(type(each) is str for each in texts)
+            if sane and manifest.dump() == text:
                 return manifest
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError("the manifest is damaged") from error
         raise ValueError("the manifest is damaged")
 

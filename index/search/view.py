@@ -90,6 +90,12 @@ class View:
         return self.state.generation
 
     @property
+    def searched_lists(self) -> StoredLists | None:
+        """The `lists`, if they are good enough: as they were measured, and with few of their models removed since."""
+        lists = self.lists
+        return lists if lists is not None and lists.info.served and not self.sparse else None
+
+    @property
     def rows(self) -> Int64:
         """Ascending; that of a model which is not alive may be that of the one before."""
         return self.columns.rows
@@ -132,8 +138,8 @@ class View:
         """
         allowed = None if len(self) == len(self.alive) else self.alive
         approximate = space == "velocity" and not exact and not condition and device is None
-        lists = self.lists if approximate else None
-        if lists is not None and lists.info.served and k <= lists.info.deepest:
+        lists = self.searched_lists if approximate else None
+        if lists is not None and k <= lists.info.deepest:
             found = search_lists(self.velocity, lists, queries, k, allowed)
             return Hits([list(self._hits(*each)) for each in found], lists.info)
         if condition:
@@ -180,7 +186,7 @@ class View:
     @property
     def sparse(self) -> bool:
         """Whether so many of its models are removed that `compacted` is worth its time."""
-        return bool((len(self.alive) - np.count_nonzero(self.alive)) * DEAD_SHARE > len(self.alive))
+        return (len(self.alive) - len(self)) * DEAD_SHARE > len(self.alive)
 
     def compacted(self) -> View:
         """This view without the vectors and columns of removed models, which copies all others."""

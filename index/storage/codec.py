@@ -34,6 +34,9 @@ _ORDERS = ((0, 1), (1, 0), (1, 1), (2, 2))  # of the differences along depth and
 _LOOKED_AT = 24  # rows in the middle of a map, by which the differences are chosen that are coded
 _BLOCKY = 12  # a map that zstd alone makes this many times shorter is not tried with differences
 
+AT_ONCE = 32  # maps that are coded together: what is made of them on the way stays in the cache of a core
+
+Bool = NDArray[np.bool_]
 Unsigned = NDArray[np.uint16] | NDArray[np.uint32]
 
 
@@ -74,27 +77,53 @@ def rounded(velocity: Float32, precision_m_s: float) -> Float32:
 
 def encode_map(velocity: Float32, *, level: int = LEVEL) -> bytes:
     """A map ``(depth, x)``, m/s, as a blob of which `decode_map` makes every bit of it again."""
-    plain = velocity.astype(LITTLE, copy=False)
-    if plain.nbytes > MAX_CODED_BYTES:
-        return _HEAD.pack(_PLAIN, 0, 0, 0) + plain.tobytes()
-    whole = _whole(plain)
-    if whole is None:
-        method, exponent, lowest, numbers = _FLOATS, 0, 0, plain.view("<u4")
-    else:
-        method, (exponent, lowest, numbers) = _WHOLE, whole
-    coded = _compress(numbers.tobytes(), level)
-    orders = (0, 0)
-    if len(coded) * _BLOCKY > numbers.nbytes:
-        middle = (len(numbers) - min(len(numbers), _LOOKED_AT)) // 2
-        part = numbers[middle : middle + _LOOKED_AT]
-        likely = min(_ORDERS, key=lambda each: _bits(_differences(part, *each)[2:]))
-        other = _compress(_planes(_differences(numbers, *likely)), level)
-        if len(other) < len(coded):
-            coded, orders = other, likely
-    if len(coded) >= plain.nbytes:
-        return _HEAD.pack(_PLAIN, 0, 0, 0) + plain.tobytes()
-    head = _HEAD.pack(method, orders[0] << 4 | orders[1], exponent, lowest)
-    return head + coded
+    return encode_maps(velocity[None], level=level)[0]
+
+
+def encode_maps(velocity: Float32, *, level: int = LEVEL) -> list[bytes]:
+    """The blobs of maps ``(map, depth, x)``, each that of `encode_map`, which many take less time for together."""
+    blobs: list[bytes] = []
+    for start in range(0, len(velocity), AT_ONCE):
+        blobs += _encode_some(velocity[start : start + AT_ONCE].astype(LITTLE, copy=False), level)
+    return blobs
+
+
+def _encode_some(plain: Float32, level: int) -> list[bytes]:
+    blobs = [_HEAD.pack(_PLAIN, 0, 0, 0)] * len(plain)
+    if plain[0].nbytes > MAX_CODED_BYTES:
+        return [head + each.tobytes() for head, each in zip(blobs, plain, strict=True)]
+    whole, exponents, lowest, numbers = _whole(plain)
+    for method, members, coded in (
+        (_WHOLE, np.flatnonzero(whole), _code(numbers, level)),
+        (_FLOATS, np.flatnonzero(~whole), _code(plain[~whole].view("<u4"), level)),
+    ):
+        for i, ((depth_order, x_order), body) in zip(members.tolist(), coded, strict=True):
+            if len(body) < plain[i].nbytes:
+                blobs[i] = _HEAD.pack(method, depth_order << 4 | x_order, exponents[i], lowest[i]) + body
+            else:
+                blobs[i] += plain[i].tobytes()
+    return blobs
+
+
+def _code(numbers: Unsigned, level: int) -> list[tuple[tuple[int, int], bytes]]:
+    """Maps of numbers ``(map, depth, x)``, each as they are or as differences: which, and their bytes by zstd."""
+    coded = [((0, 0), _compress(each.tobytes(), level)) for each in numbers]
+    tried = np.array([i for i, (_, body) in enumerate(coded) if len(body) * _BLOCKY > numbers[i].nbytes], np.int64)
+    if not len(tried):
+        return coded
+    rows = numbers.shape[1]
+    middle = (rows - min(rows, _LOOKED_AT)) // 2
+    part = numbers[tried, middle : middle + _LOOKED_AT]
+    likely = np.stack([_bits(_differences(part, *each)[:, 2:]) for each in _ORDERS]).argmin(axis=0)
+    for number, orders in enumerate(_ORDERS):
+        members = tried[likely == number]
+        if not len(members):
+            continue
+        for i, planes in zip(members.tolist(), _planes(_differences(numbers[members], *orders)), strict=True):
+            other = _compress(planes, level)
+            if len(other) < len(coded[i][1]):
+                coded[i] = (orders, other)
+    return coded
 
 
 def decode_map(blob: bytes, shape: tuple[int, int]) -> bytes:
@@ -130,8 +159,13 @@ def decode_map(blob: bytes, shape: tuple[int, int]) -> bytes:
 
 def encode_embedding(embedding: Float32) -> bytes:
     """An embedding ``(dimension,)`` as a blob of which `decode_embedding` makes every bit of it again."""
-    planes = embedding.astype(LITTLE, copy=False).view(np.uint8).reshape(-1, 4).T
-    return planes[:3].tobytes() + _compress(planes[3].tobytes(), LEVEL)
+    return encode_embeddings(embedding[None])[0]
+
+
+def encode_embeddings(embeddings: Float32) -> list[bytes]:
+    """The blobs of embeddings ``(embedding, dimension)``, each that of `encode_embedding`."""
+    numbers = np.ascontiguousarray(embeddings, LITTLE).view("<u4")
+    return [planes[:3].tobytes() + _compress(planes[3].tobytes(), LEVEL) for planes in _in_planes(numbers)]
 
 
 def decode_embedding(blob: bytes, dimension: int) -> bytes:
@@ -142,32 +176,45 @@ def decode_embedding(blob: bytes, dimension: int) -> bytes:
     return planes.reshape(4, dimension).T.tobytes()
 
 
-def _whole(velocity: Float32) -> tuple[int, int, NDArray[np.uint16]] | None:
-    """Exponent of the step, lowest number, and the numbers above it, where the velocities are multiples of a step.
+def _whole(velocity: Float32) -> tuple[Bool, list[int], list[int], NDArray[np.uint16]]:
+    """Which of the maps ``(map, depth, x)`` have velocities that are all multiples of a step, the exponent of the step
+    of each map and the lowest number of steps in it, and the numbers above that, of these maps alone.
 
-    What they decode to is compared with the velocities bit by bit, so that -0.0, NaN and the like are not among them.
+    No map has -0.0, NaN and the like among them, which would not decode to the same bits.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         finest = velocity * np.float32(2.0**-FINEST_EXPONENT)
-        if not np.array_equal(finest, np.rint(finest)) or float(np.abs(finest).max(initial=0)) >= 2**24:
-            return None
-    numbers = finest.astype(np.int32)
-    bits = int(np.bitwise_or.reduce(numbers, axis=None))
-    shift = min((bits & -bits).bit_length() - 1, 16) if bits else 0
-    numbers >>= shift
-    lowest = int(numbers.min())
-    if int(numbers.max()) - lowest >= 1 << 16 or (np.signbit(velocity) & (velocity == 0)).any():
-        return None
-    return FINEST_EXPONENT + shift, lowest, (numbers - lowest).astype("<u2")
+        whole = np.asarray((finest == np.rint(finest)).all(axis=(1, 2)))
+        whole &= np.abs(finest).max(axis=(1, 2)) < 2**24
+    whole[whole] = ~(np.signbit(velocity[whole]) & (velocity[whole] == 0)).any(axis=(1, 2))
+    exponents, lowest = np.zeros(len(velocity), np.int64), np.zeros(len(velocity), np.int64)
+    if not whole.any():
+        return whole, exponents.tolist(), lowest.tolist(), np.empty((0, *velocity.shape[1:]), "<u2")
+    numbers = finest[whole].astype(np.int32)
+    bits = np.bitwise_or.reduce(numbers.reshape(len(numbers), -1), axis=1).tolist()
+    shift = np.array([min((each & -each).bit_length() - 1, 16) if each else 0 for each in bits], np.int32)
+    numbers >>= shift[:, None, None]
+    low = numbers.min(axis=(1, 2))
+    exponents[whole], lowest[whole] = FINEST_EXPONENT + shift, low
+    above = numbers - low[:, None, None]
+    fits = above.max(axis=(1, 2)) < 1 << 16
+    whole[whole] = fits
+    exponents[~whole], lowest[~whole] = 0, 0
+    return whole, exponents.tolist(), lowest.tolist(), above[fits].astype("<u2")
 
 
 def _differences(numbers: Unsigned, depth_order: int, x_order: int) -> Unsigned:
-    """Differences between neighbours, modulo what the type holds, small ones of either sign as small numbers."""
-    found = numbers.copy()
+    """Differences between neighbours in maps ``(map, depth, x)``, modulo what the type holds, small ones of either
+    sign as small numbers."""
+    found = numbers
     for _ in range(depth_order):
-        found[1:] -= found[:-1].copy()
+        before, found = found, np.empty_like(found)
+        found[:, :1] = before[:, :1]
+        np.subtract(before[:, 1:], before[:, :-1], out=found[:, 1:])
     for _ in range(x_order):
-        found[:, 1:] -= found[:, :-1].copy()
+        before, found = found, np.empty_like(found)
+        found[:, :, :1] = before[:, :, :1]
+        np.subtract(before[:, :, 1:], before[:, :, :-1], out=found[:, :, 1:])
     signed: NDArray[Any] = found.view(f"<i{found.itemsize}")
     folded: NDArray[Any] = (signed << 1) ^ (signed >> (8 * found.itemsize - 1))
     return folded.view(found.dtype)
@@ -183,14 +230,21 @@ def _summed(folded: Unsigned, depth_order: int, x_order: int) -> Unsigned:
     return found
 
 
-def _bits(numbers: Unsigned) -> float:
-    """How many bits they need, roughly."""
-    return float(np.log2(numbers.astype(np.float32) + 1).sum())
+def _bits(numbers: Unsigned) -> Float32:
+    """How many bits each map ``(map, depth, x)`` needs, roughly."""
+    needed = np.log2(numbers.astype(np.float32) + 1)
+    return np.asarray(needed.reshape(len(numbers), -1).sum(axis=1))
 
 
-def _planes(numbers: Unsigned) -> bytes:
-    """The lowest byte of each number, then the next of each, and so on."""
-    return numbers.view(np.uint8).reshape(-1, numbers.itemsize).T.tobytes()
+def _planes(numbers: Unsigned) -> list[bytes]:
+    """Of each map the lowest byte of each number, then the next of each, and so on."""
+    return [planes.tobytes() for planes in _in_planes(numbers.reshape(len(numbers), -1))]
+
+
+def _in_planes(numbers: Unsigned) -> NDArray[np.uint8]:
+    """The bytes of numbers ``(row, number)`` as ``(row, byte, number)``, the lowest byte first."""
+    split = numbers.view(np.uint8).reshape(*numbers.shape, numbers.itemsize)
+    return np.ascontiguousarray(np.moveaxis(split, 2, 1))
 
 
 def _joined(planes: bytes, dtype: np.dtype[np.uint16] | np.dtype[np.uint32], shape: tuple[int, int]) -> Unsigned:

@@ -32,6 +32,7 @@ RECORDS = "records.sqlite"
 PRECISION, EXACT = "precision_m_s", "exact"  # a fact of a gallery, and what it says where maps are not rounded
 BUSY_TIMEOUT_S = 30.0
 OPENINGS = 5  # attempts where another gallery takes the place of the one that is being opened
+MAX_VALUE_BYTES = 1 << 29  # of a row: a map of a thousand times as many cells as OpenFWI's is 20 MB
 WAL_LIMIT_BYTES = 64 << 20  # what a checkpoint leaves of the write-ahead log
 
 COLUMNS = (
@@ -244,6 +245,7 @@ def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
             timeout=BUSY_TIMEOUT_S,
         )
         try:
+            _distrust(connection)
             _check_format(connection, path)
             connection.execute("PRAGMA foreign_keys = ON")
             if writable:
@@ -255,6 +257,14 @@ def _connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     return connection
 
 
+def _distrust(connection: sqlite3.Connection) -> None:
+    """Take the file for what anybody may have made: its schema calls nothing that has effects, pages are looked at
+    before they are used, and no value is longer than a gallery's can be."""
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
+
+
 def _check_format(connection: sqlite3.Connection, path: Path) -> None:
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise GalleryDamaged(f"{path} is a SQLite file, but not a SeisBind gallery. Check the path.")
@@ -264,6 +274,14 @@ def _check_format(connection: sqlite3.Connection, path: Path) -> None:
             f"{path.parent} has gallery format {version}; this SeisBind reads formats "
             f"{' and '.join(map(str, READABLE))}. "
             "Open it with the version that made it, or build it again."
+        )
+    more = connection.execute(
+        "SELECT type, name FROM sqlite_schema WHERE type NOT IN ('table', 'index') OR sql LIKE 'CREATE VIRTUAL%'"
+    ).fetchone()
+    if more is not None:
+        raise GalleryDamaged(
+            f"{path.parent} has a {more[0]} {more[1]!r:.100}, which no gallery has, and which would run as part of "
+            "what is asked of it. Do not use it, or restore it from a copy."
         )
     found = connection.execute("SELECT value FROM meta WHERE name = 'descriptors'").fetchone()
     if found is None or str(found[0]).split() != list(NAMES):

@@ -56,6 +56,33 @@ class NewModel:
     physics_embedding: Float32
 
 
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """What is stored of a model's map ``(depth, x)`` and of its two embeddings, and the checksums of what it was."""
+
+    shape: tuple[int, int]
+    velocity: bytes
+    velocity_embedding: bytes
+    physics_embedding: bytes
+    velocity_sha256: bytes
+    embeddings_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodedModel:
+    """As `NewModel`, with its map coded already."""
+
+    model_id: str
+    family: str | None
+    tags: tuple[str, ...]
+    source: str | None
+    added_at: str
+    descriptors: Float32
+    coded: Coded
+    velocity_embedding: Float32
+    physics_embedding: Float32
+
+
 class Added(list[str]):
     """The ids of models that were added, or were there already.
 
@@ -200,4 +227,9 @@ def record_checksum(
 
 def content_id(velocity: Float32) -> str:
     """The id of a model that was given none: ``v-`` and 16 hexadecimal digits of the SHA-256 of its map."""
-    return "v-" + velocity_sha256(velocity.astype(LITTLE).tobytes(), velocity.shape).hex()[:16]
+    return id_of_map(velocity_sha256(velocity.astype(LITTLE).tobytes(), velocity.shape))
+
+
+def id_of_map(sha256: bytes) -> str:
+    """`content_id` of the map that has this SHA-256."""
+    return "v-" + sha256.hex()[:16]

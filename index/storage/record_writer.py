@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from seisbind.index.storage.maps import MapLookup, MapsAhead
 from seisbind.index.storage.record import (
     CHECKSUM,
     LITTLE,
+    Coded,
+    CodedModel,
     GalleryState,
     Int64,
     NewModel,
@@ -40,11 +43,17 @@ from seisbind.index.storage.record import (
 from seisbind.model.errors import InvalidQuery, UnknownModel
 from seisbind.model.ground.descriptors import NAMES
 
+_INSERT = f"INSERT INTO models ({COLUMNS}) VALUES ({', '.join('?' * (COLUMNS.count(',') + 1))})"
+
+M = TypeVar("M", NewModel, CodedModel)
+
 AHEAD_MODELS = 32_768  # from so many on the table of maps, which takes 7 us a model, is not left to the first addition
 
 
 class RecordWriter:
     """The connection that changes the records; one thread at a time may use it.
+
+    ``codes`` is whether maps and embeddings are stored coded, as format 2 has them.
 
     `Records` reads through another, so that reading goes on while a large batch is written and never sees half of it.
     """
@@ -56,7 +65,7 @@ class RecordWriter:
         self._maps: MapLookup | None = None  # made by the first `add`
         large = int(read_facts(self._connection, self._folder)["count"]) >= AHEAD_MODELS
         self._ahead = MapsAhead(path) if large else None
-        self._coded = format_version(self._connection) > 1
+        self.codes = format_version(self._connection) > 1
 
     def close(self) -> None:
         if self._ahead is not None:
@@ -65,9 +74,9 @@ class RecordWriter:
             self._connection.close()
 
     def add(
-        self, models: Sequence[NewModel], lookup: RowLookup, *, skip_existing: bool
-    ) -> tuple[GalleryState, RecordColumns, list[NewModel], dict[str, str]]:
-        """Write ``models`` in one transaction.
+        self, models: Sequence[M], lookup: RowLookup, *, skip_existing: bool
+    ) -> tuple[GalleryState, RecordColumns, list[M], dict[str, str]]:
+        """Write ``models`` in one transaction; coded ones only where `codes`.
 
         Returns:
             The state, what was written, the models written: all of them, or with ``skip_existing`` those whose id was
@@ -83,16 +92,17 @@ class RecordWriter:
             if self._maps is None and self._ahead is not None:
                 self._maps = self._ahead.lookup()
             maps = self._maps = self._maps or MapLookup(connection, self._folder)
-            models = list(self._free(connection, models, lookup, maps, skip_existing, same_map))
+            of_map = [_map_sha256(model) for model in models]
+            free = list(self._free(connection, models, of_map, lookup, maps, skip_existing, same_map))
+            models, of_map = [models[i] for i in free], [of_map[i] for i in free]
             last = connection.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'models'").fetchone()[0]
             rows = np.arange(len(models), dtype=np.int64) + max(last or 0, lookup.last_row) + 1
             if models:
                 self._at_step("add:begun")
-            checksums: list[bytes] = []
-            for row, model in zip(rows.tolist(), models, strict=True):
-                checksums.append(self._insert(connection, row, model))
-                if len(checksums) == 1:
-                    self._at_step("add:first-row")
+            checksums = self._insert(connection, rows[:1].tolist(), models[:1])
+            if models:
+                self._at_step("add:first-row")
+            checksums += self._insert(connection, rows[1:].tolist(), models[1:])
             ids = [model.model_id for model in models]
             entries = [digest_entry(*entry) for entry in zip(rows.tolist(), ids, checksums, strict=True)]
             state = (
@@ -100,8 +110,8 @@ class RecordWriter:
                 if models
                 else GalleryState.of(read_facts(connection, self._folder))
             )
-        for row, model in zip(rows.tolist(), models, strict=True):
-            maps.add(_map_sha256(model), row)
+        for row, sha256 in zip(rows.tolist(), of_map, strict=True):
+            maps.add(sha256, row)
         descriptors = np.reshape([model.descriptors for model in models], (len(models), len(NAMES)))
         families, tags = [model.family for model in models], [model.tags for model in models]
         stored = np.frombuffer(b"".join(checksums), CHECKSUM)
@@ -124,8 +134,8 @@ class RecordWriter:
         """
         with self._transaction("copy") as connection:
             entries = []
-            for row, model, expected in zip(rows, models, checksums, strict=True):
-                checksum = self._insert(connection, row, model)
+            written = self._insert(connection, rows, models)
+            for row, model, checksum, expected in zip(rows, models, written, checksums, strict=True):
                 if checksum.hex() != expected:
                     raise damaged(self._folder, f"the record of {model.model_id!r} became another one")
                 entries.append(digest_entry(row, model.model_id, checksum))
@@ -164,21 +174,23 @@ class RecordWriter:
     def _free(
         self,
         connection: sqlite3.Connection,
-        models: Sequence[NewModel],
+        models: Sequence[NewModel | CodedModel],
+        of_map: Sequence[bytes],
         lookup: RowLookup,
         maps: MapLookup,
         skip_existing: bool,
         same_map: dict[str, str],
-    ) -> Iterator[NewModel]:
-        """The models whose id is not taken, by the gallery or by an earlier one of the same batch.
+    ) -> Iterator[int]:
+        """The numbers of the models whose id is not taken, by the gallery or by an earlier one of the same batch.
+
+        ``of_map`` has the SHA-256 of each one's map.
 
         ``same_map`` is given the ids whose map another model has, and the id of that one; with ``skip_existing`` they
         are left out.
         """
         taken: dict[str, bytes] = {}
         first: dict[bytes, str] = {}
-        for model in models:
-            sha256 = _map_sha256(model)
+        for number, (model, sha256) in enumerate(zip(models, of_map, strict=True)):
             row = lookup.row_of.get(model.model_id)
             other = taken.get(model.model_id)
             if row is not None:
@@ -190,7 +202,7 @@ class RecordWriter:
                 if held is None or not skip_existing:
                     taken[model.model_id] = sha256
                     first.setdefault(sha256, model.model_id)
-                    yield model
+                    yield number
             elif other != sha256:
                 raise InvalidQuery(
                     f"The id {model.model_id!r} already belongs to another velocity model; choose another id, "
@@ -210,27 +222,42 @@ class RecordWriter:
                 return str(found[0])
         return None
 
-    def _insert(self, connection: sqlite3.Connection, row: int, model: NewModel) -> bytes:
-        """Write one model; returns the checksum of its record."""
+    def _insert(
+        self, connection: sqlite3.Connection, rows: Sequence[int], models: Sequence[NewModel | CodedModel]
+    ) -> list[bytes]:
+        """Write models; returns the checksums of their records."""
+        of_models, velocities, embeddings, checksums = [], [], [], []
+        for row, model in zip(rows, models, strict=True):
+            coded = model.coded if isinstance(model, CodedModel) else self._encode(model)
+            words = (model.model_id, model.family, model.tags, model.source, model.added_at, coded.shape)
+            stored = model.descriptors.tolist()
+            sums = (coded.velocity_sha256, coded.embeddings_sha256)
+            checksum = record_checksum(words, stored, *sums)
+            of_models.append(
+                (row, *words[:2], *stored, model.source, model.added_at, *coded.shape, *sums, checksum)
+            )  # fmt: skip
+            velocities.append((row, coded.velocity))
+            embeddings.append((row, coded.velocity_embedding, coded.physics_embedding))
+            checksums.append(checksum)
+        connection.executemany(_INSERT, of_models)
+        tags = [(tag, row) for row, model in zip(rows, models, strict=True) for tag in model.tags]
+        connection.executemany("INSERT INTO tags VALUES (?, ?)", tags)
+        connection.executemany("INSERT INTO velocities VALUES (?, ?)", velocities)
+        connection.executemany("INSERT INTO embeddings VALUES (?, ?, ?)", embeddings)
+        return checksums
+
+    def _encode(self, model: NewModel) -> Coded:
+        """A model in the format of this gallery."""
         velocity = model.velocity.astype(LITTLE).tobytes()
-        embeddings = tuple(e.astype(LITTLE).tobytes() for e in (model.velocity_embedding, model.physics_embedding))
+        in_velocity, in_physics = (
+            e.astype(LITTLE).tobytes() for e in (model.velocity_embedding, model.physics_embedding)
+        )
         depth, x = model.velocity.shape
-        words = (model.model_id, model.family, model.tags, model.source, model.added_at, (depth, x))
-        stored = model.descriptors.tolist()
-        of_velocity, of_embeddings = velocity_sha256(velocity, (depth, x)), embeddings_sha256(*embeddings)
-        checksum = record_checksum(words, stored, of_velocity, of_embeddings)
-        columns = (
-            row, model.model_id, model.family, *stored, model.source, model.added_at, depth, x,
-            of_velocity, of_embeddings, checksum,
-        )  # fmt: skip
-        connection.execute(f"INSERT INTO models ({COLUMNS}) VALUES ({', '.join('?' * len(columns))})", columns)
-        connection.executemany("INSERT INTO tags VALUES (?, ?)", [(tag, row) for tag in model.tags])
-        if self._coded:
+        sums = velocity_sha256(velocity, (depth, x)), embeddings_sha256(in_velocity, in_physics)
+        if self.codes:
             velocity = encode_map(model.velocity)
-            embeddings = tuple(encode_embedding(e) for e in (model.velocity_embedding, model.physics_embedding))
-        connection.execute("INSERT INTO velocities VALUES (?, ?)", (row, velocity))
-        connection.execute("INSERT INTO embeddings VALUES (?, ?, ?)", (row, *embeddings))
-        return checksum
+            in_velocity, in_physics = map(encode_embedding, (model.velocity_embedding, model.physics_embedding))
+        return Coded((depth, x), velocity, in_velocity, in_physics, *sums)
 
     def _stored(self, connection: sqlite3.Connection, column: str, row: int, model_id: str) -> bytes:
         """One column of a model that must be there."""
@@ -271,5 +298,7 @@ class RecordWriter:
             self._at_step(f"{doing}:committed")
 
 
-def _map_sha256(model: NewModel) -> bytes:
+def _map_sha256(model: NewModel | CodedModel) -> bytes:
+    if isinstance(model, CodedModel):
+        return model.coded.velocity_sha256
     return velocity_sha256(model.velocity.astype(LITTLE).tobytes(), model.velocity.shape)

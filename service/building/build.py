@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from seisbind.index import Store, building_store
+from seisbind.index import Gallery, Store, building_store
 from seisbind.index.building import resumable
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import GalleryError, SeisBindError
@@ -148,7 +148,7 @@ def build(
             return done
 
         try:
-            _stream(source, parts, encoders, scale, precision_m_s, write, progress)
+            _stream(source, parts, encoders, scale, building.gallery, write, progress)
         except BaseException as error:
             if isinstance(error, SeisBindError) and done:
                 raise type(error)(
@@ -185,7 +185,7 @@ def add(
 
     progress(0)
     try:
-        _stream(source, 0, encoders, scale, gallery.precision_m_s, write, progress)
+        _stream(source, 0, encoders, scale, gallery, write, progress)
     except SeisBindError as error:
         added = len(gallery) - before
         if not added:
@@ -199,25 +199,24 @@ def add(
 
 
 def _add(gallery: Store, part: EncodedPart, origin: str, tags: Sequence[str]) -> None:
-    if part.velocity_embeddings is None or part.physics_embeddings is None or not len(part):
-        return
-    words, described, first = part.words, part.described, 0
+    words, described, coded, first = part.words, part.described, part.coded, 0
     sources = [origin] * len(part) if words is None else words.sources
     for source, run in groupby(sources):  # one a call
         rows = slice(first, first + len(list(run)))
-        own = [()] * len(part) if words is None else words.tags
-        gallery.add(
-            described.velocity[rows],
-            described.descriptors[rows],
-            part.velocity_embeddings[rows],
-            part.physics_embeddings[rows],
-            model_ids=None if words is None else words.model_ids[rows],
-            families=part.families[rows],
-            tags=[(*each, *tags) for each in own[rows]],
-            source=source,
-            skip_existing=True,
-        )
         first = rows.stop
+        own = [()] * len(part) if words is None else words.tags
+        named: Any = {
+            "model_ids": None if words is None else words.model_ids[rows],
+            "families": part.families[rows],
+            "tags": [(*each, *tags) for each in own[rows]],
+            "source": source,
+            "skip_existing": True,
+        }
+        if coded is not None and isinstance(gallery, Gallery):
+            gallery.add_coded(coded.select(rows), **named)
+        elif described and part.velocity_embeddings is not None and part.physics_embeddings is not None:
+            embeddings = part.velocity_embeddings[rows], part.physics_embeddings[rows]
+            gallery.add(described.velocity[rows], described.descriptors[rows], *embeddings, **named)
 
 
 def _stream(
@@ -225,7 +224,7 @@ def _stream(
     skipped: int,
     encoders: Encoders,
     scale: Scale,
-    precision_m_s: float,
+    gallery: Store,
     write: Callable[[EncodedPart], int],
     progress: Callable[[int], None],
 ) -> None:
@@ -233,7 +232,7 @@ def _stream(
     with ThreadPoolExecutor(1, thread_name_prefix="writer") as thread:
         writing: Future[int] | None = None
         try:
-            with closing(_encoded(source, skipped, encoders, scale, precision_m_s)) as encoded:
+            with closing(_encoded(source, skipped, encoders, scale, gallery)) as encoded:
                 for part in encoded:
                     if writing is not None:
                         progress(writing.result())
@@ -244,20 +243,27 @@ def _stream(
 
 
 def _encoded(
-    source: Source, skipped: int, encoders: Encoders, scale: Scale, precision_m_s: float
+    source: Source, skipped: int, encoders: Encoders, scale: Scale, gallery: Store
 ) -> Generator[EncodedPart, None, None]:
     embedder, workers = encoders.embedder, encoders.workers_for(source.count)
     here = embedder.device.type != "cpu" if encoders.here is None else encoders.here
-    encoding = Encoding(encoders.weights, None if here else embedder.fingerprint, embedder.frame, scale, precision_m_s)
+    encoding = Encoding(
+        encoders.weights,
+        None if here else embedder.fingerprint,
+        embedder.frame,
+        scale,
+        gallery.precision_m_s,
+        coded=isinstance(gallery, Gallery) and gallery.codes,
+    )
     if not workers:
         for part in source.parts(skipped):
-            yield embed_part(read_part(part, encoding), embedder)
+            yield embed_part(read_part(part, encoding), encoding, embedder)
         return
     try:
-        with worker_pool(workers, uses_torch=not here) as pool:
+        with worker_pool(workers, uses_torch=not here, imported=(encode_part.__module__,)) as pool:
             work: Callable[[Any], EncodedPart] = partial(encode_part, encoding=encoding)
             for made in in_order(pool, work, source.parts(skipped), ahead=AHEAD * workers):
-                yield embed_part(made, embedder)
+                yield embed_part(made, encoding, embedder)
     except BrokenProcessPool as error:
         raise GalleryError(
             f"One of {workers} worker processes died, perhaps out of memory: --workers gives fewer of them."

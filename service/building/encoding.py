@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seisbind.index import rounded
+from seisbind.index import CodedModels, code_models, rounded
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import InvalidVelocityModel, WeightsMismatch
 from seisbind.model.frame import Frame
@@ -37,21 +37,25 @@ class Described:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedPart:
-    """A part of a source, described; and embedded, unless its embeddings are None.
+    """A part of a source on its way, described; then embedded; and coded, where the gallery stores it so.
 
     Attributes:
         words: ids, tags and sources of models that have their own, as those of an exported gallery.
+        described: None once they are coded: what is sent between processes is a third then.
+        velocity_embeddings, physics_embeddings: ``(model, 256)``; None until they are there, and once they are coded.
+        coded: with their embeddings.
     """
 
-    described: Described
     families: Sequence[str | None]
     untrained: Untrained
     words: Words | None = None
+    described: Described | None = None
     velocity_embeddings: Float32 | None = None
     physics_embeddings: Float32 | None = None
+    coded: CodedModels | None = None
 
     def __len__(self) -> int:
-        return len(self.described.velocity)
+        return len(self.families)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class Encoding:
         frame: of the weights.
         scale: in whose true units the models are.
         precision_m_s: of the gallery, see `seisbind.index.storage.codec.rounded`.
+        coded: whether the gallery takes them coded.
     """
 
     weights: Path | None
@@ -71,6 +76,7 @@ class Encoding:
     frame: Frame
     scale: Scale
     precision_m_s: float = 0.0
+    coded: bool = False
 
 
 def describe_models(velocity: ArrayLike, frame: Frame, scale: Scale, precision_m_s: float = 0.0) -> Described:
@@ -93,31 +99,28 @@ def describe_models(velocity: ArrayLike, frame: Frame, scale: Scale, precision_m
     return Described(models, describe(models, cell_m=frame.cell_m))
 
 
-def embed_part(part: EncodedPart, embedder: Embedder) -> EncodedPart:
-    """With its embeddings, if it has none."""
-    if part.velocity_embeddings is not None:
-        return part
+def embed_part(part: EncodedPart, encoding: Encoding, embedder: Embedder) -> EncodedPart:
+    """With its embeddings, and coded where ``encoding`` says so, if it is not yet."""
     described = part.described
-    return replace(
-        part,
-        velocity_embeddings=embedder.embed_velocity(described.velocity),
-        physics_embeddings=embedder.embed_descriptors(described.descriptors),
-    )
+    if described is None or part.velocity_embeddings is not None:
+        return part
+    velocity = embedder.embed_velocity(described.velocity)
+    physics = embedder.embed_descriptors(described.descriptors)
+    if not encoding.coded:
+        return replace(part, velocity_embeddings=velocity, physics_embeddings=physics)
+    coded = code_models(described.velocity, described.descriptors, velocity, physics, dimension=velocity.shape[1])
+    return replace(part, described=None, coded=coded)
 
 
 def read_part(part: Part, encoding: Encoding) -> EncodedPart:
     """Draw or read a part, and describe it. Raises InvalidVelocityModel, DatasetError."""
     velocity, families = part.read()
     if not len(velocity):
-        return EncodedPart(
-            Described(np.empty((0, *encoding.frame.velocity_shape), np.float32), np.empty((0, 13), np.float32)),
-            families,
-            Untrained(encoding.frame.velocity_m_s),
-        )
+        return EncodedPart((), Untrained(encoding.frame.velocity_m_s))
     own = encoding.scale.frame(encoding.frame)
     described = describe_models(velocity, encoding.frame, encoding.scale, encoding.precision_m_s)
     words = part.words() if isinstance(part, ExportedPart) else None
-    return EncodedPart(described, families, Untrained.of(velocity, own), words)
+    return EncodedPart(families, Untrained.of(velocity, own), words, described)
 
 
 def encode_part(part: Part, encoding: Encoding) -> EncodedPart:
@@ -125,7 +128,7 @@ def encode_part(part: Part, encoding: Encoding) -> EncodedPart:
     read = read_part(part, encoding)
     if encoding.fingerprint is None:
         return read
-    return embed_part(read, _embedder(encoding.weights, encoding.fingerprint))
+    return embed_part(read, encoding, _embedder(encoding.weights, encoding.fingerprint))
 
 
 @cache

@@ -207,6 +207,7 @@ def list_(
                 "family": record.family,
                 "tags": record.tags,
                 "mean_velocity": mean_velocity,
+                "source": record.source,
                 "added_at": record.added_at,
             }
             print(json.dumps(line))

@@ -176,16 +176,39 @@ def test_changes_are_searched_at_once(path: Path, make_batch: MakeBatch) -> None
 
 
 def test_where_most_candidates_are_gone_it_is_exact(make_batch: MakeBatch, path: Path) -> None:
-    queries = queries_of(make_batch, 20)
+    queries = queries_of(make_batch, 1)
     with Gallery.open(path, fingerprint=None) as gallery:
         view = gallery._view
         assert view.lists is not None
         near = np.unique(view.lists.candidates(queries))
-        gone = view.rows[near[near >= 0]]
+        near = near[near >= 0]
+        gone = view.rows[near[: len(near) // 2 + 5]]
         less = view.without(replace(view.state, count=COUNT - len(gone)), gone)
-        assert 0 < len(gone) < COUNT - K
+        assert less.searched_lists is not None  # few of all models are gone
         some = less.search("velocity", queries, K, None, exact=False)
         assert some == less.search("velocity", queries, K, None)
+
+
+def test_where_many_models_are_gone_every_process_searches_exactly(path: Path, make_batch: MakeBatch) -> None:
+    """Also one that opens the snapshot of before, whose writer was killed before it wrote another."""
+    queries = queries_of(make_batch, 20)
+    reader = Gallery.open(path, fingerprint=None)
+    with Gallery.open(path, fingerprint=None, writable=True) as writer:
+        writer.remove([f"m{i}" for i in range(COUNT // 8 - 2)])
+        assert writer.approximate is not None
+        writer.remove([f"m{i}" for i in range(COUNT // 8 - 2, COUNT // 8 + 2)])
+        assert writer.approximate is None
+        writer._snapshot_generation, writer._behind, writer._lacks_lists = writer.generation, 0, False  # killed
+    with Gallery.open(path, fingerprint=None) as opened:
+        assert opened._mapped is not None and opened._view.lists is not None  # the snapshot of before
+        hits = opened.search_velocity(queries, K)
+        assert hits.approximate is None and opened.approximate is None and opened.info().searched == "exact"
+        reader.refresh()
+        assert reader.approximate is None and found(reader, queries) == found(opened, queries, exact=True)
+    reader.close()
+    Gallery.open(path, fingerprint=None, writable=True).close()
+    with Gallery.open(path, fingerprint=None) as anew:
+        assert anew.approximate is not None and anew.search_velocity(queries, K).approximate is not None
 
 
 def test_more_matches_than_were_measured_are_exact(path: Path, make_batch: MakeBatch) -> None:

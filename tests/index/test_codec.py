@@ -57,6 +57,19 @@ def test_drawn_maps_come_back_to_the_bit_in_fewer_bytes(families: tuple[str, ...
     assert share < (0.5 if precision_m_s == 0 else 0.18)
 
 
+def test_maps_together_are_coded_as_each_alone() -> None:
+    """Whole ones among others, more than are coded at once, and those that nothing makes shorter."""
+    drawn = mixed(codec.AT_ONCE + 9, 3, (*FAMILIES, *BROAD_FAMILIES))[0]
+    drawn[::3] = np.rint(drawn[::3] * 4) / 4
+    drawn[1] = np.random.default_rng(0).integers(0, 2**32, (70, 70), np.uint32).view(np.float32)
+    drawn[2, 3, 3] = -0.0
+    assert codec.encode_maps(drawn) == [codec.encode_map(each) for each in drawn]
+    assert {blob[0] for blob in codec.encode_maps(drawn)} == {0, 1, 2}
+    assert codec.encode_maps(drawn[:0]) == []
+    vectors = np.random.default_rng(2).standard_normal((5, 256)).astype(np.float32)
+    assert codec.encode_embeddings(vectors) == [codec.encode_embedding(each) for each in vectors]
+
+
 @pytest.mark.parametrize("precision_m_s", PRECISIONS)
 def test_rounding_is_within_its_bound_and_changes_nothing_twice(precision_m_s: float) -> None:
     exact = np.random.default_rng(1).uniform(300, 9000, (50, 8, 8)).astype(np.float32)

@@ -22,6 +22,9 @@ import numpy as np
 import pytest
 
 from seisbind.index import Filter, Gallery, VerifyReport, verify_folder
+from seisbind.index.search import mapped_writer
+from seisbind.index.search.columns import GrowableArray
+from seisbind.index.storage import database
 from seisbind.model.errors import (
     GalleryDamaged,
     GalleryError,
@@ -328,6 +331,52 @@ def test_an_unknown_format_is_refused_by_name(filled: Path, pragma: str, error: 
         connection.execute(f"PRAGMA {pragma}")
     with pytest.raises(error, match=reason):
         Gallery.open(filled, fingerprint=None)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON models BEGIN DELETE FROM velocities; END",
+        "CREATE VIEW v AS SELECT * FROM models",
+        "CREATE VIRTUAL TABLE f USING fts5(model_id)",
+    ],
+)
+def test_what_would_run_by_itself_in_a_foreign_gallery_is_refused(filled: Path, statement: str) -> None:
+    with closing(sqlite3.connect(filled / "records.sqlite")) as connection:
+        connection.execute(statement)
+        connection.commit()
+    with pytest.raises(GalleryDamaged, match="which no gallery has"):
+        Gallery.open(filled, fingerprint=None)
+    assert "which no gallery has" in verify_folder(filled).problems[0]
+
+
+def test_the_schema_of_a_foreign_gallery_is_not_trusted(filled: Path) -> None:
+    connection, _ = database.connect(filled / "records.sqlite", writable=True)
+    with closing(connection):
+        assert connection.execute("PRAGMA trusted_schema").fetchone() == (0,)
+        assert connection.execute("PRAGMA cell_size_check").fetchone() == (1,)
+        assert connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) == database.MAX_VALUE_BYTES
+
+
+@pytest.mark.parametrize("what", ["source", "added"])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_sources_and_times_of_snapshots_are_verified(
+    filled: Path, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch, what: str, mapped: bool
+) -> None:
+    monkeypatch.setattr(mapped_writer, "MAPPED_MODELS", 1 if mapped else 1000)
+    with Gallery.open(filled, fingerprint=None, writable=True) as gallery:
+        make_batch(3, first=700).add_to(gallery, source="a line")
+        view = gallery._view
+        arrays = list(view.columns.arrays)
+        number = {"source": 6, "added": 7}[what]  # the order of `Columns.of`
+        changed = arrays[number].values.copy()
+        changed[3] = (0 if changed[3] else -1) if what == "source" else changed[3] + 1
+        arrays[number] = GrowableArray(changed)
+        other = replace(view, columns=replace(view.columns, arrays=tuple(arrays)))
+        mapped_writer.write_snapshots(other, filled, fingerprint=gallery.fingerprint, at_step=lambda step: None)
+        gallery._behind = 0
+    (problem,) = verify_folder(filled).problems
+    assert "snapshot of the columns has 1 models that differ from the records" in problem
 
 
 def test_the_second_writer_is_told_who_is_first(filled: Path) -> None:

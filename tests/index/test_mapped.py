@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
@@ -290,6 +291,100 @@ def test_older_records_put_back_are_not_mixed_with_it(path: Path, make_batch: Ma
 @pytest.mark.parametrize("content", [b"", b"SBNDMAP\n" * 3, bytes(100_000)])
 def test_another_file_in_its_place_is_not_believed(path: Path, make_batch: MakeBatch, content: bytes) -> None:
     (path / MAPPED).write_bytes(content)
+    with Gallery.open(path, fingerprint=None) as gallery:
+        assert "mapped snapshot was not used" in gallery.info().notes[0]
+        assert len(gallery.search_velocity(make_batch(3).velocity_embeddings, 5)) == 3
+
+
+def crafted(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Write a mapped snapshot with another description, and the checksum that belongs to it."""
+    content = (path / MAPPED).read_bytes()
+    length = int.from_bytes(content[-16:-8], "little")
+    facts = json.loads(content[-16 - length : -16])
+    del facts["check"]
+    changed = mapped.dump_facts(change(facts) or facts)  # type: ignore[arg-type]
+    (path / MAPPED).write_bytes(content[: -16 - length] + changed + len(changed).to_bytes(8, "little") + content[-8:])
+
+
+def within(name: str, *change: Any) -> Callable[[dict[str, Any]], None]:
+    def apply(facts: dict[str, Any]) -> None:
+        facts[name].update(change[0])
+
+    return apply
+
+
+CRAFTED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no approximate indices": lambda facts: facts | {"approximate": ["velocity"]},
+    "an approximate index of another kind": within("approximate", {"velocity": "all"}),
+    "an approximate index that is served and not there": within(
+        "approximate",
+        {
+            "velocity": dict.fromkeys(("models", "lists", "probes", "candidates", "deepest", "bytes", "samples"), 9)
+            | {"recall": 1.0, "recall_deepest": 1.0, "filtered": {"1": 1.0}, "served": True}
+        },
+    ),
+    "an approximate index without facts": within("approximate", {"velocity": {"models": 3}}),
+    "no description": lambda facts: {"format": facts["format"]},
+    "another format": lambda facts: facts | {"format": ["2"]},
+    "sections in a list": lambda facts: facts | {"sections": [[0, 1]]},
+    "a section behind the end": within("sections", {"rows": [1 << 40, 320]}),
+    "a section before the beginning": within("sections", {"rows": [-BLOCK, 320]}),
+    "a section of another size": within("sections", {"velocity.codes": [0, 16]}),
+    "a section that is none": within("sections", {"rows": "320"}),
+    "fewer blocks": lambda facts: facts | {"blocks": -1},
+    "blocks of a fraction": lambda facts: facts | {"blocks": 2.5},
+    "columns that are not compared": lambda facts: facts | {"columns_end": 0},
+    "ids of no bytes": lambda facts: facts | {"id_bytes": 0},
+    "ids of many": lambda facts: facts | {"id_bytes": 1 << 40},
+    "a count of another kind": lambda facts: facts | {"count": True},
+    "a count that is huge": lambda facts: facts | {"count": 1 << 80},
+    "families that are none": lambda facts: facts | {"families": {"FlatVel-A": 3}},
+    "families without number": lambda facts: facts | {"families": []},
+    "ranges of another shape": lambda facts: facts | {"ranges": [1, 2]},
+    "codes of a kind": within("codes", {"physics": None}),
+    "no digest": lambda facts: facts | {"digest": "x" * 64},
+    "a fingerprint in a list": lambda facts: facts | {"fingerprint": ["weights-1"]},
+}
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_a_description_that_somebody_made_up_is_one_sentence(path: Path, make_batch: MakeBatch, name: str) -> None:
+    """Its checksum is right: whoever can write the file can write that, too."""
+    crafted(path, CRAFTED[name])
+    with Gallery.open(path, fingerprint=None) as gallery:
+        assert "mapped snapshot was not used and was rebuilt from the records" in gallery.info().notes[0]
+        assert len(gallery.search_velocity(make_batch(3).velocity_embeddings, 5)) == 3
+    assert "mapped snapshot" in verify_folder(path).problems[0]
+
+
+def test_the_same_description_written_again_is_believed(path: Path) -> None:
+    crafted(path, lambda facts: facts | {"more": [1]})
+    with Gallery.open(path, fingerprint=None) as gallery:
+        assert gallery.info().notes == () and gallery._mapped is not None
+
+
+@pytest.mark.parametrize("name", ["order", "family", "tag_set", "source"])
+def test_numbers_that_point_nowhere_are_not_followed(
+    path: Path, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A snapshot that was written so, with right checksums: its ids in no order, or labels that it does not name."""
+    written = mapped_writer._Blocks.write
+    section: list[str] = []
+    opened = mapped_writer._Blocks.section
+
+    def write(self: Any, content: Any) -> None:
+        if section and section[-1] == name and not isinstance(content, bytes):
+            content = content + 1000
+        written(self, content)
+
+    def begun(self: Any, section_name: str) -> Any:
+        section.append(section_name)
+        return opened(self, section_name)
+
+    monkeypatch.setattr(mapped_writer._Blocks, "write", write)
+    monkeypatch.setattr(mapped_writer._Blocks, "section", begun)
+    with Gallery.open(path, fingerprint=None, writable=True) as gallery:
+        make_batch(5, first=100).add_to(gallery)
     with Gallery.open(path, fingerprint=None) as gallery:
         assert "mapped snapshot was not used" in gallery.info().notes[0]
         assert len(gallery.search_velocity(make_batch(3).velocity_embeddings, 5)) == 3

@@ -31,6 +31,7 @@ from seisbind.model.errors import (
     SeisBindError,
     WeightsMismatch,
 )
+from seisbind.model.fingerprint import Fingerprint
 
 pytest.importorskip("obstore", reason="obstore is not installed: pip install -e '.[cluster]'")
 
@@ -103,6 +104,28 @@ def test_what_is_pulled_is_what_was_published(source: PublishedSource, filled: P
     again = publish(filled, url)
     assert not again.changed and again.sent == 0
     lease.release()
+
+
+def test_weights_of_the_same_embeddings_take_what_others_made(url: str, filled: Path, tmp_path: Path) -> None:
+    """The rule of folders: `seisbind.model.fingerprint.embeds_alike`."""
+    publish(filled, url)
+
+    def lease(fingerprint: str) -> Any:
+        return PublishedSource(url, cache=tmp_path / "cache", fingerprint=fingerprint).lease()
+
+    descended = Fingerprint("weights-2", same=frozenset({"weights-1"}))
+    found = lease(descended)
+    Gallery.open(found.place, fingerprint=descended).close()
+    found.release()
+    for other in ("weights-2", Fingerprint("weights-2", embeddings="e-1")):
+        with pytest.raises(WeightsMismatch, match="embeddings are others"):
+            lease(other)
+    says = tmp_path / "says"
+    Gallery.create(says, fingerprint=Fingerprint("weights-3", embeddings="e-1"), dimension=16).close()
+    publish(says, url)
+    lease(Fingerprint("weights-2", embeddings="e-1")).release()
+    with pytest.raises(WeightsMismatch, match="weights-3"):
+        lease(Fingerprint("weights-2", embeddings="e-2", same=frozenset({"weights-3"})))
 
 
 def test_a_gallery_that_is_written_meanwhile_is_published_as_of_one_moment(
@@ -231,6 +254,7 @@ def test_no_fact_of_a_manifest_leads_out_of_the_cache(source: PublishedSource, u
         {"count": -1},
         {"fingerprint": ["weights-1"]},
         {"published_at": None},
+        {"embeddings": 3},
         {"files": facts.files * 2},
         {"files": ()},
     ]

@@ -287,7 +287,7 @@ def test_processes_end_and_the_same_command_goes_on(tmp_path: Path, weights: Pat
     command = [str(script), "gallery", "build", str(path), *asked]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     until(lambda: (path / "building" / "progress.json").exists(), process)
-    workers = children(process.pid)
+    workers = [worker for child in children(process.pid) for worker in children(child)]  # of the one that forks them
     assert workers
     os.kill(process.pid if whom == "parent" else max(workers), signal.SIGKILL)
     said = process.communicate(timeout=60)[1]

@@ -193,7 +193,9 @@ def test_gallery_list(gallery_path: Path) -> None:
     assert [line.split()[0] for line in table[1:]] == ids
     assert table[2].split()[1:4] == [record.family, f"{record.descriptors[0]:.0f}", "m/s"]
     lines = seisbind("gallery", "list", gallery_path, "--json", "--limit", 2).stdout.splitlines()
+    assert record.source
     expected = {"family": record.family, "tags": [], "mean_velocity": float(record.descriptors[0])}
+    expected |= {"source": record.source}
     assert json.loads(lines[1]) == {"model_id": ids[1], "added_at": record.added_at} | expected
     one = seisbind("gallery", "list", gallery_path, "--family", "FlatVel-A", "--family", "Style-B", "--json").stdout
     assert len(one.splitlines()) == families["FlatVel-A"] + families["Style-B"]
