@@ -4,6 +4,7 @@ if __name__ != "seisbind.index":
     raise ImportError(f"imported as {__name__!r}; write 'import seisbind.index' (after 'pip install -e .')")
 
 from seisbind.index.approximate.info import ApproximateInfo
+from seisbind.index.coarse import CoarseModels
 from seisbind.index.gallery import Gallery
 from seisbind.index.info import Distribution, GalleryInfo
 from seisbind.index.search.filter import Filter
@@ -17,6 +18,7 @@ from seisbind.index.verify import VerifyReport, verify_folder
 __all__ = [
     "Added",
     "ApproximateInfo",
+    "CoarseModels",
     "Distribution",
     "Filter",
     "Gallery",
