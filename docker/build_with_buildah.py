@@ -1,11 +1,14 @@
 """Build both images without a container engine, run them as `docker compose` would, and ask them something.
 
-    python docker/build_with_buildah.py --wheels FOLDER [--cache FOLDER] [--python .venv/bin/python]
+    python docker/build_with_buildah.py --wheels FOLDER [--extras bulk,mdio] [--cache FOLDER] [--python PYTHON]
 
 Needs root, Debian's ``buildah`` and ``debootstrap``, and pip's usual index for the wheels. The images are built from a
 Debian base made here, offline, from a folder of wheels. A container is then a chroot into the built image in mount and
 process namespaces of its own: read-only root, a tmpfs on /tmp, a folder on /data, the image's user, no capability, no
 new privileges. What that does not show is said at the end. Exit code 1 where something is not as it should be.
+
+With ``--extras bulk,mdio`` the images have these, too, and a container runs `seisbind bulk retrieve` by actors of Ray
+over a folder with the gather as npy and as an MDIO store. One module because it is one run.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -45,6 +49,8 @@ mount --bind "$DATA" "$ROOT/data"
 mount -t tmpfs -o size=64m,mode=1777,nosuid,nodev,noexec tmpfs "$ROOT/tmp"
 mount -t proc -o nosuid,nodev,noexec proc "$ROOT/proc"
 mount -t tmpfs -o size=1m,mode=755 tmpfs "$ROOT/dev"
+mkdir "$ROOT/dev/shm"
+mount -t tmpfs -o size=64m,mode=1777,nosuid,nodev,noexec tmpfs "$ROOT/dev/shm"
 for device in null zero random urandom; do
   touch "$ROOT/dev/$device"
   mount --bind "/dev/$device" "$ROOT/dev/$device"
@@ -74,6 +80,27 @@ np.save(sys.argv[1], simulate(velocity[:1])[0])
 print(content_id(velocity[0]))
 """
 
+# Writes the gather as an MDIO store, laid out as the tests have it.
+STORE = """
+import sys, warnings
+sys.path[:0] = ["tests/service/formats", "tests/service/support"]
+warnings.simplefilter("ignore")
+from pathlib import Path
+import numpy as np
+from test_mdio import store
+store(Path(sys.argv[2]), np.load(sys.argv[1]), 1000)
+"""
+
+# Prints for each file the first match of its gather, or what was wrong with it.
+READ = """
+import sys
+import pyarrow.parquet as parquet
+for row in parquet.read_table(sys.argv[1]).to_pylist():
+    print(row)
+"""
+
+RUNTIMES = {"cpu": ("onnxruntime", "inversion"), "cuda": ("inversion",)}  # extras, as the Dockerfile has them
+
 # overlay shares layers between images; vfs, which needs nothing of the kernel, copies them
 DRIVER = "overlay" if "overlay" in Path("/proc/filesystems").read_text() else "vfs"
 
@@ -100,9 +127,9 @@ def main() -> None:
     try:
         if not options.built:
             make_base(options.cache, options.mirror, storage)
-            wheels = gather_wheels(options.cache, options.wheels)
+            wheels = gather_wheels(options.cache, options.wheels, options.extras)
             for target in options.target:
-                build(target, wheels, storage)
+                build(target, wheels, storage, options.extras)
         sizes(storage)
         gather, expected = make_sample(options.cache, options.python, options.models)
         for target in options.target:
@@ -123,11 +150,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--python", default=str(ROOT / ".venv/bin/python"), help="has seisbind[simulation]")
     parser.add_argument("--mirror", default="http://deb.debian.org/debian")
     parser.add_argument("--models", type=int, default=2000, help="in the sample gallery, as docker-compose.yml has it")
+    parser.add_argument("--extras", default="", help="of pyproject.toml, beside those that the images have: bulk,mdio")
     parser.add_argument("--target", action="append", choices=["cpu", "cuda"], help="default: both")
     parser.add_argument("--keep", action="store_true", help="leave the images in the cache")
     parser.add_argument("--built", action="store_true", help="try out the images that --keep has left in the cache")
     options = parser.parse_args()
     options.target = options.target or ["cpu", "cuda"]
+    options.extras = [word for word in options.extras.split(",") if word]
     return options
 
 
@@ -180,14 +209,14 @@ def make_base(cache: Path, mirror: str, storage: Path) -> None:
     buildah(storage, "commit", "--quiet", "--rm", container, BASE)
 
 
-def gather_wheels(cache: Path, more: Path | None) -> Path:
+def gather_wheels(cache: Path, more: Path | None, extras: list[str]) -> Path:
     """A folder with every wheel that the images need; pip's own configuration says where they come from."""
     folder = cache / "wheels"
     torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [*needed["project"]["dependencies"], *needed["build-system"]["requires"], f"{torch}+cpu"]
-    for extra in ("onnxruntime", "inversion"):
-        wanted += needed["project"]["optional-dependencies"][extra]
+    for extra in ("onnxruntime", "inversion", *extras):
+        wanted += required(needed["project"]["optional-dependencies"], extra)
     say(f"downloading wheels to {folder}")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", folder, "--only-binary=:all:"]
     command += ["--constraint", ROOT / "constraints.txt", "--python-version", PYTHON]
@@ -196,9 +225,20 @@ def gather_wheels(cache: Path, more: Path | None) -> Path:
     return folder
 
 
-def build(target: str, wheels: Path, storage: Path) -> None:
+def required(extras: dict[str, list[str]], name: str) -> list[str]:
+    """What an extra requires, with those that it names itself."""
+    found = []
+    for line in extras[name]:
+        own = re.fullmatch(r"seisbind\[(.+)\]", line)
+        found += [each for extra in own[1].split(",") for each in required(extras, extra)] if own else [line]
+    return found
+
+
+def build(target: str, wheels: Path, storage: Path, extras: list[str]) -> None:
     begun = time.monotonic()
     arguments = {"BASE": BASE, "PIP_NO_INDEX": "1", "CUDA_TORCH_BUILD": "+cpu"}
+    if extras:
+        arguments["EXTRAS"] = ",".join((*RUNTIMES[target], *extras))
     note = " (with torch's CPU build: its CUDA build and a GPU are not tried here)" if target == "cuda" else ""
     say(f"building {target}{note}")
     buildah(
@@ -256,6 +296,8 @@ def try_out(target: str, storage: Path, options: argparse.Namespace, gather: byt
             ask = Ask(gather, expected, RUNTIME[target])
             serve(root, config, data, options.models, ask, first=True)
             serve(root, config, data, options.models, ask, first=False)
+            if {"bulk", "mdio"} <= set(options.extras):
+                answer_in_bulk(root, config, data, options, expected)
         finally:
             shutil.rmtree(data)
 
@@ -267,6 +309,21 @@ def largest_packages(root: Path) -> str:
     return ", ".join(f"{name} {size} MB" for size, name in sizes[:8])
 
 
+def in_sandbox(
+    root: Path, config: dict[str, Any], data: Path, command: list[str], environment: list[str]
+) -> dict[str, Any]:
+    """The arguments of `subprocess` for a command in a container."""
+    user, _, group = config["User"].partition(":")
+    return {
+        "args": [
+            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", SANDBOX, "sandbox"),
+            *(*config["Env"], *environment, "sh", "-c", f'cd {config["WorkingDir"]}; exec "$@"', "sh", *command),
+        ],
+        "env": {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "ROOT": str(root), "DATA": str(data)}
+        | {"UID_": user, "GID_": group},
+    }
+
+
 @contextmanager
 def started(
     root: Path, config: dict[str, Any], data: Path, models: int
@@ -274,18 +331,11 @@ def started(
     """The container's own command in a sandbox; its log and its port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    environment = [*config["Env"], f"SAMPLE_MODELS={models}", "SEISBIND_HOST=127.0.0.1", f"SEISBIND_PORT={port}"]
-    user, _, group = config["User"].partition(":")
+    environment = [f"SAMPLE_MODELS={models}", "SEISBIND_HOST=127.0.0.1", f"SEISBIND_PORT={port}"]
     log = data.with_suffix(".log")
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [
-                *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", SANDBOX, "sandbox"),
-                *(*environment, "sh", "-c", f'cd {config["WorkingDir"]}; exec "$@"', "sh"),
-                *(*config["Entrypoint"], *config["Cmd"]),
-            ],
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "ROOT": str(root), "DATA": str(data)}
-            | {"UID_": user, "GID_": group},
+            **in_sandbox(root, config, data, [*config["Entrypoint"], *config["Cmd"]], environment),
             stdout=out,
             stderr=subprocess.STDOUT,
         )
@@ -371,6 +421,24 @@ def serve(root: Path, config: dict[str, Any], data: Path, models: int, ask: Ask,
         os.kill(server, signal.SIGTERM)
         code = process.wait(timeout=40)
         check(code == 0, f"SIGTERM: exit code {code}")
+
+
+def answer_in_bulk(root: Path, config: dict[str, Any], data: Path, options: argparse.Namespace, expected: str) -> None:
+    say("bulk retrieval of an npy file and an MDIO store, by Ray")
+    asked = data / "asked"
+    asked.mkdir()
+    shutil.copy(options.cache / "gather.npy", asked)
+    run(options.python, "-c", STORE, asked / "gather.npy", asked / "gather.mdio", cwd=ROOT)
+    command = ["seisbind", "bulk", "retrieve", "/data/asked", "--gallery", "/data/gallery", "--out", "/data/answers"]
+    begun = time.monotonic()
+    done = subprocess.run(
+        **in_sandbox(root, config, data, [*command, "--engine", "ray"], []),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    print("".join(f"    | {line}\n" for line in done.stdout.splitlines()[-6:]), end="")
+    check(done.returncode == 0, f"exit code {done.returncode} after {time.monotonic() - begun:.0f} s")
+    found = run(options.python, "-c", READ, data / "answers").splitlines() if done.returncode == 0 else []
+    check(len(found) == 2 and all(expected in line for line in found), f"{len(found)} answers, of {expected}")
 
 
 def answers(url: str) -> bool:

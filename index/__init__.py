@@ -4,6 +4,7 @@ if __name__ != "seisbind.index":
     raise ImportError(f"imported as {__name__!r}; write 'import seisbind.index' (after 'pip install -e .')")
 
 from seisbind.index.approximate.info import ApproximateInfo
+from seisbind.index.coarse import CoarseModels
 from seisbind.index.coding import CodedModels, code_models
 from seisbind.index.gallery import Gallery
 from seisbind.index.info import Distribution, GalleryInfo
@@ -18,6 +19,7 @@ from seisbind.index.verify import VerifyReport, verify_folder
 __all__ = [
     "Added",
     "ApproximateInfo",
+    "CoarseModels",
     "CodedModels",
     "Distribution",
     "Filter",

@@ -16,7 +16,7 @@ from seisbind.model.confidence.novelty import Verdict
 from seisbind.model.confidence.presence import Evidence, Presence, structure_difference
 
 Float32 = NDArray[np.float32]
-Key = TypeVar("Key")  # of a model in the gallery: its id, or its row
+Key = TypeVar("Key")  # of a model in the gallery: a hit, or its row
 
 CANDIDATES = 30  # most similar models that are ordered by structure
 

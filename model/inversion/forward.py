@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -19,6 +20,12 @@ Float64 = NDArray[np.float64]
 
 PML_CELLS = 10  # what comes back is 0.24 % of the record's rms, less than two operators differ by
 COURANT = 0.65  # as in `waves.wavefield`: OpenFWI's own step at its fastest velocity
+
+
+def require_deepwave() -> None:
+    """Raises MissingExtra where deepwave is not installed, without importing it."""
+    if find_spec("deepwave") is None:
+        raise MissingExtra("deepwave is not installed: pip install 'seisbind[simulation]'.")
 
 
 class Forward:
@@ -40,10 +47,9 @@ class Forward:
     def __init__(
         self, shot_x_m: ArrayLike, frame: Frame, *, boundary: Boundary = ABSORBING, device: str = "cpu"
     ) -> None:
-        try:
-            import deepwave
-        except ImportError as error:
-            raise MissingExtra("deepwave is not installed: pip install 'seisbind[simulation]'.") from error
+        require_deepwave()
+        import deepwave
+
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise InvalidConfig(f"Device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'.")
         self._scalar = deepwave.scalar

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from seisbind.index import Filter, Hit, Hits
 from seisbind.model.confidence.novelty import Verdict
 from seisbind.model.confidence.ranking import Ranking
-from seisbind.model.encoders.embedder import NEIGHBOURS, InferredPhysics, ReadModel
+from seisbind.model.encoders.embedder import NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics, ReadModel
 from seisbind.model.frame import Frame
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES
 from seisbind.model.scale import UNSCALED, Scale
@@ -67,7 +68,24 @@ class InDistribution:
     similarity: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """Gather ``row`` of those ``encoded`` together, from which its model is made once somebody asks for it: a tenth of
+    the time that the gather takes beside its encoding, and few do. ``x0_m``: of the line's first receiver."""
+
+    embedder: Embedder
+    encoded: EncodedGathers
+    row: int
+    x0_m: float
+    scale: Scale
+
+    def model(self) -> VelocityModel | None:
+        """See `Retrieval.model`."""
+        read = self.embedder.read_model(self.encoded.select(np.array([self.row])))
+        return None if read is None else placed(read, 0, frame=self.embedder.frame, x0_m=self.x0_m, scale=self.scale)
+
+
+@dataclass(frozen=True)
 class Retrieval:
     """The answer for one gather, in the true units of its scale.
 
@@ -81,8 +99,7 @@ class Retrieval:
         timings_ms: stage → time for the whole batch.
         velocity: ``(35, 35)`` m/s, cells of 20 m (times the scale): the coarse model that the encoder read, without
             the gallery; None where the weights have no head for it.
-        model: the same on all cells of the frame, in its place on the survey's line and with its 90 % interval where
-            the weights state one: the starting model to take (docs/answers.md); None with ``velocity``.
+        reading: from which `model` is made.
         chosen: the scale, and why; None where none was asked for.
     """
 
@@ -94,8 +111,14 @@ class Retrieval:
     warnings: tuple[Note, ...]
     timings_ms: dict[str, float]
     velocity: Float32 | None = field(default=None, compare=False)
-    model: VelocityModel | None = field(default=None, compare=False)
+    reading: Reading | None = field(default=None, compare=False, repr=False)
     chosen: ChosenScale | None = field(default=None, compare=False)
+
+    @cached_property
+    def model(self) -> VelocityModel | None:
+        """``velocity`` on all cells of the frame, in its place on the survey's line and with its 90 % interval where
+        the weights state one: the starting model to take (docs/answers.md); None with ``velocity``."""
+        return None if self.reading is None else self.reading.model()
 
     @property
     def scale(self) -> Scale:

@@ -7,16 +7,17 @@ first; else the order stays, for of models that do not explain a record the smal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seisbind.model.errors import InvalidQuery, InvalidVelocityModel, NotReady
+from seisbind.model.errors import InvalidQuery, InvalidVelocityModel
 from seisbind.model.frame import VELOCITY_LIMITS_M_S
 from seisbind.model.ground.descriptors import check_velocity
+from seisbind.model.inversion.beside import Models
 from seisbind.model.inversion.check import Check, Verdict, check_models, judge
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.scale import Scale
@@ -144,40 +145,28 @@ def candidates(query: Query, retrieval: Retrieval, velocity: Float32, given: Flo
     return tuple(found)
 
 
-def unless_stopped(stop: Callable[[], bool]) -> Callable[[], None]:
-    """What a check does before waves are modelled: raises NotReady once ``stop`` says that nobody wants its result."""
-
-    def between() -> None:
-        if stop():
-            raise NotReady("The check was stopped: its client left, or the server is shutting down.")
-
-    return between
-
-
 def check_candidates(
     query: Query,
     retrieval: Retrieval,
     found: tuple[Candidate, ...],
     *,
-    device: str = "cpu",
-    stop: Callable[[], bool] = lambda: False,
+    models: Models = check_models,
 ) -> Checked:
     """Model the one gather of ``query`` from each candidate, and what that makes of its answer.
 
     Args:
-        device: of torch.
-        stop: asked before waves are modelled.
+        models: `check_models`, wherever it runs.
 
     Raises:
         InvalidQuery: nothing to check.
         MissingExtra: deepwave is not installed.
-        NotReady: it was stopped.
+        NotReady: ``models`` was stopped.
     """
     if not found:
         raise InvalidQuery("There is nothing to check: no model matches, none is read, none was given.")
     observed, scale = Observed.of(query.prepared), query.scale
     velocity = np.stack([each.velocity for each in found])
-    found_by = check_models(observed, velocity, device=device, between=unless_stopped(stop))
+    found_by = models(observed, velocity)
     done = []
     for candidate, check in zip(found, found_by, strict=True):
         verdict = judge(check.comparison, lowest_hz=check.comparison.lowest_hz * scale.frequency)

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from seisbind.index import Added, Distribution, Filter, GalleryInfo, Hit, Store
+from seisbind.index import Added, CoarseModels, Distribution, Filter, GalleryInfo, Hit, Store
 from seisbind.model.confidence.distinct import distinct as different_ground
 from seisbind.model.confidence.novelty import Verdict
 from seisbind.model.confidence.presence import coarse
@@ -25,6 +26,7 @@ from seisbind.model.errors import InvalidGather, InvalidQuery, UnknownModel, Wei
 from seisbind.model.fingerprint import embeds_alike
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES, check_descriptors, check_velocity
+from seisbind.model.inversion.check import check_models
 from seisbind.model.scale import UNSCALED, AskedScale, Scale, parse_model_scale
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.preparation import OPENFWI
@@ -34,13 +36,13 @@ from seisbind.service.check_schemas import BEST
 from seisbind.service.engine.answers import (
     Found,
     Match,
+    Reading,
     Retrieval,
     SearchResult,
     approximate_note,
     fewer_matches,
     in_distribution,
     neighbours_of,
-    placed,
     quantities,
     ranked,
     scaled,
@@ -95,6 +97,7 @@ class Engine:
         self._info: GalleryInfo | None = None
         self._distribution: Distribution | None = None
         self._counting = threading.Lock()
+        self._coarse = CoarseModels(gallery, partial(coarse, cells=embedder.frame.map_shape[1]))
 
     def info(self) -> GalleryInfo:
         """Facts about the gallery, read again only after a change."""
@@ -200,7 +203,7 @@ class Engine:
         (retrieval,), velocity = self.retrieve_and_read(query, read, watch=Stopwatch())
         found = candidates(query, retrieval, velocity, given)
         check_name(found, named)
-        return check_candidates(query, retrieval, found, device=device)
+        return check_candidates(query, retrieval, found, models=partial(check_models, device=device))
 
     def retrieve_batch(self, queries: Sequence[Query], *, watch: Stopwatch | None = None) -> list[list[Retrieval]]:
         """`retrieve` for several queries at once.
@@ -257,7 +260,6 @@ class Engine:
         with watch("infer"):
             neighbours = None if encoded.descriptors is not None else neighbours_of(found.near)
             physics = quantities(self.embedder.infer_physics(encoded, neighbours))
-            read = self.embedder.read_model(encoded)
 
         def answer(query: Query, number: int, row: int) -> Retrieval:
             """Of gather ``number`` of a query, which is ``row`` of the batch."""
@@ -279,7 +281,7 @@ class Engine:
                 ),
                 timings_ms=dict(watch.timings_ms),
                 velocity=coarse_read if coarse_read is None or scale.k == 1 else coarse_read * np.float32(scale.k),
-                model=None if read is None else placed(read, row, frame=self.frame, x0_m=query.x0_m, scale=scale),
+                reading=Reading(self.embedder, encoded, row, query.x0_m, scale),
                 chosen=query.chosen,
             )
 
@@ -475,25 +477,18 @@ class Engine:
         verdicts: Sequence[Verdict] | None,
     ) -> list[Ranking]:
         """How the hits of each gather are ordered; ``near`` are those of the whole gallery, without a filter."""
-        calibration, read = self.embedder.weights.description.calibration, encoded.velocity
-        cells = 0 if read is None else read.shape[-1]
+        calibration = self.embedder.weights.description.calibration
         return rank(
-            [[hit.model_id for hit in hits] for hits in found],
-            best=[hits[0].model_id for hits in near if hits],
+            found,
+            best=[hits[0] for hits in near if hits],
             similarity=np.array([[hit.similarity for hit in hits[:2]] for hits in near]),
             size=len(self.gallery),
-            read=read,
+            read=encoded.velocity,
             uncertainty=encoded.uncertainty(self.embedder.descriptor_spread),
             presence=None if calibration is None else calibration.presence,
             novelty=verdicts,
-            models=lambda model_ids: self._coarse(model_ids, cells),
+            models=self._coarse.of,
         )
-
-    def _coarse(self, model_ids: Sequence[str], cells: int) -> Float32:
-        """``(n, depth, cells)`` coarse velocity models of the gallery, each read once."""
-        row_of = {model_id: row for row, model_id in enumerate(dict.fromkeys(model_ids))}
-        models = coarse(stacked([each[None] for each in self.gallery.velocities(list(row_of))]), cells)
-        return np.asarray(models[[row_of[model_id] for model_id in model_ids]])
 
 
 def canary_gather(frame: Frame = OPENFWI_FRAME) -> Float32:

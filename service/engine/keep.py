@@ -6,17 +6,16 @@ and a source with the figures of its check.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidQuery, InvalidVelocityModel
+from seisbind.model.inversion.beside import Models
 from seisbind.model.inversion.check import Check, check_models, judge
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.scale import Scale
-from seisbind.service.engine.check import unless_stopped
 from seisbind.service.engine.engine import Engine
 
 Float32 = NDArray[np.float32]
@@ -39,22 +38,20 @@ def check_refined(
     velocity: Float32,
     *,
     scale: Scale,
-    device: str = "cpu",
-    stop: Callable[[], bool] = lambda: False,
+    models: Models = check_models,
 ) -> Check:
     """A refined model ``(depth, x)``, m/s of the frame, against the record that it was refined to explain.
 
     Args:
         scale: in whose true units its verdict is worded.
-        device: of torch.
-        stop: asked before waves are modelled.
+        models: `check_models`, wherever it runs.
 
     Raises:
-        NotReady: it was stopped.
+        NotReady: ``models`` was stopped.
         InvalidVelocityModel: it is not usable as a starting model, so no gallery should answer with it.
         MissingExtra: deepwave is not installed.
     """
-    (check,) = check_models(observed, velocity[None], device=device, between=unless_stopped(stop))
+    (check,) = models(observed, velocity[None])
     verdict = judge(check.comparison, lowest_hz=check.comparison.lowest_hz * scale.frequency)
     if not verdict.usable:
         raise InvalidVelocityModel(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidQuery
+from seisbind.model.inversion.beside import Models
 from seisbind.model.scale import parse_scale
 from seisbind.service.check_schemas import CheckAnswer, CheckFields
 from seisbind.service.engine.bodies import gallery_body, ingest_body, weights_body
@@ -98,9 +97,9 @@ async def check(request: Request) -> Response:
         found = candidates(query, retrieval, velocity[0][: len(retrieval.matches)] / query.scale.k, given)
         check_name(found, fields.candidate)
 
-        def run(engine: Engine, stop: Callable[[], bool]) -> Checked:
+        def run(engine: Engine, models: Models) -> Checked:
             with watch("check"):
-                return check_candidates(query, retrieval, found, device=str(engine.embedder.device), stop=stop)
+                return check_candidates(query, retrieval, found, models=models)
 
         return query, ingest, answered, await serving.on_check(run)
 

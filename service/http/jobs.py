@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from seisbind.model.errors import InvalidConfig, InvalidQuery, JobNotDone, Overloaded, SeisBindError, WeightsMismatch
+from seisbind.model.inversion.beside import Models
 from seisbind.model.inversion.check import Check
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.inversion.refinement import check_memory
@@ -319,7 +320,7 @@ async def keep_job_model(request: Request, response: Response, job_id: str) -> K
                 f"{engine.frame} here. Submit it again."
             )
 
-    def examine(engine: Engine, stop: Callable[[], bool]) -> tuple[Float32, Check, tuple[str, ...]]:
+    def examine(engine: Engine, models: Models) -> tuple[Float32, Check, tuple[str, ...]]:
         check_frame(engine)
         result, made = serving.jobs.store.arrays(job, RESULT), serving.jobs.store.arrays(job, INPUT)
         if result is None or made is None:
@@ -327,9 +328,7 @@ async def keep_job_model(request: Request, response: Response, job_id: str) -> K
         inputs = RefineInput(**made)
         observed = Observed(inputs.traces, inputs.live, inputs.shot_x_m, job.request.frame)
         with serving.metrics.stage("check"):
-            check = check_refined(
-                observed, result["velocity"], scale=job.request.scale, device=str(engine.embedder.device), stop=stop
-            )  # fmt: skip
+            check = check_refined(observed, result["velocity"], scale=job.request.scale, models=models)
         parents = job.request.parents
         return result["velocity"], check, parents[int(result["start"])] if parents else ()
 

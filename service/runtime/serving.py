@@ -15,12 +15,16 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from seisbind.index import GalleryInfo, open_store, search_threads
 from seisbind.index.replicas.source import Lease, source_of
 from seisbind.model.encoders.embedder import Embedder, choose_device
 from seisbind.model.errors import INTERNAL_ERROR, JobsOff, NotReady, Overloaded, SeisBindError
-from seisbind.model.processes import lower_priority, usable_cores
+from seisbind.model.inversion.beside import Checker, Models
+from seisbind.model.inversion.check import Check
+from seisbind.model.inversion.observed import Observed
+from seisbind.model.processes import named_threads, usable_cores
 from seisbind.model.survey.preparation import prepare
 from seisbind.service.engine.engine import Engine, canary_gather
 from seisbind.service.jobs.job import JobState
@@ -37,7 +41,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CHECK_NICENESS = 10  # of the thread that models waves and of those that it starts: a tenth of a busy core is left
 CANARY_DEADLINE_S = 10.0  # behind what the model thread has to do first; a server later than this is not ready for more
 FILE_THREADS = 4  # records read, models removed and answers written: mostly outside the interpreter's lock
 MAX_READERS = 4
@@ -64,9 +67,9 @@ class Serving:
     for gathers in the batches that ``batches`` forms; *reader* threads, one for each core that the encoders leave, read
     and prepare gathers; `FILE_THREADS` *file* threads read records, remove models and write large answers; one
     *picture* thread draws, so that pictures that wait for each other keep nobody else waiting; one *check* thread
-    models waves, at a low priority where threads have one (Linux). The event loop owns ``admitted``, ``uploads``,
-    ``streams``, ``stopping``, ``_reloading`` and ``_parsing``. The current engine is replaced as a whole under
-    ``_lock``, which guards ``_checks`` too; a job keeps the one it began with.
+    waits for waves to be modelled, on a CPU in a process of low priority (`Checker`). The event loop owns
+    ``admitted``, ``uploads``, ``streams``, ``stopping``, ``_reloading`` and ``_parsing``. The current engine is
+    replaced as a whole under ``_lock``, which guards ``_checks`` too; a job keeps the one it began with.
 
     Args:
         sharing: processes that share the cores of the machine, this one included.
@@ -96,15 +99,13 @@ class Serving:
         self._held = self._open()
         log.info("Gathers are embedded by %s on %s.", self.embedder.runtime, self.embedder.device)
         # else a search's second thread waits, busily, for work on the core that reads requests
-        own = partial(search_threads, torch.get_num_threads())
-        self._model = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=own)
+        self._model = named_threads("model", 1, partial(search_threads, torch.get_num_threads()))
         # more readers than cores would only take the interpreter's lock from each other
-        self._readers = ThreadPoolExecutor(max(1, min(MAX_READERS, left)), thread_name_prefix="reader")
-        self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
-        self._drawing = ThreadPoolExecutor(1, thread_name_prefix="picture")
-        self._checking = ThreadPoolExecutor(
-            1, thread_name_prefix="check", initializer=partial(lower_priority, CHECK_NICENESS)
-        )
+        self._readers = named_threads("reader", max(1, min(MAX_READERS, left)))
+        self._files = named_threads("file", FILE_THREADS)
+        self._drawing = named_threads("picture", 1)
+        self._checking = named_threads("check", 1)
+        self._checker = Checker(str(self.embedder.device))
         self.batches = Batcher(
             lambda job: self._submit(self._model, job),
             max_batch=settings.max_batch,
@@ -250,8 +251,8 @@ class Serving:
         """Run ``draw`` on the picture thread."""
         return await self._run(self._drawing, draw)
 
-    async def on_check(self, job: Callable[[Engine, Callable[[], bool]], T]) -> T:
-        """Run ``job`` on the check thread; it is given a function that says whether nobody wants its result any more.
+    async def on_check(self, job: Callable[[Engine, Models], T]) -> T:
+        """Run ``job`` on the check thread; it is given what models waves, which ends once nobody wants its result.
 
         Raises:
             Overloaded: as many checks wait or run as may.
@@ -263,9 +264,11 @@ class Serving:
                 )
             self._checks += 1
         left = threading.Event()
-        running = self._submit(
-            self._checking, lambda engine: job(engine, lambda: left.is_set() or self.stopping.is_set())
-        )
+
+        def models(observed: Observed, velocity: NDArray[np.float32]) -> list[Check]:
+            return self._checker.check_models(observed, velocity, stop=lambda: left.is_set() or self.stopping.is_set())
+
+        running = self._submit(self._checking, lambda engine: job(engine, models))
         running.add_done_callback(self._check_ended)
         try:
             return await asyncio.wrap_future(running)
@@ -391,4 +394,5 @@ class Serving:
             self._jobs.close()
         for pool in (self._model, self._readers, self._files, self._drawing, self._checking):
             pool.shutdown(wait=True)
+        self._checker.close()
         self._held.close()

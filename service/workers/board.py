@@ -81,14 +81,20 @@ class Followed:
 
 
 class Board:
-    """The folder, as worker ``index`` of ``count`` sees it."""
+    """The folder, as worker ``index`` of ``count`` sees it.
+
+    A worker that is being replaced serves on until its successor does, but says nothing from when that has begun: what
+    is read there is of the successor, and who asked for a reload waits for that one.
+    """
 
     def __init__(self, folder: Path, index: int, count: int) -> None:
         self.folder, self.index, self.count = folder, index, count
+        self._begun = time.monotonic()
         self._seen = self._asked()
 
     def begin(self) -> None:
         """This worker is there, and opens the gallery from now on."""
+        self._begun = time.monotonic()
         self._tell(Standing(self.index, State.STARTING))
         self._seen = self._asked()
 
@@ -106,7 +112,8 @@ class Board:
             [one.name, one.documentation, one.type, [[s.name, s.labels, s.value] for s in one.samples]]
             for one in metrics.collect()
         ]
-        self._put(f"metrics-{self.index}", json.dumps(told))
+        if self._speaks():
+            self._put(f"metrics-{self.index}", json.dumps(told))
 
     def merged(self, metrics: Metrics) -> Iterator[Metric]:
         """The metrics of all workers, one family for each name, each sample with the label `LABEL`.
@@ -141,13 +148,21 @@ class Board:
         if told is None:
             return Standing(index, State.ABSENT)
         silent_s = time.monotonic() - told.pop("at")  # of the machine, the same for all its processes
+        del told["begun"]
         found = Standing(**told | {"state": State(told["state"])})
         if found.state is not State.STARTING and silent_s > STALE_S:
             return Standing(index, State.NOT_READY, found.generation, f"It has said nothing for {silent_s:.0f} s.")
         return found
 
     def _tell(self, standing: Standing) -> None:
-        self._put(f"standing-{self.index}", json.dumps(asdict(standing) | {"at": time.monotonic()}))
+        if self._speaks():
+            told = asdict(standing) | {"at": time.monotonic(), "begun": self._begun}
+            self._put(f"standing-{self.index}", json.dumps(told))
+
+    def _speaks(self) -> bool:
+        """Whether no successor has begun, or the one that had begun has ended."""
+        told = self._read(f"standing-{self.index}")
+        return told is None or bool(told["begun"] <= self._begun)
 
     # Reloading
 
@@ -178,7 +193,8 @@ class Board:
         """What became of a request in this worker."""
         self._seen = max(self._seen, one.number)
         with suppress(OSError):  # a full disk; who asked waits, and then answers without this worker
-            self._put(f"followed-{self.index}", json.dumps(asdict(one)))
+            if self._speaks():
+                self._put(f"followed-{self.index}", json.dumps(asdict(one)))
 
     def outcomes(self, number: int) -> list[Followed | None]:
         """Of request ``number``, for each worker; None: it is yet to follow. One that is not there need not, for it

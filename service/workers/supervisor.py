@@ -202,6 +202,7 @@ class Supervisor(Multiprocess):
             if not self._serves(worker):
                 worker.kill()
                 worker.join()
+                Board.has_ended(self._places[index].folder, index)  # the one before speaks again
                 if self._ending():
                     return
                 log.error("A new worker %d could not serve; the one before goes on, and so do those after it.", index)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from seisbind.index import Filter, Gallery
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import InvalidVelocityModel, NotReady
+from seisbind.model.inversion.beside import Models, unless_stopped
+from seisbind.model.inversion.check import check_models
 from seisbind.model.inversion.forward import Forward
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.scale import UNSCALED, Scale
@@ -77,13 +80,16 @@ def test_the_check_of_a_refined_model_stops_between_its_surfaces(
         modelled.append(1)
         return run(self, *args)
 
+    def stopping(stop: Callable[[], bool]) -> Models:
+        return partial(check_models, between=unless_stopped(stop))
+
     monkeypatch.setattr(Forward, "__call__", counted)
     wrong = np.full_like(models[0][0], 4400)  # explains nothing, so that a free surface is tried, too
     with pytest.raises(NotReady, match="stopped"):
-        check_refined(observed, wrong, scale=UNSCALED, stop=lambda: True)
+        check_refined(observed, wrong, scale=UNSCALED, models=stopping(lambda: True))
     assert not modelled
     with pytest.raises(NotReady, match="stopped"):
-        check_refined(observed, wrong, scale=UNSCALED, stop=lambda: bool(modelled))
+        check_refined(observed, wrong, scale=UNSCALED, models=stopping(lambda: bool(modelled)))
     assert len(modelled) == 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from seisbind.model.inversion.beside import Checker
 from seisbind.model.inversion.forward import Forward
 from seisbind.service.check_schemas import CheckAnswer
 from seisbind.service.client.client import Client
@@ -89,7 +89,7 @@ def test_a_candidate_that_there_is_not_is_refused_before_waves_are_modelled(
     served: Any, gathers: Float32, monkeypatch: pytest.MonkeyPatch, candidate: str
 ) -> None:
     modelled: list[int] = []
-    monkeypatch.setattr(Forward, "__call__", lambda self, *args: modelled.append(1))
+    monkeypatch.setattr(Checker, "check_models", lambda self, *args, **more: modelled.append(1))
     refused = send(served, gathers[0], format="png", candidate=candidate, top_k=2)
     assert (refused.status_code, refused.json()["code"], modelled) == (422, "invalid_query", [])
     assert f"no candidate {candidate!r}; there are best, match 1, match 2, mean" in refused.json()["detail"]
@@ -125,6 +125,7 @@ def test_one_too_many_is_told_to_retry_and_retrieval_goes_on(serve: Any, gathers
 
 def test_who_leaves_is_not_modelled_for(serve: Any, gathers: Float32, monkeypatch: pytest.MonkeyPatch) -> None:
     served, begun, gate, modelled = serve(), threading.Event(), threading.Event(), []
+    served.serving._checker.apart = False  # as on a GPU
     run = Forward.__call__
 
     def slow(self: Forward, *args: Any) -> Any:
@@ -160,15 +161,6 @@ def test_without_deepwave_there_is_one_clear_error(
     refused = send(served, gathers[0], top_k=1)
     assert (refused.status_code, refused.json()["code"]) == (501, "missing_extra")
     assert "seisbind[simulation]" in refused.json()["detail"]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")
-def test_checks_have_a_low_priority(served: Any) -> None:
-    def niceness() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    assert served.serving._checking.submit(niceness).result() == 10
-    assert served.serving._model.submit(niceness).result() < 10
 
 
 class Only:

@@ -171,6 +171,39 @@ def test_the_board_says_how_each_worker_stands(pair: tuple[Board, Board], monkey
     assert "said nothing" in first.standings()[1].why and first.standings()[0].state is State.STARTING
 
 
+def test_a_worker_that_is_being_replaced_says_nothing(pair: tuple[Board, Board]) -> None:
+    """Who asked for a reload waits for the successor; where that could not serve, the one before speaks again."""
+    first, second = pair
+    loaded: list[str] = []
+
+    def reload(name: str) -> Callable[[], Awaitable[str]]:
+        async def load() -> str:
+            loaded.append(name)
+            return name
+
+        return load
+
+    async def story() -> None:
+        with attending(second, reload("before")):
+            while first.standings()[1].state is not State.READY:
+                await asyncio.sleep(0.01)
+            successor = Board(second.folder, 1, 2)
+            successor.begin()
+            number = first.ask("2-second")
+            while second._seen < number:  # it has loaded the gallery, too, and would have said so by now
+                await asyncio.sleep(0.01)
+            assert loaded == ["before"]
+            assert first.outcomes(number)[1] is None and first.standings()[1].state is State.STARTING
+            with attending(successor, reload("after")):
+                assert (await first.all_followed(number))[1] == Followed(1, number, "after")
+            Board.has_ended(second.folder, 1)
+            while first.standings()[1].state is not State.READY:
+                await asyncio.sleep(0.01)
+            assert (await first.all_followed(first.ask("2-second")))[1] == Followed(1, 2, "before")
+
+    asyncio.run(story())
+
+
 class _Process:
     """A worker that is there, or not, and serves once it was looked at so many times."""
 
