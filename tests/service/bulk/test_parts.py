@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from numpy.typing import NDArray
 
 from dying import die
@@ -24,6 +25,7 @@ from seisbind.service.bulk.executors import in_processes, on_ray
 from seisbind.service.bulk.folder import MANIFEST, PartsFolder, write_parts
 from seisbind.service.bulk.gather_jobs import GatherJob, GatherWorker
 from seisbind.service.bulk.places import named_inputs, open_at
+from seisbind.service.commands.main import app
 from seisbind.service.engine.check_bodies import check_body
 from seisbind.service.engine.query import Query
 from seisbind.service.formats.reader import Geometry
@@ -158,6 +160,16 @@ def test_the_command_says_what_runs_it(
     assert again.exit_code == 2 and "other options" in again.stderr
     wrong = bulk("retrieve", *words, "--engine", "dask")
     assert wrong.exit_code == 2 and "--engine is auto, ray or processes" in wrong.stderr
+
+
+def test_commands_over_gathers_share_their_options() -> None:
+    commands: Any = typer.main.get_command(app)
+    options = {
+        name: {each.name: each.default for each in command.params if each.name not in ("chunk", "top_k")}
+        for name, command in commands.commands["bulk"].commands.items()
+    }
+    assert options["retrieve"] == options["check"] and {"gallery", "scale", "address"} <= set(options["check"])
+    assert set(options["check"]) - set(options["embed"]) == {"gallery", "exact", "filter", "distinct"}
 
 
 @pytest.mark.long
