@@ -4,10 +4,10 @@
     python benchmarks/bulk.py --gathers 1000 5000 --workers 2 --rounds 1
     python benchmarks/bulk.py --gathers 100000 --workers 2 --rounds 1
 
-The input is one stack, named as often as the number of gathers wants (symbolic links): one
-gather with noise of the seed. Rates are those from the first part done to the last, so that starting processes
-does not count; numbers of workers in turn, ``--rounds`` times, medians. Memory is the sum of the proportional set sizes
-(PSS) of this process and all below it, at its highest, looked at every quarter of a second.
+The input is one stack of 128 gathers, named as often as the number of gathers wants (symbolic links): records of eight
+models with noise of the seed. Rates are those from the first part done to the last, so that starting processes
+does not count; numbers of workers in turn, ``--rounds`` times, medians. Memory is that of `peak_memory`, at its highest
+and, of long runs, at its highest within each 20,000 gathers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,63 +24,25 @@ from statistics import median
 
 import numpy as np
 import pyarrow.parquet as pq
+from peak_memory import Peak
 
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.ground.families import mixed
 from seisbind.model.processes import usable_cores
+from seisbind.model.waves.wavefield import simulate
 from seisbind.service.bulk.backends import RetrieveOptions
-from seisbind.service.bulk.chunks import CHUNK, Chunk, Job, Outcome, plan_chunks
+from seisbind.service.bulk.chunks import CHUNK, Chunk, Outcome
 from seisbind.service.bulk.executors import in_processes, on_ray
 from seisbind.service.bulk.folder import PartsFolder, write_parts
+from seisbind.service.bulk.gather_jobs import GatherJob
 from seisbind.service.bulk.places import named_inputs
-from seisbind.service.engine.engine import canary_gather
 from seisbind.service.engine.gallery_builder import build_gallery
 
 SEED = 18
 STACK = 128  # gathers of the one stack
 MODELS = 2000
-
-
-def below(pid: int) -> Iterator[int]:
-    """A process, and all that it and its own have started."""
-    yield pid
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            started = task.read_text().split()
-        except OSError:
-            continue
-        for child in started:
-            yield from below(int(child))
-
-
-def pss_bytes() -> int:
-    total = 0
-    for pid in below(os.getpid()):
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
-    return total
-
-
-class Peak:
-    """The highest `pss_bytes` while the block runs."""
-
-    def __enter__(self) -> Peak:
-        self.bytes = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.25):
-            self.bytes = max(self.bytes, pss_bytes())
+SIMULATED = 8  # of the models, whose records are repeated
+LAP = 20_000  # gathers
 
 
 def links(folder: Path, stack: Path, gathers: int) -> Path:
@@ -93,19 +54,25 @@ def links(folder: Path, stack: Path, gathers: int) -> Path:
     return named
 
 
-def run(job: Job, line: Path, out: Path, workers: int, engine: str) -> tuple[float, int, int, float]:
+def run(job: GatherJob, line: Path, out: Path, workers: int, engine: str) -> tuple[float, int, int, float]:
     """Gathers a second from the first part to the last, gathers answered, peak memory, and seconds in all."""
     seen: list[tuple[float, int]] = []
-    chunks = plan_chunks(named_inputs([str(line)]))
+    chunks = job.chunks(named_inputs([str(line)]))
 
     def execute(some: Sequence[Chunk]) -> Iterator[Outcome]:
         return on_ray(job, some, workers, None) if engine == "ray" else in_processes(job, some, workers)
 
+    def progress(done: int) -> None:
+        if not done:
+            return
+        if seen and done // LAP > seen[-1][1] // LAP:
+            spent, most = time.perf_counter() - began, peak.lap() / 1e6
+            print(f"  {done} gathers, {spent:.0f} s, peak since the line before {most:.0f} MB", flush=True)
+        seen.append((time.perf_counter(), done))
+
     began = time.perf_counter()
     with Peak() as peak, PartsFolder(out, {"benchmark": "bulk"}) as folder:
-        tally = write_parts(
-            folder, chunks, execute, progress=lambda done: seen.append((time.perf_counter(), done)) if done else None
-        )
+        tally = write_parts(folder, chunks, execute, progress=progress)
     (start, first), (end, last) = seen[0], seen[-1]
     return (last - first) / (end - start), tally.answered, peak.bytes, time.perf_counter() - began
 
@@ -134,14 +101,14 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         folder, rng = Path(name), np.random.default_rng(SEED)
-        gather = canary_gather()
-        noise = rng.normal(size=(STACK, *gather.shape[-3:])).astype(np.float32)
-        np.save(folder / "stack.npy", gather.reshape(gather.shape[-3:]) + 0.02 * gather.std() * noise)
-        del noise
         velocity, family = mixed(MODELS, SEED)
+        records = simulate(velocity[:SIMULATED])
+        noise = rng.standard_normal((STACK, *records.shape[1:]), dtype=np.float32)
+        np.save(folder / "stack.npy", np.tile(records, (STACK // SIMULATED, 1, 1, 1)) + 0.02 * records.std() * noise)
+        del noise, records
         build_gallery(folder / "gallery", Embedder.load(device="cpu"), [(velocity, family.tolist())], source="bulk")
         del velocity
-        job = Job("retrieve", str(folder / "gallery"), None, "cpu", options=RetrieveOptions())
+        job = GatherJob("retrieve", str(folder / "gallery"), None, "cpu", options=RetrieveOptions())
         for gathers in args.gathers:
             line, rates = links(folder, folder / "stack.npy", gathers), {each: [] for each in args.workers}
             answers = None

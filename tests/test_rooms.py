@@ -50,7 +50,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"model/encoders", "index", "service", "service/formats", "service/engine", "service/runtime"}
     | {"service/jobs", "service/transport", "service/workers", "model/inversion"},
     "service/bulk": MODEL
-    | {"model/encoders", "index", "service", "service/formats", "service/engine", "service/client"},
+    | {
+        "model/encoders",
+        "model/datasets",
+        "model/waves",
+        "index",
+        "service",
+        "service/formats",
+        "service/engine",
+        "service/client",
+    },
 }
 MAY_IMPORT["service/terminal"] = set()
 MAY_IMPORT["service/gallery_commands"] = {"model", "index", "index/maintenance", "index/replicas"}

@@ -3,4 +3,4 @@
 OpenFWI's files, simulated files of that layout, prepared pairs for training, and random acquisitions.
 """
 
-__all__ = ["acquisition", "openfwi", "own_survey", "pairs", "simulation"]
+__all__ = ["acquisition", "openfwi", "own_survey", "pairs", "simulation", "writer"]

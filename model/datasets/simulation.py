@@ -91,25 +91,13 @@ def simulate_dataset(
             worker died.
         MissingExtra: the engine is not installed.
     """
-    _check(families, count, seed, per_file)
     if processes is not None and processes < 1:
         raise InvalidConfig(f"{processes} processes; at least 1 is needed.")
+    manifest = dataset_recipe(
+        families, count=count, seed=seed, engine=engine, boundary=boundary, frame=frame, per_file=per_file
+    )
     # Tried here so that a wrong option is refused before anything is written
-    tried = generate(families[0], 1, np.random.default_rng(0), frame=frame)
-    simulate(tried, frame=frame, engine=engine, boundary=boundary, samples=1, device=device)
-    manifest: dict[str, Any] = {
-        "format": 1,
-        "seisbind": version("seisbind"),
-        "seed": seed,
-        "families": list(families),
-        "count": count,
-        "per_file": per_file,
-        "engine": engine,
-        "boundary": asdict(boundary),
-        "geology": checksum(families),
-    }
-    if frame != OPENFWI_FRAME:
-        manifest["frame"] = frame.to_dict()
+    try_engine(families[0], engine=engine, boundary=boundary, frame=frame, device=device)
     files = [
         _File(family, number, min(per_file, count - start))
         for family in families
@@ -135,6 +123,72 @@ def simulate_dataset(
             progress=progress,
         )
     return SimulatedDataset(out, total, len(files), len(files) - len(missing))
+
+
+def dataset_recipe(
+    families: Sequence[str],
+    *,
+    count: int,
+    seed: int,
+    engine: Engine,
+    boundary: Boundary = ABSORBING,
+    frame: Frame = OPENFWI_FRAME,
+    per_file: int,
+) -> dict[str, Any]:
+    """What a folder of `simulate_dataset` says of itself, as JSON; arguments as there.
+
+    Raises:
+        InvalidConfig: an unknown or repeated family, or a number out of range.
+    """
+    _check(families, count, seed, per_file)
+    manifest: dict[str, Any] = {
+        "format": 1,
+        "seisbind": version("seisbind"),
+        "seed": seed,
+        "families": list(families),
+        "count": count,
+        "per_file": per_file,
+        "engine": engine,
+        "boundary": asdict(boundary),
+        "geology": checksum(families),
+    }
+    if frame != OPENFWI_FRAME:
+        manifest["frame"] = frame.to_dict()
+    return manifest
+
+
+def try_engine(family: str, *, engine: Engine, boundary: Boundary, frame: Frame, device: str) -> None:
+    """Record one sample. Raises what `wavefield.simulate` raises for options that cannot be."""
+    tried = generate(family, 1, np.random.default_rng(0), frame=frame)
+    simulate(tried, frame=frame, engine=engine, boundary=boundary, samples=1, device=device)
+
+
+def simulate_file(
+    out: Path,
+    family: str,
+    *,
+    number: int,
+    count: int,
+    seed: int,
+    engine: Engine,
+    boundary: Boundary = ABSORBING,
+    frame: Frame = OPENFWI_FRAME,
+    device: str = "cpu",
+) -> None:
+    """Write one pair of files of a dataset in this process: what `simulate_dataset` writes under its number.
+
+    Args:
+        out: root of the dataset.
+        number: of the file, from 1.
+        count: pairs in it.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    record = partial(simulate, frame=frame, engine=engine, boundary=boundary, device=device)
+    with ExitStack() as opened:
+        for chunk in _chunks(out, _File(family, number, count), seed, frame, record, opened):
+            chunk.store(chunk.record())
 
 
 def _check(families: Sequence[str], count: int, seed: int, per_file: int) -> None:

@@ -1,6 +1,18 @@
 """Many files at once, by an engine or by a server, into JSON lines, a Parquet table or a folder of parts.
 
-`run` sends each input to a backend and writes its answers; `executors` share chunks of them among processes or Ray.
+Jobs (`gather_jobs`, `section_jobs`, `simulation_jobs`) say what is done with a chunk; `executors` share chunks among
+processes or Ray, `folder` keeps their parts, and `run` writes lines, one file after another.
 """
 
-__all__ = ["backends", "chunks", "executors", "folder", "inputs", "parquet", "places", "run"]
+__all__ = [
+    "backends",
+    "chunks",
+    "executors",
+    "folder",
+    "gather_jobs",
+    "parquet",
+    "places",
+    "run",
+    "section_jobs",
+    "simulation_jobs",
+]

@@ -31,6 +31,7 @@ INPUT_ERRORS = frozenset(
         "dataset_error",
         "invalid_gather",
         "invalid_survey",
+        "invalid_velocity_model",
         "malformed_upload",
         "unsupported_dtype",
         "unsupported_format",

@@ -1,6 +1,6 @@
-"""What runs chunks side by side: processes of this machine, or actors of Ray Data. Both run `chunks.Worker`.
+"""What runs chunks side by side: processes of this machine, or actors of Ray Data. Both open the job's worker once.
 
-Chunks name their gathers; arrays are read where they are worked on. Bytes of parts come back, to the one that writes.
+Chunks name their items; arrays are read where they are worked on. Bytes of parts come back, to the one that writes.
 """
 
 from __future__ import annotations
@@ -10,18 +10,41 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
-from seisbind.model.errors import GalleryError, InvalidConfig, MissingExtra
+from seisbind.model.errors import GalleryError, InvalidConfig, MissingExtra, SeisBindError
 from seisbind.model.processes import usable_cores, worker_pool
 from seisbind.service.bulk.chunks import Chunk, Job, Outcome, Worker
 
 AHEAD = 2  # chunks that a worker has or waits for it
-DEATHS = 3  # of workers, one after another without a chunk done in between
+DEATHS = 3  # of workers, one after another without a chunk done in between; on Ray, of a chunk's workers
 MOST_BLOCKS = 10_000  # of a dataset of Ray; more chunks share them
 OBJECT_STORE_BYTES = 256 << 20  # of a Ray started here: it holds names of chunks and parts, no gathers
 
-_held: tuple[Job, Worker] | None = None  # of a process of the pool
+
+class OpenedJob:
+    """A worker, opened once; what is wrong with more than a chunk becomes an outcome, which crosses to the writer."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._worker: Worker | None = None
+        self._wrong = ""
+        try:
+            self._worker = job.open()
+        except (SeisBindError, OSError) as error:
+            self._wrong = str(error)
+
+    def __call__(self, chunk: Chunk) -> Outcome:
+        if self._worker is None:
+            return Outcome(chunk, stopped=self._wrong)
+        try:
+            return self._worker.part(chunk)
+        except (SeisBindError, OSError) as error:
+            return Outcome(chunk, stopped=str(error))
+
+
+_held: OpenedJob | None = None  # of a process of the pool
 
 
 def default_workers(device: str) -> int:
@@ -75,25 +98,25 @@ def in_processes(job: Job, chunks: Sequence[Chunk], workers: int) -> Iterator[Ou
 
 def _work(job: Job, chunk: Chunk) -> Outcome:
     global _held
-    if _held is None or _held[0] != job:
-        _held = (job, Worker(job))
-    return _held[1](chunk)
+    if _held is None or _held.job != job:
+        _held = OpenedJob(job)
+    return _held(chunk)
 
 
 class Actor:
-    """A `chunks.Worker` as Ray Data calls it: a row with a chunk's fields in, the outcome's out."""
+    """An `OpenedJob` as Ray Data calls it: a row with a chunk's fields in, the outcome's out."""
 
     def __init__(self, job: Job) -> None:
         from torch import set_num_threads
 
         set_num_threads(1)
-        self._worker = Worker(job)
+        self._opened = OpenedJob(job)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         chunk = Chunk(
             int(row["number"]), str(row["file"]), int(row["first"]), None if row["whole"] else int(row["last"])
         )
-        found = self._worker(chunk)
+        found = self._opened(chunk)
         done = {"part": found.part, "answered": found.answered, "failed": found.failed, "stopped": found.stopped or ""}
         return {"place": int(row["place"]), **done}
 
@@ -110,6 +133,7 @@ def on_ray(job: Job, chunks: Sequence[Chunk], workers: int | None, address: str 
     Raises:
         MissingExtra: Ray is not installed.
         InvalidConfig: no cluster there.
+        GalleryError: Ray gave up, as for a chunk whose actors die again and again.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -132,19 +156,48 @@ def on_ray(job: Job, chunks: Sequence[Chunk], workers: int | None, address: str 
              "whole": each.last is None}
             for place, each in enumerate(chunks)
         ]  # fmt: skip
-        made = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map(
-            Actor,
-            fn_constructor_args=(job,),
-            compute=ray.data.ActorPoolStrategy(size=min(size, len(rows))),
-            num_cpus=None if gpus else 1,
-            num_gpus=1 if gpus else None,
-        )
-        for row in made.iter_rows():
+        with _translated(ray, len(chunks)):
+            made = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map(
+                Actor,
+                fn_constructor_args=(job,),
+                compute=ray.data.ActorPoolStrategy(size=min(size, len(rows))),
+                num_cpus=None if gpus else 1,
+                num_gpus=1 if gpus else None,
+                max_task_retries=DEATHS,
+            )
+            found = iter(made.iter_rows())
+        while True:
+            with _translated(ray, len(chunks)):
+                row = next(found, None)
+            if row is None:
+                break
             chunk = chunks[int(row["place"])]
             yield Outcome(chunk, row["part"], int(row["answered"]), int(row["failed"]), row["stopped"] or None)
     finally:
         if began:
             ray.shutdown()
+
+
+@contextmanager
+def _translated(ray: Any, parts: int) -> Iterator[None]:
+    """Whatever Ray raises as one sentence: it has dozens of kinds, and puts traces of other machines into them."""
+    try:
+        yield
+    except SeisBindError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.ActorUnavailableError):
+            what = f"the workers of one part died {DEATHS + 1} times, perhaps out of memory"
+        elif isinstance(error, ray.exceptions.RayError):
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            what = f"{kind}: {(lines or ['no reason given'])[-1]:.200}"
+        else:
+            what = f"{kind}: {(str(error).splitlines() or ['no reason given'])[0]:.200}"
+        raise GalleryError(
+            f"Ray ended the run of {parts} parts: {what}. Parts that are written are kept, and the same command "
+            "continues; Ray's own logs have more."
+        ) from error
 
 
 def _begin(ray: Any, workers: int | None, address: str | None) -> None:
@@ -154,9 +207,16 @@ def _begin(ray: Any, workers: int | None, address: str | None) -> None:
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InvalidConfig(f"No Ray cluster answers at {address}: {str(error).splitlines()[0]}") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InvalidConfig(f"No Ray cluster answers at {address}: {reason:.300}") from error
         return
     cores = (workers or usable_cores()) + 1  # one for the dataset's own tasks
-    ray.init(
-        address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
-    )  # fmt: skip
+    try:
+        ray.init(
+            address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
+        )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise GalleryError(
+            f"Ray does not start on this machine: {reason:.300} Give --engine processes to go without it."
+        ) from error

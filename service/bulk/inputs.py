@@ -19,6 +19,7 @@ from seisbind.service.formats.reader import SUFFIXES, Geometry, check_axes, read
 
 WILDCARDS = frozenset("*?[")
 START_BYTES = MAX_HEADER_BYTES + 12
+STORE_SUFFIXES = (".mdio", ".zarr")  # of folders that are meant as stores, also where they cannot be read as one
 NPZ_LIMITS = Limits(unpacked_bytes=8 << 30, items=1 << 31)  # the user's own, which has to fit into memory
 
 
@@ -54,14 +55,14 @@ class NpyFile:
 
 def gather_files(named: Sequence[Path]) -> list[Path]:
     """The files of ``named``, each once: files as they are, folders and patterns (``*``, ``**``) in order of name;
-    an MDIO store is a file.
+    an MDIO store, and a folder that is called one, is a file.
 
     Raises:
         DatasetError: a folder or a pattern without any.
     """
     found: dict[Path, None] = {}
     for path in named:
-        if is_mdio(path):
+        if _is_store(path):
             some, nothing = [path], ""
         elif path.is_dir():
             some = sorted(each for each in path.iterdir() if _is_of_gathers(each))
@@ -70,7 +71,7 @@ def gather_files(named: Sequence[Path]) -> list[Path]:
             some = sorted(
                 each
                 for each in Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-                if each.is_file() or is_mdio(each)
+                if each.is_file() or _is_store(each)
             )
             nothing = f"No file fits {path}."
         else:
@@ -82,7 +83,11 @@ def gather_files(named: Sequence[Path]) -> list[Path]:
 
 
 def _is_of_gathers(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES if path.is_file() else is_mdio(path)
+    return path.suffix.lower() in SUFFIXES if path.is_file() else _is_store(path)
+
+
+def _is_store(path: Path) -> bool:
+    return is_mdio(path) or (path.suffix.lower() in STORE_SUFFIXES and path.is_dir())
 
 
 def open_gathers(path: Path, geometry: Geometry) -> GatherFile:

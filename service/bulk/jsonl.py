@@ -72,7 +72,7 @@ class AnswerLines:
     asked for or written again. The kernel keeps a second run out as long as this one lives.
 
     Attributes:
-        tallies: for each file of gathers, its lines; those of earlier runs included.
+        tallies: for each file of gathers, by its name, its lines; those of earlier runs included.
 
     Raises:
         InvalidConfig: it is no such file, it was made with other options, weights or gallery, or another run writes it.
@@ -83,7 +83,7 @@ class AnswerLines:
         if path.exists() and not path.is_file():
             raise InvalidConfig(f"{path} is no file that a run could continue; --json prints answers.")
         self.path = path
-        self.tallies: defaultdict[Path, FileTally] = defaultdict(FileTally)
+        self.tallies: defaultdict[str, FileTally] = defaultdict(FileTally)
         self._asked = dict(asked)
         self._backend = backend
         try:
@@ -102,11 +102,11 @@ class AnswerLines:
     def __exit__(self, *error: object) -> None:
         self._lines.close()
 
-    def write(self, file: Path, gathers: int | None, found: StreamAnswer | Failure) -> None:
+    def write(self, file: str, gathers: int | None, found: StreamAnswer | Failure) -> None:
         """Add one line; it is in the hands of the operating system on return."""
         source = found if isinstance(found, StreamAnswer) else self._backend
         line = AnswerLine(
-            file=str(file),
+            file=file,
             gather=found.index,
             gathers=gathers,
             asked=self._asked,
@@ -122,7 +122,7 @@ class AnswerLines:
         last = None
         for number, text in enumerate(self._lines.whole(), start=1):
             line = self._parse(text, number)
-            self.tallies[Path(line.file)].add(line)
+            self.tallies[line.file].add(line)
             if last is None or last.error is not None or line.error is None:
                 last = line  # an answer has what answered; an error only what was asked
         if last is not None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from seisbind.model.errors import SeisBindError, ServerRefused, ServerUnreachable
-from seisbind.service.bulk.backends import Backend, Failure, RetrieveOptions, failure
-from seisbind.service.bulk.inputs import open_gathers
+from seisbind.model.errors import ServerRefused, ServerUnreachable
+from seisbind.service.bulk.backends import Backend, Failure, RetrieveOptions
+from seisbind.service.bulk.chunks import Chunk
+from seisbind.service.bulk.gather_jobs import answers
 from seisbind.service.bulk.jsonl import AnswerLines
-from seisbind.service.formats.reader import Geometry
-from seisbind.service.schemas import StreamAnswer
 
 PARQUET = ".parquet"
 
@@ -42,7 +41,7 @@ def lines_of(out: Path) -> Path:
 
 
 def retrieve_all(
-    files: Sequence[Path],
+    files: Sequence[Path | str],
     backend: Backend,
     options: RetrieveOptions,
     out: Path,
@@ -50,7 +49,9 @@ def retrieve_all(
     fail_fast: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Tally:
-    """Write a line for each gather of ``files`` that has none yet into ``out``.
+    """Write a line for each gather of ``files`` that has none yet into ``out``, in their order.
+
+    A file is one chunk from its first gather without a line on, whose answers are written as they come.
 
     Args:
         fail_fast: stop after the first gather that has an error.
@@ -60,16 +61,23 @@ def retrieve_all(
         InvalidConfig: see `AnswerLines`.
         SeisBindError: what is wrong is not wrong with one file or gather alone; what was answered is kept.
     """
+    names = list(map(str, files))
     with AnswerLines(out, options.to_json(), backend) as lines:
-        earlier = done = sum(lines.tallies[file].lines for file in files)
+        earlier = done = sum(lines.tallies[name].lines for name in names)
         progress(done)
-        for file, gathers, found in _answers(files, backend, options.geometry, lines):
-            lines.write(file, gathers, found)
+        left = [
+            Chunk(number, name, lines.tallies[name].lines)
+            for number, name in enumerate(names)
+            if not lines.tallies[name].complete
+        ]
+        found = ((chunk.file, *each) for chunk in left for each in answers(backend, chunk, options.geometry))
+        for name, gathers, answer in found:
+            lines.write(name, gathers, answer)
             done += 1
             progress(done)
-            if fail_fast and isinstance(found, Failure):
+            if fail_fast and isinstance(answer, Failure):
                 break
-        tallies = [lines.tallies[file] for file in files]
+        tallies = [lines.tallies[name] for name in names]
     return Tally(sum(each.answered for each in tallies), sum(each.failed for each in tallies), earlier)
 
 
@@ -79,24 +87,3 @@ def exit_code(error: BaseException) -> ExitCode:
         return ExitCode.INTERRUPTED
     gave_up = isinstance(error, ServerRefused) and (error.status in (408, 429) or error.status >= 500)
     return ExitCode.UNREACHABLE if gave_up or isinstance(error, ServerUnreachable) else ExitCode.UNUSABLE
-
-
-def _answers(
-    files: Sequence[Path], backend: Backend, geometry: Geometry, lines: AnswerLines
-) -> Iterator[tuple[Path, int | None, StreamAnswer | Failure]]:
-    """For each gather without a line its file, how many gathers that has, and the answer."""
-    for file in files:
-        if lines.tallies[file].complete:
-            continue
-        try:
-            opened = open_gathers(file, geometry)
-            if opened.stack is not None:
-                for found in backend.stack(opened.stack, opened.geometry, lines.tallies[file].lines):
-                    yield file, opened.stack.shape[0], found
-                continue
-            answer = backend.file(opened.content)
-            for index, result in enumerate(answer.results):
-                one = StreamAnswer(index=index, weights=answer.weights, gallery=answer.gallery, result=result)
-                yield file, len(answer.results), one
-        except SeisBindError as error:
-            yield file, None, failure(error, None)

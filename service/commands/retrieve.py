@@ -36,8 +36,10 @@ ModelExtend = Annotated[
 
 def retrieve(
     file: Annotated[
-        list[Path],
-        typer.Argument(help="npy, npz, SEG-Y, SU, SEG-2 or MDIO files of gathers, folders of them, or patterns."),
+        list[str],
+        typer.Argument(
+            help="npy, npz, SEG-Y, SU, SEG-2 or MDIO files of gathers, folders, patterns, or URLs of them (s3://…)."
+        ),
     ],
     url: Annotated[str | None, typer.Option(help="A running server, as in http://127.0.0.1:8000.")] = None,
     key: Annotated[
@@ -150,18 +152,18 @@ def retrieve_options(fields: RetrieveFields, *, with_model: bool) -> RetrieveOpt
 
 
 def _write_answers(
-    named: Sequence[Path], backend: GalleryBackend | ServerBackend, options: RetrieveOptions, out: Path, fail_fast: bool
+    named: Sequence[str], backend: GalleryBackend | ServerBackend, options: RetrieveOptions, out: Path, fail_fast: bool
 ) -> bool:
     """Write answers into a file. Returns whether some gathers failed."""
-    from seisbind.service.bulk.inputs import count_gathers, gather_files
     from seisbind.service.bulk.parquet import need_pyarrow, write_parquet
+    from seisbind.service.bulk.places import count_at, named_inputs
     from seisbind.service.bulk.run import PARQUET, lines_of, retrieve_all
     from seisbind.service.terminal.console import counting
 
     if out.suffix == PARQUET:
         need_pyarrow()  # not after hours of work
-    files, lines = gather_files(named), lines_of(out)
-    with counting("Retrieving", sum(map(count_gathers, files))) as progress:
+    files, lines = named_inputs(named), lines_of(out)
+    with counting("Retrieving", sum(map(count_at, files))) as progress:
         tally = retrieve_all(files, backend, options, lines, fail_fast=fail_fast, progress=progress)
     if out.suffix == PARQUET:
         write_parquet(lines, out)
@@ -171,7 +173,7 @@ def _write_answers(
 
 
 def _print_answers(
-    named: Sequence[Path],
+    named: Sequence[str],
     backend: GalleryBackend | ServerBackend,
     as_json: bool,
     model_out: Path | None,
@@ -182,15 +184,16 @@ def _print_answers(
     import json
 
     from seisbind.model.errors import InvalidConfig
-    from seisbind.service.bulk.inputs import gather_files
+    from seisbind.service.bulk.places import local_copy, named_inputs
     from seisbind.service.client.calls import file_bytes
 
     found: dict[str, RetrieveAnswer] = {}
-    paths = gather_files(named)
-    if model_out is not None and len(paths) > 1:
-        raise InvalidConfig(f"--model-out is of one gather; {len(paths)} files were named.")
-    for path in paths:
-        found[str(path)] = answer = backend.file(file_bytes(path))
+    names = named_inputs(named)
+    if model_out is not None and len(names) > 1:
+        raise InvalidConfig(f"--model-out is of one gather; {len(names)} files were named.")
+    for name in names:
+        with local_copy(name) as path:
+            found[name] = answer = backend.file(file_bytes(path))
         if model_out is not None:
             _write_read(path, answer, model_out, start)
         if not print_model:

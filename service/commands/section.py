@@ -61,7 +61,7 @@ def section(
 
     try:
         start = start_options(model_out, grid=grid, smooth_m=smooth, water=water, extend=extend)
-        asked = _scale(scale, target_depth)
+        asked = asked_scale(scale, target_depth)
         _write(file, gallery, out, asked, step, model_out, start, weights, device, as_json)
     except (InvalidConfig, GalleryError, WeightsError) as error:
         print_error(error)
@@ -116,7 +116,7 @@ def _write(
         _show(found, out)
 
 
-def _scale(text: str, target_depth_m: float | None) -> Scale | AutoScale:
+def asked_scale(text: str, target_depth_m: float | None) -> Scale | AutoScale:
     """The scale that is asked for. Raises InvalidConfig."""
     from seisbind.model.errors import InvalidConfig, InvalidSurvey
     from seisbind.model.scale import UNSCALED, parse_scale

@@ -41,12 +41,18 @@ def is_mdio(path: Path) -> bool:
     """Whether a folder holds an MDIO v1 store."""
     meta = path / META
     try:
-        if not path.is_dir() or meta.stat().st_size > MAX_META_BYTES:
-            return False
-        found = json.loads(meta.read_bytes())
+        return path.is_dir() and meta.stat().st_size <= MAX_META_BYTES and states_mdio(meta.read_bytes())
+    except OSError:
+        return False
+
+
+def states_mdio(meta: bytes) -> bool:
+    """Whether the content of a `META` is that of an MDIO v1 store."""
+    try:
+        found = json.loads(meta)
         attributes = found.get("attributes", {})
         return found.get("node_type") == "group" and str(attributes.get("apiVersion", "")).startswith("1.")
-    except (OSError, ValueError, AttributeError):
+    except (ValueError, AttributeError):
         return False
 
 

@@ -1,3 +1,3 @@
 """What every command prints with: tables, and a bar that counts."""
 
-__all__ = ["console"]
+__all__ = ["console", "options"]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,45 +57,23 @@ def keys(found: Sequence[dict[str, Any]]) -> list[tuple[str, int | None]]:
     return [(line["file"], line["gather"]) for line in found]
 
 
-@pytest.fixture(scope="module")
-def backend(gallery_path: Path, weights: Path) -> Iterator[GalleryBackend]:
-    with GalleryBackend(gallery_path, weights, "cpu", RetrieveOptions(top_k=2)) as one:
-        yield one
-
-
-@pytest.fixture
-def folder(tmp_path: Path, gathers: Float32) -> Path:
-    """Files of every kind, some of them unusable: seven gathers, and two files that cannot be read."""
-    path = tmp_path / "line"
-    path.mkdir()
-    stack = np.concatenate([gathers, gathers[:1]])
-    stack[1, 0, 0, 0] = np.nan
-    np.save(path / "a.npy", stack)
-    np.save(path / "b.npy", np.asfortranarray(gathers[:1]))
-    np.savez(path / "c.npz", gathers=gathers[1:3, :, ::2], dt_s=0.002)
-    (path / "d.npy").write_bytes((path / "a.npy").read_bytes()[:-1])
-    (path / "e.sgy").write_text("hello")
-    (path / "notes.txt").write_text("not asked about")
-    return path
-
-
 @pytest.mark.long
 def test_many_files_in_process_and_over_http(
     served: Any,
     gallery_path: Path,
     weights: Path,
-    folder: Path,
+    odd_files: Path,
     backend: GalleryBackend,
     gathers: Float32,
     tmp_path: Path,
 ) -> None:
     here, there = tmp_path / "here.jsonl", tmp_path / "there.jsonl"
-    local = command(folder, "--gallery", gallery_path, "--weights", weights, "--top-k", 2, "--out", here)
-    remote = in_process(folder, "--url", served.url, "--top-k", 2, "--out", there)
+    local = command(odd_files, "--gallery", gallery_path, "--weights", weights, "--top-k", 2, "--out", here)
+    remote = in_process(odd_files, "--url", served.url, "--top-k", 2, "--out", there)
     assert (local.returncode, remote.exit_code) == (1, 1), local.stderr + remote.stderr
     assert "6 gathers answered, 3 failed" in local.stderr
     found = lines(here)
-    names = [(str(folder / name), number) for name, numbers in (
+    names = [(str(odd_files / name), number) for name, numbers in (
         ("a.npy", range(4)), ("b.npy", range(1)), ("c.npz", range(2)), ("d.npy", [None]), ("e.sgy", [None])
     ) for number in numbers]  # fmt: skip
     assert keys(found) == keys(lines(there)) == names
@@ -111,7 +89,7 @@ def test_many_files_in_process_and_over_http(
             continue
         assert [m["model_id"] for m in one["result"]["matches"]] == [m["model_id"] for m in other["result"]["matches"]]
         assert one["result"]["warnings"] == other["result"]["warnings"]
-    whole = backend.file((folder / "c.npz").read_bytes())
+    whole = backend.file((odd_files / "c.npz").read_bytes())
     assert [m["model_id"] for m in found[5]["result"]["matches"]] == [m.model_id for m in whole.results[0].matches]
 
 
@@ -148,8 +126,8 @@ def test_nothing_lost_nothing_doubled_after_kills(served: Any, gathers: Float32,
     assert ids == ids[:3] * 200
 
 
-def test_a_torn_end_at_every_kind_of_place(backend: GalleryBackend, folder: Path, tmp_path: Path) -> None:
-    files, wanted, out = gather_files([folder]), RetrieveOptions(top_k=2), tmp_path / "out.jsonl"
+def test_a_torn_end_at_every_kind_of_place(backend: GalleryBackend, odd_files: Path, tmp_path: Path) -> None:
+    files, wanted, out = gather_files([odd_files]), RetrieveOptions(top_k=2), tmp_path / "out.jsonl"
     tally = retrieve_all(files, backend, wanted, out)
     assert (tally.answered, tally.failed, tally.earlier) == (6, 3, 0)
     whole = out.read_bytes()
@@ -162,9 +140,9 @@ def test_a_torn_end_at_every_kind_of_place(backend: GalleryBackend, folder: Path
 
 
 def test_an_output_of_something_else_is_refused(
-    backend: GalleryBackend, folder: Path, tmp_path: Path, make_gallery: Any, weights: Path, other_weights: Path
+    backend: GalleryBackend, odd_files: Path, tmp_path: Path, make_gallery: Any, weights: Path, other_weights: Path
 ) -> None:
-    files, out = [folder / "b.npy"], tmp_path / "out.jsonl"
+    files, out = [odd_files / "b.npy"], tmp_path / "out.jsonl"
     retrieve_all(files, backend, RetrieveOptions(top_k=2), out)
     before = out.read_bytes() + b'{"torn'
     out.write_bytes(before)
@@ -199,9 +177,9 @@ def test_an_output_of_something_else_is_refused(
         AnswerLines(tmp_path, {}, backend)
 
 
-def test_exit_codes(served: Any, stubbed: Any, folder: Path, tmp_path: Path) -> None:
+def test_exit_codes(served: Any, stubbed: Any, odd_files: Path, tmp_path: Path) -> None:
     """0 and 1 are above, 130 too."""
-    good, out = folder / "b.npy", ("--out", tmp_path / "out.jsonl")
+    good, out = odd_files / "b.npy", ("--out", tmp_path / "out.jsonl")
     info = (200, served.http.get("/v1/gallery").content, {"Content-Type": "application/json"})
     with stubbed(info, (429, "overloaded", {"Retry-After": "0"})) as busy:
         cases = [
@@ -220,7 +198,7 @@ def test_exit_codes(served: Any, stubbed: Any, folder: Path, tmp_path: Path) -> 
             assert done.exit_code == code, f"{arguments}\n{done.stderr}"
             assert not word or done.stderr.strip().splitlines()[-1].endswith(f"[{word}]"), done.stderr
             assert "Traceback" not in done.stderr
-    fast = in_process(folder, "--url", served.url, "--fail-fast", *out)
+    fast = in_process(odd_files, "--url", served.url, "--fail-fast", *out)
     assert fast.exit_code == 1, fast.stderr
     assert [("error" in line) for line in lines(out[1])] == [False, True]
 
@@ -266,22 +244,22 @@ def test_a_stack_larger_than_memory(backend: GalleryBackend, tmp_path: Path) -> 
     assert len(Parts(opened.stack).content()) <= PART_BYTES + 128  # and over HTTP
 
 
-def test_files_that_are_meant(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [path.name for path in gather_files([folder])]
+def test_files_that_are_meant(odd_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [path.name for path in gather_files([odd_files])]
     assert names == ["a.npy", "b.npy", "c.npz", "d.npy", "e.sgy"]
-    assert [path.name for path in gather_files([folder / "*.np?", folder / "b.npy"])] == [
+    assert [path.name for path in gather_files([odd_files / "*.np?", odd_files / "b.npy"])] == [
         "a.npy",
         "b.npy",
         "c.npz",
         "d.npy",
     ]
-    monkeypatch.chdir(folder.parent)
+    monkeypatch.chdir(odd_files.parent)
     assert gather_files([Path("**/c.npz"), Path("gone.npy")]) == [Path("line/c.npz"), Path("gone.npy")]
 
 
-def test_parquet(backend: GalleryBackend, folder: Path, tmp_path: Path) -> None:
+def test_parquet(backend: GalleryBackend, odd_files: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    retrieve_all(gather_files([folder]), backend, RetrieveOptions(top_k=2), tmp_path / "out.jsonl")
+    retrieve_all(gather_files([odd_files]), backend, RetrieveOptions(top_k=2), tmp_path / "out.jsonl")
     write_parquet(tmp_path / "out.jsonl", tmp_path / "out.parquet")
     rows = parquet.read_table(tmp_path / "out.parquet").to_pylist()
     assert not (tmp_path / "out.parquet.unfinished").exists()
@@ -295,7 +273,7 @@ def test_parquet(backend: GalleryBackend, folder: Path, tmp_path: Path) -> None:
             assert row["mean_velocity_low"] == found.result.physics["mean_velocity"].low
 
 
-def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path) -> None:
+def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch, odd_files: Path, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match=r"pip install 'seisbind\[parquet\]'"):
         need_pyarrow()

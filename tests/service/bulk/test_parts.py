@@ -6,24 +6,24 @@ import json
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import Result
+import typer
 from numpy.typing import NDArray
-from typer.testing import CliRunner
 
 from dying import die
+from parts import bulk, here, job_here, rows
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import DatasetError, GalleryError, InvalidConfig
 from seisbind.service.bulk import executors
 from seisbind.service.bulk.backends import GalleryBackend, RetrieveOptions
-from seisbind.service.bulk.chunks import Chunk, Job, Outcome, Worker, plan_chunks
+from seisbind.service.bulk.chunks import Chunk, Outcome, plan_chunks
 from seisbind.service.bulk.executors import in_processes, on_ray
 from seisbind.service.bulk.folder import MANIFEST, PartsFolder, write_parts
+from seisbind.service.bulk.gather_jobs import GatherJob, GatherWorker
 from seisbind.service.bulk.places import named_inputs, open_at
 from seisbind.service.commands.main import app
 from seisbind.service.engine.check_bodies import check_body
@@ -32,52 +32,6 @@ from seisbind.service.formats.reader import Geometry
 
 pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed: pip install -e '.[parquet]'")
 Float32 = NDArray[np.float32]
-
-
-def in_process(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["bulk", *map(str, arguments)])
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """Those of all parts, in the order of their names."""
-    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-
-
-def here(worker: Worker, chunks: Sequence[Chunk]) -> Iterator[Outcome]:
-    return map(worker, chunks)
-
-
-@pytest.fixture
-def line(tmp_path: Path, gathers: Float32) -> Path:
-    """Seven gathers, one of them with a NaN, and two files that cannot be read."""
-    path = tmp_path / "line"
-    path.mkdir()
-    stack = np.concatenate([gathers, gathers[:1]])
-    stack[1, 0, 0, 0] = np.nan
-    np.save(path / "a.npy", stack)
-    np.save(path / "b.npy", np.asfortranarray(gathers[:1]))
-    np.savez(path / "c.npz", gathers=gathers[1:3, :, ::2], dt_s=0.002)
-    (path / "d.npy").write_bytes((path / "a.npy").read_bytes()[:-1])
-    (path / "e.sgy").write_text("hello")
-    return path
-
-
-@pytest.fixture(scope="module")
-def job(gallery_path: Path, weights: Path) -> Job:
-    return Job("retrieve", str(gallery_path), weights, "cpu", options=RetrieveOptions(top_k=2))
-
-
-@pytest.fixture(scope="module")
-def worker(job: Job) -> Iterator[Worker]:
-    one = Worker(job)
-    yield one
-    one.close()
-
-
-@pytest.fixture(scope="module")
-def backend(job: Job) -> Iterator[GalleryBackend]:
-    with GalleryBackend(str(job.gallery), job.weights, "cpu", job.options) as one:
-        yield one
 
 
 def expected(backend: GalleryBackend, stack: Float32) -> list[tuple[list[str], list[float]]]:
@@ -97,15 +51,15 @@ def compare(found: list[dict[str, Any]], wanted: list[tuple[list[str], list[floa
 
 
 def test_files_of_every_kind_and_what_is_wrong_with_them(
-    worker: Worker, backend: GalleryBackend, line: Path, gathers: Float32, tmp_path: Path
+    worker: GatherWorker, backend: GalleryBackend, odd_files: Path, gathers: Float32, tmp_path: Path
 ) -> None:
-    chunks = plan_chunks(named_inputs([str(line)]), chunk=3)
+    chunks = plan_chunks(named_inputs([str(odd_files)]), chunk=3)
     assert [chunk.name for chunk in chunks][:2] == [
         "000000-000000000-000000003.parquet",
         "000000-000000003-000000004.parquet",
     ]
     with PartsFolder(tmp_path / "out", {"kind": "retrieve"}) as folder:
-        tally = write_parts(folder, chunks, partial(here, worker))
+        tally = write_parts(folder, chunks, here(worker))
     found = rows(tmp_path / "out")
     assert (tally.answered, tally.failed, tally.earlier) == (6, 3, 0)
     wrong = [(Path(row["file"]).name, row["gather"], row["error_code"]) for row in found if row["error_code"]]
@@ -120,11 +74,11 @@ def test_files_of_every_kind_and_what_is_wrong_with_them(
         assert row["model_id"] == wanted[number][0]
 
 
-def test_the_same_command_goes_on_and_another_is_refused(worker: Worker, line: Path, tmp_path: Path) -> None:
+def test_the_same_command_goes_on_and_another_is_refused(worker: GatherWorker, odd_files: Path, tmp_path: Path) -> None:
     out, asked = tmp_path / "out", {"kind": "retrieve", "options": {"top_k": 2}}
-    chunks = plan_chunks([str(line / "a.npy")], chunk=1)
+    chunks = plan_chunks([str(odd_files / "a.npy")], chunk=1)
     with PartsFolder(out, asked) as folder:
-        write_parts(folder, chunks, partial(here, worker))
+        write_parts(folder, chunks, here(worker))
         with pytest.raises(InvalidConfig, match="Another run"):
             PartsFolder(out, asked)
     whole = rows(out)
@@ -136,7 +90,7 @@ def test_the_same_command_goes_on_and_another_is_refused(worker: Worker, line: P
 
     def seen(some: Sequence[Chunk]) -> Iterator[Outcome]:
         done.extend(chunk.name for chunk in some)
-        return map(worker, some)
+        return map(worker.part, some)
 
     with PartsFolder(out, asked) as folder:
         tally = write_parts(folder, chunks, seen)
@@ -163,7 +117,7 @@ def test_embeddings_are_those_of_the_embedder(
     embedder: Embedder, weights: Path, gathers: Float32, tmp_path: Path
 ) -> None:
     np.save(tmp_path / "stack.npy", gathers)
-    outcome = Worker(Job("embed", None, weights, "cpu"))(Chunk(0, str(tmp_path / "stack.npy"), 1, 3))
+    outcome = GatherJob("embed", None, weights, "cpu").open().part(Chunk(0, str(tmp_path / "stack.npy"), 1, 3))
     (tmp_path / "part.parquet").write_bytes(outcome.part)
     found = pq.read_table(tmp_path / "part.parquet").to_pylist()
     assert [row["gather"] for row in found] == [1, 2]
@@ -187,25 +141,40 @@ def test_gathers_in_an_object_store(gathers: Float32, tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_runs_it(
-    gallery_path: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gathers: Float32, worker: Worker
+    gallery_path: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gathers: Float32,
+    worker: GatherWorker,
 ) -> None:
     np.save(tmp_path / "stack.npy", gathers)
     monkeypatch.setattr(executors, "have_ray", lambda: False)
-    monkeypatch.setattr(executors, "in_processes", lambda job, chunks, workers: map(worker, chunks))
+    monkeypatch.setattr(executors, "in_processes", job_here)
     words = (tmp_path / "stack.npy", "--gallery", gallery_path, "--weights", weights, "--out", tmp_path / "out")
-    done = in_process("retrieve", *words, "--top-k", 2, "--workers", 1, "--device", "cpu")
+    done = bulk("retrieve", *words, "--top-k", 2, "--workers", 1, "--device", "cpu")
     assert done.exit_code == 0, done.output
     assert "Ray is not installed" in done.stderr and "1 processes of this machine" in done.stderr
     assert "3 gathers answered, 0 failed. Written to" in done.stderr
-    again = in_process("retrieve", *words, "--top-k", 3, "--workers", 1, "--device", "cpu")
+    again = bulk("retrieve", *words, "--top-k", 3, "--workers", 1, "--device", "cpu")
     assert again.exit_code == 2 and "other options" in again.stderr
-    wrong = in_process("retrieve", *words, "--engine", "dask")
+    wrong = bulk("retrieve", *words, "--engine", "dask")
     assert wrong.exit_code == 2 and "--engine is auto, ray or processes" in wrong.stderr
+
+
+def test_commands_over_gathers_share_their_options() -> None:
+    commands: Any = typer.main.get_command(app)
+    options = {
+        name: {each.name: each.default for each in command.params if each.name not in ("chunk", "top_k")}
+        for name, command in commands.commands["bulk"].commands.items()
+    }
+    assert options["retrieve"] == options["check"] and {"gallery", "scale", "address"} <= set(options["check"])
+    assert set(options["check"]) - set(options["embed"]) == {"gallery", "exact", "filter", "distinct"}
 
 
 @pytest.mark.long
 def test_a_killed_process_loses_and_doubles_nothing(
-    job: Job, backend: GalleryBackend, gathers: Float32, tmp_path: Path
+    job: GatherJob, backend: GalleryBackend, gathers: Float32, tmp_path: Path
 ) -> None:
     stack = np.tile(gathers, (8, 1, 1, 1))
     np.save(tmp_path / "stack.npy", stack)
@@ -230,7 +199,7 @@ def test_a_killed_process_loses_and_doubles_nothing(
 
 @pytest.mark.long
 def test_processes_that_die_again_and_again_end_the_run(
-    job: Job, gathers: Float32, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: GatherJob, gathers: Float32, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "stack.npy", gathers)
     monkeypatch.setattr(executors, "_work", die)
@@ -254,7 +223,7 @@ def command_of(pid: int) -> bytes:
 @pytest.mark.filterwarnings("ignore")  # Ray's own, of what it has deprecated in itself
 @pytest.mark.long
 def test_ray_gives_the_same_answers_and_a_killed_actor_loses_nothing(
-    job: Job, backend: GalleryBackend, gathers: Float32, tmp_path: Path
+    job: GatherJob, backend: GalleryBackend, gathers: Float32, tmp_path: Path
 ) -> None:
     pytest.importorskip("ray.data", reason="Ray is not installed: pip install -e '.[bulk]'")
     stack = np.tile(gathers, (12, 1, 1, 1))
@@ -282,8 +251,8 @@ def test_checks_are_the_engines(gallery_path: Path, weights: Path, gathers: Floa
     np.save(tmp_path / "a.npy", stack)
     options = RetrieveOptions(top_k=2)
     with PartsFolder(tmp_path / "out", {"kind": "check"}) as folder:
-        one = Worker(Job("check", str(gallery_path), weights, "cpu", options=options))
-        write_parts(folder, plan_chunks([str(tmp_path / "a.npy")], chunk=8), partial(here, one))
+        one = GatherJob("check", str(gallery_path), weights, "cpu", options=options).open()
+        write_parts(folder, plan_chunks([str(tmp_path / "a.npy")], chunk=8), here(one))
         one.close()
     row, failed = rows(tmp_path / "out")
     assert (failed["gather"], failed["error_code"]) == (1, "invalid_gather")

@@ -1,0 +1,110 @@
+"""``seisbind bulk`` on Ray as people run it: started by the command, and a cluster that is there already."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dying import DyingJob
+from parts import bulk, rows
+from seisbind.model.errors import GalleryError
+from seisbind.service.bulk import executors
+from seisbind.service.bulk.chunks import Chunk
+from seisbind.service.bulk.gather_jobs import GatherJob
+from wire import until
+
+pytest.importorskip("ray.data", reason="Ray is not installed: pip install -e '.[bulk]'")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # Ray's own, of what it deprecates in itself
+Float32 = NDArray[np.float32]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "seisbind", "bulk", *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Ray head of this machine's loopback, which ends with the process that was started."""
+    port, folder = free_port(), tmp_path_factory.mktemp("ray")
+    words = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address", "127.0.0.1"]
+    words += ["--port", str(port), "--num-cpus", "3", "--object-store-memory", str(100 << 20)]
+    words += ["--include-dashboard", "false", "--disable-usage-stats", "--temp-dir", str(folder)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT) as head:
+        until(lambda: listens(port) or head.poll() is not None)
+        assert head.poll() is None, "Ray's head ended at once."
+        yield f"127.0.0.1:{port}"
+        head.terminate()
+
+
+def test_by_the_command_and_on_a_cluster_that_is_there(
+    cluster: str, odd_files: Path, gallery_path: Path, weights: Path, tmp_path: Path
+) -> None:
+    words = ("retrieve", odd_files, "--gallery", gallery_path, "--weights", weights, "--device", "cpu", "--chunk", 2)
+    own = command(*words, "--out", tmp_path / "own", "--engine", "ray", "--workers", 2)
+    assert own.returncode == 1, own.stderr
+    assert "On Ray: started on this machine." in own.stderr and "6 gathers answered, 3 failed" in own.stderr
+    there = command(*words, "--out", tmp_path / "there", "--address", cluster)
+    assert there.returncode == 1, there.stderr
+    assert f"On Ray: {cluster}." in there.stderr and "6 gathers answered, 3 failed" in there.stderr
+    without = command(*words, "--out", tmp_path / "without", "--engine", "processes", "--workers", 1)
+    assert "1 processes of this machine." in without.stderr
+    for found in (rows(tmp_path / "own"), rows(tmp_path / "there")):
+        for row, wanted in zip(found, rows(tmp_path / "without"), strict=True):
+            assert {each for each in row if row[each] != wanted[each]} <= {"similarity", "score"} | {
+                each for each in row if isinstance(row[each], float)
+            }
+            if row["similarity"]:
+                np.testing.assert_allclose(row["similarity"], wanted["similarity"], atol=2e-6)
+    again = command(*words, "--out", tmp_path / "there", "--address", cluster)
+    assert again.returncode == 1 and "9 of them by an earlier run" in again.stderr
+    drawn = command("simulate", "--family", "FlatVel-A", "--count", 2, "--per-file", 1, "--solver", "openfwi",
+                    "--out", tmp_path / "pairs", "--address", cluster)  # fmt: skip
+    assert drawn.returncode == 0 and "2 pairs simulated" in drawn.stderr, drawn.stderr
+
+
+def test_no_cluster_there_is_one_sentence(odd_files: Path, gallery_path: Path, weights: Path, tmp_path: Path) -> None:
+    words = ("retrieve", odd_files, "--gallery", gallery_path, "--weights", weights, "--device", "cpu")
+    nobody = command(*words, "--out", tmp_path / "out", "--address", f"127.0.0.1:{free_port()}")
+    assert nobody.returncode == 2, nobody.stderr
+    said = nobody.stderr.strip().splitlines()
+    assert "No Ray cluster answers at 127.0.0.1" in said[-1] and "Traceback" not in nobody.stderr
+
+
+def test_what_ray_gives_up_is_one_sentence(cluster: str) -> None:
+    job: Any = DyingJob()
+    with pytest.raises(GalleryError, match=r"Ray ended the run of 1 parts: .*same command continues") as caught:
+        list(executors.on_ray(job, [Chunk(0, "a.npy")], 1, cluster))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_gone_on_a_worker_stop_the_run(
+    cluster: str, gallery_path: Path, weights: Path, gathers: Float32, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "a.npy", gathers[:1])
+    job = GatherJob("embed", None, tmp_path / "gone.safetensors", "cpu")
+    (outcome,) = executors.on_ray(job, [Chunk(0, str(tmp_path / "a.npy"))], 1, cluster)
+    assert outcome.stopped is not None and "gone.safetensors" in outcome.stopped
+    assert bulk("embed", tmp_path / "a.npy", "--weights", tmp_path / "gone.safetensors", "--out",
+                tmp_path / "out").exit_code == 2  # fmt: skip
