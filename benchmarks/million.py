@@ -8,8 +8,8 @@ unfiltered search is exact, too. A change is one model, encoded already, as ``PO
 
 A writer that is killed (SIGKILL, at a random moment of adding and removing, every fourth one while it writes snapshots)
 says each change before it begins and after it was acknowledged. After each death another process opens the gallery and
-compares: what was acknowledged, with the change under way wholly or not at all; the number of models; and that each
-model that was added is the first match of its own embedding.
+compares: what was acknowledged, with the change under way wholly or not at all; the number of models; maps and
+embeddings of all that were added; and that the last eight are the first match of their own embeddings.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from seisbind.model.ground.descriptors import NAMES
 
 SEED, TOP_K, RUNS, CHANGES, NEAR = 31, 20, 7, 20, 1e-5
 PART = 20_000
-KILLED, MODELS, MOST, BEFORE_SNAPSHOT = "killed-", 800, 16, 5
+KILLED, MODELS, MOST, BEFORE_SNAPSHOT, SOUGHT = "killed-", 800, 16, 5, 8
 SHARES = 0.001, 0.01, 0.1, 0.5
 
 
@@ -142,8 +142,17 @@ def look(folder: Path, say: Callable[..., None]) -> None:
     """What a reader finds."""
     with Gallery.open(folder, fingerprint=None) as gallery:
         held = [int(each.removeprefix(KILLED)) for each in gallery.model_ids() if each.startswith(KILLED)]
-        found = gallery.search_velocity(arrays(held)[2], 1, exact=True) if held else []
-        wrong = sum(hit.model_id != name(number) for (hit,), number in zip(found, held, strict=True))
+        if not held:
+            say("holds", held, len(gallery), 0, *gallery.notes)
+            return
+        maps, _, vectors, _ = arrays(held)
+        stored = [
+            gallery.embeddings([name(each) for each in held])[0],
+            gallery.velocities([name(each) for each in held]),
+        ]
+        wrong = sum(not np.array_equal(*each) for each in zip((vectors, maps), map(np.stack, stored), strict=True))
+        found = gallery.search_velocity(vectors[-SOUGHT:], 1, exact=True)  # a sample: each goes through all
+        wrong += sum(hit.model_id != name(number) for (hit,), number in zip(found, held[-SOUGHT:], strict=True))
         say("holds", held, len(gallery), wrong, *gallery.notes)
 
 
