@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -235,21 +236,40 @@ def mixed(
     Raises:
         InvalidConfig: no family, one unknown or named twice, or the count negative.
     """
+    drawn, order = shares(count, seed, families, frame=frame)
+    velocity = np.concatenate([share.draw() for share in drawn])
+    return velocity[order], np.repeat(np.asarray(families, dtype=np.str_), [share.count for share in drawn])[order]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The models of one family among those of `mixed`, which any process can draw."""
+
+    family: str
+    count: int
+    stream: np.random.SeedSequence
+    frame: Frame
+
+    def draw(self) -> NDArray[np.float32]:
+        """``(count, depth, x)``, m/s."""
+        return generate(self.family, self.count, np.random.default_rng(self.stream), frame=self.frame)
+
+
+def shares(
+    count: int, seed: int, families: Sequence[str], *, frame: Frame = OPENFWI_FRAME
+) -> tuple[list[Share], NDArray[np.int64]]:
+    """The families of `mixed`, and where each of its models is among theirs, one family after another. Raises as it."""
     if not families or len(set(families)) != len(families):
         raise InvalidConfig(f"Name one or more different families; got {list(families)}.")
     for family in families:
         _check(family, count)
     order, *streams = np.random.SeedSequence(seed).spawn(1 + len(families))
-    share, rest = divmod(count, len(families))
-    counts = [share + (i < rest) for i in range(len(families))]
-    velocity = np.concatenate(
-        [
-            generate(family, n, np.random.default_rng(stream), frame=frame)
-            for family, n, stream in zip(families, counts, streams, strict=True)
-        ]
-    )
-    shuffled = np.random.default_rng(order).permutation(count)
-    return velocity[shuffled], np.repeat(np.asarray(families, dtype=np.str_), counts)[shuffled]
+    each, rest = divmod(count, len(families))
+    drawn = [
+        Share(family, each + (i < rest), stream, frame)
+        for i, (family, stream) in enumerate(zip(families, streams, strict=True))
+    ]
+    return drawn, np.random.default_rng(order).permutation(count)
 
 
 def checksum(families: Sequence[str]) -> str:

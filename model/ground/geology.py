@@ -51,7 +51,7 @@ class Strata:
 
     def velocity(self, t: Float, z: Float) -> Float:
         at = np.clip(((t + ABOVE) / STEP).astype(np.intp), 0, len(self.departure) - 1)
-        level = z[:, :1] if (z == z[:, :1]).all() else z  # one column where all are alike: powers take long
+        level = z[..., :1] if (z == z[..., :1]).all() else z  # one column where all are alike: powers take long
         trend = self.compaction * self.trend(level) + (1 - self.compaction) * self.trend(t)
         return np.asarray(trend + self.departure[at])
 

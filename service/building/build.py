@@ -262,7 +262,7 @@ def _encoded(
     try:
         with worker_pool(workers, uses_torch=not here, imported=(encode_part.__module__,)) as pool:
             work: Callable[[Any], EncodedPart] = partial(encode_part, encoding=encoding)
-            for made in in_order(pool, work, source.parts(skipped), ahead=AHEAD * workers):
+            for made in in_order(pool, work, source.parts(skipped, run=pool.map), ahead=AHEAD * workers):
                 yield embed_part(made, encoding, embedder)
     except BrokenProcessPool as error:
         raise GalleryError(

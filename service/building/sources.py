@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from seisbind.model.datasets.openfwi import Dataset, PairFile, find_pairs
 from seisbind.model.errors import DatasetError
 from seisbind.model.frame import OPENFWI_FRAME, Frame
-from seisbind.model.ground.families import FAMILIES, checksum, expanded, mixed
+from seisbind.model.ground.families import FAMILIES, Share, checksum, expanded, mixed, shares
 from seisbind.service.building.exported import ENDING, count_exported, exported_parts
 
 Float32 = NDArray[np.float32]
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 Batch = tuple[Float32, Sequence[str | None]]  # (model, depth, x), m/s, and the family of each
 
 BATCH = 256  # models in a part and a transaction: 5 MB of velocities, and a progress bar that moves
@@ -46,8 +47,12 @@ class Source(Protocol):
     @property
     def origin(self) -> str: ...
 
-    def parts(self, skipped: int = 0) -> Iterator[Part]:
-        """All parts in order, but the first ``skipped``."""
+    def parts(self, skipped: int = 0, *, run: Run = map) -> Iterator[Part]:
+        """All parts in order, but the first ``skipped``.
+
+        Args:
+            run: calls a function with each of some arguments, perhaps in other processes, where work comes before them.
+        """
         ...
 
     def plan(self) -> dict[str, Any]:
@@ -104,11 +109,18 @@ class RandomModels:
     def origin(self) -> str:
         return f"seisbind geology, seed {self.seed}"
 
-    def parts(self, skipped: int = 0) -> Iterator[Part]:
+    def parts(self, skipped: int = 0, *, run: Run = map) -> Iterator[Part]:
         if self.count <= WHOLE:
-            velocity, family = mixed(self.count, self.seed, self.families, frame=self.frame)
+            families, order = shares(self.count, self.seed, self.families, frame=self.frame)
+            maps = list(run(Share.draw, families))
+            first = np.cumsum([0, *(share.count for share in families)])
             for start in range(skipped * BATCH, self.count, BATCH):
-                yield GivenPart(velocity[start : start + BATCH], family[start : start + BATCH].tolist())
+                rows = order[start : start + BATCH]
+                of = np.searchsorted(first, rows, side="right") - 1
+                velocity = np.empty((len(rows), *self.frame.velocity_shape), np.float32)
+                for number, held in enumerate(maps):
+                    velocity[of == number] = held[rows[of == number] - first[number]]
+                yield GivenPart(velocity, [families[number].family for number in of])
             return
         size = BATCH - BATCH % min(len(self.families), BATCH)
         for number, start in enumerate(range(0, self.count, size)):
@@ -175,7 +187,7 @@ class ModelFiles:
     def origin(self) -> str:
         return ", ".join(self.names)
 
-    def parts(self, skipped: int = 0) -> Iterator[Part]:
+    def parts(self, skipped: int = 0, *, run: Run = map) -> Iterator[Part]:
         number = 0
         for held, count in self.held:
             parts: Iterator[Part] = (_part(held, start, min(start + BATCH, count)) for start in range(0, count, BATCH))

@@ -28,7 +28,17 @@ from seisbind.model.ground.families import FAMILIES, mixed
 from seisbind.model.processes import usable_cores
 from seisbind.service.building import sources
 from seisbind.service.building.build import ALONE, Encoders, add, build
-from seisbind.service.building.sources import BATCH, WHOLE, Batch, GivenPart, ModelFiles, Part, RandomModels, Source
+from seisbind.service.building.sources import (
+    BATCH,
+    WHOLE,
+    Batch,
+    GivenPart,
+    ModelFiles,
+    Part,
+    RandomModels,
+    Run,
+    Source,
+)
 
 HERE = Path(__file__).parent
 Float32 = NDArray[np.float32]
@@ -146,8 +156,8 @@ class Faulty:
     def plan(self) -> dict[str, Any]:
         return self.inner.plan()
 
-    def parts(self, skipped: int = 0) -> Iterator[Part]:
-        for number, part in enumerate(self.inner.parts(), 0):
+    def parts(self, skipped: int = 0, *, run: Run = map) -> Iterator[Part]:
+        for number, part in enumerate(self.inner.parts(run=run), 0):
             if number >= skipped:
                 yield self.fault if number == self.at else part
 
