@@ -126,7 +126,7 @@ class SimulationJob:
             bucket, key = split_url(place)
             path = f"{key.rstrip('/')}/{MANIFEST}".lstrip("/")
             if path not in bucket.listing(key.rstrip("/")):
-                write_at(place, MANIFEST, json.dumps(recipe, indent=2).encode())
+                write_at(place, MANIFEST, f"{json.dumps(recipe, indent=2)}\n".encode())
             elif json.loads(bucket.read(path)) != json.loads(json.dumps(recipe)):
                 raise DatasetError(f"{place} holds pairs of another recipe, as {MANIFEST} says; give another --out.")
             yield
@@ -177,8 +177,8 @@ class SimulationWorker:
         try:
             rows = self._drawn(chunk) if self._job.families else self._given(chunk)
         except SeisBindError as error:
-            found = failure(error, None)
-            rows = [{"error_code": found.code, "error_detail": found.detail}]
+            found = failure(error, None)  # of the file: one of them, however many chunks it has
+            rows = [{"error_code": found.code, "error_detail": found.detail}] if chunk.first == 0 else []
         family, number = self._job.target(chunk)
         about = {"file": None if self._job.families else chunk.file, "family": family, "number": number}
         return make_part(chunk, [about | row for row in rows], simulation_schema())

@@ -147,7 +147,9 @@ def test_mdio_stores_are_found_and_read_wherever_they_lie(
     assert here[1]["error_detail"].startswith(str(folder / "c.mdio")) and found[1] in there[1]["error_detail"]
 
     before = state_of(str(folder / "a.mdio"))
-    chunk = next(path for path in sorted((folder / "a.mdio" / "amplitude").rglob("*")) if path.name.isdigit())
+    chunk = next(
+        path for path in sorted((folder / "a.mdio" / "amplitude").rglob("*")) if path.is_file() and path.name.isdigit()
+    )
     chunk.write_bytes(chunk.read_bytes() + b"1")
     assert state_of(str(folder / "a.mdio")) != before
 
