@@ -8,11 +8,11 @@ the same processes that make the same parts, describe and embed them and throw t
 source, because drawing belongs to the work that a build of drawn maps cannot leave out, and builds are also compared
 with the file's. Every run is a process of its own; ``--rounds`` in turn, medians. Rates are those from the first part
 done to the last, so that starting processes does not count, and so are CPU milliseconds a model, of all processes:
-where both cores are busy, their ratio is that of the rates, and others on the machine change it less. The wall clock and
-the CPU seconds are those of the whole run, with starting, the last snapshot and its installation. Up to 8,192 random models are drawn
-before the first part, which only wall and CPU show. Memory is the sum of the proportional set sizes (PSS) of the
-process and of all that descend from it, at its highest. At the end a build of the command line is killed with SIGKILL,
-given again, and compared with one that was not.
+where both cores are busy, their ratio is that of the rates, and others on the machine change it less. The wall clock
+and the CPU seconds are those of the whole run, with starting, the last snapshot and its installation. Up to 8,192
+random models are drawn before the first part, which only wall and CPU show. Memory is the sum of the proportional set
+sizes (PSS) of the process and of all that descend from it, at its highest. At the end a build of the command line is
+killed with SIGKILL, given again, and compared with one that was not.
 """
 
 from __future__ import annotations
