@@ -7,11 +7,12 @@ Galleries are built of maps that lie in a file, of maps drawn in the ten familie
 the same processes that make the same parts, describe and embed them and throw the result away; it is printed for each
 source, because drawing belongs to the work that a build of drawn maps cannot leave out, and builds are also compared
 with the file's. Every run is a process of its own; ``--rounds`` in turn, medians. Rates are those from the first part
-done to the last, so that starting processes does not count; the wall clock and the CPU seconds of all processes are
-those of the whole run, with starting, the last snapshot and its installation. Up to 8,192 random models are drawn
-before the first part, which only wall and CPU show. Memory is the sum of the proportional set sizes (PSS) of the
-process and of all that descend from it, at its highest. At the end a build of the command line is killed with SIGKILL,
-given again, and compared with one that was not.
+done to the last, so that starting processes does not count, and so are CPU milliseconds a model, of all processes:
+where both cores are busy, their ratio is that of the rates, and others on the machine change it less. The wall clock
+and the CPU seconds are those of the whole run, with starting, the last snapshot and its installation. Up to 8,192
+random models are drawn before the first part, which only wall and CPU show. Memory is the sum of the proportional set
+sizes (PSS) of the process and of all that descend from it, at its highest. At the end a build of the command line is
+killed with SIGKILL, given again, and compared with one that was not.
 """
 
 from __future__ import annotations
@@ -58,19 +59,19 @@ def drop(part: Part, encoding: Encoding) -> int:
 
 
 class Rate:
-    """Models a second from the first call to the last."""
+    """Models a second from the first call to the last, and CPU seconds of all processes a model."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[float, int]] = []
+        self.seen: list[tuple[float, float, int]] = []
 
     def __call__(self, done: int) -> None:
         if done:
-            self.seen.append((time.perf_counter(), done))
+            self.seen.append((time.perf_counter(), cpu_seconds(os.getpid()), done))
 
     @property
-    def value(self) -> float:
-        (start, first), (end, last) = self.seen[0], self.seen[-1]
-        return (last - first) / (end - start)
+    def values(self) -> tuple[float, float]:
+        (start, cpu_start, first), (end, cpu_end, last) = self.seen[0], self.seen[-1]
+        return (last - first) / (end - start), (cpu_end - cpu_start) / (last - first)
 
 
 def alone(source: Source, embedder: Embedder, workers: int, rate: Rate) -> None:
@@ -148,7 +149,8 @@ def one(folder: Path, name: str, count: int, workers: int, made: bool) -> dict[s
     wall, cpu = time.perf_counter() - start, cpu_seconds(os.getpid()) - before
     shutil.rmtree(folder / "gallery", ignore_errors=True)
     highest, files = memory.highest
-    return {"rate": rate.value, "wall": wall, "cpu": cpu, "memory": highest, "files": files}
+    a_second, cpu_each = rate.values
+    return {"rate": a_second, "each": cpu_each, "wall": wall, "cpu": cpu, "memory": highest, "files": files}
 
 
 def maps_file(folder: Path, count: int) -> None:
@@ -204,18 +206,18 @@ def table(found: Runs, first: str) -> None:
     """Medians; ratios are those of runs of one round, memory is the highest."""
     print(
         f"{'workers':>7} {'source':<13}{'':<6}{'commit':<17}{'models/s':>9}{'of own':>8}{'of ' + first:>8}"
-        f"{'wall, s':>9}{'CPU, s':>8}{'MB':>6}{'of files':>9}"
+        f"{'CPU ms each':>13}{'of own':>8}{'wall, s':>9}{'CPU, s':>8}{'MB':>6}{'of files':>9}"
     )
     for (workers, name, sha, made), runs in found.items():
-        rate, wall, cpu = (median(run[key] for run in runs) for key in ("rate", "wall", "cpu"))
+        rate, each, wall, cpu = (median(run[key] for run in runs) for key in ("rate", "each", "wall", "cpu"))
         memory, files = (max(run[key] for run in runs) / 1e6 for key in ("memory", "files"))
-        own, of_first = (
-            median(run["rate"] / by["rate"] for run, by in zip(runs, found[workers, other, sha, False], strict=True))
-            for other in (name, first)
-        )
+        alone_here, alone_first = (found[workers, other, sha, False] for other in (name, first))
+        own = median(run["rate"] / by["rate"] for run, by in zip(runs, alone_here, strict=True))
+        of_first = median(run["rate"] / by["rate"] for run, by in zip(runs, alone_first, strict=True))
+        cheaper = median(by["each"] / run["each"] for run, by in zip(runs, alone_here, strict=True))
         print(
             f"{workers:>7} {name:<13}{WHAT[made]:<6}{sha:<17}{rate:>9.0f}{own:>8.2f}{of_first:>8.2f}"
-            f"{wall:>9.1f}{cpu:>8.1f}{memory:>6.0f}{files:>9.0f}"
+            f"{each * 1e3:>13.2f}{cheaper:>8.2f}{wall:>9.1f}{cpu:>8.1f}{memory:>6.0f}{files:>9.0f}"
         )
 
 

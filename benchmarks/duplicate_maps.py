@@ -58,7 +58,7 @@ def main() -> None:
             spent = []
             for key in keys:
                 start = time.perf_counter()
-                found = list(table.rows(key))
+                (found,) = table.rows([key])
                 spent.append(time.perf_counter() - start)
                 if bool(found) != (name == "held"):
                     raise SystemExit(f"a {name} map was taken for another")

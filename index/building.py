@@ -35,7 +35,7 @@ from seisbind.model.errors import GalleryError
 from seisbind.model.files import replacing
 from seisbind.model.frame import Frame
 
-FOLD_MODELS = 65_536  # kept in memory, 2.5 KB each, before they are written into a snapshot that is mapped ...
+FOLD_MODELS = 32_768  # kept in memory, 3 KB each, before they are written into a snapshot that is mapped ...
 FOLD_SHARE = 8  # ... or this fraction of a large gallery, since a snapshot is written as a whole
 SHOWN = 100  # characters of a plan's entry in a sentence
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -78,12 +78,14 @@ class MapLookup:
         """Of memory, recent additions apart."""
         return self._rows.nbytes + self._keys.nbytes
 
-    def rows(self, sha256: bytes) -> Iterator[int]:
-        """Rows that may have the map, the one added first first."""
-        key = _key(sha256)
-        first, last = np.searchsorted(self._keys, np.uint64(key)), np.searchsorted(self._keys, np.uint64(key), "right")
-        yield from sorted(self._rows[first:last].tolist())
-        yield from self._recent.get(key, ())
+    def rows(self, sha256: Sequence[bytes]) -> list[list[int]]:
+        """Rows that may have each of the maps, the one added first first."""
+        keys = np.frombuffer(b"".join(each[:PREFIX_BYTES] for each in sha256), np.uint64)
+        first, last = (np.searchsorted(self._keys, keys, side).tolist() for side in ("left", "right"))
+        return [
+            [*(sorted(self._rows[i:j].tolist()) if i < j else ()), *self._recent.get(key, ())]
+            for key, i, j in zip(keys.tolist(), first, last, strict=True)
+        ]
 
     def add(self, sha256: bytes, row: int) -> None:
         self._recent.setdefault(_key(sha256), []).append(row)

@@ -190,13 +190,14 @@ class RecordWriter:
         """
         taken: dict[str, bytes] = {}
         first: dict[bytes, str] = {}
+        candidates = maps.rows(of_map)
         for number, (model, sha256) in enumerate(zip(models, of_map, strict=True)):
             row = lookup.row_of.get(model.model_id)
             other = taken.get(model.model_id)
             if row is not None:
                 other = self._stored(connection, "velocity_sha256", row, model.model_id)
             if other is None:
-                held = self._holder(connection, sha256, maps) or first.get(sha256)
+                held = self._holder(connection, sha256, candidates[number]) or first.get(sha256)
                 if held is not None:
                     same_map[model.model_id] = held
                 if held is None or not skip_existing:
@@ -214,9 +215,9 @@ class RecordWriter:
                     "that exist (skip_existing). Nothing was added."
                 )
 
-    def _holder(self, connection: sqlite3.Connection, sha256: bytes, maps: MapLookup) -> str | None:
-        """The id of a model that has the map."""
-        for row in maps.rows(sha256):
+    def _holder(self, connection: sqlite3.Connection, sha256: bytes, rows: Sequence[int]) -> str | None:
+        """The id of a model that has the map, of those in ``rows``."""
+        for row in rows:
             found = connection.execute("SELECT model_id, velocity_sha256 FROM models WHERE row = ?", (row,)).fetchone()
             if found is not None and found[1] == sha256:
                 return str(found[0])

@@ -23,7 +23,7 @@ from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import GalleryError, SeisBindError
 from seisbind.model.files import is_milvus
 from seisbind.model.ground.descriptors import Untrained
-from seisbind.model.processes import in_order, usable_cores, worker_pool
+from seisbind.model.processes import in_order, release_memory, usable_cores, worker_pool
 from seisbind.model.scale import UNSCALED, Scale
 from seisbind.service.building.encoding import EncodedPart, Encoding, embed_part, encode_part, read_part
 from seisbind.service.building.sources import Source
@@ -259,6 +259,7 @@ def _encoded(
         for part in source.parts(skipped):
             yield embed_part(read_part(part, encoding), encoding, embedder)
         return
+    release_memory()
     try:
         with worker_pool(workers, uses_torch=not here, imported=(encode_part.__module__,)) as pool:
             work: Callable[[Any], EncodedPart] = partial(encode_part, encoding=encoding)

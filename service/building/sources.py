@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -218,9 +217,8 @@ def _part(held: Path | tuple[PairFile, ...], start: int, stop: int) -> FilePart:
     return FilePart(held[first : last + 1], start - before, stop - before)
 
 
-@lru_cache(8)
 def _opened(held: Path | tuple[PairFile, ...]) -> Dataset | Float32:
-    """Mapped, not read."""
+    """Mapped, not read; anew for each part, so that what was read of the one before is no memory of this process."""
     if not isinstance(held, Path):
         return Dataset(held)
     try:
