@@ -4,4 +4,4 @@
 answers); `observed` is what both compare.
 """
 
-__all__ = ["check", "observed", "refined", "refinement"]
+__all__ = ["check", "interval", "observed", "refined", "refinement"]

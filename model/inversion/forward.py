@@ -43,7 +43,7 @@ class Forward:
         try:
             import deepwave
         except ImportError as error:
-            raise MissingExtra("deepwave is not installed: pip install 'seisbind[simulation]'.") from error
+            raise MissingExtra("deepwave is not installed: pip install 'seisbind[inversion]'.") from error
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise InvalidConfig(f"Device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'.")
         self._scalar = deepwave.scalar
