@@ -9,11 +9,12 @@ other time steps, and is told nothing about the source. It starts from the model
 map, as it is done: mean absolute error (m/s) of the read model and of the refined one, residual, share of the cells in
 their 90 % interval, iterations, seconds of a core. ``--lowest`` removes what lies below that share of the peak
 frequency from the record first. ``--against-smoothed`` also starts from the truth smoothed by ten cells, and prints
-how many iterations each start needs to the error that the smoothed truth ends with. ``--no-prior`` leaves out what the
-read model says of its own error. A line of medians for each key. ``--drawn`` refines models of the drawn families (with
-``--broad``, of the broad ones) in place of the maps, of which two different seeds have none in common. Ends with the
-mean of all, and the 90 % quantile of error over half-width of interval, over the cells of all maps: 1 for an interval
-that keeps its word.
+how many iterations each start needs to the error that the smoothed truth ends with, and a key's median of their ratio.
+``--no-prior`` leaves out what the read model says of its own error. Medians and quartiles end each key. ``--drawn``
+refines models of the drawn families (with ``--broad``, of the broad ones) in place of the maps, of which two different
+seeds have none in common. Ends with the mean of all, and for each group of final misfits (`inversion.interval`) the
+share of cells in the interval, its median width, and the 90 % quantile of error over half-width: 1 for an interval that
+keeps its word.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from scipy.signal import butter, sosfiltfilt
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.ground.families import BROAD_FAMILIES, FAMILIES, mixed
+from seisbind.model.inversion.interval import GROUPS, group
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.inversion.refined import RefineConfig, Refined
 from seisbind.model.inversion.refinement import Refinement
@@ -73,10 +75,15 @@ def ground_of(args: argparse.Namespace) -> dict[str, list[tuple[int, Float32]]]:
     return ground
 
 
-def until(errors: list[float], reached: float) -> str:
-    """The first iteration at which an error is reached, or that it is not."""
-    found = [number for number, error in enumerate(errors) if error <= reached]
-    return str(found[0]) if found else f"more than {len(errors) - 1}"
+def until(errors: list[float], reached: float) -> float:
+    """The first iteration at which an error is reached; infinite where it is not."""
+    return next((float(number) for number, error in enumerate(errors) if error <= reached), np.inf)
+
+
+def spread_of(values: list[float], form: str = ".0f") -> str:
+    """Median and quartiles."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return f"{middle:{form}} ({low:{form}}-{high:{form}})"
 
 
 def main() -> None:
@@ -97,9 +104,10 @@ def main() -> None:
     torch.set_num_threads(1)
     embedder, frame = Embedder.load(args.weights), OPENFWI_FRAME
     config = RefineConfig(iterations=args.iterations)
-    ratios, means = [], []
+    ratios: dict[int, list[tuple[NDArray[np.float64], float]]] = {}
+    means = []
     for key, truths in ground_of(args).items():
-        before, after = [], []
+        before, after, left, faster = [], [], [], []
         for number, truth in truths:
             prepared = prepare(simulate(truth, engine="openfwi"))
             if args.lowest is not None:
@@ -115,12 +123,17 @@ def main() -> None:
             errors, refined = refine(observed, start, truth, config, prior)
             inside = float(((refined.low <= truth) & (truth <= refined.high)).mean())
             half = np.maximum(refined.high - refined.velocity, refined.velocity - refined.low)
-            ratios.append(np.abs(refined.velocity - truth) / half)
+            width = float(np.median(refined.high - refined.low))
+            ratios.setdefault(group(refined.misfit), []).append(
+                (np.abs(refined.velocity - truth) / np.maximum(half, 1e-3), width)
+            )
             means.append((errors[0], errors[-1], inside))
             before.append(errors[0])
             after.append(errors[-1])
+            left.append(refined.residual_after)
             print(
-                f"{key} {number}: {errors[0]:.0f} -> {errors[-1]:.0f} m/s, residual {refined.residual[-1]:.4f}, "
+                f"{key} {number}: {errors[0]:.0f} -> {errors[-1]:.0f} m/s, "
+                f"residual {refined.residual_before:.4f} -> {refined.residual_after:.4f}, "
                 f"{inside:.0%} within, {len(errors) - 1} iterations, {time.process_time() - began:.0f} s; at each "
                 f"fourth: {' '.join(f'{error:.0f}' for error in errors[::4])}",
                 flush=True,
@@ -128,17 +141,28 @@ def main() -> None:
             if args.against_smoothed:
                 smoothed = gaussian_filter(truth, SMOOTHED_CELLS, mode="nearest")
                 theirs, _ = refine(observed, smoothed, truth, config, prior)
+                steps = until(errors, theirs[-1]), until(theirs, theirs[-1])
+                faster.append(steps[0] / steps[1] if steps[1] else np.inf)
                 print(
                     f"{key} {number}: from the smoothed truth {theirs[0]:.0f} -> {theirs[-1]:.0f} m/s in "
-                    f"{until(theirs, theirs[-1])} iterations; to that from the read model {until(errors, theirs[-1])}",
+                    f"{steps[1]:.0f} iterations; to that from the read model {steps[0]:.0f}",
                     flush=True,
                 )
-        print(f"{key}: median of {len(after)}: {np.median(before):.0f} -> {np.median(after):.0f} m/s", flush=True)
-    mean, ratio = np.mean(means, axis=0), np.quantile(np.stack(ratios), 0.9)
-    print(
-        f"mean of {len(means)}: {mean[0]:.0f} -> {mean[1]:.0f} m/s, {mean[2]:.0%} within; nine tenths of the cells are "
-        f"off by at most {ratio:.2f} half-widths of their interval"
-    )
+        print(
+            f"{key}: median (quartiles) of {len(after)}: {spread_of(before)} -> {spread_of(after)} m/s, residual "
+            f"{spread_of(left, '.4f')}, {sum(a > b for a, b in zip(after, before, strict=True))} worse than read"
+            + (f"; iterations over the smoothed truth's {np.median(faster):.2f}" if faster else ""),
+            flush=True,
+        )
+    mean = np.mean(means, axis=0)
+    print(f"mean of {len(means)}: {mean[0]:.0f} -> {mean[1]:.0f} m/s, {mean[2]:.0%} within")
+    for number, found in sorted(ratios.items()):
+        cells = np.stack([each for each, _ in found])
+        print(
+            f"misfits {('from 0', *(f'from {each:g}' for each in GROUPS))[number]}: {len(found)} maps, "
+            f"{(cells <= 1).mean():.1%} of the cells within, median width {np.median([w for _, w in found]):.0f} m/s; "
+            f"nine tenths are off by at most {np.quantile(cells, 0.9):.2f} half-widths"
+        )
 
 
 if __name__ == "__main__":

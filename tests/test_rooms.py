@@ -42,8 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"model/inspection", "model/inversion", "service/building"},
     "service/jobs": {"model", "model/inversion", "service/formats"},
     "service/runtime": MODEL
-    | {"model/encoders", "model/inspection", "index", "index/replicas", "service", "service/formats"}
-    | {"service/engine", "service/jobs"},
+    | {"model/encoders", "model/inspection", "model/inversion", "index", "index/replicas", "service"}
+    | {"service/formats", "service/engine", "service/jobs"},
     "service/workers": {"model", "service", "service/runtime"},
     "service/transport": {"model", "service", "service/runtime"},
     "service/http": MODEL

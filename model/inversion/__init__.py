@@ -4,4 +4,4 @@
 record (`refined`: what it is asked and answers); `observed` is what both compare.
 """
 
-__all__ = ["beside", "check", "observed", "refined", "refinement"]
+__all__ = ["beside", "check", "interval", "observed", "refined", "refinement"]

@@ -25,7 +25,7 @@ COURANT = 0.65  # as in `waves.wavefield`: OpenFWI's own step at its fastest vel
 def require_deepwave() -> None:
     """Raises MissingExtra where deepwave is not installed, without importing it."""
     if find_spec("deepwave") is None:
-        raise MissingExtra("deepwave is not installed: pip install 'seisbind[simulation]'.")
+        raise MissingExtra("deepwave is not installed: pip install 'seisbind[inversion]'.")
 
 
 class Forward:

@@ -27,7 +27,7 @@ class RefineConfig:
     """
 
     iterations: int = 24
-    bands: tuple[float, ...] = (0.4, 0.67, 1.0)
+    bands: tuple[float, ...] = (0.4, 0.67, 1.0, 1.5)
     keep_m: float = 0.0
     device: str = "cpu"
 
@@ -71,6 +71,7 @@ class Refined:
             of the record has been.
         residual: ``(iteration,)`` see `RefineStep`.
         residual_before, residual_after: of the start that was gone on from as it was, and of ``velocity``.
+        misfit: what is left of the record in the last band, rms over the record's there.
         source: ``(n,)`` the wavelet that was estimated, at the frame's samples, on the scale of the record.
         start: the number of the start that was gone on from.
         stopped: why it ended before its iterations did, or None.
@@ -83,6 +84,7 @@ class Refined:
     residual: Float32
     residual_before: float
     residual_after: float
+    misfit: float
     source: Float32
     start: int
     stopped: str | None

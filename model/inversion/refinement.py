@@ -11,46 +11,49 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor
 
 from seisbind.model.errors import InvalidConfig, InvalidVelocityModel
 from seisbind.model.frame import VELOCITY_LIMITS_M_S, Frame
 from seisbind.model.inversion.forward import Forward
+from seisbind.model.inversion.interval import Remaining, half_width_m_s
 from seisbind.model.inversion.observed import Observed, noise_rms
 from seisbind.model.inversion.refined import RefineConfig, Refined, RefineStep
-from seisbind.model.inversion.regularise import Roughness
-from seisbind.model.inversion.sensitivity import Blocks, Sensitivity, jacobian_bytes
-from seisbind.model.inversion.source import Source, estimate_source, probing_wavelet
+from seisbind.model.inversion.regularise import Roughness, prior_precision
+from seisbind.model.inversion.seen import Seen
+from seisbind.model.inversion.sensitivity import COARSE, FINE, Blocks, Sensitivity, step_bytes
+from seisbind.model.inversion.source import Source, estimate_source, folded_wavelet, probing_wavelet
+from seisbind.model.waves.wavefield import ABSORBING
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[Any]]
 
-FLANK = 0.15  # width of a band's upper flank, over its corner
-WHITE = 1.0  # of the record's largest amplitude: added to its spectrum before that is divided by
 INTERFACE_M_S = 60.0  # mean difference of neighbouring blocks that the prior expects
 
-MISFIT = 0.006  # of a record, rms, that one wave equation misses of another at the peak frequency; below it more,
+BOUNDARY = replace(
+    ABSORBING, width_cells=20
+)  # with 10 two wave equations differ by up to twice as much late in a record
+MISFIT = 0.005  # of a record, rms, that one wave equation misses of another at the peak frequency; below it more,
 # by the ratio of the two, as boundaries absorb less (OpenFWI's against deepwave's: .018 at 0.4 peak frequencies)
 DOUBT = (0.5, 0.15, 4.0)  # first, least and largest share of the residual that a linear step is not asked to explain
+ATTEMPTS = 4  # at a step from a model, each twice as doubtful as the one before
+PARTS = (1.0, 0.5, 0.25)  # of a step's change, tried in turn
 TRUST_M_S = 200.0  # of a block in a step; where waves hardly go, nothing else bounds it
 STALLED = 0.01  # a step that lowers the misfit by less than this share was the band's last
 TRIAL_STEPS = 2  # at most, that each start is given before they are compared
-MATRICES = 7  # of blocks by blocks, float64, that a step holds at once
 MOST_BYTES = 4 << 30  # of the arrays of a step
 NOISE = 1.05  # of the noise before the first arrival: a residual below that has nothing left to say
 TIMELY = 0.12  # misfit of a band, rms: none of it can be half a period off, and lower bands are not needed
-INTERVAL = 1.645  # standard deviations of a 90 % interval
-WIDENED = 6.1  # half-widths of the Gaussian of the curvature that nine tenths of the cells are off by at most: of
-# ten drawn models (benchmarks/refine.py --drawn 10 --seed 950 --iterations 12, which prints their number over this one)
-PRIOR = 0.25  # weight of a block's prior: neighbours are wrong together, and four weigh as one. Of five drawn models
-# (`mixed(10, 901)`, 12 iterations) the mean error is 84 m/s without, 69 with this, 68 with 1, which made two worse
+ALIKE_CELLS = (6.0, 10.0)  # down and along x: how far errors of a read model go before they are e times less alike
+PRIOR = 1.0  # weight of it
 
 
 @dataclass(slots=True)
@@ -68,6 +71,9 @@ class _State:
     residual: Float64  # (iteration,)
     stopped: str
     prior: Float64  # (2, depth, x) mean and deviation; (0, depth, x) without
+    best: Float64  # (start, depth, x) of each of `models` as it began and as steps left it, what explains the last band
+    least: Float64  # (start,) its misfit there; NaN where it was not predicted yet
+    wavelet: Float32  # (n,) that is predicted with
 
 
 class Refinement:
@@ -76,23 +82,14 @@ class Refinement:
     def __init__(self, observed: Observed, config: RefineConfig, state: _State) -> None:
         frame = observed.frame
         self._observed, self.config, self._state = observed, config, state
-        wavelet = probing_wavelet(observed)
-        self._forward = Forward(observed.shot_x_m, frame, device=config.device)
-        self._sensitivity = Sensitivity(observed.shot_x_m, frame, wavelet, device=config.device)
-        self._roughness = Roughness(self._sensitivity.blocks.shape)
-        self._wavelet = torch.from_numpy(np.asarray(wavelet, np.float32))
-        self._record = torch.from_numpy(observed.traces)
-        self._live = torch.from_numpy(observed.live)[:, None]
-        self._rms = _rms(self._record)
-        self._size = 1 << (2 * frame.samples - 1).bit_length()
-        hz = np.fft.rfftfreq(self._size, frame.dt_s)
-        power = np.square(np.abs(np.fft.rfft(observed.traces, self._size, axis=1))).mean(axis=(0, 2))
-        width = max(1, round(1.5 * frame.peak_hz / 15 / hz[1]))
-        amplitude = np.sqrt(np.convolve(power, np.ones(2 * width + 1) / (2 * width + 1), mode="same"))
-        self._hz: Float64 = hz.astype(np.float64)
-        self._amplitude = amplitude / max(amplitude.max(), 1e-30)
+        self._forward = Forward(observed.shot_x_m, frame, boundary=BOUNDARY, device=config.device)
+        self._sensitivities = {
+            cells: Sensitivity(observed.shot_x_m, frame, cells=cells, device=config.device) for cells in (COARSE, FINE)
+        }
+        self._fine = step_bytes(frame, len(observed.shot_x_m), FINE) <= MOST_BYTES
+        self._seen = Seen(observed)
+        self._rms = _rms(self._seen.record)
         self._noise = noise_rms(observed) / self._rms
-        self._believed = [self._sensitivity.blocks.gather(each).ravel() for each in state.prior]
         self._predicted: tuple[Float64, Source, Tensor] | None = None  # of the last model, not to predict it twice
 
     @classmethod
@@ -132,13 +129,19 @@ class Refinement:
             chosen=-1 if len(models) > 1 else 0,
             iteration=0, stage=0, in_stage=0, doubt=DOUBT[0],
             residual=np.zeros(0), stopped="", prior=believed,
+            best=np.zeros(0), least=np.full(len(models), np.nan),
+            wavelet=probing_wavelet(observed),
         )  # fmt: skip
+        state.best = state.models.copy()
         return cls(observed, config, state)
 
     @classmethod
     def resume(cls, observed: Observed, config: RefineConfig, state: Arrays) -> Self:
         """The refinement whose `state` it was, with the same record and configuration."""
         values: dict[str, Any] = {}
+        if "best" not in state:  # of a version that kept none
+            state = {**state, "best": state["models"], "least": np.full(len(state["models"]), np.nan)}
+            state["wavelet"] = probing_wavelet(observed)
         for name, kind in _State.__annotations__.items():
             value = state[name]
             values[name] = {"int": int, "float": float, "str": str}.get(kind, np.array)(value)
@@ -179,9 +182,13 @@ class Refinement:
                 state.misfits[number], state.began[number] = self._misfit(model, self.config.bands[0]), self._residual
             self._choose()
         number = state.stage if state.chosen < 0 else state.chosen
-        if np.isnan(state.began[number]):
-            self._predict(state.models[number if len(state.models) > 1 else 0])
-            state.began[number] = self._residual
+        at = number if state.chosen < 0 else 0
+        if not state.in_stage and (state.chosen >= 0 or not state.stage):
+            self._fold(state.models[at])
+        if np.isnan(state.least[at]):
+            state.least[at] = self._misfit(state.best[at], self.config.bands[-1])
+            if np.isnan(state.began[number]):
+                state.began[number] = self._residual
         if state.chosen < 0:
             stage = f"start {state.stage + 1}"
             self._try()
@@ -191,6 +198,10 @@ class Refinement:
         state.residual = np.append(state.residual, self._residual)
         if state.chosen >= 0 and self._residual <= NOISE * self._noise:
             state.stopped = f"The residual, {self._residual:.3g} of the record, is that of its noise."
+        if self.done and state.chosen >= 0 and state.least[0] < self._misfit(state.models[0], self.config.bands[-1]):
+            state.models = state.best.copy()
+            self._predict(state.models[0])
+            state.residual[-1] = self._residual
         return RefineStep(
             state.iteration, self.config.iterations, stage, self._residual, time.perf_counter() - started
         )  # fmt: skip
@@ -204,12 +215,13 @@ class Refinement:
         state = self._state
         state.chosen, state.stage = int(np.argmin(state.misfits)), 0
         state.models = state.models[state.chosen][None].copy()
+        state.best, state.least = state.best[state.chosen][None].copy(), state.least[state.chosen][None].copy()
 
     def _try(self) -> None:
         """A step of the trial of a start."""
         state = self._state
         number = state.stage
-        state.models[number], state.misfits[number], _ = self._gauss_newton(state.models[number], self.config.bands[0])
+        state.misfits[number], _ = self._improve(number, self.config.bands[0])
         state.in_stage += 1
         if state.in_stage < self._trial_steps:
             return
@@ -220,12 +232,12 @@ class Refinement:
     def _climb(self) -> str:
         """A Gauss-Newton step, and to the next band after the last of this one."""
         state, bands = self._state, self.config.bands
-        while state.stage + 1 < len(bands) and not state.in_stage:
+        while state.stage + 2 < len(bands) and not state.in_stage:
             if self._misfit(state.models[0], bands[state.stage + 1]) >= TIMELY:
                 break
             state.stage += 1
         band = bands[state.stage]
-        state.models[0], misfit, gain = self._gauss_newton(state.models[0], band)
+        misfit, gain = self._improve(0, band)
         state.in_stage += 1
         explained = misfit <= MISFIT / band
         last = state.stage + 1 == len(bands)
@@ -241,66 +253,85 @@ class Refinement:
                 state.stage, state.in_stage, state.doubt = state.stage + 1, 0, DOUBT[0]
         return f"up to {band:g} of the peak frequency"
 
+    def _improve(self, at: int, band: float) -> tuple[float, float]:
+        """A step of a model: the misfit in the band that it leaves, and by which share that has fallen."""
+        state = self._state
+        state.models[at], misfit, gain = self._gauss_newton(state.models[at], band)
+        least = self._misfit(state.models[at], self.config.bands[-1])
+        if least < state.least[at]:
+            state.best[at], state.least[at] = state.models[at], least
+        return misfit, gain
+
     def _misfit(self, model: Float64, band: float) -> float:
         """Of a model in a band, over the record there."""
-        left = self._record - self._predict(model)[1]
-        return _rms(self._through(left, band)) / _rms(self._through(self._record, band))
+        left = self._seen.record - self._predict(model)[1]
+        return _rms(self._seen.through(left, band)) / _rms(self._seen.through(self._seen.record, band))
+
+    def _blocks(self, band: float) -> tuple[int, int]:
+        """Cells of the blocks that a band is inverted on."""
+        return FINE if self._fine and band == self.config.bands[-1] else COARSE
 
     def _gauss_newton(self, model: Float64, band: float) -> tuple[Float64, float, float]:
         """A better model, its misfit in the band over the record's there, and by which share that has fallen."""
-        state, blocks = self._state, self._sensitivity.blocks
+        state, sensitivity = self._state, self._sensitivities[self._blocks(band)]
+        blocks = sensitivity.blocks
+        roughness = Roughness(blocks.shape, lateral=blocks.cells[0] / blocks.cells[1])
         source, predicted = self._predict(model)
-        seen = self._through(self._record, band)
-        scale, left = _rms(seen), self._through(self._record - predicted, band)
+        seen = self._seen.through(self._seen.record, band)
+        scale, left = _rms(seen), self._seen.through(self._seen.record - predicted, band)
         misfit = _rms(left)
-        curvature, slope = self._normal(model, source, band, left)
-        sigma2 = ((MISFIT / band * scale) ** 2 + (state.doubt * misfit) ** 2) * self._correlated(band)
+        curvature, slope = self._normal(sensitivity, model, source, band, left)
         cells = blocks.gather(model).ravel()
-        mean, sure = self._belief(cells)
-        change = self._roughness.solve(
-            curvature / sigma2 + np.diag(sure + 1 / TRUST_M_S**2),
-            slope / sigma2 + sure * (mean - cells),
-            cells,
-            1 / INTERFACE_M_S,
-        )
-        spread = blocks.spread(change.reshape(blocks.shape))
-        for part in (1.0, 0.5, 0.25):
-            tried = _within(model + part * spread, model, self._observed.frame, self.config)
-            again = _rms(self._through(self._record - self._predict(tried)[1], band))
-            if again < misfit:
-                state.doubt = max(DOUBT[1], state.doubt * (0.7 if part == 1 else 1.4))
-                return tried, again / scale, 1 - again / misfit
+        mean, sure = self._belief(blocks, cells)
+        held = sure + sparse.eye_array(len(cells)) * (blocks.share / TRUST_M_S**2)
+        for _ in range(ATTEMPTS):
+            sigma2 = ((MISFIT / band * scale) ** 2 + (state.doubt * misfit) ** 2) * sensitivity.correlated(band)
+            change = roughness.solve(
+                curvature / sigma2,
+                slope / sigma2 + sure @ (mean - cells),
+                cells,
+                1 / INTERFACE_M_S,
+                held,
+            )
+            spread = blocks.spread(change.reshape(blocks.shape))
+            for part in PARTS:
+                tried = _within(model + part * spread, model, self._observed.frame, self.config)
+                again = _rms(self._seen.through(self._seen.record - self._predict(tried)[1], band))
+                if again < misfit:
+                    state.doubt = max(DOUBT[1], state.doubt * (0.7 if part == 1 else 1.4))
+                    return tried, again / scale, 1 - again / misfit
+            state.doubt = min(DOUBT[2], 2 * state.doubt)
         self._predict(model)
-        state.doubt = min(DOUBT[2], 2 * state.doubt)
-        return model, misfit / scale, 1.0 if state.doubt < DOUBT[2] else 0.0
+        return model, misfit / scale, 0.0
 
-    def _belief(self, cells: Float64) -> tuple[Float64, Float64]:
-        """The prior's mean and curvature of each block; ``cells`` and 0 without one."""
-        if not self._believed:
-            return cells, np.zeros_like(cells)
-        mean, deviation = self._believed
-        return mean, PRIOR / deviation**2
+    def _belief(self, blocks: Blocks, cells: Float64) -> tuple[Float64, sparse.csr_array]:
+        """The prior's mean and curvature of the blocks; ``cells`` and 0 without one."""
+        if not len(self._state.prior):
+            return cells, sparse.csr_array((len(cells), len(cells)))
+        mean, deviation = (blocks.gather(each).ravel() for each in self._state.prior)
+        lags = blocks.cells[0] / ALIKE_CELLS[0], blocks.cells[1] / ALIKE_CELLS[1]
+        return mean, PRIOR * prior_precision(blocks.shape, lags, deviation)
 
-    def _normal(self, model: Float64, source: Source, band: float, left: Tensor) -> tuple[Float64, Float64]:
-        """J'J and J'r of a band: ``(block, block)`` and ``(block,)``."""
-        sensitivity = self._sensitivity
-        response = torch.from_numpy(self._response(sensitivity.frequency_hz.double().numpy(), band)).float()
-        jacobian = sensitivity.jacobian(model, source, response)
-        live = self._live[:, 0, sensitivity.receivers].to(jacobian.device)
-        jacobian *= live[:, :, None, None]
-        flat = jacobian.flatten(0, 2)
-        rows = left[:, :: sensitivity.stride, sensitivity.receivers].transpose(1, 2).to(flat)
-        return (flat.T @ flat).double().cpu().numpy(), (flat.T @ rows.flatten()).double().cpu().numpy()
+    def _normal(
+        self, sensitivity: Sensitivity, model: Float64, source: Source, band: float, left: Tensor
+    ) -> tuple[Float64, Float64]:
+        """J'J and J'r of a band: ``(block, block)``, of which the upper half is given, and ``(block,)``."""
+        response = torch.from_numpy(self._seen.response(sensitivity.frequency_hz.double().numpy(), band)).float()
+        jacobian = sensitivity.jacobian(model, self._state.wavelet, source, response)
+        return sensitivity.normal(jacobian, self._seen.live * self._seen.late, left)
 
-    def _correlated(self, band: float) -> float:
-        """Samples of a Jacobian's rows to one that is independent."""
-        return 1 / min(1.0, 2 * band * self._observed.frame.peak_hz * self._sensitivity.row_s)
+    def _fold(self, model: Float64) -> None:
+        """Predict from now on with the source of a model."""
+        source, _ = self._predict(model)
+        self._state.wavelet = folded_wavelet(source, self._state.wavelet, self._observed.frame)
+        self._predicted = None
 
     def _predict(self, model: Float64) -> tuple[Source, Tensor]:
         """The source, and ``(shot, time, receiver)`` predicted with it; zero where the record is not live."""
         if self._predicted is None or not np.array_equal(self._predicted[0], model):
             with torch.no_grad():
-                made = self._forward(torch.from_numpy(model).float()[None], self._wavelet)[0].cpu()
+                made = self._forward(torch.from_numpy(model).float()[None], torch.from_numpy(self._state.wavelet))
+                made = made[0].cpu()
             source, predicted = estimate_source(self._observed, made.numpy())
             self._predicted = model.copy(), source, torch.from_numpy(predicted)
         return self._predicted[1], self._predicted[2]
@@ -308,47 +339,47 @@ class Refinement:
     @property
     def _residual(self) -> float:
         """Of the model that was predicted last: the one that the iteration ended with."""
-        left = self._record if self._predicted is None else self._record - self._predicted[2]
-        return _rms(left * self._live) / self._rms
+        left = self._seen.record if self._predicted is None else self._seen.record - self._predicted[2]
+        return _rms(left * self._seen.live) / self._rms
 
-    def _through(self, traces: Tensor, band: float) -> Tensor:
-        """Traces ``(shot, time, receiver)`` through a band's filter, dead ones zero."""
-        response = torch.from_numpy(self._response(self._hz, band)).float()[None, :, None]
-        spectrum = torch.fft.rfft(traces * self._live, self._size, dim=1)
-        filtered: Tensor = torch.fft.irfft(spectrum * response, self._size, dim=1)
-        return filtered[:, : traces.shape[1]]
-
-    def _response(self, hz: Float64, band: float) -> Float64:
-        """Of zero phase: up to a corner (``band`` peak frequencies), the record's spectrum made flatter."""
-        corner = band * self._observed.frame.peak_hz
-        flat = 1 / (np.interp(hz, self._hz, self._amplitude) + WHITE)
-        return np.asarray(flat * np.exp(-0.5 * (np.maximum(hz - corner, 0) / (FLANK * corner)) ** 2))
+    def remaining(self) -> Remaining:
+        """What is left to doubt; costs a step on coarse blocks."""
+        sensitivity, model = self._sensitivities[COARSE], np.asarray(self.velocity, np.float64)
+        blocks, frame, band = sensitivity.blocks, self._observed.frame, self.config.bands[-1]
+        source, predicted = self._predict(model)
+        left = self._seen.through(self._seen.record - predicted, band)
+        scale = _rms(self._seen.through(self._seen.record, band))
+        curvature, _ = self._normal(sensitivity, model, source, band, left)
+        misfit, illumination = _rms(left), np.sqrt(np.diag(curvature)).reshape(blocks.shape)
+        sigma2 = ((MISFIT / band * scale) ** 2 + misfit**2) * sensitivity.correlated(band)
+        cells = blocks.gather(model).ravel()
+        unknown_m_s = (frame.velocity_m_s[1] - frame.velocity_m_s[0]) / math.sqrt(12)
+        known = np.triu(curvature / sigma2, 1)
+        known += known.T + Roughness(blocks.shape).form(cells) / INTERFACE_M_S
+        known += np.diag(np.diag(curvature) / sigma2 + 1 / unknown_m_s**2) + self._belief(blocks, cells)[1].toarray()
+        deviation = np.sqrt(np.diag(np.linalg.inv(known))).reshape(blocks.shape)
+        stated = self._state.prior[1] if len(self._state.prior) else np.full_like(model, unknown_m_s)
+        return Remaining(
+            deviation=blocks.spread(deviation),
+            stated=np.minimum(stated, unknown_m_s),
+            misfit=misfit / scale,
+            illumination=blocks.spread(illumination / max(illumination.max(), 1e-30)),
+        )
 
     def result(self) -> Refined:
         """The model, what is left of uncertainty, and where waves have been; costs a step."""
-        state, blocks = self._state, self._sensitivity.blocks
-        model = np.asarray(self.velocity, np.float64)
-        source, predicted = self._predict(model)
-        band = self.config.bands[-1]
-        left, scale = self._through(self._record - predicted, band), _rms(self._through(self._record, band))
-        curvature, _ = self._normal(model, source, band, left)
-        illumination = np.sqrt(np.diag(curvature)).reshape(blocks.shape)
-        sigma2 = ((MISFIT / band * scale) ** 2 + _rms(left) ** 2) * self._correlated(band)
-        cells = blocks.gather(model).ravel()
-        prior = self._roughness.form(cells) / INTERFACE_M_S + np.diag(self._belief(cells)[1])
-        spread_m_s = (self._observed.frame.velocity_m_s[1] - self._observed.frame.velocity_m_s[0]) / np.sqrt(12)
-        known = curvature / sigma2 + prior + np.eye(len(prior)) / spread_m_s**2
-        deviation = np.sqrt(np.diag(np.linalg.inv(known))).reshape(blocks.shape)
-        off = WIDENED * INTERVAL * blocks.spread(deviation)
-        low, high = self._observed.frame.velocity_m_s
+        state, model, remaining = self._state, np.asarray(self.velocity, np.float64), self.remaining()
+        off, (low, high) = half_width_m_s(remaining), self._observed.frame.velocity_m_s
+        source, _ = self._predict(model)
         return Refined(
             velocity=self.velocity,
             low=np.minimum(np.clip(model - off, low, high), model).astype(np.float32),  # what is kept may lie outside
             high=np.maximum(np.clip(model + off, low, high), model).astype(np.float32),
-            illumination=blocks.spread(illumination / max(illumination.max(), 1e-30)).astype(np.float32),
+            illumination=remaining.illumination.astype(np.float32),
             residual=state.residual.astype(np.float32),
             residual_before=float(state.began[self.start]),
             residual_after=self._residual,
+            misfit=remaining.misfit,
             source=self._source(source),
             start=self.start,
             stopped=self.stopped,
@@ -356,15 +387,15 @@ class Refinement:
 
     def _source(self, source: Source) -> Float32:
         """The wavelet with which `Forward` would predict the record itself."""
-        wavelet = torch.zeros(len(self._wavelet) + source.half, 1)
-        wavelet[: len(self._wavelet), 0] = self._wavelet
-        return np.asarray(source.apply(wavelet)[:, 0].numpy(), np.float32)
+        wavelet = self._state.wavelet
+        whole = torch.zeros(len(wavelet) + source.half, 1)
+        whole[: len(wavelet), 0] = torch.from_numpy(wavelet)
+        return np.asarray(source.apply(whole)[:, 0].numpy(), np.float32)
 
 
 def check_memory(observed: Observed) -> None:
     """Whether a refinement's arrays, which the frame bounds, are of a size that a machine has. Raises InvalidConfig."""
-    frame, blocks = observed.frame, math.prod(Blocks.of(observed.frame).shape)
-    size = jacobian_bytes(frame, len(observed.shot_x_m)) + MATRICES * 8 * blocks**2
+    frame, size = observed.frame, step_bytes(observed.frame, len(observed.shot_x_m), COARSE)
     if size > MOST_BYTES:
         raise InvalidConfig(
             f"A refinement in the frame {frame.name} ({frame.depth_cells} x {frame.x_cells} cells, "

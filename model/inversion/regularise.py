@@ -10,15 +10,21 @@ from scipy.linalg import cho_factor, cho_solve
 Float64 = NDArray[np.float64]
 
 SMALLEST_M_S = 10.0  # differences of neighbours below this are rounding, not interfaces
-SOLVES = 8  # of reweighted least squares; the model changes by less than 1 m/s after them
+SOLVES = 8  # at most, of reweighted least squares
+ENOUGH_M_S = 3.0  # a solve that changes no cell by more was the last
 
 
 class Roughness:
-    """Total variation of models ``(depth, x)``, as a quadratic form about one of them."""
+    """Total variation of models ``(depth, x)``, as a quadratic form about one of them.
 
-    def __init__(self, shape: tuple[int, int]) -> None:
+    Args:
+        shape: of a model.
+        lateral: length of the side between a cell and the next along x, over that between it and the one below.
+    """
+
+    def __init__(self, shape: tuple[int, int], *, lateral: float = 1.0) -> None:
         depth, x = shape
-        self._shape = shape
+        self._shape, self._lateral = shape, lateral
         # the last row and column have no neighbour
         self._down = sparse.kron(sparse.diags([-1.0, 1.0], [0, 1], shape=(depth, depth)), sparse.eye(x)).tocsr()
         self._right = sparse.kron(sparse.eye(depth), sparse.diags([-1.0, 1.0], [0, 1], shape=(x, x))).tocsr()
@@ -27,26 +33,59 @@ class Roughness:
 
     def form(self, model: Float64) -> Float64:
         """``(cell, cell)`` R with ``m R m / 2`` majorising the total variation at ``model`` ``(cell,)``, m/s."""
-        down, right = self._down @ model * self._has_below, self._right @ model * self._has_right
+        return np.asarray(self._form(model).toarray(), np.float64)
+
+    def _form(self, model: Float64) -> sparse.csr_array:
+        down, right = self._down @ model * self._has_below, self._right @ model * self._has_right * self._lateral
         weight = 1 / np.sqrt(down**2 + right**2 + SMALLEST_M_S**2)
         vertical = sparse.diags(weight * self._has_below)
-        lateral = sparse.diags(weight * self._has_right)
-        return np.asarray(
-            (self._down.T @ vertical @ self._down + self._right.T @ lateral @ self._right).toarray(), np.float64
-        )
+        lateral = sparse.diags(weight * self._has_right * self._lateral**2)
+        return sparse.csr_array(self._down.T @ vertical @ self._down + self._right.T @ lateral @ self._right)
 
-    def solve(self, curvature: Float64, slope: Float64, model: Float64, weight: float) -> Float64:
-        """The change d that minimises ``d curvature d / 2 - slope d + weight TV(model + d)``.
+    def solve(
+        self, curvature: Float64, slope: Float64, model: Float64, weight: float, more: sparse.csr_array | None = None
+    ) -> Float64:
+        """The change d that minimises ``d (curvature + more) d / 2 - slope d + weight TV(model + d)``.
 
         Args:
-            curvature: ``(cell, cell)``.
+            curvature: ``(cell, cell)``, of which the upper half is read.
             slope: ``(cell,)``.
             model: ``(cell,)`` m/s.
             weight: per m/s.
+            more: ``(cell, cell)``.
         """
         change = np.zeros_like(model)
-        ridge = 1e-7 * np.trace(curvature) / len(model) * np.eye(len(model))
+        ridge = sparse.eye_array(len(model)) * (1e-7 * np.trace(curvature) / len(model))
+        fixed = sparse.csr_array(ridge if more is None else ridge + more)
         for _ in range(SOLVES):
-            rough = weight * self.form(model + change)
-            change = cho_solve(cho_factor(curvature + rough + ridge), slope - rough @ model)
+            rough = weight * self._form(model + change)
+            entries = (rough + fixed).tocoo()
+            whole = curvature.copy(order="K")
+            whole[entries.row, entries.col] += entries.data
+            factor = cho_factor(whole, overwrite_a=True, check_finite=False)
+            before, change = change, cho_solve(factor, slope - rough @ model, check_finite=False)
+            if np.abs(change - before).max() < ENOUGH_M_S:
+                break
         return change
+
+
+def prior_precision(shape: tuple[int, int], lags: tuple[float, float], deviation: Float64) -> sparse.csr_array:
+    """``(cell, cell)`` inverse covariance of errors that are alike nearby: ``exp(-|dz| - |dx|)``.
+
+    Args:
+        shape: (depth, x) cells.
+        lags: from a cell to the next down and along x, over the lengths of correlation.
+        deviation: ``(cell,)`` m/s.
+    """
+    down, across = (_markov(count, lag) for count, lag in zip(shape, lags, strict=True))
+    sure = sparse.diags_array(1 / deviation)
+    return sparse.csr_array(sure @ sparse.kron(down, across) @ sure)
+
+
+def _markov(count: int, lag: float) -> sparse.csr_array:
+    """Inverse of the matrix of ``exp(-lag |i - j|)``."""
+    alike = np.exp(-lag)
+    middle = np.full(count, 1 + alike**2)
+    middle[[0, -1]] = 1
+    beside = np.full(count - 1, -alike)
+    return sparse.csr_array(sparse.diags_array([beside, middle, beside], offsets=[-1, 0, 1]) / (1 - alike**2))

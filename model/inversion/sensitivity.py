@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg.blas import ssyrk
 from torch import Tensor
 
 from seisbind.model.frame import Frame
@@ -25,37 +26,48 @@ from seisbind.model.inversion.source import Source
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-BLOCK = 2  # cells to a block's side: a fifth of the shortest wavelength of the band that it is used for
+COARSE, FINE = (2, 2), (1, 2)  # cells of a block, (depth, x): coarse ones are a fifth of the shortest wavelength of the
+# bands that they are used for; an interface lies between two cells, and a coarse block would smear each second one
 RECEIVERS = 3  # every third one
-BEYOND = 16  # blocks that the map goes on by, ever less: its edges are half-spaces, and a wave sees far into them
+BEYOND_CELLS = {COARSE: 32, FINE: 12}  # that the map goes on by, ever less: its edges are half-spaces, and a wave sees
+# far into them; the fine blocks of a frame are inverted when little is left to move
 PULSE_S = (0.15, 0.6)  # width and middle of a receiver's pulse, periods of the frame's peak frequency
 SAMPLED = 5.0  # samples of a Jacobian to a period of the frame's peak frequency
 PER_CALL = 10  # wavefields
+MATRICES = 7  # of blocks by blocks, float64, that a step holds at once
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """The coarse cells that a frame's are grouped into.
+    """The cells that a frame's are grouped into.
 
     Attributes:
         shape: (depth, x) of the blocks.
+        cells: (depth, x) of a block, in cells.
     """
 
     shape: tuple[int, int]
+    cells: tuple[int, int] = COARSE
 
     @classmethod
-    def of(cls, frame: Frame) -> Blocks:
+    def of(cls, frame: Frame, cells: tuple[int, int] = COARSE) -> Blocks:
         """Those of a frame, whose cells are even in number."""
         depth, x = frame.velocity_shape
-        return cls((depth // BLOCK, x // BLOCK))
+        return cls((depth // cells[0], x // cells[1]), cells)
+
+    @property
+    def share(self) -> float:
+        """Of a coarse block that one of these is."""
+        return math.prod(self.cells) / math.prod(COARSE)
 
     def gather(self, cells: Float64) -> Float64:
         """Means over blocks of ``(depth, x)``."""
-        return np.asarray(cells.reshape(self.shape[0], BLOCK, self.shape[1], BLOCK).mean(axis=(1, 3)))
+        (depth, x), (down, across) = self.shape, self.cells
+        return np.asarray(cells.reshape(depth, down, x, across).mean(axis=(1, 3)))
 
     def spread(self, blocks: Float64) -> Float64:
         """``(depth, x)`` cells, each its block's value: linear between centres, an interface would ring."""
-        return np.asarray(blocks.repeat(BLOCK, axis=0).repeat(BLOCK, axis=1))
+        return np.asarray(blocks.repeat(self.cells[0], axis=0).repeat(self.cells[1], axis=1))
 
 
 class Sensitivity:
@@ -64,23 +76,31 @@ class Sensitivity:
     Args:
         shot_x_m: ``(shot,)``.
         frame: its cells, receivers and samples.
-        wavelet: ``(n,)`` that `Forward` predicts with.
+        cells: of a block, `COARSE` or `FINE`. Waves are modelled on squares of its height.
         device: of torch.
     """
 
-    def __init__(self, shot_x_m: Float32, frame: Frame, wavelet: Float32, *, device: str = "cpu") -> None:
-        self.frame, self.blocks, self._device = frame, Blocks.of(frame), torch.device(device)
+    def __init__(
+        self,
+        shot_x_m: Float32,
+        frame: Frame,
+        *,
+        cells: tuple[int, int] = COARSE,
+        device: str = "cpu",
+    ) -> None:
+        self.frame, self.blocks, self._device = frame, Blocks.of(frame, cells), torch.device(device)
         self.receivers = np.arange(0, frame.receivers, RECEIVERS)
         self.stride, self.rows, self.size = _times(frame)
         self.row_s = frame.dt_s * self.stride
+        self._square = Blocks.of(frame, (cells[0], cells[0]))
+        self._beyond = BEYOND_CELLS[cells] // cells[0]
         self._shots_m = np.asarray(shot_x_m, np.float64)
         self._receivers_m = np.asarray(frame.survey.receiver_x_m)[self.receivers]
-        self._wavelet = torch.from_numpy(np.asarray(wavelet, np.float32))
         width, middle = (share / frame.peak_hz for share in PULSE_S)
         time_s = torch.arange(math.ceil(2 * middle / frame.dt_s)) * frame.dt_s
         self._pulse = torch.exp(-0.5 * ((time_s - middle) / width) ** 2).float()
-        self._down = torch.from_numpy(_continued(self.blocks.shape[0])).to(self._device, torch.complex64)
-        self._across = torch.from_numpy(_continued(self.blocks.shape[1])).to(self._device, torch.complex64)
+        less = np.cos(np.pi / 2 * (np.arange(self._beyond) + 0.5) / self._beyond) ** 2
+        self._less = torch.from_numpy(less).to(self._device, torch.complex64)
 
     @property
     def frequency_hz(self) -> Tensor:
@@ -88,28 +108,32 @@ class Sensitivity:
         frequency: Tensor = torch.fft.rfftfreq(self.size, self.row_s)
         return frequency
 
-    def jacobian(self, velocity: Float64, source: Source, response: Tensor) -> Tensor:
+    def jacobian(self, velocity: Float64, wavelet: Float32, source: Source, response: Tensor) -> Tensor:
         """``(shot, receiver, time, block)``: how the filtered record changes per m/s of each block.
 
         Args:
             velocity: ``(depth, x)`` m/s.
+            wavelet: ``(n,)`` that `Forward` predicts with.
             source: of the record.
             response: ``(frequency,)`` of the zero-phase filter that residuals are seen through.
         """
-        outer, hz = (self.blocks.shape[0] + 2 * BEYOND, self.blocks.shape[1] + 2 * BEYOND), self.frequency_hz
-        slowness2 = np.pad(self.blocks.gather(velocity**-2.0), BEYOND, mode="edge")
+        hz = self.frequency_hz
+        slowness2 = np.pad(self._square.gather(velocity**-2.0), self._beyond, mode="edge")
         ground = torch.from_numpy(slowness2**-0.5).to(self._device, torch.float32)
         kept = 1 + int((response > 1e-3 * response.max()).nonzero().max())
         kept = min(len(hz), math.ceil(1.3 * kept))  # what the end of a record cuts leaks to beside it
         from_shots, from_receivers = (
-            torch.fft.rfft(self._fields(ground, x_m, wavelet), self.size, dim=1)[:, :kept]
-            for x_m, wavelet in ((self._shots_m, self._wavelet), (self._receivers_m, self._pulse))
-        )  # (position, frequency, block)
+            self._fields(ground, x_m, sent, kept)
+            for x_m, sent in (
+                (self._shots_m, torch.from_numpy(np.asarray(wavelet, np.float32))),
+                (self._receivers_m, self._pulse),
+            )
+        )  # (position, frequency, depth, x)
         pulse = torch.fft.rfft(self._pulse[:: self.stride], self.size)
         late = torch.exp(2j * math.pi * hz * self.frame.record_dt_s)  # row 0 is that late
         factor = (-((2 * math.pi * hz) ** 2) * late / pulse)[:kept].to(self._device, torch.complex64)
-        area = BLOCK**2  # a wave of a source in a block of that many cells is that much stronger
-        born = (2 / ground**3 / area).flatten()
+        area = math.prod(self._square.cells)  # a wave of a source in a square of that many cells is that much stronger
+        from_receivers *= factor[:, None, None] * (2 / ground**3 / area)
         lag_s = torch.arange(-source.half, source.half + 1) * self.frame.dt_s
         taps = torch.from_numpy(source.filter).to(torch.complex64)
         seen = (torch.exp(-2j * math.pi * hz[:, None] * lag_s).to(torch.complex64) @ taps) * response
@@ -119,26 +143,55 @@ class Sensitivity:
             len(from_shots), len(self.receivers), self.rows, math.prod(self.blocks.shape), device=self._device
         )
         for wave, rows in zip(from_shots, out, strict=True):
-            scattered = (wave * factor[:, None] * born) * from_receivers  # (receiver, frequency, block)
-            scattered = scattered.reshape(len(self.receivers), kept, *outer)
-            inner = (self._down.T @ scattered @ self._across).flatten(2)
+            inner = self._within_map(wave * from_receivers).flatten(2)  # (receiver, frequency, block)
             rows[:] = seen_rows @ torch.fft.irfft(inner, self.size, dim=1)[:, : self.rows]
         return out
 
-    def _fields(self, ground: Tensor, x_m: Float64, wavelet: Tensor) -> Tensor:
-        """``(position, time, block)`` the wave everywhere from each position, a cell of the frame deep."""
+    def correlated(self, band: float) -> float:
+        """Rows to one that is independent, up to so many peak frequencies."""
+        return 1 / min(1.0, 2 * band * self.frame.peak_hz * self.row_s)
+
+    def normal(self, jacobian: Tensor, weights: Tensor, left: Tensor) -> tuple[Float64, Float64]:
+        """J'J ``(block, block)``, of which the upper half is given, and J'r ``(block,)``.
+
+        Args:
+            jacobian: see above; weighed in place.
+            weights: ``(shot, time, receiver)``; 0 where a trace is dead.
+            left: ``(shot, time, receiver)`` what is left of the record.
+        """
+        rows = (slice(None), slice(None, None, self.stride), self.receivers)
+        jacobian *= weights[rows].transpose(1, 2)[..., None].to(jacobian)
+        flat = jacobian.flatten(0, 2)
+        slope = flat.T @ left[rows].transpose(1, 2).to(flat).flatten()
+        curvature = ssyrk(1.0, flat.numpy().T) if flat.device.type == "cpu" else (flat.T @ flat).cpu().numpy()
+        return curvature.astype(np.float64), slope.double().cpu().numpy()
+
+    def _within_map(self, scattered: Tensor) -> Tensor:
+        """``(.., depth, x)`` of blocks, of squares: beyond the map its edge goes on, ever less."""
+        beyond, less = self._beyond, self._less
+        inner = scattered[..., beyond:-beyond, :].clone()
+        inner[..., 0, :] += less.flip(0) @ scattered[..., :beyond, :]
+        inner[..., -1, :] += less @ scattered[..., -beyond:, :]
+        across = inner[..., beyond:-beyond].clone()
+        across[..., 0] += inner[..., :beyond] @ less.flip(0)
+        across[..., -1] += inner[..., -beyond:] @ less
+        wide = self.blocks.cells[1] // self.blocks.cells[0]
+        return across if wide == 1 else across[..., ::2] + across[..., 1::2]
+
+    def _fields(self, ground: Tensor, x_m: Float64, wavelet: Tensor, kept: int) -> Tensor:
+        """``(position, frequency, depth, x)`` the wave everywhere from each position, a cell of the frame deep."""
         import deepwave
 
-        frame, (depth, x) = self.frame, ground.shape
-        block_m = frame.cell_m * BLOCK
+        frame, side = self.frame, self._square.cells[0]
+        square_m = frame.cell_m * side
         fastest = max(frame.velocity_m_s[1], float(ground.max()))
-        steps = math.ceil(frame.dt_s * math.sqrt(2) * fastest / (COURANT * block_m) - 1e-9)  # to a sample
+        steps = math.ceil(frame.dt_s * math.sqrt(2) * fastest / (COURANT * square_m) - 1e-9)  # to a sample
         size = 4 * frame.samples
-        fine = torch.fft.irfft(torch.fft.rfft(wavelet, size), size * steps) * steps
-        source = -fine[: self.rows * self.stride * steps].to(self._device, torch.float32)
-        off = (BLOCK - 1) / 2  # cells from a block's first to its centre
-        down = BEYOND + (1 - off) / BLOCK
-        across = BEYOND + (x_m / frame.cell_m - off) / BLOCK
+        finer = torch.fft.irfft(torch.fft.rfft(wavelet, size), size * steps) * steps
+        source = -finer[: self.rows * self.stride * steps].to(self._device, torch.float32)
+        off = (side - 1) / 2  # cells from a square's first to its centre
+        down = self._beyond + (1 - off) / side
+        across = self._beyond + (x_m / frame.cell_m - off) / side
         top, left = int(down), np.floor(across).astype(np.int64)
         at = torch.from_numpy(
             np.stack([np.stack([np.full_like(left, top + i), left + j], 1) for i in (0, 1) for j in (0, 1)], axis=1)
@@ -149,35 +202,39 @@ class Sensitivity:
             for j in (0, 1)
         ]
         amplitude = torch.from_numpy(np.stack(shares, axis=1)).float().to(self._device)[:, :, None] * source
-        everywhere = torch.cartesian_prod(torch.arange(depth), torch.arange(x)).to(self._device)
         out = []
         for start in range(0, len(x_m), PER_CALL):
-            some = slice(start, start + PER_CALL)
+            some, seen = slice(start, start + PER_CALL), list[Tensor]()
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="At least six grid cells")
-                wave = deepwave.scalar(
+                deepwave.scalar(
                     ground,
-                    block_m,
+                    square_m,
                     frame.dt_s / steps,
                     source_amplitudes=amplitude[some],
                     source_locations=at[some].to(self._device),
-                    receiver_locations=everywhere.expand(len(at[some]), -1, -1),
                     accuracy=4,
                     pml_width=PML_CELLS,
                     pml_freq=frame.peak_hz,
                     courant_number=COURANT,
                     max_vel=fastest,
-                ).receiver_amplitudes  # (position, block, step)
-            out.append(wave[:, :, :: self.stride * steps].transpose(1, 2))
+                    forward_callback=lambda state, seen=seen: seen.append(
+                        state.get_wavefield("wavefield_0", view="inner").clone()
+                    ),
+                    callback_frequency=self.stride * steps,
+                )
+            wave = torch.stack(seen, dim=1).flatten(2)  # (position, time, square)
+            out.append(torch.fft.rfft(wave, self.size, dim=1)[:, :kept].unflatten(2, ground.shape))
         return torch.cat(out)
 
 
-def jacobian_bytes(frame: Frame, shots: int) -> int:
-    """Of a Jacobian and of the wavefields that it is made of."""
-    (depth, x), (_, rows, size) = Blocks.of(frame).shape, _times(frame)
+def step_bytes(frame: Frame, shots: int, cells: tuple[int, int]) -> int:
+    """Of the arrays of a step on blocks of so many cells: a Jacobian, the spectra that it is made of, the matrices."""
+    blocks, (_, rows, size) = math.prod(Blocks.of(frame, cells).shape), _times(frame)
     receivers = len(range(0, frame.receivers, RECEIVERS))
-    spectra = 8 * (shots + receivers) * (size // 2 + 1) * (depth + 2 * BEYOND) * (x + 2 * BEYOND)
-    return 4 * shots * receivers * rows * depth * x + spectra
+    squares = math.prod(cells_ // cells[0] + 2 * (BEYOND_CELLS[cells] // cells[0]) for cells_ in frame.velocity_shape)
+    spectra = 8 * (shots + 2 * receivers) * (size // 2 + 1) * squares
+    return 4 * shots * receivers * rows * blocks + spectra + MATRICES * 8 * blocks**2
 
 
 def _times(frame: Frame) -> tuple[int, int, int]:
@@ -185,10 +242,3 @@ def _times(frame: Frame) -> tuple[int, int, int]:
     stride = max(1, int(1 / (SAMPLED * frame.peak_hz * frame.dt_s)))
     rows = math.ceil(frame.samples / stride)
     return stride, rows, 1 << math.ceil(math.log2(2.4 * rows))
-
-
-def _continued(blocks: int) -> Float64:
-    """``(block and beyond, block)``: beyond the map its edge goes on, ever less."""
-    less = np.cos(np.pi / 2 * (np.arange(BEYOND) + 0.5) / BEYOND)[:, None] ** 2
-    own = np.eye(blocks)
-    return np.concatenate([less[::-1] * own[:1], own, less * own[-1:]])

@@ -15,9 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from seisbind.model.encoders.embedder import Embedder, ReadModel
 from seisbind.model.errors import InvalidConfig, InvalidQuery
 from seisbind.model.frame import VELOCITY_LIMITS_M_S, Frame
+from seisbind.model.inversion.interval import INTERVAL
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.inversion.refined import RefineConfig, Refined
-from seisbind.model.inversion.refinement import INTERVAL, Refinement
+from seisbind.model.inversion.refinement import Refinement
 from seisbind.model.scale import Scale
 from seisbind.service.engine.answers import Match, Retrieval
 from seisbind.service.engine.check import given_model

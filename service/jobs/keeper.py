@@ -37,9 +37,7 @@ class Jobs:
 
     def __init__(self, folder: Path, *, limits: JobLimits) -> None:
         if find_spec("deepwave") is None:
-            raise MissingExtra(
-                "SEISBIND_JOBS is set and deepwave is not installed: pip install 'seisbind[simulation]'."
-            )
+            raise MissingExtra("SEISBIND_JOBS is set and deepwave is not installed: pip install 'seisbind[inversion]'.")
         self.store = JobStore(folder, limits=limits)
         self.followers = 0  # answers of lines that are being sent; the event loop's
         self._counts: dict[JobState, int] = self.store.counts()

@@ -19,7 +19,7 @@ from seisbind.model.inversion.observed import Observed, noise_rms
 from seisbind.model.inversion.refined import RefineConfig
 from seisbind.model.inversion.refinement import Refinement
 from seisbind.model.inversion.regularise import Roughness
-from seisbind.model.inversion.sensitivity import Sensitivity
+from seisbind.model.inversion.sensitivity import COARSE, FINE, Sensitivity
 from seisbind.model.inversion.source import Source
 from seisbind.model.survey.preparation import prepare
 from seisbind.model.waves.wavefield import simulate
@@ -73,15 +73,16 @@ def refined(observed: Observed) -> Refinement:
     return finished(Refinement.begin(observed, starts(), CONFIG))
 
 
-def test_the_jacobian_is_the_change_of_the_record() -> None:
+@pytest.mark.parametrize("cells", [COARSE, FINE], ids=["coarse", "fine"])
+def test_the_jacobian_is_the_change_of_the_record(cells: tuple[int, int]) -> None:
     """Of blocks within the map, at low frequencies, against the difference of two records."""
     wavelet = ricker(8.0, SMALL.dt_s)
-    sensitivity = Sensitivity(np.asarray(SMALL.shot_x_m, np.float32), SMALL, wavelet)
+    sensitivity = Sensitivity(np.asarray(SMALL.shot_x_m, np.float32), SMALL, cells=cells)
     hz, model = sensitivity.frequency_hz, np.full(SMALL.velocity_shape, 2000.0)
     unfiltered = Source(np.eye(1, 11, 5)[0])
-    jacobian = sensitivity.jacobian(model, unfiltered, torch.exp(-((hz / 18) ** 4)))
+    jacobian = sensitivity.jacobian(model, wavelet, unfiltered, torch.exp(-((hz / 18) ** 4)))
     blocks = np.zeros(sensitivity.blocks.shape)
-    blocks[5:7, 6:9] = 10.0
+    blocks[10 // cells[0] : 14 // cells[0], 12 // cells[1] : 18 // cells[1]] = 10.0
     predicted = (jacobian @ torch.from_numpy(blocks.ravel()).float()).transpose(1, 2).numpy()
     both = torch.from_numpy(np.stack([model, model + sensitivity.blocks.spread(blocks)]))
     made = Forward(SMALL.shot_x_m, SMALL)(both, torch.from_numpy(wavelet)).numpy()
@@ -149,6 +150,36 @@ def test_a_frame_that_takes_too_much_memory_is_refused_with_the_number() -> None
     large = Observed(traces, np.ones((len(shots), frame.receivers), bool), shots, frame)
     with pytest.raises(InvalidConfig, match=r"142 x 402 cells, 9 shots\) takes 1\d\.\d GiB of memory; 4 GiB"):
         Refinement.begin(large, np.full((1, *frame.velocity_shape), 2000, np.float32), CONFIG)
+
+
+def test_an_interface_is_found_to_the_cell(observed: Observed) -> None:
+    """Between the two cells of a coarse block, from a model that has it a cell too deep."""
+    truth = np.full(SMALL.velocity_shape, 1700.0, np.float32)
+    truth[9:] = 2300.0
+    record = Observed.of(prepare(simulate(truth, frame=SMALL, engine="openfwi"), SMALL.survey, frame=SMALL))
+    near = truth.copy()
+    near[9] = 1700.0
+    refined = finished(Refinement.begin(record, near[None], RefineConfig(iterations=3, bands=(1.5,))))
+    assert np.abs(refined.velocity[9] - 2300).mean() < 150 and np.abs(refined.velocity[8] - 1700).mean() < 150
+
+
+def test_it_never_ends_with_what_explains_less_than_its_start(
+    observed: Observed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of low bands may: here each does."""
+    monkeypatch.setattr(Refinement, "_gauss_newton", lambda self, model, band: (model + 300, 0.5, 0.5))
+    result = finished(Refinement.begin(observed, start()[None], RefineConfig(iterations=2))).result()
+    np.testing.assert_array_equal(result.velocity, start())
+    assert result.residual_after == pytest.approx(result.residual_before, rel=1e-6)
+
+
+def test_a_state_of_a_version_that_kept_no_best_model_is_taken_up(observed: Observed) -> None:
+    begun = Refinement.begin(observed, start()[None], RefineConfig(iterations=2, bands=(0.5, 1.0)))
+    begun.step()
+    state = {name: array for name, array in begun.state().items() if name not in ("best", "least")}
+    again = Refinement.resume(observed, begun.config, state)
+    np.testing.assert_array_equal(again.velocity, begun.velocity)
+    assert finished(again).result().residual_after == pytest.approx(finished(begun).result().residual_after, rel=1e-6)
 
 
 @pytest.mark.parametrize("after", [3, 6], ids=["in the trial", "after it"])

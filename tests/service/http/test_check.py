@@ -160,7 +160,7 @@ def test_without_deepwave_there_is_one_clear_error(
     monkeypatch.setitem(sys.modules, "deepwave", None)
     refused = send(served, gathers[0], top_k=1)
     assert (refused.status_code, refused.json()["code"]) == (501, "missing_extra")
-    assert "seisbind[simulation]" in refused.json()["detail"]
+    assert "seisbind[inversion]" in refused.json()["detail"]
 
 
 class Only:
