@@ -164,14 +164,12 @@ def _measure_one(traces: Float32, live: NDArray[np.bool_], shot_x_m: Float32, fr
     power = np.square(p)
     whole = float(power.sum()) / (count * samples) + 1e-30
 
-    offset = np.abs(np.arange(receivers) * frame.receiver_spacing_m - shot_x_m[:, None])  # (shot, receiver)
-    t = np.arange(samples)[:, None] * frame.dt_s
-    early = (t < offset[:, None] / thresholds.fastest_m_s - EARLY_S) & live[:, None]
+    early = _before_arrivals(frame, samples, receivers, shot_x_m.tobytes()) & live[:, None]
     early_power = float(power[early].mean()) / whole if early.any() else 0.0
     late = samples - round(thresholds.late_s / frame.dt_s)
     late_power = float(power[:, late:].sum()) / (count * (samples - late)) / whole
 
-    f = np.fft.rfftfreq(samples, frame.dt_s)
+    f, k = _axes(frame, samples, receivers)
     transformed = rfft(p, axis=1)  # (shot, frequency, receiver)
     spectrum = np.square(np.abs(transformed)).sum(axis=(0, 2))  # (frequency,)
     spectrum[0] = 0.0
@@ -179,15 +177,34 @@ def _measure_one(traces: Float32, live: NDArray[np.bool_], shot_x_m: Float32, fr
     high_power, centroid = float(spectrum[f > thresholds.high_hz].sum() / total), float((f * spectrum).sum() / total)
 
     # every trace at the same power: otherwise those next to the shot dominate, and spread over all wavenumbers
-    band = (f >= thresholds.band_hz[0]) & (f <= thresholds.band_hz[1])
+    first, last = thresholds.band_hz
+    band = slice(int(np.searchsorted(f, first, "left")), int(np.searchsorted(f, last, "right")))
     balanced = transformed[:, band] / np.sqrt(power.sum(axis=1, keepdims=True) + 1e-12)
     fk = np.square(np.abs(fft(balanced, n=2 * receivers, axis=2))).sum(axis=0)  # (frequency, wavenumber)
-    k = np.abs(np.fft.fftfreq(2 * receivers, frame.receiver_spacing_m))
     slow_power = float(fk[k * thresholds.slowest_m_s > f[band, None]].sum() / (fk.sum() + 1e-30))
     crest = float(power.max() / whole)
     decibel = [10 * np.log10(max(share, FLOOR)) for share in (early_power, high_power, late_power, slow_power, crest)]
     present = float(live.any(axis=1).sum())
     return [*decibel[:3], centroid, *decibel[3:], float(live.mean()) * shots / max(1.0, present), present]
+
+
+@lru_cache(maxsize=16)
+def _before_arrivals(frame: Frame, samples: int, receivers: int, shot_x_m: bytes) -> NDArray[np.bool_]:
+    """``(shot, time, receiver)``: before offset / `Thresholds.fastest_m_s`, but for `EARLY_S`.
+
+    ``shot_x_m``: the bytes of float32.
+    """
+    at_m = np.frombuffer(shot_x_m, np.float32)
+    offset = np.abs(np.arange(receivers) * frame.receiver_spacing_m - at_m[:, None])  # (shot, receiver)
+    t = np.arange(samples)[:, None] * frame.dt_s
+    return np.asarray(t < offset[:, None] / thresholds_of(frame).fastest_m_s - EARLY_S)
+
+
+@lru_cache(maxsize=16)
+def _axes(frame: Frame, samples: int, receivers: int) -> tuple[Float64, Float64]:
+    """``(frequency,)`` Hz and ``(wavenumber,)`` per metre without signs, of a spectrum of twice the receivers."""
+    k = np.abs(np.fft.fftfreq(2 * receivers, frame.receiver_spacing_m))
+    return np.asarray(np.fft.rfftfreq(samples, frame.dt_s), np.float64), np.asarray(k, np.float64)
 
 
 def learn(values: Float64) -> TrainingRanges:

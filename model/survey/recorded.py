@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +15,7 @@ Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
 ROUNDING = 1 - 1e-9  # a line of just the least length, in units that another scale made of them, is long enough
+FOLDED = 8  # rows of samples whose extremes are found together
 RANGE_BITS = 30  # peaks within 1e-9 to 1e9 are summed and squared in float32 as they are
 
 
@@ -71,7 +73,7 @@ def check_gathers(gathers: ArrayLike, survey: Survey, frame: Frame) -> Recorded:
             f"{frame.min_record_s:g} s are needed. If the sampling interval is another, pass dt_s."
             f"{f' {fault}' if (fault := short_line(survey.receiver_x_m, frame)) else ''}"
         )
-    high, low = array.max(axis=2), array.min(axis=2)  # both are NaN where a sample is
+    high, low = _extremes(array)  # both are NaN where a sample is
     if not (np.isfinite(high).all() and np.isfinite(low).all()):
         first = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         count = int(array.size - np.isfinite(array).sum())
@@ -90,6 +92,20 @@ def check_gathers(gathers: ArrayLike, survey: Survey, frame: Frame) -> Recorded:
             f"Gather {int(np.argmin(varies))} is constant along time in every trace: nothing was recorded."
         )
     return recorded
+
+
+def _extremes(array: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The highest and the lowest sample of each trace, ``(batch, shot, receiver)``.
+
+    Of `FOLDED` rows of samples at once first: numpy compares one row with the next, and long rows in a third of the
+    time.
+    """
+    batch, shots, samples, receivers = array.shape
+    if samples % FOLDED or not array.flags.c_contiguous:
+        return array.max(axis=2), array.min(axis=2)
+    rows = array.reshape(batch, shots, samples // FOLDED, FOLDED * receivers)
+    high, low = (each.reshape(batch, shots, FOLDED, receivers) for each in (rows.max(axis=2), rows.min(axis=2)))
+    return high.max(axis=2), low.min(axis=2)
 
 
 def limit_range(recorded: Recorded) -> Recorded:

@@ -9,10 +9,12 @@ import asyncio
 import logging
 import uuid
 from collections import deque
+from functools import partial
 from typing import Any, ClassVar
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGIReceiveEvent
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from seisbind.service.settings import MIB, Settings
 from seisbind.service.transport.chunks import Chunks
@@ -27,7 +29,9 @@ HEAD_DEADLINE_S = 30.0
 EMPTY_LINE = b"\r\n\r\n"  # ends a head, and the trailers of a chunked body
 MAX_HELD_BYTES = 65_536  # behind the request in work, and a read more
 PARTS_A_TURN = 4  # of at most `CHUNKS_AT_ONCE` chunks: a head, a body, its end, and the next head
-PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"  # an interim answer, which every client of HTTP/1.1 passes over
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+PROBE = CONTINUE  # an interim answer, which every client of HTTP/1.1 passes over
+MAX_UNREAD_BYTES = 262_144  # of a body, by the application, and a read of the socket more, which is as much at most
 PROBES = 2
 PROBE_EVERY_S = 0.05
 
@@ -67,6 +71,8 @@ class Protocol(HttpToolsProtocol):
         self._begun = False  # a message, in or before the part that is being parsed
         self._head_bytes = 0  # or of trailers
         self._body_left = 0  # bytes, where the head has their number
+        self._body: deque[bytes] = deque()  # what came of it and was not read
+        self._body_bytes = 0  # of that
         self._chunks = Chunks()  # where it has not
         self._overdue: asyncio.TimerHandle | None = None
         self._probing: asyncio.TimerHandle | None = None
@@ -199,7 +205,10 @@ class Protocol(HttpToolsProtocol):
         head = self._in_head or not self._in_message
         if not head and self._body_left:
             end = min(self._at + self._body_left, len(self._held))
-        elif not head and not self._chunks.ended:
+            part, self._at = self._held[self._at : end], end
+            self._take_body(part)
+            return
+        if not head and not self._chunks.ended:
             end = self._chunks.reach(self._held, self._at)
         else:
             end = self._end_of_empty_line()
@@ -217,6 +226,44 @@ class Protocol(HttpToolsProtocol):
         if not head and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(f"More than {MAX_HEAD_BYTES} bytes came after a chunk and before the next. Send no trailers.")
 
+    def _take_body(self, part: bytes) -> None:
+        """Of a length that is known. The parser, which would copy it, has the head only, and another has the next."""
+        self._body_left -= len(part)
+        self._add_to_body(part)
+        if not self._body_left:
+            self.on_message_complete()
+            self.parser = self._new_parser()
+
+    def _add_to_body(self, part: bytes) -> None:
+        if self.cycle.response_complete:  # it is thrown away
+            return
+        self._body.append(part)
+        self._body_bytes += len(part)
+        if self._body_bytes > MAX_UNREAD_BYTES:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
+
+    async def _receive(self, cycle: RequestResponseCycle, body: deque[bytes]) -> ASGIReceiveEvent:
+        """In place of uvicorn's: parts of the body as they came, not copied together first."""
+        if cycle.waiting_for_100_continue and not self._connection.is_closing():
+            self._connection.write(CONTINUE)
+            cycle.waiting_for_100_continue = False
+        if not body and not cycle.disconnected and not cycle.response_complete:
+            self.flow.resume_reading()
+            await cycle.message_event.wait()
+        if cycle.disconnected or cycle.response_complete:
+            return {"type": "http.disconnect"}
+        part = body.popleft() if body else b""
+        self._body_bytes -= len(part)
+        if not body:
+            cycle.message_event.clear()
+        return {"type": "http.request", "body": part, "more_body": bool(body) or cycle.more_body}
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        return parser
+
     def _end_of_empty_line(self) -> int:
         """Where the next empty line ends in what is held, or all of that."""
         across = (self._tail + self._held[self._at : self._at + 3]).find(EMPTY_LINE)
@@ -233,8 +280,7 @@ class Protocol(HttpToolsProtocol):
         if self.scope["method"] == "CONNECT":
             self._refuse("This server is no proxy. Send CONNECT to one")
             return
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser = self._new_parser()
         method, version = self.scope["method"].encode(), self.scope["http_version"].encode()
         lines = [method + b" " + self.url + b" HTTP/" + version]
         lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
@@ -261,12 +307,14 @@ class Protocol(HttpToolsProtocol):
         self._cancel_overdue()
         length = next((value for name, value in self.headers if name == b"content-length"), b"0")
         self._body_left, self._chunks = int(length), Chunks()
+        self._body, self._body_bytes = deque(), 0
         super().on_headers_complete()
+        self.cycle.receive = partial(self._receive, self.cycle, self._body)  # type: ignore[method-assign]
 
     def on_body(self, body: bytes) -> None:
+        """Of chunks."""
         self._head_bytes = 0
-        self._body_left = max(0, self._body_left - len(body))
-        super().on_body(body)
+        self._add_to_body(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -277,6 +325,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._body.clear()
+        self._body_bytes = 0
         if self._connection.is_closing():
             return
         if self._in_message:  # what is left of its body is thrown away
