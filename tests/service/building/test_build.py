@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,6 +67,21 @@ def test_up_to_a_number_random_models_are_those_of_one_draw() -> None:
     assert [name for part in parts for name in part[1]] == family.tolist()
     (rest,) = (part.read() for part in RandomModels.of(300, 7, None).parts(1))
     np.testing.assert_array_equal(rest[0], velocity[BATCH:])
+
+
+def test_the_families_of_one_draw_may_be_drawn_elsewhere() -> None:
+    asked: list[Any] = []
+
+    def elsewhere(work: Callable[[Any], Any], given: Iterable[Any]) -> list[Any]:
+        asked.extend(given)
+        return [work(each) for each in asked]
+
+    source = RandomModels.of(40, 7, ("FlatVel-A", "Style-A", "Strata"))
+    here = [part.read() for part in source.parts()]
+    there = [part.read() for part in source.parts(run=elsewhere)]
+    assert [(share.family, share.count) for share in asked] == [("FlatVel-A", 14), ("Style-A", 13), ("Strata", 13)]
+    np.testing.assert_array_equal(here[0][0], there[0][0])
+    assert here[0][1] == there[0][1]
 
 
 def test_further_ones_are_drawn_in_blocks_of_equal_shares() -> None:
