@@ -2,12 +2,14 @@
 
     python benchmarks/bulk.py --gathers 512 --workers 1 2 --rounds 3
     python benchmarks/bulk.py --gathers 1000 5000 --workers 2 --rounds 1
-    python benchmarks/bulk.py --gathers 100000 --workers 2 --rounds 1
+    python benchmarks/bulk.py --gathers 100000 --workers 2 --rounds 1           # half an hour of two free cores
+    python benchmarks/bulk.py --gathers 100000 --workers 2 --rounds 1 --narrow
 
 The input is one stack of 128 gathers, named as often as the number of gathers wants (symbolic links): records of eight
 models with noise of the seed. Rates are those from the first part done to the last, so that starting processes
 does not count; numbers of workers in turn, ``--rounds`` times, medians. Memory is that of `peak_memory`, at its highest
-and, of long runs, at its highest within each 20,000 gathers.
+and, of long runs, at its highest within each 20,000 gathers. ``--narrow`` has untrained encoders of a fraction of the
+arithmetic in place of the shipped weights, and records of 4 ms as float16: for the number of gathers, not for rates.
 """
 
 from __future__ import annotations
@@ -24,9 +26,13 @@ from statistics import median
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from peak_memory import Peak
 
+from seisbind.model.encoders.config import EncoderConfig
 from seisbind.model.encoders.embedder import Embedder
+from seisbind.model.encoders.networks import Encoders
+from seisbind.model.encoders.weights_file import Description, save_weights
 from seisbind.model.ground.families import mixed
 from seisbind.model.processes import usable_cores
 from seisbind.model.waves.wavefield import simulate
@@ -37,12 +43,20 @@ from seisbind.service.bulk.folder import PartsFolder, write_parts
 from seisbind.service.bulk.gather_jobs import GatherJob
 from seisbind.service.bulk.places import named_inputs
 from seisbind.service.engine.gallery_builder import build_gallery
+from seisbind.service.formats.reader import Geometry
 
 SEED = 18
 STACK = 128  # gathers of the one stack
 MODELS = 2000
 SIMULATED = 8  # of the models, whose records are repeated
 LAP = 20_000  # gathers
+
+
+def narrow_weights(path: Path) -> Path:
+    torch.manual_seed(SEED)
+    config = EncoderConfig(width=16, velocity_width=8, hidden=64)
+    save_weights(path, Encoders(config), Description("untrained", config))
+    return path
 
 
 def links(folder: Path, stack: Path, gathers: int) -> Path:
@@ -90,13 +104,14 @@ def main() -> None:
     parser.add_argument("--gathers", type=int, nargs="+", default=[512], help=f"rounded up to stacks of {STACK}")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--narrow", action="store_true")
     parser.add_argument("--engine", choices=("processes", "ray"), default="processes")
     args = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     load = os.getloadavg()[0]
     print(
         f"{usable_cores()} cores, load {load:.1f} at the beginning; commit {commit.stdout.strip()}; seed {SEED}; "
-        f"{MODELS} models; parts of {CHUNK} gathers; {args.engine}",
+        f"{MODELS} models; parts of {CHUNK} gathers; {args.engine}{'; narrow encoders' if args.narrow else ''}",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as name:
@@ -104,11 +119,15 @@ def main() -> None:
         velocity, family = mixed(MODELS, SEED)
         records = simulate(velocity[:SIMULATED])
         noise = rng.standard_normal((STACK, *records.shape[1:]), dtype=np.float32)
-        np.save(folder / "stack.npy", np.tile(records, (STACK // SIMULATED, 1, 1, 1)) + 0.02 * records.std() * noise)
-        del noise, records
-        build_gallery(folder / "gallery", Embedder.load(device="cpu"), [(velocity, family.tolist())], source="bulk")
-        del velocity
-        job = GatherJob("retrieve", str(folder / "gallery"), None, "cpu", options=RetrieveOptions())
+        gathers = np.tile(records, (STACK // SIMULATED, 1, 1, 1)) + 0.02 * records.std() * noise
+        np.save(folder / "stack.npy", gathers[:, :, ::4].astype(np.float16) if args.narrow else gathers)
+        del noise, records, gathers
+        weights = narrow_weights(folder / "narrow.safetensors") if args.narrow else None
+        embedder = Embedder.load(weights, device="cpu")
+        build_gallery(folder / "gallery", embedder, [(velocity, family.tolist())], source="bulk")
+        del velocity, embedder
+        options = RetrieveOptions(geometry=Geometry(dt_s=0.004) if args.narrow else Geometry())
+        job = GatherJob("retrieve", str(folder / "gallery"), weights, "cpu", options=options)
         for gathers in args.gathers:
             line, rates = links(folder, folder / "stack.npy", gathers), {each: [] for each in args.workers}
             answers = None

@@ -6,6 +6,7 @@ Chunks name their items; arrays are read where they are worked on. Bytes of part
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -19,6 +20,7 @@ from seisbind.service.bulk.chunks import Chunk, Job, Outcome, Worker
 
 AHEAD = 2  # chunks that a worker has or waits for it
 DEATHS = 3  # of workers, one after another without a chunk done in between; on Ray, of a chunk's workers
+CONNECT_S = 10.0  # to a cluster's head
 MOST_BLOCKS = 10_000  # of a dataset of Ray; more chunks share them
 OBJECT_STORE_BYTES = 256 << 20  # of a Ray started here: it holds names of chunks and parts, no gathers
 
@@ -204,11 +206,15 @@ def _begin(ray: Any, workers: int | None, address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     quiet["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": "1"}}
     if address is not None:
+        _knock(address)
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InvalidConfig(f"No Ray cluster answers at {address}: {reason:.300}") from error
+            raise InvalidConfig(
+                f"No Ray cluster answers at {address}: {reason:.300} One with token authentication is reached with "
+                "RAY_AUTH_MODE=token and its token."
+            ) from error
         return
     cores = (workers or usable_cores()) + 1  # one for the dataset's own tasks
     try:
@@ -219,4 +225,17 @@ def _begin(ray: Any, workers: int | None, address: str | None) -> None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise GalleryError(
             f"Ray does not start on this machine: {reason:.300} Give --engine processes to go without it."
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Raises InvalidConfig where nobody listens: Ray itself would try again for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host:  # auto
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(
+            f"No Ray cluster answers at {address}: {error}. An address is HOST:PORT of its head, or auto."
         ) from error

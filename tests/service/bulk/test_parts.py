@@ -21,7 +21,7 @@ from seisbind.model.errors import DatasetError, GalleryError, InvalidConfig
 from seisbind.service.bulk import executors
 from seisbind.service.bulk.backends import GalleryBackend, RetrieveOptions
 from seisbind.service.bulk.chunks import Chunk, Outcome, plan_chunks
-from seisbind.service.bulk.executors import in_processes, on_ray
+from seisbind.service.bulk.executors import OpenedJob, in_processes, on_ray
 from seisbind.service.bulk.folder import MANIFEST, PartsFolder, write_parts
 from seisbind.service.bulk.gather_jobs import GatherJob, GatherWorker
 from seisbind.service.bulk.places import named_inputs, open_at
@@ -160,6 +160,12 @@ def test_the_command_says_what_runs_it(
     assert again.exit_code == 2 and "other options" in again.stderr
     wrong = bulk("retrieve", *words, "--engine", "dask")
     assert wrong.exit_code == 2 and "--engine is auto, ray or processes" in wrong.stderr
+
+
+def test_what_cannot_be_opened_where_work_is_done_stops_the_run(tmp_path: Path) -> None:
+    job = GatherJob("embed", None, tmp_path / "gone.safetensors", "cpu")
+    outcome = OpenedJob(job)(Chunk(0, "a.npy"))
+    assert outcome.stopped is not None and "gone.safetensors" in outcome.stopped
 
 
 def test_commands_over_gathers_share_their_options() -> None:
