@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from seisbind.index.approximate.info import ApproximateInfo
@@ -12,7 +13,7 @@ from seisbind.model.frame import OPENFWI_FRAME, Frame
 HISTOGRAM_PARTS = 24  # as many bars as a small plot can show
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GalleryInfo:
     """The description of a gallery.
 
@@ -54,7 +55,7 @@ class GalleryInfo:
         """Generation and half of the digest: short, and two equal ones are the same content."""
         return f"{self.generation}-{self.digest[:8]}" if self.digest else str(self.generation)
 
-    @property
+    @cached_property  # every answer says it, and the disk is looked at for it
     def name(self) -> str:
         """Of the folder or the collection, for people."""
         return self.path.resolve().name if isinstance(self.path, Path) else self.path.partition("?")[0].split("/")[-1]
