@@ -33,6 +33,7 @@ from seisbind.model.ground.descriptors import NAMES
 
 SEED, TOP_K, RUNS, CHANGES, NEAR = 31, 20, 7, 20, 1e-5
 PART = 20_000
+ULP = 6e-8  # what a gallery adds is made of unit length once more
 KILLED, MODELS, MOST, BEFORE_SNAPSHOT, SOUGHT = "killed-", 800, 16, 5, 8
 SHARES = 0.001, 0.01, 0.1, 0.5
 
