@@ -4,7 +4,7 @@ if __name__ != "seisbind.index":
     raise ImportError(f"imported as {__name__!r}; write 'import seisbind.index' (after 'pip install -e .')")
 
 from seisbind.index.approximate.info import ApproximateInfo
-from seisbind.index.coding import CodedModels, code_models
+from seisbind.index.coding import CodedMap, CodedModels, code_maps, code_models
 from seisbind.index.gallery import Gallery
 from seisbind.index.info import Distribution, GalleryInfo
 from seisbind.index.search.filter import Filter
@@ -18,6 +18,7 @@ from seisbind.index.verify import VerifyReport, verify_folder
 __all__ = [
     "Added",
     "ApproximateInfo",
+    "CodedMap",
     "CodedModels",
     "Distribution",
     "Filter",
@@ -29,6 +30,7 @@ __all__ = [
     "Store",
     "VerifyReport",
     "building_store",
+    "code_maps",
     "code_models",
     "list_store",
     "open_store",
