@@ -5,7 +5,7 @@ if __name__ != "seisbind.index":
 
 from seisbind.index.approximate.info import ApproximateInfo
 from seisbind.index.coarse import CoarseModels
-from seisbind.index.coding import CodedModels, code_models
+from seisbind.index.coding import CodedMap, CodedModels, code_maps, code_models
 from seisbind.index.gallery import Gallery
 from seisbind.index.info import Distribution, GalleryInfo
 from seisbind.index.search.filter import Filter
@@ -20,6 +20,7 @@ __all__ = [
     "Added",
     "ApproximateInfo",
     "CoarseModels",
+    "CodedMap",
     "CodedModels",
     "Distribution",
     "Filter",
@@ -31,6 +32,7 @@ __all__ = [
     "Store",
     "VerifyReport",
     "building_store",
+    "code_maps",
     "code_models",
     "list_store",
     "open_store",

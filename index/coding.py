@@ -45,6 +45,16 @@ class CodedModels:
         )
 
 
+CodedMap = tuple[bytes, bytes]  # its blob, and the SHA-256 of what it was
+
+
+def code_maps(velocity: Float32) -> list[CodedMap]:
+    """Maps ``(model, depth, x)``, m/s, that are checked and rounded, as a gallery of format 2 stores them."""
+    shape = (int(velocity.shape[1]), int(velocity.shape[2]))
+    sums = [velocity_sha256(each.astype(LITTLE, copy=False).tobytes(), shape) for each in velocity]
+    return list(zip(encode_maps(velocity), sums, strict=True))
+
+
 def code_models(
     velocity: ArrayLike,
     descriptors: ArrayLike,
@@ -53,8 +63,13 @@ def code_models(
     *,
     dimension: int,
     precision_m_s: float = 0.0,
+    coded_maps: Sequence[CodedMap] | None = None,
 ) -> CodedModels:
-    """Models for a gallery of format 2, of that dimension and precision; arguments and errors as of `Gallery.add`."""
+    """Models for a gallery of format 2, of that dimension and precision; arguments and errors as of `Gallery.add`.
+
+    Args:
+        coded_maps: `code_maps` of them, where that is done already.
+    """
     maps, physics, in_velocity, in_physics = check_arrays(
         velocity,
         descriptors,
@@ -64,18 +79,15 @@ def code_models(
         precision_m_s=precision_m_s,
     )
     shape = (int(maps.shape[1]), int(maps.shape[2]))
+    embeddings = zip(encode_embeddings(in_velocity), encode_embeddings(in_physics), strict=True)
+    sums = (
+        embeddings_sha256(*(vector.astype(LITTLE, copy=False).tobytes() for vector in pair))
+        for pair in zip(in_velocity, in_physics, strict=True)
+    )
     stored = [
-        Coded(
-            shape,
-            *blobs,
-            velocity_sha256(each.astype(LITTLE, copy=False).tobytes(), shape),
-            embeddings_sha256(*(vector.astype(LITTLE, copy=False).tobytes() for vector in vectors)),
-        )
-        for each, blobs, vectors in zip(
-            maps,
-            zip(encode_maps(maps), encode_embeddings(in_velocity), encode_embeddings(in_physics), strict=True),
-            zip(in_velocity, in_physics, strict=True),
-            strict=True,
+        Coded(shape, blob, *pair, of_map, of_embeddings)
+        for (blob, of_map), pair, of_embeddings in zip(
+            code_maps(maps) if coded_maps is None else coded_maps, embeddings, sums, strict=True
         )
     ]
     return CodedModels(physics, in_velocity, in_physics, stored)

@@ -120,7 +120,6 @@ def align_time(
     if near.sum() < LEAST_PICKS:
         return gather, ()
     traces, offset_m = gather.transpose(0, 2, 1)[near], offset_m[near]
-
     envelope = np.abs(hilbert(traces.astype(np.float64), axis=1))
     slow, fast = frame.velocity_m_s
     peak_hz = np.clip(measure_band(traces, frame.dt_s).centroid_hz / CENTROID, *frame.trained_peak_hz)

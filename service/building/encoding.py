@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from seisbind.index import CodedModels, code_models, rounded
+from seisbind.index import CodedMap, CodedModels, code_maps, code_models, rounded
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import InvalidVelocityModel, WeightsMismatch
 from seisbind.model.frame import Frame
@@ -31,10 +31,12 @@ class Described:
     Attributes:
         velocity: ``(model, depth, x)`` float32, m/s in the frame's units.
         descriptors: ``(model, 13)``.
+        coded_maps: where the process that describes them codes them, and another embeds them.
     """
 
     velocity: Float32
     descriptors: Float32
+    coded_maps: Sequence[CodedMap] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +112,10 @@ def embed_part(part: EncodedPart, encoding: Encoding, embedder: Embedder) -> Enc
     physics = embedder.embed_descriptors(described.descriptors)
     if not encoding.coded:
         return replace(part, velocity_embeddings=velocity, physics_embeddings=physics)
-    coded = code_models(described.velocity, described.descriptors, velocity, physics, dimension=velocity.shape[1])
+    coded = code_models(
+        described.velocity, described.descriptors, velocity, physics, dimension=velocity.shape[1],
+        coded_maps=described.coded_maps,
+    )  # fmt: skip
     return replace(part, described=None, coded=coded)
 
 
@@ -128,6 +133,8 @@ def read_part(part: Part, encoding: Encoding) -> EncodedPart:
 def encode_part(part: Part, encoding: Encoding) -> EncodedPart:
     """`read_part` in a worker, which also embeds it where ``encoding`` says with which weights."""
     read = read_part(part, encoding)
+    if encoding.fingerprint is None and encoding.coded and read.described is not None:
+        return replace(read, described=replace(read.described, coded_maps=code_maps(read.described.velocity)))
     if encoding.fingerprint is None:
         return read
     return embed_part(read, encoding, _embedder(encoding.weights, encoding.fingerprint))
