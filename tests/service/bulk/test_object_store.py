@@ -49,6 +49,7 @@ def remote_rows(url: str) -> list[dict[str, Any]]:
     return [row for name in parts for row in pq.read_table(io.BytesIO(bucket.read(name))).to_pylist()]
 
 
+@pytest.mark.long
 def test_files_of_every_kind_from_a_bucket_into_a_bucket(
     remote: str, odd_files: Path, gallery_path: Path, weights: Path, tmp_path: Path
 ) -> None:

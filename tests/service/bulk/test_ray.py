@@ -8,16 +8,22 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-from parts import rows
+from parts import here, rows
+from seisbind.service.bulk.chunks import plan_chunks
+from seisbind.service.bulk.folder import PartsFolder, write_parts
+from seisbind.service.bulk.gather_jobs import GatherJob
+from seisbind.service.bulk.places import named_inputs
 from wire import until
 
 pytest.importorskip("ray.data", reason="Ray is not installed: pip install -e '.[bulk]'")
-pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]  # Ray's own, of what it deprecates in itself
+# A minute each on two free cores, most of it Ray's. The warnings are Ray's own, of what it deprecates in itself.
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore")]
 SUPPORT = Path(__file__).parents[1] / "support"
 # A cluster listens on all addresses of its machine; whoever has no token is sent away.
 ENVIRONMENT = os.environ | {
@@ -70,35 +76,48 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         head.terminate()
 
 
-def test_by_the_command_and_on_a_cluster_that_is_there(
-    cluster: str, odd_files: Path, gallery_path: Path, weights: Path, tmp_path: Path
+def test_by_the_command_on_this_machine(odd_files: Path, job: GatherJob, tmp_path: Path) -> None:
+    done = command(*asked(odd_files, job), "--out", tmp_path / "out", "--engine", "ray", "--workers", 2)
+    assert done.returncode == 1, done.stderr
+    assert "On Ray: started on this machine." in done.stderr and "6 gathers answered, 3 failed" in done.stderr
+    compare(rows(tmp_path / "out"), odd_files, job, tmp_path)
+
+
+def test_by_the_command_on_a_cluster_that_is_there(
+    cluster: str, odd_files: Path, job: GatherJob, tmp_path: Path
 ) -> None:
-    words = ("retrieve", odd_files, "--gallery", gallery_path, "--weights", weights, "--device", "cpu", "--chunk", 2)
-    own = command(*words, "--out", tmp_path / "own", "--engine", "ray", "--workers", 2)
-    assert own.returncode == 1, own.stderr
-    assert "On Ray: started on this machine." in own.stderr and "6 gathers answered, 3 failed" in own.stderr
-    there = command(*words, "--out", tmp_path / "there", "--address", cluster)
-    assert there.returncode == 1, there.stderr
-    assert f"On Ray: {cluster}." in there.stderr and "6 gathers answered, 3 failed" in there.stderr
-    without = command(*words, "--out", tmp_path / "without", "--engine", "processes", "--workers", 1)
-    assert "1 processes of this machine." in without.stderr
-    for found in (rows(tmp_path / "own"), rows(tmp_path / "there")):
-        for row, wanted in zip(found, rows(tmp_path / "without"), strict=True):
-            assert {each for each in row if row[each] != wanted[each]} <= {"similarity", "score"} | {
-                each for each in row if isinstance(row[each], float)
-            }
-            if row["similarity"]:
-                np.testing.assert_allclose(row["similarity"], wanted["similarity"], atol=2e-6)
-    again = command(*words, "--out", tmp_path / "there", "--address", cluster)
-    assert again.returncode == 1 and "9 of them by an earlier run" in again.stderr
+    done = command(*asked(odd_files, job), "--out", tmp_path / "out", "--address", cluster)
+    assert done.returncode == 1, done.stderr
+    assert f"On Ray: {cluster}." in done.stderr and "6 gathers answered, 3 failed" in done.stderr
+    compare(rows(tmp_path / "out"), odd_files, job, tmp_path)
     drawn = command("simulate", "--family", "FlatVel-A", "--count", 2, "--per-file", 1, "--solver", "openfwi",
                     "--out", tmp_path / "pairs", "--address", cluster)  # fmt: skip
     assert drawn.returncode == 0 and "2 pairs simulated" in drawn.stderr, drawn.stderr
 
 
-def test_no_cluster_there_is_one_sentence(odd_files: Path, gallery_path: Path, weights: Path, tmp_path: Path) -> None:
-    words = ("retrieve", odd_files, "--gallery", gallery_path, "--weights", weights, "--device", "cpu")
-    nobody = command(*words, "--out", tmp_path / "out", "--address", f"127.0.0.1:{free_port()}")
+def asked(inputs: Path, job: GatherJob) -> tuple[object, ...]:
+    words = ("retrieve", inputs, "--gallery", job.gallery, "--weights", job.weights, "--device", "cpu")
+    return (*words, "--top-k", 2, "--chunk", 2)
+
+
+def compare(found: list[dict[str, Any]], inputs: Path, job: GatherJob, folder: Path) -> None:
+    """With the rows of the same job in this process."""
+    worker = replace(job, chunk=2).open()
+    with PartsFolder(folder / "own", {}) as own:
+        write_parts(own, plan_chunks(named_inputs([str(inputs)]), chunk=2), here(worker))
+    worker.close()
+    wanted = rows(folder / "own")
+    assert len(found) == len(wanted) == 9
+    for row, other in zip(found, wanted, strict=True):
+        for name, value in other.items():
+            if isinstance(value, float) or name == "similarity":
+                assert row[name] == pytest.approx(value, rel=1e-4, abs=1e-4), name
+            else:
+                assert row[name] == value, name
+
+
+def test_no_cluster_there_is_one_sentence(odd_files: Path, job: GatherJob, tmp_path: Path) -> None:
+    nobody = command(*asked(odd_files, job), "--out", tmp_path / "out", "--address", f"127.0.0.1:{free_port()}")
     assert nobody.returncode == 2, nobody.stderr
     said = nobody.stderr.strip().splitlines()
     assert "No Ray cluster answers at 127.0.0.1" in said[-1] and "Traceback" not in nobody.stderr

@@ -45,6 +45,7 @@ def arrays(path: Path) -> dict[str, NDArray[Any]]:
         return dict(found)
 
 
+@pytest.mark.long
 def test_sections_are_those_of_the_command(
     lines: Path, gallery_path: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def contents(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.npy"))}
 
 
+@pytest.mark.long
 def test_drawn_pairs_are_those_of_simulate(tmp_path: Path) -> None:
     own, out = tmp_path / "own", tmp_path / "out"
     simulate_dataset(own, families=FAMILIES, count=2, seed=7, engine="openfwi", processes=1, per_file=1)
