@@ -43,13 +43,13 @@ from seisbind.index import Gallery
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.ground.families import EXTRA_FAMILIES, FAMILIES, mixed
+from seisbind.model.inversion.beside import NICENESS
 from seisbind.model.waves.wavefield import simulate
 from seisbind.model.waves.wavelet import band_wavelet, ricker
 from seisbind.service.engine.check import CheckedCandidate
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.gallery_builder import build_gallery
 from seisbind.service.formats.npy import npy
-from seisbind.service.runtime.serving import CHECK_NICENESS
 from seisbind.service.terminal.console import counting
 
 Float32 = NDArray[np.float32]
@@ -166,7 +166,7 @@ def latency(gallery: Path, record: Float32, for_s: float) -> dict[str, float]:
     with serving(gallery) as (url, _), httpx.Client(base_url=url, timeout=60) as http:
         percentile(http)
         alone = percentile(http)
-        with subprocess.Popen(["nice", "-n", str(CHECK_NICENESS), sys.executable, "-c", "while True: pass"]) as program:
+        with subprocess.Popen(["nice", "-n", str(NICENESS), sys.executable, "-c", "while True: pass"]) as program:
             counted = percentile(http)
             program.kill()
         thread = threading.Thread(target=check)
