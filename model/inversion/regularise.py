@@ -43,49 +43,27 @@ class Roughness:
         return sparse.csr_array(self._down.T @ vertical @ self._down + self._right.T @ lateral @ self._right)
 
     def solve(
-        self, curvature: Float64, slope: Float64, model: Float64, weight: float, more: sparse.csr_array | None = None
+        self, curvature: Float64, slope: Float64, model: Float64, weight: float, diagonal: Float64 | float = 0.0
     ) -> Float64:
-        """The change d that minimises ``d (curvature + more) d / 2 - slope d + weight TV(model + d)``.
+        """The change d that minimises ``d (curvature + diagonal) d / 2 - slope d + weight TV(model + d)``.
 
         Args:
             curvature: ``(cell, cell)``, of which the upper half is read.
             slope: ``(cell,)``.
             model: ``(cell,)`` m/s.
             weight: per m/s.
-            more: ``(cell, cell)``.
+            diagonal: ``(cell,)``.
         """
         change = np.zeros_like(model)
-        ridge = sparse.eye_array(len(model)) * (1e-7 * np.trace(curvature) / len(model))
-        fixed = sparse.csr_array(ridge if more is None else ridge + more)
+        on, fixed = np.arange(len(model)), diagonal + 1e-7 * np.trace(curvature) / len(model)
         for _ in range(SOLVES):
             rough = weight * self._form(model + change)
-            entries = (rough + fixed).tocoo()
+            entries = rough.tocoo()
             whole = curvature.copy(order="K")
             whole[entries.row, entries.col] += entries.data
+            whole[on, on] += fixed
             factor = cho_factor(whole, overwrite_a=True, check_finite=False)
             before, change = change, cho_solve(factor, slope - rough @ model, check_finite=False)
             if np.abs(change - before).max() < ENOUGH_M_S:
                 break
         return change
-
-
-def prior_precision(shape: tuple[int, int], lags: tuple[float, float], deviation: Float64) -> sparse.csr_array:
-    """``(cell, cell)`` inverse covariance of errors that are alike nearby: ``exp(-|dz| - |dx|)``.
-
-    Args:
-        shape: (depth, x) cells.
-        lags: from a cell to the next down and along x, over the lengths of correlation.
-        deviation: ``(cell,)`` m/s.
-    """
-    down, across = (_markov(count, lag) for count, lag in zip(shape, lags, strict=True))
-    sure = sparse.diags_array(1 / deviation)
-    return sparse.csr_array(sure @ sparse.kron(down, across) @ sure)
-
-
-def _markov(count: int, lag: float) -> sparse.csr_array:
-    """Inverse of the matrix of ``exp(-lag |i - j|)``."""
-    alike = np.exp(-lag)
-    middle = np.full(count, 1 + alike**2)
-    middle[[0, -1]] = 1
-    beside = np.full(count - 1, -alike)
-    return sparse.csr_array(sparse.diags_array([beside, middle, beside], offsets=[-1, 0, 1]) / (1 - alike**2))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.fft import next_fast_len
 from scipy.linalg.blas import ssyrk
 from torch import Tensor
 
@@ -28,8 +29,8 @@ Float64 = NDArray[np.float64]
 
 COARSE, FINE = (2, 2), (1, 2)  # cells of a block, (depth, x): coarse ones are a fifth of the shortest wavelength of the
 # bands that they are used for; an interface lies between two cells, and a coarse block would smear each second one
-RECEIVERS = 3  # every third one
-BEYOND_CELLS = {COARSE: 32, FINE: 12}  # that the map goes on by, ever less: its edges are half-spaces, and a wave sees
+RECEIVERS = {COARSE: 3, FINE: 4}  # every so many
+BEYOND_CELLS = {COARSE: 32, FINE: 8}  # that the map goes on by, ever less: its edges are half-spaces, and a wave sees
 # far into them; the fine blocks of a frame are inverted when little is left to move
 PULSE_S = (0.15, 0.6)  # width and middle of a receiver's pulse, periods of the frame's peak frequency
 SAMPLED = 5.0  # samples of a Jacobian to a period of the frame's peak frequency
@@ -89,7 +90,7 @@ class Sensitivity:
         device: str = "cpu",
     ) -> None:
         self.frame, self.blocks, self._device = frame, Blocks.of(frame, cells), torch.device(device)
-        self.receivers = np.arange(0, frame.receivers, RECEIVERS)
+        self.receivers = np.arange(0, frame.receivers, RECEIVERS[cells])
         self.stride, self.rows, self.size = _times(frame)
         self.row_s = frame.dt_s * self.stride
         self._square = Blocks.of(frame, (cells[0], cells[0]))
@@ -231,7 +232,7 @@ class Sensitivity:
 def step_bytes(frame: Frame, shots: int, cells: tuple[int, int]) -> int:
     """Of the arrays of a step on blocks of so many cells: a Jacobian, the spectra that it is made of, the matrices."""
     blocks, (_, rows, size) = math.prod(Blocks.of(frame, cells).shape), _times(frame)
-    receivers = len(range(0, frame.receivers, RECEIVERS))
+    receivers = len(range(0, frame.receivers, RECEIVERS[cells]))
     squares = math.prod(cells_ // cells[0] + 2 * (BEYOND_CELLS[cells] // cells[0]) for cells_ in frame.velocity_shape)
     spectra = 8 * (shots + 2 * receivers) * (size // 2 + 1) * squares
     return 4 * shots * receivers * rows * blocks + spectra + MATRICES * 8 * blocks**2
@@ -241,4 +242,4 @@ def _times(frame: Frame) -> tuple[int, int, int]:
     """Samples to one of a Jacobian, how many it has of them, and the length of their transforms."""
     stride = max(1, int(1 / (SAMPLED * frame.peak_hz * frame.dt_s)))
     rows = math.ceil(frame.samples / stride)
-    return stride, rows, 1 << math.ceil(math.log2(2.4 * rows))
+    return stride, rows, next_fast_len(math.ceil(2.4 * rows), real=True)

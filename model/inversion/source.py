@@ -74,12 +74,17 @@ def folded_wavelet(source: Source, wavelet: Float32, frame: Frame) -> Float32:
     it is folded: too early to make up for the ground.
     """
     length = round((DELAY + 2 * PERIODS) / (frame.peak_hz * frame.dt_s))
-    whole = torch.zeros(max(length, len(wavelet)) + source.half, 1)
-    whole[: len(wavelet), 0] = torch.from_numpy(np.asarray(wavelet, np.float32))
-    folded = source.apply(whole)[:length, 0].numpy()
+    folded = np.pad(filtered_wavelet(source, wavelet), (0, length))[:length]
     folded = folded * np.minimum(1, np.arange(length, 0, -1) / (TAPERED * length))
     largest = float(np.abs(folded).max())
     return np.asarray(folded / largest, np.float32) if largest > 0 else wavelet
+
+
+def filtered_wavelet(source: Source, wavelet: Float32) -> Float32:
+    """``(n + half,)`` the wavelet with which the record itself would be predicted."""
+    whole = torch.zeros(len(wavelet) + source.half, 1)
+    whole[: len(wavelet), 0] = torch.from_numpy(wavelet)
+    return np.asarray(source.apply(whole)[:, 0].numpy(), np.float32)
 
 
 def filter_half(frame: Frame) -> int:

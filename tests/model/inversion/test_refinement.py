@@ -96,11 +96,11 @@ def test_the_jacobian_is_the_change_of_the_record(cells: tuple[int, int]) -> Non
 
 
 def test_layers_come_out_of_a_straight_line(observed: Observed) -> None:
-    refined = finished(Refinement.begin(observed, start()[None], RefineConfig(iterations=8, bands=(0.5, 1.0))))
+    refined = finished(Refinement.begin(observed, start()[None], RefineConfig(iterations=10, bands=(0.5, 1.0))))
     before, after = (np.abs(model - layered()).mean() for model in (start(), refined.velocity))
     assert after < 0.5 * before
     result = refined.result()
-    assert len(result.residual) == 8
+    assert len(result.residual) == 10
     assert result.residual[-1] < 0.4 * result.residual[0]
     assert (result.low <= result.velocity).all() and (result.velocity <= result.high).all()
     assert result.illumination.min() > 0 and result.illumination.max() <= 1

@@ -11,7 +11,7 @@ from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.ground.families import generate
 from seisbind.model.inversion.forward import Forward
 from seisbind.model.inversion.observed import Observed
-from seisbind.model.inversion.source import Source, estimate_source, probing_wavelet
+from seisbind.model.inversion.source import Source, estimate_source, folded_wavelet, probing_wavelet
 from seisbind.model.survey.preparation import prepare
 from seisbind.model.waves.wavefield import simulate
 from seisbind.model.waves.wavelet import band_wavelet, ricker
@@ -40,6 +40,22 @@ def test_the_source_is_found(name: str) -> None:
     right, wrong = Forward(observed.shot_x_m, FRAME)(torch.from_numpy(MODELS), wavelet).numpy()
     assert residual(observed, estimate_source(observed, right)[1]) < 0.03
     assert residual(observed, estimate_source(observed, wrong)[1]) > 0.3  # the filter does not absorb the ground
+
+
+@pytest.mark.filterwarnings("ignore::seisbind.model.waves.wavefield.GridDispersionWarning")
+@pytest.mark.parametrize("name", ["10 Hz", "60 ms late"])
+def test_predicted_with_what_it_was_found_to_be_the_source_is_found_better(name: str) -> None:
+    observed = Observed.of(prepare(simulate(MODELS[:1], wavelet=WAVELETS[name].astype(np.float32))))
+    forward, models = Forward(observed.shot_x_m, FRAME), torch.from_numpy(MODELS)
+    wavelet, left = probing_wavelet(observed), list[float]()
+    for _ in range(2):
+        right, wrong = forward(models, torch.from_numpy(wavelet)).numpy()
+        source, made = estimate_source(observed, right)
+        left.append(residual(observed, made))
+        wavelet = folded_wavelet(source, wavelet, FRAME)
+    assert left[1] < 0.7 * left[0]
+    assert residual(observed, estimate_source(observed, wrong)[1]) > 0.3  # it does not absorb the ground either
+    assert len(wavelet) * FRAME.dt_s * FRAME.peak_hz == pytest.approx(5.1, abs=0.1)
 
 
 def test_a_filter_is_linear_and_gradients_flow_through_it() -> None:
