@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service/jobs": {"model", "model/inversion", "service/formats"},
     "service/runtime": MODEL
     | {"model/encoders", "model/inspection", "index", "index/replicas", "service", "service/formats"}
-    | {"service/engine", "service/jobs"},
+    | {"service/engine", "service/jobs", "model/inversion"},
     "service/workers": {"model", "service", "service/runtime"},
     "service/transport": {"model", "service", "service/runtime"},
     "service/http": MODEL
