@@ -106,6 +106,7 @@ def test_files_that_are_refused(served: Any, gathers: Float32) -> None:
 
 def test_one_too_many_is_told_to_retry_and_retrieval_goes_on(serve: Any, gathers: Float32) -> None:
     served, gate = serve(max_checks=1), threading.Event()
+    served.serving._checker.apart = False  # as on a GPU
     served.serving._checking.submit(gate.wait)
     found: list[httpx.Response] = []
     waiting = threading.Thread(target=lambda: found.append(send(served, gathers[0], top_k=1)))
