@@ -47,6 +47,7 @@ from seisbind.service.building.encoding import EncodedPart, Encoding, encode_par
 from seisbind.service.building.sources import ModelFiles, Part, RandomModels, Source
 
 SEED = 31
+LOOK_S = 1.0  # between two looks at the memory, each of which takes some milliseconds a process
 SOURCES = ("file", "ten families", "geology")
 WHAT = {False: "alone", True: "build"}
 Runs = dict[tuple[int, str, str, bool], list[dict[str, float]]]
@@ -61,12 +62,13 @@ def drop(part: Part, encoding: Encoding) -> int:
 class Rate:
     """Models a second from the first call to the last, and CPU seconds of all processes a model."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
         self.seen: list[tuple[float, float, int]] = []
 
     def __call__(self, done: int) -> None:
         if done:
-            self.seen.append((time.perf_counter(), cpu_seconds(os.getpid()), done))
+            self.seen.append((time.perf_counter(), cpu_seconds(os.getpid()) - self.memory.spent_s, done))
 
     @property
     def values(self) -> tuple[float, float]:
@@ -115,10 +117,10 @@ def cpu_seconds(pid: int) -> float:
 
 
 class Memory:
-    """The highest `pss_bytes` while the block runs."""
+    """The highest `pss_bytes` while the block runs; ``spent_s`` is the CPU time that looking took."""
 
     def __enter__(self) -> Memory:
-        self.highest = (0, 0)
+        self.highest, self.spent_s = (0, 0), 0.0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
@@ -129,8 +131,9 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._done.wait(0.5):
+        while not self._done.wait(LOOK_S):
             self.highest = max(self.highest, pss_bytes(os.getpid()))
+            self.spent_s = time.thread_time()
 
 
 def one(folder: Path, name: str, count: int, workers: int, made: bool) -> dict[str, float]:
@@ -140,13 +143,14 @@ def one(folder: Path, name: str, count: int, workers: int, made: bool) -> dict[s
     drawn = RandomModels.of(count, SEED, ["broad"] if name == "geology" else None)
     source: Source = ModelFiles.of([folder / "maps.npy"]) if name == "file" else drawn
     shutil.rmtree(folder / "gallery", ignore_errors=True)
-    start, before, rate = time.perf_counter(), cpu_seconds(os.getpid()), Rate()
+    start, before = time.perf_counter(), cpu_seconds(os.getpid())
     with Memory() as memory:
+        rate = Rate(memory)
         if made:
             build(folder / "gallery", source, Encoders(embedder, None, workers), progress=rate)
         else:
             alone(source, embedder, workers, rate)
-    wall, cpu = time.perf_counter() - start, cpu_seconds(os.getpid()) - before
+    wall, cpu = time.perf_counter() - start, cpu_seconds(os.getpid()) - before - memory.spent_s
     shutil.rmtree(folder / "gallery", ignore_errors=True)
     highest, files = memory.highest
     a_second, cpu_each = rate.values

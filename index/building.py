@@ -61,11 +61,17 @@ class Building:
     def note(self, progress: Mapping[str, Any]) -> None:
         """Write down how far it got, which is in the gallery already.
 
+        The disk is not waited for: after a power cut an older note is there, or none, and what it lacks is done again
+        and left out. No note can be ahead of the records, which are on the disk before it is written.
+
         Raises:
             GalleryWriteFailed: the disk refused; what was noted before still is.
         """
         with translate_errors(self._folder, "note the progress"):
-            _write(self._folder / PROGRESS, progress)
+            noted = self._folder / PROGRESS
+            temporary = noted.with_name(noted.name + ".tmp")
+            temporary.write_text(json.dumps(progress), encoding="utf-8")
+            temporary.replace(noted)
         self.progress = progress
         self._at_step("build:noted")
         if len(self.gallery) - self._mapped >= max(FOLD_MODELS, len(self.gallery) // FOLD_SHARE):
