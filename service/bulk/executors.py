@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -20,6 +21,7 @@ from seisbind.service.bulk.chunks import Chunk, Job, Outcome, Worker
 
 AHEAD = 2  # chunks that a worker has or waits for it
 DEATHS = 3  # of workers, one after another without a chunk done in between; on Ray, of a chunk's workers
+RESTARTS = 5  # of an actor of Ray, which may also die while it opens weights and gallery
 CONNECT_S = 10.0  # to a cluster's head
 MOST_BLOCKS = 10_000  # of a dataset of Ray; more chunks share them
 OBJECT_STORE_BYTES = 256 << 20  # of a Ray started here: it holds names of chunks and parts, no gathers
@@ -158,7 +160,9 @@ def on_ray(job: Job, chunks: Sequence[Chunk], workers: int | None, address: str 
              "whole": each.last is None}
             for place, each in enumerate(chunks)
         ]  # fmt: skip
-        with _translated(ray, len(chunks)):
+        with _translated(ray, len(chunks)), warnings.catch_warnings():
+            # The last two are to go with Ray 2.64 and have no other name in 2.60, which the extra names.
+            warnings.filterwarnings("ignore", message=".*ray_remote_args. is deprecated")
             made = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map(
                 Actor,
                 fn_constructor_args=(job,),
@@ -166,6 +170,7 @@ def on_ray(job: Job, chunks: Sequence[Chunk], workers: int | None, address: str 
                 num_cpus=None if gpus else 1,
                 num_gpus=1 if gpus else None,
                 max_task_retries=DEATHS,
+                max_restarts=RESTARTS,
             )
             found = iter(made.iter_rows())
         while True:
@@ -190,7 +195,7 @@ def _translated(ray: Any, parts: int) -> Iterator[None]:
     except Exception as error:
         kind = type(error).__name__
         if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.ActorUnavailableError):
-            what = f"the workers of one part died {DEATHS + 1} times, perhaps out of memory"
+            what = f"workers died again and again ({kind}), perhaps out of memory"
         elif isinstance(error, ray.exceptions.RayError):
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             what = f"{kind}: {(lines or ['no reason given'])[-1]:.200}"

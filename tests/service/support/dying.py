@@ -12,10 +12,14 @@ def die(*asked: Any) -> None:
 
 
 class DyingJob:
-    """A job of `seisbind bulk` whose worker takes its process with it."""
+    """A job of `seisbind bulk`, and its worker, of which each part takes its process with it."""
 
     kind, device = "embed", "cpu"
 
-    def open(self) -> Any:
-        """As a worker that runs out of memory."""
+    def open(self) -> DyingJob:
+        """The worker."""
+        return self
+
+    def part(self, chunk: Any) -> None:
+        """As one that needs more memory than there is."""
         die()
