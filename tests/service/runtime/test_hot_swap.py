@@ -7,7 +7,6 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,11 +16,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from seisbind.index import CoarseModels, Gallery, Hit
+from seisbind.index import Gallery, Hit
 from seisbind.index.replicas.source import Lease
 from seisbind.index.search import mapped_writer
 from seisbind.index.storage.folder import MAPPED
-from seisbind.model.confidence.presence import coarse
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.service.engine.engine import Engine
 from seisbind.service.runtime.serving import FILE_THREADS, _Held
@@ -141,8 +139,6 @@ def test_models_that_vanish_while_they_are_found_are_no_error(
     """It used to look again three times and then answer ``unknown_model``."""
     with Gallery.open(make_gallery(), fingerprint=embedder.fingerprint) as reader:
         engine = Engine(embedder, reader)
-        # no map is kept, so that each that vanished is missed
-        engine._coarse = CoarseModels(reader, partial(coarse, cells=reader.frame.map_shape[1]), kept=0)
         with shrinking(reader, embedder, monkeypatch, while_more_than=20) as gone:
             for _ in range(5):
                 [answer] = engine.retrieve(gathers[0], top_k=10)
