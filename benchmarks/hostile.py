@@ -23,7 +23,7 @@ import httpx
 import numpy as np
 from served import forget_peak, memory_bytes, served
 
-TEST = Path(__file__).parents[1] / "tests" / "service" / "test_hostile.py"
+TEST = Path(__file__).parents[1] / "tests" / "service" / "http" / "test_hostile.py"
 CAP = 32 << 20  # the default
 SLOWEST_MS = 100.0
 RAW = {"Content-Type": "application/octet-stream"}
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slowest", type=int, default=10, help="rows to print")
     arguments = parser.parse_args()
+    sys.path.insert(0, str(TEST.parents[1] / "support"))
     test = runpy.run_path(str(TEST))
     corpus = {name: make() for name, (_, _, make) in test["CORPUS"].items()} | {
         "SEG-Y of traces of one sample, 31 MB": test["segy"](130_000, 1, 7),

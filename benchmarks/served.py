@@ -89,17 +89,18 @@ def served(models: int, **settings: object) -> Iterator[tuple[httpx.URL, int]]:
 
 
 @contextmanager
-def serving(gallery: Path, **settings: object) -> Iterator[tuple[httpx.URL, int]]:
+def serving(gallery: Path, *, python: str = sys.executable, **settings: object) -> Iterator[tuple[httpx.URL, int]]:
     """``seisbind serve`` over ``gallery``; its address and its process.
 
     Args:
+        python: of the checkout that serves.
         settings: of the server, named as in `Settings`.
     """
     given = {"gallery": gallery, "port": 0} | settings
     with (
         tempfile.NamedTemporaryFile() as log,
         subprocess.Popen(
-            [sys.executable, "-m", "seisbind", "serve"],
+            [python, "-m", "seisbind", "serve"],
             stdout=subprocess.PIPE,
             stderr=log,  # an access line a request, which nobody reads
             text=True,

@@ -24,7 +24,8 @@ _Key = tuple[int, str, bytes]  # row, id and descriptors: of no two models, whoe
 class CoarseModels:
     """Reads models that were found, made coarse, and keeps the `KEPT` that were used last. From any thread.
 
-    What is kept was compared with its checksum when it was read.
+    What is kept was compared with its checksum when it was read. It is used while nobody else has changed the gallery
+    since that was opened or refreshed; else all is read, so that a model that is gone is missed.
 
     Args:
         coarse: makes ``(n, cells, cells)`` of velocity models ``(n, depth, x)``, m/s.
@@ -44,11 +45,11 @@ class CoarseModels:
         """``(hit, cells, cells)``, m/s; each model is read once.
 
         Raises:
-            UnknownModel: one that is not kept was removed since it was found.
+            UnknownModel: one was removed since it was found.
             GalleryDamaged: one is not what was written.
         """
         keys = [(hit.row, hit.model_id, hit.descriptors.tobytes()) for hit in hits]
-        found = self._look(dict.fromkeys(keys))
+        found = self._look(dict.fromkeys(keys)) if self._gallery.is_current() else {}
         missing = [key for key in dict.fromkeys(keys) if key not in found]
         if missing:
             models = self._coarse(np.stack(self._gallery.velocities([model_id for _, model_id, _ in missing])))

@@ -116,6 +116,7 @@ class Gallery:
         self._behind = len(loaded.view) + 1 if mapped is None and is_large(loaded.view) else loaded.behind
         self._lacks_lists = mapped is not None and lacks_lists(loaded.view, mapped.facts)
         self._snapshot_generation = -1 if self._behind else self._view.generation
+        self._compared = (-1, -1, False)  # data version and generation, and whether they went together: `is_current`
         self._device: DeviceSearch | None = None
         self._files = ExitStack()  # closed by `close`
         self._closed = False
@@ -717,6 +718,13 @@ class Gallery:
             return served, (there, facts.st_size, facts.st_mtime_ns)
         except (GalleryError, FileNotFoundError) as error:
             return served, type(error).__name__
+
+    def is_current(self) -> bool:
+        """Whether what is searched is what the folder holds: no other process has changed it since. In microseconds."""
+        seen = (self._records.data_version(), self._view.generation)
+        if self._compared[:2] != seen:
+            self._compared = (*seen, self._records.state().generation == seen[1])
+        return self._compared[2]
 
     def distribution(self) -> Distribution:
         """How the descriptors of all models are distributed, as of now; goes through all of them."""

@@ -277,6 +277,10 @@ class MilvusStore:
             return served, type(error).__name__
         return served, (self._state.generation, self._state.count)
 
+    def is_current(self) -> bool:
+        """False: whether others have changed it is not known without asking for as much as there is to read."""
+        return False
+
     def close(self, *, lists: bool = True) -> None:
         """Close the connections. May be called twice. ``lists`` is for `Gallery`: here there are none to make."""
         self._files.close()

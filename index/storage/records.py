@@ -134,6 +134,11 @@ class Records:
         with self.reading() as connection:
             return GalleryState.of(read_facts(connection, self.path.parent))
 
+    def data_version(self) -> int:
+        """Another number after each change by another connection; in microseconds, for it reads no record."""
+        with self._lock, translate_errors(self.path.parent, "read"):
+            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+
     def catalogue(self) -> Catalogue:
         """Every model's row, id and checksum.
 

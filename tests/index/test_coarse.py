@@ -39,6 +39,9 @@ class Counting:
         self.read += model_ids
         return self.gallery.velocities(model_ids)
 
+    def is_current(self) -> bool:
+        return self.gallery.is_current()
+
 
 def test_models_are_those_of_the_gallery_each_read_once(gallery: Gallery) -> None:
     with gallery:
@@ -78,6 +81,21 @@ def test_a_model_that_takes_the_id_of_a_removed_one_is_another(gallery: Gallery)
         assert again.model_id == hit.model_id
         assert np.array_equal(models.of([again]), np.full((1, 35, 35), 2000, np.float32))
         assert not np.array_equal(models.of([again]), before)
+
+
+def test_what_another_process_has_removed_is_missed(gallery: Gallery) -> None:
+    """What is kept is not used until the gallery has been refreshed."""
+    with gallery, Gallery.open(gallery.path, fingerprint="f") as reader:
+        models = CoarseModels(reader, partial(coarse, cells=35))
+        hits = reader.search_velocity(np.eye(1, 256, dtype=np.float32), COUNT)[0]
+        models.of(hits)
+        assert reader.is_current()
+        gallery.remove([hits[0].model_id])
+        assert not reader.is_current()
+        with pytest.raises(UnknownModel, match=hits[0].model_id):
+            models.of(hits)
+        reader.refresh()
+        assert reader.is_current() and len(models.of(hits[1:])) == COUNT - 1
 
 
 def test_a_model_that_was_removed_before_it_was_read_is_unknown(gallery: Gallery) -> None:
