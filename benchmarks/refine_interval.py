@@ -1,6 +1,7 @@
 """The interval of refined models, fitted to drawn ones: `POWERS`, `GROUPS` and `WIDENED` of `inversion.interval`.
 
-    python benchmarks/refine_interval.py --out fit.npz [--drawn 20] [--broad 10] [--seed 960] [--iterations 24]
+    python benchmarks/refine_interval.py --out fit.npz [--drawn 20] [--broad 10] [--of 20 10] [--seed 960]
+                                         [--iterations 24] [--powers P P P]
 
 Models of the ten families, and of the broad ones, are refined from the model that is read from records of OpenFWI's
 operator, as `benchmarks/refine.py` does. What each leaves (error of each cell, `Remaining`) is kept in ``--out``, from
@@ -90,7 +91,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--drawn", type=int, default=20)
     parser.add_argument("--broad", type=int, default=10)
+    parser.add_argument("--of", type=int, nargs=2, default=(20, 10), help="drawn, of which the first are taken")
     parser.add_argument("--seed", type=int, default=960)
+    parser.add_argument("--powers", type=float, nargs=3, default=None, help="default: fitted")
     parser.add_argument("--iterations", type=int, default=RefineConfig().iterations)
     parser.add_argument("--weights", type=Path, default=None)
     args = parser.parse_args()
@@ -100,9 +103,13 @@ def main() -> None:
     if args.out.exists():
         with np.load(args.out, allow_pickle=False) as arrays:
             kept = dict(arrays)
-    ground = [mixed(args.drawn, args.seed, FAMILIES), mixed(args.broad, args.seed, BROAD_FAMILIES)]
-    names = [str(name) for _, families in ground for name in families]
-    for number, (name, truth) in enumerate(zip(names, np.concatenate([v for v, _ in ground]), strict=True)):
+    drawn = [
+        (velocity[:count], families[:count])
+        for count, of, known in zip((args.drawn, args.broad), args.of, (FAMILIES, BROAD_FAMILIES), strict=True)
+        for velocity, families in [mixed(of, args.seed, known)]
+    ]
+    names = [str(name) for _, families in drawn for name in families]
+    for number, (name, truth) in enumerate(zip(names, np.concatenate([v for v, _ in drawn]), strict=True)):
         if f"error{number}" not in kept:
             began = time.process_time()
             kept |= {f"{key}{number}": array for key, array in measure(truth, embedder, config).items()}
@@ -124,10 +131,10 @@ def main() -> None:
     ]
     ends = np.round(np.quantile([r.misfit for r in left], [1 / 3, 2 / 3]), 3)
     rng = np.random.default_rng(args.seed)
-    powers = fit(error, left, rng)
+    powers = fit(error, left, rng) if args.powers is None else tuple(args.powers)
     widened = factors(error, left, powers, ends)
     print(f"POWERS = {powers}\nGROUPS = {tuple(ends.tolist())}\nWIDENED = {tuple(float(f'{w:.4g}') for w in widened)}")
-    half = fit(error[::2], left[::2], rng)
+    half = fit(error[::2], left[::2], rng) if args.powers is None else powers
     of_half = factors(error[::2], left[::2], half, ends)
     number = np.searchsorted(ends, [r.misfit for r in left])
     for each in range(len(ends) + 1):
