@@ -2,7 +2,7 @@
 
 The Gaussian whose curvature is that of misfit and priors knows nothing of other minima, of blocks that are wrong
 together and of what the wave equation leaves out. By how much it misses was measured on drawn models, and depends on
-what is left of the record: the factors below are those of `benchmarks/refine_interval.py`, which prints them.
+what is left of the record: `WIDENED` is what `benchmarks/refine_interval.py` prints.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 Float64 = NDArray[np.float64]
 
 INTERVAL = 1.645  # standard deviations of a 90 % interval
-POWERS = (1.0, 0.0, 0.0)  # of the deviation, of what was stated before, of the misfit
-GROUPS = (0.03, 0.08)  # misfits at which a group ends
-WIDENED = (10.0, 10.0, 10.0)  # of each group
+GROUPS = (0.03,)  # misfits at which a group ends
+WIDENED = (5.6, 19.0)  # of each group: deviations that nine tenths of the cells are off by at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +25,18 @@ class Remaining:
 
     Attributes:
         deviation: ``(depth, x)`` m/s, of the Gaussian about the model whose curvature is that of misfit and priors.
-        stated: ``(depth, x)`` m/s, the deviation that was stated of the start; without one, that of any velocity of
-            the frame.
         misfit: of the last band, rms over the record's.
         illumination: ``(depth, x)`` see `Refined`.
     """
 
     deviation: Float64
-    stated: Float64
     misfit: float
     illumination: Float64
 
 
 def half_width_m_s(remaining: Remaining) -> Float64:
     """``(depth, x)`` half the 90 % interval of each cell, m/s."""
-    return WIDENED[group(remaining.misfit)] * spread_m_s(remaining, POWERS)
-
-
-def spread_m_s(remaining: Remaining, powers: tuple[float, float, float]) -> Float64:
-    """``(depth, x)`` what the interval is in proportion to, m/s."""
-    of_deviation, of_stated, of_misfit = powers
-    return np.asarray(remaining.deviation**of_deviation * remaining.stated**of_stated * remaining.misfit**of_misfit)
+    return WIDENED[group(remaining.misfit)] * remaining.deviation
 
 
 def group(misfit: float) -> int:

