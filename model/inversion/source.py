@@ -69,7 +69,7 @@ def probing_wavelet(observed: Observed) -> Float32:
 def folded_wavelet(source: Source, wavelet: Float32, frame: Frame) -> Float32:
     """``(n,)`` what the source makes of a wavelet: predicted with that, the filter that is left to find is shorter.
 
-    A filter of few periods that starts from `probing_wavelet` misses .6 % of a record up to OpenFWI's peak frequency,
+    A filter of few periods that starts from `probing_wavelet` misses .5 % of a record up to OpenFWI's peak frequency,
     one that starts from here .12 %. It ends, tapered, 5.1 periods of the frame's peak frequency after 0, however often
     it is folded: too early to make up for the ground.
     """
