@@ -78,6 +78,7 @@ def test_who_wants_no_more_of_it_ends_it_and_no_other(
         checker.check_models(observed, velocity, stop=lambda: True)
 
 
+@pytest.mark.long
 def test_what_goes_wrong_in_it_is_raised_here(checker: Checker, observed: Observed, velocity: np.ndarray) -> None:
     with pytest.raises(RuntimeError, match="Error"):
         checker.check_models(observed, velocity[:, :, 0], stop=lambda: False)

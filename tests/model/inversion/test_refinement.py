@@ -198,6 +198,7 @@ def test_taken_up_again_it_gives_the_same_numbers(observed: Observed, refined: R
     np.testing.assert_array_equal(again.result().residual, refined.result().residual)
 
 
+@pytest.mark.long
 def test_a_prior_holds_where_the_record_says_little_and_is_kept_with_the_state(observed: Observed) -> None:
     """Its mean is off by as much at the top, where waves say better, as at the bottom."""
     config = RefineConfig(iterations=4, bands=(0.5, 1.0))

@@ -131,6 +131,7 @@ def harness(folder: Path, weights: Path, *arguments: object) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.long
 def test_killed_at_every_step_a_build_becomes_the_same_gallery(tmp_path: Path, weights: Path) -> None:
     result = harness(tmp_path, weights, 3, 5)
     assert result["whole"] == 100

@@ -139,6 +139,7 @@ def test_a_torn_end_at_every_kind_of_place(backend: GalleryBackend, odd_files: P
         assert keys(lines(out)) == keys([json.loads(line) for line in whole.splitlines()]), cut
 
 
+@pytest.mark.long
 def test_an_output_of_something_else_is_refused(
     backend: GalleryBackend, odd_files: Path, tmp_path: Path, make_gallery: Any, weights: Path, other_weights: Path
 ) -> None:
@@ -177,6 +178,7 @@ def test_an_output_of_something_else_is_refused(
         AnswerLines(tmp_path, {}, backend)
 
 
+@pytest.mark.long
 def test_exit_codes(served: Any, stubbed: Any, odd_files: Path, tmp_path: Path) -> None:
     """0 and 1 are above, 130 too."""
     good, out = odd_files / "b.npy", ("--out", tmp_path / "out.jsonl")

@@ -124,12 +124,16 @@ def test_the_interval_of_the_model_that_is_read_is_the_prior(engine: Engine, gat
     ((answer,),) = engine.retrieve_batch([query])
     assert answer.model is not None
     read = answer.model.value
-    stated = replace(answer, model=replace(answer.model, low=read - 50, high=read + np.float32(164.5)))
+    stated, unstated = (
+        replace(answer),
+        replace(answer),
+    )  # each makes its own model when it is asked for it, but for these
+    vars(stated)["model"] = replace(answer.model, low=read - 50, high=read + np.float32(164.5))
+    vars(unstated)["model"] = replace(answer.model, low=None, high=None)
     prior = choose_starts(query, stated, [], "read").prior
     assert prior is not None
     np.testing.assert_array_equal(prior[0], read)
     np.testing.assert_allclose(prior[1], 100, rtol=1e-3)
-    unstated = replace(answer, model=replace(answer.model, low=None, high=None))
     assert choose_starts(query, unstated, [], "read").prior is None
 
 
