@@ -322,6 +322,10 @@ class Protocol(HttpToolsProtocol):
         self._in_message = False
         self._cancel_overdue()
         super().on_message_complete()
+        if not self._working() and not self._connection.is_closing():  # answered before: from now on it is idle
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -330,6 +334,7 @@ class Protocol(HttpToolsProtocol):
         if self._connection.is_closing():
             return
         if self._in_message:  # what is left of its body is thrown away
+            self._unset_keepalive_if_required()  # the connection is not idle
             self._expect_within(self.deadline_s)
         else:
             self._parse()
