@@ -379,12 +379,17 @@ class Gallery:
         """`add` for models that `seisbind.index.coding.code_models` has coded, for this dimension and precision.
 
         Raises:
-            InvalidQuery: as `add`.
+            InvalidQuery: as `add`; or they are coded for another dimension.
             GalleryError: the gallery is of format 1, see `codes`.
             GalleryWriteFailed: the disk refused.
         """
         if not self.codes:
             raise GalleryError(f"{self.path} has gallery format 1, which holds no coded maps: add them as they are.")
+        if models.velocity_embeddings.shape[1] != self.dimension:
+            raise InvalidQuery(
+                f"The models are coded with embeddings of {models.velocity_embeddings.shape[1]} numbers; those of "
+                f"{self.path} have {self.dimension}. Code them for that dimension."
+            )
         words = named(
             models, model_ids=model_ids, families=families, tags=tags, source=source, added_at=utc_now()
         )  # fmt: skip

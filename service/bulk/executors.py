@@ -46,6 +46,10 @@ class OpenedJob:
             return self._worker.part(chunk)
         except (SeisBindError, OSError) as error:
             return Outcome(chunk, stopped=str(error))
+        except MemoryError:
+            return Outcome(
+                chunk, stopped=f"A worker has no memory left for {chunk.file}; --workers gives fewer of them."
+            )  # fmt: skip
 
 
 _held: OpenedJob | None = None  # of a process of the pool

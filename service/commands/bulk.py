@@ -302,7 +302,7 @@ def _write(job: Job, inputs: Sequence[str], run: RunOptions) -> Tally:
         count = run.workers or default_workers(job.device)
         execute = partial(in_processes, job, workers=count)
         why = "" if run.engine == "processes" else "Ray is not installed (pip install 'seisbind[bulk]'): "
-        print(f"{why}{count} processes of this machine.", file=sys.stderr)
+        print(f"{why}{count} process{'' if count == 1 else 'es'} of this machine.", file=sys.stderr)
     bar = counting(WORDS[job.kind][0], sum(map(len, chunks)))
     with job.holding(), PartsFolder(run.out, asked) as folder, bar as progress:
         return write_parts(folder, chunks, execute, fail_fast=run.fail_fast, progress=progress)

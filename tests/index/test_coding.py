@@ -76,3 +76,10 @@ def test_a_gallery_of_format_1_takes_none(
             gallery.add_coded(coded(make_batch(3)))
         make_batch(3).add_to(gallery)
         assert gallery.verify() == VerifyReport(3, ())
+
+
+def test_models_of_another_dimension_are_refused(tmp_path: Path, make_batch: MakeBatch) -> None:
+    with Gallery.create(tmp_path / "g", fingerprint="weights-1", dimension=8) as gallery:
+        with pytest.raises(InvalidQuery, match="embeddings of 16 numbers; those of .* have 8"):
+            gallery.add_coded(coded(make_batch(3)))
+        assert len(gallery) == 0

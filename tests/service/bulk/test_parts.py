@@ -154,7 +154,7 @@ def test_the_command_says_what_runs_it(
     words = (tmp_path / "stack.npy", "--gallery", gallery_path, "--weights", weights, "--out", tmp_path / "out")
     done = bulk("retrieve", *words, "--top-k", 2, "--workers", 1, "--device", "cpu")
     assert done.exit_code == 0, done.output
-    assert "Ray is not installed" in done.stderr and "1 processes of this machine" in done.stderr
+    assert "Ray is not installed" in done.stderr and "1 process of this machine" in done.stderr
     assert "3 gathers answered, 0 failed. Written to" in done.stderr
     again = bulk("retrieve", *words, "--top-k", 3, "--workers", 1, "--device", "cpu")
     assert again.exit_code == 2 and "other options" in again.stderr
