@@ -80,6 +80,6 @@ def test_a_gallery_of_format_1_takes_none(
 
 def test_models_of_another_dimension_are_refused(tmp_path: Path, make_batch: MakeBatch) -> None:
     with Gallery.create(tmp_path / "g", fingerprint="weights-1", dimension=8) as gallery:
-        with pytest.raises(InvalidQuery, match="embeddings of 16 numbers; those of .* have 8"):
+        with pytest.raises(InvalidQuery, match=r"embeddings of 16 numbers; those of .* have 8"):
             gallery.add_coded(coded(make_batch(3)))
         assert len(gallery) == 0
