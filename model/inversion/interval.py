@@ -16,7 +16,7 @@ Float64 = NDArray[np.float64]
 
 INTERVAL = 1.645  # standard deviations of a 90 % interval
 GROUPS = (0.03,)  # misfits at which a group ends
-WIDENED = (5.6, 19.0)  # of each group: deviations that nine tenths of the cells are off by at most
+WIDENED = (7.0, 19.0)  # of each group: deviations that nine tenths of the cells are off by at most
 
 
 @dataclass(frozen=True, slots=True)
