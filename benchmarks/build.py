@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peak_memory import below
 
 from seisbind.index.verify import verify_folder
 from seisbind.model.encoders.embedder import Embedder
@@ -84,20 +85,10 @@ def alone(source: Source, embedder: Embedder, workers: int, rate: Rate) -> None:
             rate(done)
 
 
-def descendants(pid: int) -> list[int]:
-    """A process, its children, theirs and so on."""
-    found = [pid]
-    for each in found:
-        for task in Path(f"/proc/{each}/task").glob("*/children"):
-            with suppress(OSError):
-                found += [int(child) for child in task.read_text().split()]
-    return found
-
-
 def pss_bytes(pid: int) -> tuple[int, int]:
     """Of a process and all that descend from it: in all, and of that what is mapped from files."""
     total = mapped = 0
-    for each in descendants(pid):
+    for each in below(pid):
         try:
             text = Path(f"/proc/{each}/smaps_rollup").read_text()
         except OSError:
@@ -110,7 +101,7 @@ def pss_bytes(pid: int) -> tuple[int, int]:
 def cpu_seconds(pid: int) -> float:
     """Of a process and all that descend from it, those that have ended included."""
     ticks = 0
-    for each in descendants(pid):
+    for each in below(pid):
         with suppress(OSError):
             ticks += sum(map(int, Path(f"/proc/{each}/stat").read_text().rsplit(")", 1)[1].split()[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")

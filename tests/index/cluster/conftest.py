@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import logging
 import queue
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from buckets import empty_bucket
 from seisbind.index import Gallery, Store, open_store
 from seisbind.model.frame import OPENFWI_FRAME
 
@@ -82,24 +80,9 @@ def milvus_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[str]:
-    """URL of an empty bucket of moto's S3, with what obstore needs in the environment."""
-    server_of = pytest.importorskip("moto.server", reason="moto is not installed")
-    pytest.importorskip("obstore", reason="obstore is not installed")
-    server: Any = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else a line for each request
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT", f"http://{host}:{port}")
-        patch.setenv("AWS_ALLOW_HTTP", "true")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
-        patch.setenv("AWS_REGION", "us-east-1")
-        request = urllib.request.Request(f"http://{host}:{port}/maps", method="PUT")
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            assert answer.status == 200
-        yield "s3://maps"
-    server.stop()
+    """URL of an empty bucket."""
+    with empty_bucket("maps") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
