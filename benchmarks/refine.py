@@ -1,7 +1,7 @@
 """Error of a velocity model before and after refinement, over real maps that nothing was trained on, from data alone:
 
     python benchmarks/refine.py [--maps ../shared/data/openfwi_dev.npz] [--keys K ...] [--each 2] [--first 0]
-                                [--iterations 24] [--lowest SHARE] [--against-smoothed] [--no-prior] [--weights W]
+                                [--iterations 48] [--lowest SHARE] [--against-smoothed] [--no-prior] [--weights W]
     python benchmarks/refine.py --drawn 10 --seed 950 [--broad] [--iterations 12]
 
 Records are made by OpenFWI's operator (`simulate(engine="openfwi")`), the inversion models waves with deepwave on

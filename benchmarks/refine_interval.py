@@ -1,7 +1,7 @@
 """The interval of refined models, fitted to drawn ones: `WIDENED` of `inversion.interval`.
 
     python benchmarks/refine_interval.py --out fit.npz [--drawn 20] [--broad 10] [--of 20 10] [--seed 960]
-                                         [--iterations 24]
+                                         [--iterations 48]
 
 Models of the ten families, and of the broad ones, are refined from the model that is read from records of OpenFWI's
 operator, as `benchmarks/refine.py` does. The error of each cell, `Remaining.deviation` and the misfit of each are kept

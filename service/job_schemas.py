@@ -12,7 +12,7 @@ from seisbind.service.schemas import GalleryBody, GatherFields
 
 ENDS = ("done", "failed", "cancelled")
 MAX_LISTED = 100
-ITERATIONS = 24  # of `RefineConfig`, which a client does without
+ITERATIONS = 48  # of `RefineConfig`, which a client does without
 
 
 class JobFields(GatherFields):

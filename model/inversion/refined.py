@@ -26,7 +26,7 @@ class RefineConfig:
         InvalidConfig: numbers that no refinement has.
     """
 
-    iterations: int = 24
+    iterations: int = 48
     bands: tuple[float, ...] = (0.4, 0.67, 1.0, 1.5)
     keep_m: float = 0.0
     device: str = "cpu"

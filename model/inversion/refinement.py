@@ -42,8 +42,10 @@ MISFIT = 0.003  # of a record, rms, that one wave equation misses of another at 
 DOUBT = (0.5, 0.15, 4.0)  # first, least and largest share of the residual that a linear step is not asked to explain
 ATTEMPTS = 4  # at a step from a model, each twice as doubtful as the one before
 PARTS = (1.0, 0.5, 0.25)  # of a step's change, tried in turn
-TRUST_M_S = 100.0  # of a block in a step; where waves hardly go, nothing else bounds it
-STALLED = 0.02  # a step that lowers the misfit by less than this share was the band's last
+TRUST_M_S = 100.0  # of a block in a step, up to the peak frequency; in a lower band as much less as that is narrower.
+# Where waves hardly go, nothing else bounds it, and low frequencies see least
+STALLED, SLOW = 0.02, 0.01  # a step that lowers the misfit by less than this share was the band's last; the second is
+# of the last band on coarse blocks, which is slow and leaves the most to those after it where it ends early
 TRIAL_STEPS = 2  # at most, that each start is given before they are compared
 MOST_BYTES = 4 << 30  # of the arrays of a step
 NOISE = 1.05  # of the noise before the first arrival: a residual below that has nothing left to say
@@ -235,9 +237,9 @@ class Refinement:
         misfit, gain = self._improve(0, band)
         state.in_stage += 1
         explained = misfit <= MISFIT / band
-        last = state.stage + 1 == len(bands)
+        last, last_coarse = state.stage + 1 == len(bands), state.stage + 2 == len(bands)
         share = max(1, self.config.iterations // len(bands))
-        if gain < STALLED or explained or (state.in_stage >= share and not last):
+        if gain < (SLOW if last_coarse else STALLED) or explained or (state.in_stage >= share and not last):
             if last:
                 state.stopped = (
                     f"All bands are explained to {misfit:.2g}, which two wave equations differ by."
@@ -285,7 +287,7 @@ class Refinement:
                 slope / sigma2 + sure * (mean - cells),
                 cells,
                 1 / INTERFACE_M_S,
-                sure + blocks.share / TRUST_M_S**2,
+                sure + blocks.share / (TRUST_M_S * min(1.0, band)) ** 2,
             )
             spread = blocks.spread(change.reshape(blocks.shape))
             for part in PARTS:

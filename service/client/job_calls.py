@@ -36,7 +36,7 @@ def submit_refinement(
 
     Args:
         geometry: overrides what the file says.
-        iterations: at most; by default 24, or what the server allows if that is less.
+        iterations: at most; by default 48, or what the server allows if that is less.
         start: ``read`` from the gather, the first ``match``, the ``mean`` of five, or ``best``, which tries them all.
         model: to start from in their place, ``(depth, x)`` m/s in cells of ``s`` times the frame's.
         filter: of the matches.

@@ -30,7 +30,7 @@ def refine(
     start: Annotated[
         str, typer.Option(help="best (of all there are), read, match, mean, or an npy or npz file of a model.")
     ] = "best",
-    iterations: Annotated[int, typer.Option(min=1, help="At most; it stops by itself.")] = 24,
+    iterations: Annotated[int, typer.Option(min=1, help="At most; it stops by itself.")] = 48,
     keep_m: Annotated[
         float, typer.Option("--keep-m", help="Metres from the top that are not changed, as a layer of water.")
     ] = 0.0,
