@@ -1,6 +1,6 @@
 """Sections: their wall time over that of the encoder alone, and how close they come to lines of broad ground.
 
-    python benchmarks/section.py [--windows 200] [--lines 3] [--length 10000] [--weights W] [--json]
+    python benchmarks/section.py [--windows 200] [--lines 3] [--length 10000] [--refine N] [--weights W] [--json]
 
 Time: a towed line of --windows windows, read, encoded, matched and joined by `make_section`, against the encoding of
 the same windows, prepared beforehand, in the same batches by as many threads; and against preparing them from gathers
@@ -10,13 +10,15 @@ Lines: --length metres long at scale 2 (cells of 20 m, 7.5 Hz), ground of `geolo
 deepwave with absorbing edges: recorded by fixed receivers every 20 m with a shot every 340 m, and by a towed cable (240
 channels of 12.5 m, the first 100 m behind a shot every 50 m). Columns: mean absolute error of the section, of the best
 straight line v(z) fitted to the truth of each 1.4 km, their ratio; share of the cells in their 90 % intervals, where
-the weights state them; share of the columns known; share of the windows called like training.
+the weights state them; share of the columns known; share of the windows called like training. With --refine, each
+line again with every window refined by at most so many iterations.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,6 +38,7 @@ from seisbind.model.waves.wavefield import simulate
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.gallery_builder import build_gallery
 from seisbind.service.engine.query import Query, encode
+from seisbind.service.engine.refine import window_refiner
 from seisbind.service.engine.section import BLOCK, Section, make_section, plan_section
 from seisbind.service.formats.line_file import LineTraces, read_line
 from seisbind.service.formats.npy import npz
@@ -165,6 +168,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--lines", type=int, default=3)
     parser.add_argument("--length", type=float, default=10_000.0, help="of each line, metres")
+    parser.add_argument("--refine", type=int, default=0, help="iterations of a window; minutes of a core each")
     parser.add_argument("--seed", type=int, default=15)
     parser.add_argument("--weights", type=Path, default=None)
     parser.add_argument("--json", action="store_true")
@@ -182,8 +186,13 @@ def main() -> None:
                 kind = list(MAKERS)[number % len(MAKERS)]
                 truth = draw_section(np.random.default_rng([args.seed, number]), kind, cells).astype(np.float32)
                 for spread, make in (("fixed", fixed), ("towed", towed)):
-                    found = make_section(engine, plan_section(make(truth, cells), frame=FRAME, scale=SCALE))
-                    rows.append({"ground": kind, "spread": spread} | judge(found, truth))
+                    plan = plan_section(make(truth, cells), frame=FRAME, scale=SCALE)
+                    rows.append({"ground": kind, "spread": spread} | judge(make_section(engine, plan), truth))
+                    if args.refine:
+                        with window_refiner(args.refine, "cpu") as refiner:
+                            found = make_section(engine, plan, refine=refiner)
+                        rows.append({"ground": kind, "spread": f"{spread}, refined"} | judge(found, truth))
+                    print(rows[-1], file=sys.stderr, flush=True)
     if args.json:
         print(json.dumps({"weights": embedder.fingerprint, "time": spent, "lines": rows}, indent=1))
         return

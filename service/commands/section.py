@@ -39,6 +39,13 @@ def section(
     step: Annotated[
         float | None, typer.Option(help="From one window to the next, metres; default: half a window.")
     ] = None,
+    refine: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Refine each window by full-waveform inversion, at most so many iterations, seconds of a core each.",
+        ),
+    ] = 0,
     model_out: Annotated[
         Path | None, typer.Option(help="Write its velocities for an inversion, too: .npz, .npy, .sgy, .nc (netCDF).")
     ] = None,
@@ -55,15 +62,15 @@ def section(
     A file beside the output keeps what is done; the same command continues it. It ends with 0: written, 1: the line
     cannot be read, 2: unusable options, gallery or output, 130: interrupted.
     """
-    from seisbind.model.errors import GalleryError, InvalidConfig, WeightsError
+    from seisbind.model.errors import GalleryError, InvalidConfig, MissingExtra, WeightsError
     from seisbind.service.bulk.run import ExitCode
     from seisbind.service.commands.errors import print_error
 
     try:
         start = start_options(model_out, grid=grid, smooth_m=smooth, water=water, extend=extend)
         asked = asked_scale(scale, target_depth)
-        _write(file, gallery, out, asked, step, model_out, start, weights, device, as_json)
-    except (InvalidConfig, GalleryError, WeightsError) as error:
+        _write(file, gallery, out, asked, step, refine, model_out, start, weights, device, as_json)
+    except (InvalidConfig, GalleryError, WeightsError, MissingExtra) as error:
         print_error(error)
         sys.exit(ExitCode.UNUSABLE)
     except KeyboardInterrupt:
@@ -77,6 +84,7 @@ def _write(
     out: Path,
     scale: Scale | AutoScale,
     step_m: float | None,
+    refine: int,
     model_out: Path | None,
     start: StartOptions,
     weights: Path | None,
@@ -84,10 +92,12 @@ def _write(
     as_json: bool,
 ) -> None:
     import json
+    from contextlib import nullcontext
 
     from seisbind.index import open_store
     from seisbind.model.encoders.embedder import Embedder
     from seisbind.service.engine.engine import Engine
+    from seisbind.service.engine.refine import window_refiner
     from seisbind.service.engine.section import join_section, plan_section, section_blocks
     from seisbind.service.engine.section_file import PartialSection, about, check_suffix, save_section
     from seisbind.service.formats.line_file import open_line
@@ -98,9 +108,15 @@ def _write(
     with open_store(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame) as opened:
         engine, line = Engine(embedder, opened), open_line(files)
         plan = plan_section(line, frame=engine.frame, scale=scale, step_m=step_m)
-        with PartialSection(out, engine, plan) as partial, counting("Reading windows", len(plan)) as progress:
+        refining = window_refiner(refine, str(embedder.device)) if refine else nullcontext()
+        named = "Refining windows" if refine else "Reading windows"
+        with (
+            PartialSection(out, engine, plan, refine=refine) as partial,
+            counting(named, len(plan)) as progress,
+            refining as refiner,
+        ):
             readings = []
-            for number, block in section_blocks(engine, plan, done=partial.done):
+            for number, block in section_blocks(engine, plan, done=partial.done, refine=refiner):
                 if number not in partial.done:
                     partial.add(number, block)
                 readings += block
@@ -134,7 +150,9 @@ def _show(found: Section, out: Path) -> None:
     from seisbind.service.terminal.console import console
 
     shown = console()
-    table = Table("x (m)", "shots", "live", "like training", "first match", "similarity", "mean velocity (m/s)")
+    columns = ["x (m)", "shots", "live", "like training", "first match", "similarity", "mean velocity (m/s)"]
+    refined = any(window.refined is not None for window in found.windows)
+    table = Table(*columns, *(["residual read, refined"] if refined else []))
     for window in found.windows:
         place = f"{window.x_m[0]:.0f} to {window.x_m[1]:.0f}"
         if window.lack is not None:
@@ -150,6 +168,7 @@ def _show(found: Section, out: Path) -> None:
             window.model_id or "",
             "" if window.similarity is None else f"{window.similarity:.3f}",
             "" if mean is None else f"{mean.value:.0f} ({mean.low:.0f} to {mean.high:.0f})",
+            *([] if (did := window.refined) is None else [f"{did.residual_before:.1%}, {did.residual_after:.1%}"]),
         )
     shown.print(table)
     for note in found.notes:

@@ -127,6 +127,51 @@ class Retrieval:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowRefinement:
+    """What full-waveform inversion made of a window's model.
+
+    Attributes:
+        iterations: that were done.
+        residual_before, residual_after: rms of record less prediction over the record's, of the model that was read and
+            of the refined one.
+    """
+
+    iterations: int
+    residual_before: float
+    residual_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class WindowAnswer:
+    """What one window contributed, in true units.
+
+    Attributes:
+        x_m: first and last position along the line.
+        shots: pseudo-shots that were used.
+        live: share of their traces on the frame's receivers that are live.
+        lack: why nothing was read; None where something was, and then the rest is there.
+        likely, score, reason: as `InDistribution`.
+        model_id, similarity: of the gallery's first match; None for an empty gallery.
+        physics: name → inferred descriptor.
+        notes: on what was done with the traces.
+        refined: what refinement did; None where the model is as it was read.
+    """
+
+    x_m: tuple[float, float]
+    shots: int
+    live: float
+    lack: str | None = None
+    likely: bool | None = None
+    score: float | None = None
+    reason: str | None = None
+    model_id: str | None = None
+    similarity: float | None = None
+    physics: dict[str, Quantity] | None = None
+    notes: tuple[Note, ...] = ()
+    refined: WindowRefinement | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SearchResult:
     """The answer to a query by velocity model or by descriptors."""
 

@@ -42,8 +42,8 @@ if TYPE_CHECKING:  # torch and FAISS, which a client of a server does without
     from seisbind.model.encoders.weights_file import Weights
     from seisbind.model.survey.notes import Note
     from seisbind.model.survey.scaling import ChosenScale
-    from seisbind.service.engine.answers import Match, Quantity, Retrieval, SearchResult
-    from seisbind.service.engine.section import Section, WindowAnswer
+    from seisbind.service.engine.answers import Match, Quantity, Retrieval, SearchResult, WindowAnswer
+    from seisbind.service.engine.section import Section
     from seisbind.service.formats.reader import Ingest
 
 SAME_MAPS = 20  # of models that were added, that are named; all are counted

@@ -1,12 +1,14 @@
-"""Refinements of one gather: where they start, and what they say in true units.
+"""Refinements of one gather, or of each window of a line: where they start, and what they say in true units.
 
 The inversion itself is `seisbind.model.inversion.refinement`; whoever steps it (the command, a job) begins here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,15 +17,19 @@ from numpy.typing import ArrayLike, NDArray
 from seisbind.model.encoders.embedder import Embedder, ReadModel
 from seisbind.model.errors import InvalidConfig, InvalidQuery
 from seisbind.model.frame import VELOCITY_LIMITS_M_S, Frame
+from seisbind.model.inversion.forward import require_deepwave
 from seisbind.model.inversion.interval import INTERVAL
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.inversion.refined import RefineConfig, Refined
 from seisbind.model.inversion.refinement import Refinement
+from seisbind.model.processes import usable_cores, worker_pool
 from seisbind.model.scale import Scale
-from seisbind.service.engine.answers import Match, Retrieval
+from seisbind.model.survey.preparation import Prepared
+from seisbind.service.engine.answers import Match, Retrieval, WindowRefinement
 from seisbind.service.engine.check import given_model
 from seisbind.service.engine.engine import Engine, Stopwatch
 from seisbind.service.engine.query import Query, encode
+from seisbind.service.engine.section import REFINED_BLOCK, Read, Refiner, WindowReading
 from seisbind.service.formats.npy import npz
 from seisbind.service.formats.velocity_model import VelocityModel, arrays_of, write
 
@@ -132,6 +138,54 @@ def read_start(embedder: Embedder, query: Query) -> Starts:
 def begin(query: Query, starts: Starts, config: RefineConfig) -> Refinement:
     """A refinement of the one gather of ``query``. Raises as `Refinement.begin`."""
     return Refinement.begin(Observed.of(query.prepared), starts.velocity, config, prior=starts.prior)
+
+
+@contextmanager
+def window_refiner(iterations: int, device: str) -> Iterator[Refiner]:
+    """What `section.section_blocks` refines windows with, each from the model that was read; on a CPU in processes, one
+    a core and at most one a window of a block, else in this one.
+
+    Args:
+        iterations: at most, of a window.
+        device: of torch.
+
+    Raises:
+        InvalidConfig: numbers that no refinement has.
+        MissingExtra: deepwave is not installed.
+    """
+    require_deepwave()
+    work = partial(_refined_window, config=RefineConfig(iterations, device=device))
+
+    def refine(map_windows: Any, read: Read, readings: list[WindowReading]) -> list[WindowReading]:
+        prepared = [None if query is None else query.prepared for _, query in read]
+        return list(map_windows(work, prepared, readings))
+
+    if not device.startswith("cpu"):
+        yield partial(refine, map)
+        return
+    with worker_pool(min(usable_cores(), REFINED_BLOCK), uses_torch=True) as pool:
+        yield partial(refine, pool.map)
+
+
+def _refined_window(prepared: Prepared | None, reading: WindowReading, *, config: RefineConfig) -> WindowReading:
+    """A reading with its model refined; as it is where nothing was read."""
+    if prepared is None or reading.value is None:
+        return reading
+    low, high = (None if each is None else each[None] for each in (reading.low, reading.high))
+    read = ReadModel(reading.value[None], low, high)
+    start = np.clip(read.value, *VELOCITY_LIMITS_M_S)
+    refinement = Refinement.begin(Observed.of(prepared), start, config, prior=prior_of(read))
+    while not refinement.done:
+        refinement.step()
+    found = refinement.result()
+    did = WindowRefinement(len(found.residual), found.residual_before, found.residual_after)
+    return replace(
+        reading,
+        answer=replace(reading.answer, refined=did),
+        value=found.velocity,
+        low=None if low is None else found.low,
+        high=None if high is None else found.high,
+    )
 
 
 def contents(query: Query, refined: Refined, format: str, *, title: str) -> bytes:

@@ -19,7 +19,7 @@ from seisbind.model.survey.resampling import samples_read
 from seisbind.model.survey.scaling import ChosenScale
 from seisbind.model.survey.spreads import Spread, lay_spread
 from seisbind.model.survey.windows import WindowGather, choose_window, frame_interval, read_windows, window_starts
-from seisbind.service.engine.answers import Quantity, approximate_note, quantities, scaled
+from seisbind.service.engine.answers import Quantity, WindowAnswer, approximate_note, quantities, scaled
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.query import Query, encode
 from seisbind.service.formats.line_file import LineTraces
@@ -27,45 +27,19 @@ from seisbind.service.formats.velocity_model import VelocityModel
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+Read = Sequence[tuple[WindowGather, Query | None]]
 
 STEP_SHARE = 0.5  # of the frame's line, from one window to the next
 MIN_STEP_SHARE = 0.05
 BLOCK = 16  # windows that are read, and encoded, at once
+REFINED_BLOCK = 8  # where each is refined, too: what is lost of a run that is stopped
 ON_COLUMN = 1e-6  # of a cell: windows that start on a column are not interpolated
 LEAST_PART = 0.05  # of a cell's weight: a window with less does not count among those that disagree
 
 
 @dataclass(frozen=True, slots=True)
-class WindowAnswer:
-    """What one window contributed, in true units.
-
-    Attributes:
-        x_m: first and last position along the line.
-        shots: pseudo-shots that were used.
-        live: share of their traces on the frame's receivers that are live.
-        lack: why nothing was read; None where something was, and then the rest is there.
-        likely, score, reason: as `answers.InDistribution`.
-        model_id, similarity: of the gallery's first match; None for an empty gallery.
-        physics: name → inferred descriptor.
-        notes: on what was done with the traces.
-    """
-
-    x_m: tuple[float, float]
-    shots: int
-    live: float
-    lack: str | None = None
-    likely: bool | None = None
-    score: float | None = None
-    reason: str | None = None
-    model_id: str | None = None
-    similarity: float | None = None
-    physics: dict[str, Quantity] | None = None
-    notes: tuple[Note, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class WindowReading:
-    """A window's answer and the model read from it, in the frame's units.
+    """A window's answer and the model read from it, or refined, in the frame's units.
 
     Attributes:
         start_m: of the window.
@@ -79,6 +53,9 @@ class WindowReading:
     value: Float32 | None = None
     low: Float32 | None = None
     high: Float32 | None = None
+
+
+Refiner = Callable[[Read, list[WindowReading]], list[WindowReading]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +186,7 @@ def plan_section(
     return SectionPlan(frame, scale, line, spread, starts_m, dt_s, notes, shape=asked != UNSCALED)
 
 
-def answer_windows(
-    engine: Engine, read: Sequence[tuple[WindowGather, Query | None]], scale: Scale
-) -> list[WindowReading]:
+def answer_windows(engine: Engine, read: Read, scale: Scale) -> list[WindowReading]:
     """Encode windows together; read a model, physics and the gallery's first match for each.
 
     Raises:
@@ -228,9 +203,7 @@ def answer_windows(
     ]
 
 
-def _answered(
-    engine: Engine, read: Sequence[tuple[WindowGather, Query | None]], queries: Sequence[Query], scale: Scale
-) -> list[WindowReading]:
+def _answered(engine: Engine, read: Read, queries: Sequence[Query], scale: Scale) -> list[WindowReading]:
     encoded = encode(engine.embedder, queries)
     if not np.isfinite(encoded.embedding).all():
         raise InvalidGather("The samples are too large or too small for float32 arithmetic; scale the traces.")
@@ -272,14 +245,21 @@ def _place(gather: WindowGather, scale: Scale, frame: Frame) -> WindowAnswer:
 
 
 def section_blocks(
-    engine: Engine, plan: SectionPlan, *, done: Mapping[int, list[WindowReading]] | None = None
+    engine: Engine,
+    plan: SectionPlan,
+    *,
+    done: Mapping[int, list[WindowReading]] | None = None,
+    refine: Refiner | None = None,
 ) -> Iterator[tuple[int, list[WindowReading]]]:
     """The number and the readings of each block, in order; those ``done`` already are given as they are.
 
     A thread reads and prepares the next block while this one is encoded.
+
+    Args:
+        refine: makes better models of a block's gathers and readings (`refine.window_refiner`), of smaller blocks.
     """
     done = done or {}
-    blocks = plan.blocks()
+    blocks = plan.blocks(BLOCK if refine is None else REFINED_BLOCK)
     left = [number for number in range(len(blocks)) if number not in done]
     with ThreadPoolExecutor(1, thread_name_prefix="windows") as reader:
         coming = [reader.submit(plan.read, blocks[number]) for number in left[:1]]
@@ -290,20 +270,25 @@ def section_blocks(
             read = coming.pop().result()
             later = [each for each in left if each > number][:1]
             coming = [reader.submit(plan.read, blocks[each]) for each in later]
-            yield number, answer_windows(engine, read, plan.scale)
+            readings = answer_windows(engine, read, plan.scale)
+            yield number, readings if refine is None else refine(read, readings)
 
 
 def make_section(
-    engine: Engine, plan: SectionPlan, *, progress: Callable[[int], None] = lambda windows: None
+    engine: Engine,
+    plan: SectionPlan,
+    *,
+    progress: Callable[[int], None] = lambda windows: None,
+    refine: Refiner | None = None,
 ) -> Section:
-    """The section of a line, read in this process.
+    """The section of a line, read in this process; ``refine``: see `section_blocks`.
 
     Raises:
         InvalidGather: no window has enough traces.
         InvalidConfig: see `answer_windows`.
     """
     readings: list[WindowReading] = []
-    for _, block in section_blocks(engine, plan):
+    for _, block in section_blocks(engine, plan, refine=refine):
         readings += block
         progress(len(readings))
     return join_section(engine, plan, readings)

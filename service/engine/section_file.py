@@ -16,8 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.files import AppendedLines, replacing
+from seisbind.service.engine.answers import WindowAnswer
 from seisbind.service.engine.engine import Engine
-from seisbind.service.engine.section import Section, SectionPlan, WindowAnswer, WindowReading
+from seisbind.service.engine.section import Section, SectionPlan, WindowReading
 from seisbind.service.formats.npy import npz
 from seisbind.service.formats.segy import write_velocity
 
@@ -118,17 +119,18 @@ class PartialSection:
 
     Args:
         out: of the section.
+        refine: iterations that each window is refined by, at most; 0: none is.
 
     Attributes:
         done: number of a block → its readings.
 
     Raises:
-        InvalidConfig: the file is of another line, scale, step, weights or gallery, or of no section, or another run
-            writes it.
+        InvalidConfig: the file is of another line, scale, step, refinement, weights or gallery, or of no section, or
+            another run writes it.
         OSError: it cannot be read or written.
     """
 
-    def __init__(self, out: Path, engine: Engine, plan: SectionPlan) -> None:
+    def __init__(self, out: Path, engine: Engine, plan: SectionPlan, *, refine: int = 0) -> None:
         self.path = out.with_name(out.name + PART)
         self.done: dict[int, list[WindowReading]] = {}
         self._shape = plan.frame.velocity_shape
@@ -139,7 +141,7 @@ class PartialSection:
             "starts_m": [float(plan.starts_m[0]), float(plan.starts_m[-1]), len(plan)],
             "weights": engine.embedder.fingerprint,
             "gallery": [engine.gallery.name, engine.gallery.generation],
-        }
+        } | ({"refine": refine} if refine else {})
         try:
             self._lines = AppendedLines(self.path)
         except BlockingIOError as error:
@@ -189,8 +191,8 @@ class PartialSection:
         now = json.loads(json.dumps(self._asked))
         if asked != now:
             raise InvalidConfig(
-                f"{self.path} was begun with another line, scale, step, weights or gallery: {json.dumps(asked)[:400]}; "
-                f"this run has {json.dumps(now)[:400]}. Remove it, or give another --out."
+                f"{self.path} was begun with another line, scale, step, refinement, weights or gallery: "
+                f"{json.dumps(asked)[:400]}; this run has {json.dumps(now)[:400]}. Remove it, or give another --out."
             )
 
     def _loaded(self, one: dict[str, object]) -> WindowReading:

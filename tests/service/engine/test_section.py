@@ -12,14 +12,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from seisbind.index import Gallery
+from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import InvalidConfig, InvalidGather, InvalidSurvey
-from seisbind.model.frame import OPENFWI_FRAME
+from seisbind.model.frame import OPENFWI_FRAME, Survey
+from seisbind.model.ground.families import generate
 from seisbind.model.scale import UNSCALED, Scale
+from seisbind.model.survey.windows import WindowGather
+from seisbind.model.waves.wavefield import simulate
+from seisbind.service.engine.answers import WindowAnswer
 from seisbind.service.engine.engine import Engine
+from seisbind.service.engine.gallery_builder import build_gallery
+from seisbind.service.engine.refine import window_refiner
 from seisbind.service.engine.section import (
     Section,
     SectionPlan,
-    WindowAnswer,
     WindowReading,
     join_section,
     make_section,
@@ -288,6 +295,55 @@ def test_an_interrupted_section_goes_on_and_is_the_same(engine: Engine, tmp_path
     assert not partial.path.exists()
 
 
+@pytest.mark.long
+def test_windows_are_refined_nearer_to_the_ground_and_say_so(tmp_path: Path) -> None:
+    """Windows over drawn ground by the shipped weights: in processes of their own, where there is data."""
+    pytest.importorskip("deepwave")
+    shipped, frame = Embedder.load(device="cpu"), OPENFWI_FRAME
+    ground = np.concatenate([generate("FlatFault-A", 1, np.random.default_rng(4))[0]] * 2, axis=1)[:, 20:125]
+    receiver = np.arange(105) * 10.0
+    shot = np.arange(0, 1041, 130.0)
+    survey = Survey(tuple(shot), tuple(receiver), frame.record_dt_s, frame.peak_hz, 10.0, 10.0)
+    records = simulate(ground, survey=survey)[0]  # (shot, time, receiver)
+    arrays = {
+        "traces": records.transpose(0, 2, 1).reshape(-1, records.shape[1]),
+        "source_x_m": np.repeat(shot, len(receiver)),
+        "receiver_x_m": np.tile(receiver, len(shot)),
+        "dt_s": frame.record_dt_s,
+    }
+    build_gallery(tmp_path / "gallery", shipped, [(ground[None, :, :70], ["FlatFault-A"])], source="test")
+    with Gallery.open(tmp_path / "gallery", fingerprint=shipped.fingerprint) as gallery:
+        engine = Engine(shipped, gallery)
+        plan = plan_section(read_line(npz(arrays)), frame=frame)
+        read = make_section(engine, plan)
+        with window_refiner(6, "cpu") as refiner:
+            refined = make_section(engine, plan, refine=refiner)
+    at = np.rint(read.x_m / read.cell_m).astype(int)
+    truth = ground[:, at]
+
+    def off(found: Section) -> float:
+        return float(np.nanmean(np.abs(found.velocity - truth)))
+
+    assert off(refined) < 0.7 * off(read)
+    assert len(refined.windows) == 3 and all(window.refined is None for window in read.windows)
+    for window in refined.windows:
+        did = window.refined
+        assert did is not None and did.iterations <= 6 and did.residual_after < 0.7 * did.residual_before
+    assert refined.low is not None and refined.high is not None
+    assert ((refined.low <= truth) & (truth <= refined.high)).mean() > 0.8
+
+
+def test_what_has_no_data_is_not_refined_and_a_refinement_has_iterations(engine: Engine) -> None:
+    pytest.importorskip("deepwave")
+    with pytest.raises(InvalidConfig, match="1 to 10000 iterations; got 0"), window_refiner(0, "cpu"):
+        pass
+    lacking = WindowReading(WindowAnswer((0, 690), 0, 0.0, lack="no traces"), 0.0, np.zeros(70, dtype=np.int64))
+    gather = WindowGather(0.0, None, "no traces", np.zeros(70, dtype=np.int64))
+    with window_refiner(1, "cpu") as refiner:
+        (same,) = refiner([(gather, None)], [lacking])
+    assert same.answer == lacking.answer and same.value is None
+
+
 def test_a_partial_file_of_something_else_is_left_as_it_is(engine: Engine, tmp_path: Path) -> None:
     plan = plan_section(line(*towed(1400)), frame=engine.frame)
     out = tmp_path / "line.npz"
@@ -302,9 +358,12 @@ def test_a_partial_file_of_something_else_is_left_as_it_is(engine: Engine, tmp_p
         lambda plan: replace(plan, line=replace(plan.line, digest="another")),
     ]
     for change in changes:
-        with pytest.raises(InvalidConfig, match="begun with another line, scale, step, weights or gallery"):
+        with pytest.raises(InvalidConfig, match="begun with another line, scale, step, refinement, weights or gallery"):
             PartialSection(out, engine, change(plan))
         assert partial.path.read_bytes() == kept
+    with pytest.raises(InvalidConfig, match=r'this run has.*"refine": 3'):
+        PartialSection(out, engine, plan, refine=3)
+    assert partial.path.read_bytes() == kept
     partial.path.write_bytes(b"something\n")
     with pytest.raises(InvalidConfig, match=r"Line 1 of .* is none that seisbind section writes"):
         PartialSection(out, engine, plan)
