@@ -195,13 +195,15 @@ def _say(out: Path, refined: Refined, starts: Starts, as_json: bool) -> None:
     residual = [float(each) for each in refined.residual]
     unlit = float((refined.illumination < UNLIT).mean())
     start = starts.names[refined.start]
+    surface = "with a free surface" if refined.free_surface else "without a free surface"
     if as_json:
         about = {"out": str(out), "start": start, "iterations": len(residual), "residual": residual}
         about |= {"residual_before": refined.residual_before, "residual_after": refined.residual_after}
+        about |= {"free_surface": refined.free_surface}
         print(json.dumps(about | {"stopped": refined.stopped, "unlit": unlit}, indent=1))
         return
     print(
-        f"{out}: from the {start} model, {len(residual)} iterations; residual {refined.residual_before:.3f} -> "
+        f"{out}: from the {start} model, {surface}, {len(residual)} iterations; residual {refined.residual_before:.3f} -> "
         f"{refined.residual_after:.3f} of the record; "
         f"{unlit:.0%} of the cells hardly seen by any wave. {refined.stopped or ''}".rstrip()
     )
