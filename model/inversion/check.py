@@ -33,10 +33,8 @@ FAINTEST = 1e-3  # of the strongest window's energy; weaker ones are not compare
 ALIKE = 0.7  # correlation of a window with the next trace's: less is noise, which no model predicts
 FOLLOWED = 0.5  # correlation at the best lag: less, and nothing is predicted there
 TRIED = 2  # models that are predicted with both boundaries, where none explains the record with the first
-CLEARLY = (
-    0.75  # of what is unexplained without a free surface: with one there has to be less. Of 24 drawn models, models far
-)
-# from the truth left .79 and more of it on records without one; models that were read .54 and less on records with one
+CLEARLY = 0.85  # of what is unexplained without a free surface: with one there has to be less (`benchmarks/surface.py`)
+PROBES = (0.05, 0.35, 0.7)  # of a frame's range of velocities: ground of one velocity explains a direct wave
 
 SHARED = 0.01  # of a record's energy, by neighbouring traces: less is chance, and nothing to divide by
 COHERENT = 0.3  # of the record's energy: less, and `unexplained` is not known to `EXPLAINED`
@@ -179,6 +177,23 @@ def check_models(
     rest = [n for n in range(len(models)) if n not in tried]
     tried |= zip(rest, made(FREE_SURFACE, models[rest]), strict=True)
     return [tried[n] for n in range(len(models))]
+
+
+def has_free_surface(observed: Observed, velocity: Float32, *, device: str = "cpu") -> bool:
+    """Whether a record is explained clearly better with a free surface, where models may all be far off.
+
+    Args:
+        observed: the record.
+        velocity: ``(model, depth, x)`` m/s; beside these, ground of one velocity is tried, three times.
+        device: of torch.
+
+    Raises:
+        MissingExtra, InvalidConfig: see `Forward`.
+    """
+    low, high = observed.frame.velocity_m_s
+    probes = [np.full(observed.frame.velocity_shape, low + share * (high - low), np.float32) for share in PROBES]
+    models = np.concatenate([velocity, np.stack(probes)]).astype(np.float32)
+    return check_models(observed, models, device=device)[0].free_surface
 
 
 def lowest_usable_hz(observed: Observed) -> float:

@@ -21,8 +21,7 @@ class RefineConfig:
         bands: upper corners, over the frame's peak frequency.
         keep_m: of the frame, from the top: not changed, as a layer of water.
         device: of torch.
-        free_surface: whether waves are modelled with one; None for what explains the record better from the starts, as
-            `check.check_models` has it.
+        free_surface: whether waves are modelled with one; None for what explains the record better, `has_free_surface`.
 
     Raises:
         InvalidConfig: numbers that no refinement has.

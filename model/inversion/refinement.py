@@ -21,7 +21,7 @@ from torch import Tensor
 
 from seisbind.model.errors import InvalidConfig, InvalidVelocityModel
 from seisbind.model.frame import VELOCITY_LIMITS_M_S, Frame
-from seisbind.model.inversion.check import check_models
+from seisbind.model.inversion.check import has_free_surface
 from seisbind.model.inversion.forward import Forward
 from seisbind.model.inversion.interval import Remaining, half_width_m_s
 from seisbind.model.inversion.observed import Observed, noise_rms
@@ -123,7 +123,7 @@ class Refinement:
             raise InvalidVelocityModel("A prior is the mean and the deviation, above 0, of each cell of the frame.")
         models = _within(models, np.clip(models, *VELOCITY_LIMITS_M_S), observed.frame, config)
         if (surface := config.free_surface) is None:
-            surface = check_models(observed, models.astype(np.float32), device=config.device)[0].free_surface
+            surface = has_free_surface(observed, models.astype(np.float32), device=config.device)
         state = _State(
             models=models, misfits=np.full(len(models), np.inf), began=np.full(len(models), np.nan),
             chosen=-1 if len(models) > 1 else 0, iteration=0, stage=0, in_stage=0, doubt=DOUBT[0],
