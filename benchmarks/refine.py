@@ -2,7 +2,7 @@
 
     python benchmarks/refine.py [--maps ../shared/data/openfwi_dev.npz] [--keys K ...] [--each 2] [--first 0]
                                 [--iterations 48] [--lowest SHARE] [--against-smoothed] [--no-prior] [--weights W]
-    python benchmarks/refine.py --drawn 10 --seed 950 [--broad] [--iterations 12]
+    python benchmarks/refine.py --drawn 10 --seed 950 [--broad] [--iterations 12] [--free-surface [--absorbing]]
 
 Records are made by OpenFWI's operator (`simulate(engine="openfwi")`), the inversion models waves with deepwave on
 other time steps, and is told nothing about the source. It starts from the model that is read from the record. A line a
@@ -12,9 +12,10 @@ frequency from the record first. ``--against-smoothed`` also starts from the tru
 how many iterations each start needs to the error that the smoothed truth ends with, and a key's median of their ratio.
 ``--no-prior`` leaves out what the read model says of its own error. Medians and quartiles end each key. ``--drawn``
 refines models of the drawn families (with ``--broad``, of the broad ones) in place of the maps, of which two different
-seeds have none in common. Ends with the mean of all, and for each group of final misfits (`inversion.interval`) the
-share of cells in the interval, its median width, and the 90 % quantile of error over half-width: 1 for an interval that
-keeps its word.
+seeds have none in common. ``--free-surface`` makes records with one, by deepwave, and ``--absorbing`` refines them
+without all the same; a line ends with the surface that waves were modelled with. Ends with the mean of all, and for
+each group of final misfits (`inversion.interval`) the share of cells in the interval, its median width, and the 90 %
+quantile of error over half-width: 1 for an interval that keeps its word.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from seisbind.model.inversion.observed import Observed
 from seisbind.model.inversion.refined import RefineConfig, Refined
 from seisbind.model.inversion.refinement import Refinement
 from seisbind.model.survey.preparation import prepare
-from seisbind.model.waves.wavefield import simulate
+from seisbind.model.waves.wavefield import FREE_SURFACE, simulate
 from seisbind.service.engine.refine import prior_of
 
 Float32 = NDArray[np.float32]
@@ -99,17 +100,21 @@ def main() -> None:
     parser.add_argument("--drawn", type=int, default=None, metavar="N")
     parser.add_argument("--seed", type=int, default=950)
     parser.add_argument("--broad", action="store_true")
+    parser.add_argument("--free-surface", action="store_true")
+    parser.add_argument("--absorbing", action="store_true", help="refine without a free surface, whatever the record")
     parser.add_argument("--weights", type=Path, default=None)
     args = parser.parse_args()
     torch.set_num_threads(1)
     embedder, frame = Embedder.load(args.weights), OPENFWI_FRAME
-    config = RefineConfig(iterations=args.iterations)
+    config = RefineConfig(iterations=args.iterations, free_surface=False if args.absorbing else None)
     ratios: dict[int, list[tuple[NDArray[np.float64], float]]] = {}
     means = []
     for key, truths in ground_of(args).items():
         before, after, left, faster = [], [], [], []
         for number, truth in truths:
-            prepared = prepare(simulate(truth, engine="openfwi"))
+            prepared = prepare(
+                simulate(truth, boundary=FREE_SURFACE) if args.free_surface else simulate(truth, engine="openfwi")
+            )
             if args.lowest is not None:
                 corner = butter(8, args.lowest * frame.peak_hz, "highpass", fs=1 / frame.dt_s, output="sos")
                 without = sosfiltfilt(corner, prepared.traces, axis=2).astype(np.float32)
@@ -135,7 +140,8 @@ def main() -> None:
                 f"{key} {number}: {errors[0]:.0f} -> {errors[-1]:.0f} m/s, "
                 f"residual {refined.residual_before:.4f} -> {refined.residual_after:.4f}, "
                 f"{inside:.0%} within, {len(errors) - 1} iterations, {time.process_time() - began:.0f} s; at each "
-                f"fourth: {' '.join(f'{error:.0f}' for error in errors[::4])}",
+                f"fourth: {' '.join(f'{error:.0f}' for error in errors[::4])}; "
+                f"{'free' if refined.free_surface else 'absorbing'} surface",
                 flush=True,
             )
             if args.against_smoothed:

@@ -144,7 +144,7 @@ def refine_windows(read: ReadModel, queries: list[Query], truth: np.ndarray, ite
         own, true = ReadModel(read.value[number : number + 1], low, high), truth[number]
         start = np.clip(own.value, *VELOCITY_LIMITS_M_S)
         observed = Observed.of(query.prepared)
-        refinement = Refinement.begin(observed, start, RefineConfig(iterations), prior=prior_of(own))
+        refinement = Refinement.begin(observed, start, RefineConfig(iterations=iterations), prior=prior_of(own))
         while not refinement.done:
             refinement.step()
         found = refinement.result()

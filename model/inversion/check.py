@@ -33,6 +33,8 @@ FAINTEST = 1e-3  # of the strongest window's energy; weaker ones are not compare
 ALIKE = 0.7  # correlation of a window with the next trace's: less is noise, which no model predicts
 FOLLOWED = 0.5  # correlation at the best lag: less, and nothing is predicted there
 TRIED = 2  # models that are predicted with both boundaries, where none explains the record with the first
+CLEARLY = 0.85  # of what is unexplained without a free surface: with one there has to be less (`benchmarks/surface.py`)
+PROBES = (0.05, 0.35, 0.7)  # of a frame's range of velocities: ground of one velocity explains a direct wave
 
 SHARED = 0.01  # of a record's energy, by neighbouring traces: less is chance, and nothing to divide by
 COHERENT = 0.3  # of the record's energy: less, and `unexplained` is not known to `EXPLAINED`
@@ -139,7 +141,7 @@ def check_models(
         observed: the record.
         velocity: within `frame.VELOCITY_LIMITS_M_S`.
         boundary: None to take the better of an absorbing and a free surface: where no model explains the record
-            without one, the nearest models are predicted with one, and all of them where that explains more.
+            without one, the nearest models are predicted with one, and all of them where that explains clearly more.
         device: of torch; on a GPU all models are predicted at once.
         between: called before waves are modelled; what it raises ends the work.
 
@@ -170,11 +172,28 @@ def check_models(
     if without[nearest[0]].unexplained <= EXPLAINED:
         return without
     tried = dict(zip(nearest, made(FREE_SURFACE, models[nearest]), strict=True))
-    if min(check.unexplained for check in tried.values()) >= without[nearest[0]].unexplained:
+    if min(check.unexplained for check in tried.values()) >= CLEARLY * without[nearest[0]].unexplained:
         return without
     rest = [n for n in range(len(models)) if n not in tried]
     tried |= zip(rest, made(FREE_SURFACE, models[rest]), strict=True)
     return [tried[n] for n in range(len(models))]
+
+
+def has_free_surface(observed: Observed, velocity: Float32, *, device: str = "cpu") -> bool:
+    """Whether a record is explained clearly better with a free surface, where models may all be far off.
+
+    Args:
+        observed: the record.
+        velocity: ``(model, depth, x)`` m/s; beside these, ground of one velocity is tried, three times.
+        device: of torch.
+
+    Raises:
+        MissingExtra, InvalidConfig: see `Forward`.
+    """
+    low, high = observed.frame.velocity_m_s
+    probes = [np.full(observed.frame.velocity_shape, low + share * (high - low), np.float32) for share in PROBES]
+    models = np.concatenate([velocity, np.stack(probes)]).astype(np.float32)
+    return check_models(observed, models, device=device)[0].free_surface
 
 
 def lowest_usable_hz(observed: Observed) -> float:

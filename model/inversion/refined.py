@@ -21,6 +21,7 @@ class RefineConfig:
         bands: upper corners, over the frame's peak frequency.
         keep_m: of the frame, from the top: not changed, as a layer of water.
         device: of torch.
+        free_surface: whether waves are modelled with one; None for what explains the record better, `has_free_surface`.
 
     Raises:
         InvalidConfig: numbers that no refinement has.
@@ -30,6 +31,7 @@ class RefineConfig:
     bands: tuple[float, ...] = (0.4, 0.67, 1.0, 1.5)
     keep_m: float = 0.0
     device: str = "cpu"
+    free_surface: bool | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.iterations <= 10_000:
@@ -75,6 +77,7 @@ class Refined:
         source: ``(n,)`` the wavelet that was estimated, at the frame's samples, on the scale of the record.
         start: the number of the start that was gone on from.
         stopped: why it ended before its iterations did, or None.
+        free_surface: whether waves were modelled with one.
     """
 
     velocity: Float32
@@ -88,3 +91,4 @@ class Refined:
     source: Float32
     start: int
     stopped: str | None
+    free_surface: bool

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from seisbind.model.errors import InvalidConfig, InvalidVelocityModel
 from seisbind.model.frame import VELOCITY_LIMITS_M_S, Frame
+from seisbind.model.inversion.check import has_free_surface
 from seisbind.model.inversion.forward import Forward
 from seisbind.model.inversion.interval import Remaining, half_width_m_s
 from seisbind.model.inversion.observed import Observed, noise_rms
@@ -72,19 +73,21 @@ class _State:
     best: Float64  # (start, depth, x) of each of `models` as it began and as steps left it, what explains the last band
     least: Float64  # (start,) its misfit there; NaN where it was not predicted yet
     wavelet: Float32  # (n,) that is predicted with
+    free_surface: bool
 
 
 class Refinement:
     """One inversion, stepped from outside. `begin` or `resume` make it."""
 
     def __init__(self, observed: Observed, config: RefineConfig, state: _State) -> None:
-        frame = observed.frame
+        frame, shots = observed.frame, observed.shot_x_m
         self._observed, self.config, self._state = observed, config, state
-        self._forward = Forward(observed.shot_x_m, frame, boundary=BOUNDARY, device=config.device)
+        edges = replace(BOUNDARY, free_surface=state.free_surface)
+        self._forward = Forward(shots, frame, boundary=edges, device=config.device)
         self._sensitivities = {
-            cells: Sensitivity(observed.shot_x_m, frame, cells=cells, device=config.device) for cells in (COARSE, FINE)
+            each: Sensitivity(shots, frame, cells=each, boundary=edges, device=config.device) for each in (COARSE, FINE)
         }
-        self._fine = step_bytes(frame, len(observed.shot_x_m), FINE) <= MOST_BYTES
+        self._fine = step_bytes(frame, len(shots), FINE) <= MOST_BYTES
         self._seen = Seen(observed)
         self._rms = _rms(self._seen.record)
         self._noise = noise_rms(observed) / self._rms
@@ -120,29 +123,27 @@ class Refinement:
             believed.shape == (2, *shape) and np.isfinite(believed).all() and believed[1].min() > 0
         ):
             raise InvalidVelocityModel("A prior is the mean and the deviation, above 0, of each cell of the frame.")
+        models = _within(models, np.clip(models, *VELOCITY_LIMITS_M_S), observed.frame, config)
+        if (surface := config.free_surface) is None:
+            surface = has_free_surface(observed, models.astype(np.float32), device=config.device)
         state = _State(
-            models=_within(models, np.clip(models, *VELOCITY_LIMITS_M_S), observed.frame, config),
-            misfits=np.full(len(models), np.inf),
-            began=np.full(len(models), np.nan),
-            chosen=-1 if len(models) > 1 else 0,
-            iteration=0, stage=0, in_stage=0, doubt=DOUBT[0],
-            residual=np.zeros(0), stopped="", prior=believed,
-            best=np.zeros(0), least=np.full(len(models), np.nan),
-            wavelet=probing_wavelet(observed),
+            models=models, misfits=np.full(len(models), np.inf), began=np.full(len(models), np.nan),
+            chosen=-1 if len(models) > 1 else 0, iteration=0, stage=0, in_stage=0, doubt=DOUBT[0],
+            residual=np.zeros(0), stopped="", prior=believed, free_surface=surface,
+            best=models.copy(), least=np.full(len(models), np.nan), wavelet=probing_wavelet(observed),
         )  # fmt: skip
-        state.best = state.models.copy()
         return cls(observed, config, state)
 
     @classmethod
     def resume(cls, observed: Observed, config: RefineConfig, state: Arrays) -> Self:
         """The refinement whose `state` it was, with the same record and configuration."""
         values: dict[str, Any] = {}
+        state = {"free_surface": np.array(False)} | dict(state)  # versions before had none
         if "best" not in state:  # of a version that kept none
             unknown = np.full(len(state["models"]), np.nan)
             state = {**state, "best": state["models"], "least": unknown, "wavelet": probing_wavelet(observed)}
         for name, kind in _State.__annotations__.items():
-            value = state[name]
-            values[name] = {"int": int, "float": float, "str": str}.get(kind, np.array)(value)
+            values[name] = {"int": int, "float": float, "str": str, "bool": bool}.get(kind, np.array)(state[name])
         return cls(observed, config, _State(**values))
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -376,6 +377,7 @@ class Refinement:
             source=filtered_wavelet(source, state.wavelet),
             start=self.start,
             stopped=self.stopped,
+            free_surface=state.free_surface,
         )
 
 

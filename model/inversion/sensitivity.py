@@ -5,6 +5,9 @@ the receiver (Born's approximation and reciprocity; Pratt, Gerhard, Shin and Hic
 methods in frequency-space seismic waveform inversion"). deepwave has products with this matrix only; but on cells of
 twice the size, where a line of some ten shots needs no more than one wavefield a receiver, all of it costs as much as
 ten gradients. It steers a step; what a step brings is measured by `forward.Forward` on the frame's own cells.
+
+Below a free surface deepwave's rows lie whole squares deep, and the centres of blocks between them: the ground of a row
+is interpolated between blocks, and waves between rows.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ from numpy.typing import NDArray
 from scipy.fft import next_fast_len
 from scipy.linalg.blas import ssyrk
 from torch import Tensor
+from torch.nn import functional
 
 from seisbind.model.frame import Frame
 from seisbind.model.inversion.forward import COURANT, PML_CELLS
 from seisbind.model.inversion.source import Source
+from seisbind.model.waves.wavefield import ABSORBING, Boundary
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -35,6 +40,10 @@ BEYOND_CELLS = {COARSE: 32, FINE: 8}  # that the map goes on by, ever less: its 
 PULSE_S = (0.15, 0.6)  # width and middle of a receiver's pulse, periods of the frame's peak frequency
 SAMPLED = 5.0  # samples of a Jacobian to a period of the frame's peak frequency
 PER_CALL = 10  # wavefields
+A_CELL_DEEP = {1: (1.0, 0.0), 2: (0.625, -0.0625)}  # by cells to a row: what a source a cell below a free surface gives
+# to the first two rows. At half a row that is cubic interpolation, rows above the surface being those below, negative
+CENTRE = {1: (0, 1, 0, 0), 2: (-7 / 128, 105 / 128, 35 / 128, -5 / 128)}  # and of what four rows a square's centre has:
+# cubic, too, a quarter of a row below the second
 MATRICES = 7  # of blocks by blocks, float64, that a step holds at once
 
 
@@ -78,6 +87,7 @@ class Sensitivity:
         shot_x_m: ``(shot,)``.
         frame: its cells, receivers and samples.
         cells: of a block, `COARSE` or `FINE`. Waves are modelled on squares of its height.
+        boundary: whether there is a free surface, as deep as `Forward` has it.
         device: of torch.
     """
 
@@ -87,6 +97,7 @@ class Sensitivity:
         frame: Frame,
         *,
         cells: tuple[int, int] = COARSE,
+        boundary: Boundary = ABSORBING,
         device: str = "cpu",
     ) -> None:
         self.frame, self.blocks, self._device = frame, Blocks.of(frame, cells), torch.device(device)
@@ -95,6 +106,8 @@ class Sensitivity:
         self.row_s = frame.dt_s * self.stride
         self._square = Blocks.of(frame, (cells[0], cells[0]))
         self._beyond = BEYOND_CELLS[cells] // cells[0]
+        self._free = boundary.free_surface
+        self._off = (cells[0] - 1) / 2 / cells[0]  # squares from a square's first cell to its centre
         self._shots_m = np.asarray(shot_x_m, np.float64)
         self._receivers_m = np.asarray(frame.survey.receiver_x_m)[self.receivers]
         width, middle = (share / frame.peak_hz for share in PULSE_S)
@@ -119,12 +132,18 @@ class Sensitivity:
             response: ``(frequency,)`` of the zero-phase filter that residuals are seen through.
         """
         hz = self.frequency_hz
-        slowness2 = np.pad(self._square.gather(velocity**-2.0), self._beyond, mode="edge")
+        above, below = (0, self._beyond + 2) if self._free else (self._beyond, self._beyond)
+        beside = self._beyond, self._beyond
+        slowness2 = np.pad(self._square.gather(velocity**-2.0), [(above, below), beside], mode="edge")
         ground = torch.from_numpy(slowness2**-0.5).to(self._device, torch.float32)
+        rows = ground
+        if self._free:
+            slowness2 = (1 - self._off) * slowness2[1:] + self._off * slowness2[:-1]
+            ground, rows = ground[:-2], torch.from_numpy(slowness2**-0.5).to(ground)
         kept = 1 + int((response > 1e-3 * response.max()).nonzero().max())
         kept = min(len(hz), math.ceil(1.3 * kept))  # what the end of a record cuts leaks to beside it
         from_shots, from_receivers = (
-            self._fields(ground, x_m, sent, kept)
+            self._fields(rows, x_m, sent, kept)
             for x_m, sent in (
                 (self._shots_m, torch.from_numpy(np.asarray(wavelet, np.float32))),
                 (self._receivers_m, self._pulse),
@@ -143,9 +162,9 @@ class Sensitivity:
         out = torch.empty(
             len(from_shots), len(self.receivers), self.rows, math.prod(self.blocks.shape), device=self._device
         )
-        for wave, rows in zip(from_shots, out, strict=True):
+        for wave, answers in zip(from_shots, out, strict=True):
             inner = self._within_map(wave * from_receivers).flatten(2)  # (receiver, frequency, block)
-            rows[:] = seen_rows @ torch.fft.irfft(inner, self.size, dim=1)[:, : self.rows]
+            answers[:] = seen_rows @ torch.fft.irfft(inner, self.size, dim=1)[:, : self.rows]
         return out
 
     def correlated(self, band: float) -> float:
@@ -170,14 +189,26 @@ class Sensitivity:
     def _within_map(self, scattered: Tensor) -> Tensor:
         """``(.., depth, x)`` of blocks, of squares: beyond the map its edge goes on, ever less."""
         beyond, less = self._beyond, self._less
-        inner = scattered[..., beyond:-beyond, :].clone()
-        inner[..., 0, :] += less.flip(0) @ scattered[..., :beyond, :]
+        if self._free:
+            inner = scattered[..., :-beyond, :].clone()
+        else:
+            inner = scattered[..., beyond:-beyond, :].clone()
+            inner[..., 0, :] += less.flip(0) @ scattered[..., :beyond, :]
         inner[..., -1, :] += less @ scattered[..., -beyond:, :]
         across = inner[..., beyond:-beyond].clone()
         across[..., 0] += inner[..., :beyond] @ less.flip(0)
         across[..., -1] += inner[..., -beyond:] @ less
         wide = self.blocks.cells[1] // self.blocks.cells[0]
         return across if wide == 1 else across[..., ::2] + across[..., 1::2]
+
+    def _centred(self, wave: Tensor) -> Tensor:
+        """Waves in squares' centres, of rows ``(.., depth, x)`` below a free surface; the first square lies on it."""
+        odd = functional.pad(wave, (0, 0, 2, 0))
+        odd[..., 0, :] = -wave[..., 0, :]
+        centred = torch.zeros_like(wave[..., :-1, :])
+        for n, share in enumerate(CENTRE[self.blocks.cells[0]]):
+            centred += share * odd[..., n : n + centred.shape[-2], :]
+        return centred
 
     def _fields(self, ground: Tensor, x_m: Float64, wavelet: Tensor, kept: int) -> Tensor:
         """``(position, frequency, depth, x)`` the wave everywhere from each position, a cell of the frame deep."""
@@ -190,18 +221,14 @@ class Sensitivity:
         size = 4 * frame.samples
         finer = torch.fft.irfft(torch.fft.rfft(wavelet, size), size * steps) * steps
         source = -finer[: self.rows * self.stride * steps].to(self._device, torch.float32)
-        off = (side - 1) / 2  # cells from a square's first to its centre
-        down = self._beyond + (1 - off) / side
-        across = self._beyond + (x_m / frame.cell_m - off) / side
-        top, left = int(down), np.floor(across).astype(np.int64)
+        down = self._beyond + (1 / side - self._off)
+        across = self._beyond + (x_m / frame.cell_m / side - self._off)
+        top, left = 0 if self._free else int(down), np.floor(across).astype(np.int64)
+        deep = A_CELL_DEEP[side] if self._free else (1 - down + top, down - top)
         at = torch.from_numpy(
             np.stack([np.stack([np.full_like(left, top + i), left + j], 1) for i in (0, 1) for j in (0, 1)], axis=1)
         )  # (position, 4, 2)
-        shares = [
-            (down - top if i else 1 - down + top) * (across - left if j else 1 - across + left)
-            for i in (0, 1)
-            for j in (0, 1)
-        ]
+        shares = [share * (across - left if j else 1 - across + left) for share in deep for j in (0, 1)]
         amplitude = torch.from_numpy(np.stack(shares, axis=1)).float().to(self._device)[:, :, None] * source
         out = []
         for start in range(0, len(x_m), PER_CALL):
@@ -215,7 +242,8 @@ class Sensitivity:
                     source_amplitudes=amplitude[some],
                     source_locations=at[some].to(self._device),
                     accuracy=4,
-                    pml_width=PML_CELLS,
+                    pml_width=[0 if self._free else PML_CELLS, *3 * [PML_CELLS]],
+                    boundary=["free" if self._free else "pml", *3 * ["pml"]],
                     pml_freq=frame.peak_hz,
                     courant_number=COURANT,
                     max_vel=fastest,
@@ -224,8 +252,8 @@ class Sensitivity:
                     ),
                     callback_frequency=self.stride * steps,
                 )
-            wave = torch.stack(seen, dim=1).flatten(2)  # (position, time, square)
-            out.append(torch.fft.rfft(wave, self.size, dim=1)[:, :kept].unflatten(2, ground.shape))
+            wave = torch.stack(seen, dim=1)  # (position, time, depth, x)
+            out.append(torch.fft.rfft(self._centred(wave) if self._free else wave, self.size, dim=1)[:, :kept])
         return torch.cat(out)
 
 

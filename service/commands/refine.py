@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PART = ".part"  # after the name of the output: what is done, from which the same command goes on
 UNLIT = 0.01  # of the strongest illumination
+SURFACES = {"auto": None, "absorbing": False, "free": True}
 
 
 def refine(
@@ -31,6 +32,9 @@ def refine(
         str, typer.Option(help="best (of all there are), read, match, mean, or an npy or npz file of a model.")
     ] = "best",
     iterations: Annotated[int, typer.Option(min=1, help="At most; it stops by itself.")] = 48,
+    surface: Annotated[
+        str, typer.Option(help="absorbing, free (with ghosts and multiples), or auto: what explains the record better.")
+    ] = "auto",
     keep_m: Annotated[
         float, typer.Option("--keep-m", help="Metres from the top that are not changed, as a layer of water.")
     ] = 0.0,
@@ -55,7 +59,9 @@ def refine(
     from seisbind.service.commands.errors import print_error
 
     try:
-        asked = {"iterations": iterations, "keep_m": keep_m, "start": start}
+        if surface not in SURFACES:
+            raise InvalidConfig(f"--surface {surface}: choose from {', '.join(SURFACES)}.")
+        asked = {"iterations": iterations, "keep_m": keep_m, "start": start, "free_surface": SURFACES[surface]}
         _refine(file, out, gallery, asked, scale, target_depth, weights, device, as_json)
     except (InvalidConfig, InvalidQuery, GalleryError, WeightsError, MissingExtra) as error:
         print_error(error)
@@ -99,8 +105,11 @@ def _refine(
         upload.gathers, upload.survey, frame=embedder.frame, notes=upload.notes, scale=upload.chosen
     )  # fmt: skip
     config = RefineConfig(
-        asked["iterations"], keep_m=asked["keep_m"] / query.scale.s, device=str(embedder.device)
-    )  # fmt: skip
+        asked["iterations"],
+        keep_m=asked["keep_m"] / query.scale.s,
+        device=str(embedder.device),
+        free_surface=asked["free_surface"],
+    )
     starts = _starts(embedder, query, gallery, asked["start"])
     part = out.with_name(out.name + PART)
     with _kept(part, query, starts, config) as (refinement, keep):
@@ -195,13 +204,15 @@ def _say(out: Path, refined: Refined, starts: Starts, as_json: bool) -> None:
     residual = [float(each) for each in refined.residual]
     unlit = float((refined.illumination < UNLIT).mean())
     start = starts.names[refined.start]
+    surface = "with a free surface" if refined.free_surface else "without a free surface"
     if as_json:
         about = {"out": str(out), "start": start, "iterations": len(residual), "residual": residual}
         about |= {"residual_before": refined.residual_before, "residual_after": refined.residual_after}
+        about |= {"free_surface": refined.free_surface}
         print(json.dumps(about | {"stopped": refined.stopped, "unlit": unlit}, indent=1))
         return
     print(
-        f"{out}: from the {start} model, {len(residual)} iterations; residual {refined.residual_before:.3f} -> "
-        f"{refined.residual_after:.3f} of the record; "
+        f"{out}: from the {start} model, {surface}, {len(residual)} iterations; "
+        f"residual {refined.residual_before:.3f} -> {refined.residual_after:.3f} of the record; "
         f"{unlit:.0%} of the cells hardly seen by any wave. {refined.stopped or ''}".rstrip()
     )

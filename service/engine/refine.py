@@ -37,7 +37,8 @@ Float32 = NDArray[np.float32]
 Start = Literal["best", "read", "match", "mean", "given"]
 STARTS: tuple[Start, ...] = get_args(Start)
 MEAN_OF = 5  # first matches
-MORE = ("illumination", "residual", "residual_before", "residual_after", "source", "start")  # of a result
+# Of a result, beside the model
+MORE = ("illumination", "residual", "residual_before", "residual_after", "source", "start", "free_surface")
 SUREST_M_S = 10.0  # half-width of an interval that a prior takes at its word
 
 

@@ -115,3 +115,4 @@ def test_models_far_off_do_not_decide_on_the_surface(observed: Observed) -> None
     others = generate("Style-A", 2, np.random.default_rng(1))
     found = check_models(observed, np.concatenate([others, TRUE[None]]))
     assert not found[2].free_surface and found[2].verdict.reason == "explained"
+    assert not any(each.free_surface for each in check_models(observed, others))  # it has to explain clearly more

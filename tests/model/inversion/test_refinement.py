@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from seisbind.model.errors import InvalidConfig, InvalidVelocityModel
 from seisbind.model.frame import Frame
+from seisbind.model.ground.families import generate
 from seisbind.model.inversion.forward import Forward
 from seisbind.model.inversion.observed import Observed, noise_rms
 from seisbind.model.inversion.refined import RefineConfig
@@ -22,7 +25,7 @@ from seisbind.model.inversion.regularise import Roughness
 from seisbind.model.inversion.sensitivity import COARSE, FINE, Sensitivity
 from seisbind.model.inversion.source import Source
 from seisbind.model.survey.preparation import prepare
-from seisbind.model.waves.wavefield import simulate
+from seisbind.model.waves.wavefield import ABSORBING, FREE_SURFACE, Boundary, simulate
 from seisbind.model.waves.wavelet import ricker
 
 pytest.importorskip("deepwave")
@@ -73,11 +76,12 @@ def refined(observed: Observed) -> Refinement:
     return finished(Refinement.begin(observed, starts(), CONFIG))
 
 
+@pytest.mark.parametrize("boundary", [ABSORBING, FREE_SURFACE], ids=["absorbing", "free surface"])
 @pytest.mark.parametrize("cells", [COARSE, FINE], ids=["coarse", "fine"])
-def test_the_jacobian_is_the_change_of_the_record(cells: tuple[int, int]) -> None:
+def test_the_jacobian_is_the_change_of_the_record(cells: tuple[int, int], boundary: Boundary) -> None:
     """Of blocks within the map, at low frequencies, against the difference of two records."""
     wavelet = ricker(8.0, SMALL.dt_s)
-    sensitivity = Sensitivity(np.asarray(SMALL.shot_x_m, np.float32), SMALL, cells=cells)
+    sensitivity = Sensitivity(np.asarray(SMALL.shot_x_m, np.float32), SMALL, cells=cells, boundary=boundary)
     hz, model = sensitivity.frequency_hz, np.full(SMALL.velocity_shape, 2000.0)
     unfiltered = Source(np.eye(1, 11, 5)[0])
     jacobian = sensitivity.jacobian(model, wavelet, unfiltered, torch.exp(-((hz / 18) ** 4)))
@@ -85,7 +89,7 @@ def test_the_jacobian_is_the_change_of_the_record(cells: tuple[int, int]) -> Non
     blocks[10 // cells[0] : 14 // cells[0], 12 // cells[1] : 18 // cells[1]] = 10.0
     predicted = (jacobian @ torch.from_numpy(blocks.ravel()).float()).transpose(1, 2).numpy()
     both = torch.from_numpy(np.stack([model, model + sensitivity.blocks.spread(blocks)]))
-    made = Forward(SMALL.shot_x_m, SMALL)(both, torch.from_numpy(wavelet)).numpy()
+    made = Forward(SMALL.shot_x_m, SMALL, boundary=boundary)(both, torch.from_numpy(wavelet)).numpy()
     change = made[1] - made[0]
     size = 1024
     response = np.exp(-((np.fft.rfftfreq(size, SMALL.dt_s) / 18) ** 4))[None, :, None]
@@ -93,6 +97,54 @@ def test_the_jacobian_is_the_change_of_the_record(cells: tuple[int, int]) -> Non
     change = change[:, :: sensitivity.stride, sensitivity.receivers]
     assert np.sum(predicted * change) > 0.98 * np.linalg.norm(predicted) * np.linalg.norm(change)
     assert abs(np.linalg.norm(predicted) / np.linalg.norm(change) - 1) < 0.1
+
+
+def below_a_free_surface(truth: Float32) -> Observed:
+    """A record of a model."""
+    record = simulate(truth, frame=SMALL, boundary=FREE_SURFACE)
+    return Observed.of(prepare(record, SMALL.survey, frame=SMALL))
+
+
+@pytest.mark.parametrize("hopeless", [False, True], ids=["near", "beside a hopeless one"])
+def test_the_surface_is_that_of_the_record(observed: Observed, hopeless: bool) -> None:
+    models = starts() if hopeless else start()[None]
+    for record, free in ((observed, False), (below_a_free_surface(layered()), True)):
+        assert bool(Refinement.begin(record, models, CONFIG).state()["free_surface"]) is free
+        forced = Refinement.begin(record, models, replace(CONFIG, free_surface=not free))
+        assert bool(forced.state()["free_surface"]) is not free
+
+
+def test_below_a_free_surface_it_is_taken_up_with_one_and_an_older_state_without() -> None:
+    config = RefineConfig(iterations=3, bands=(0.5, 1.0))
+    begun = Refinement.begin(below_a_free_surface(layered()), start()[None], config)
+    begun.step()
+    state = begun.state()
+    again = finished(Refinement.resume(below_a_free_surface(layered()), config, state))
+    whole, other = finished(begun).result(), again.result()
+    assert whole.free_surface and other.free_surface
+    np.testing.assert_array_equal(other.velocity, whole.velocity)
+    np.testing.assert_array_equal(other.residual, whole.residual)
+    np.testing.assert_array_equal(other.high, whole.high)
+    assert whole.residual_after < 0.7 * whole.residual_before
+    assert state.pop("free_surface")
+    older = Refinement.resume(below_a_free_surface(layered()), config, state)
+    assert not bool(older.state()["free_surface"])
+
+
+@pytest.mark.long
+def test_below_a_free_surface_the_ground_is_found_with_one_and_not_without() -> None:
+    """Of a drawn model, from a smooth one."""
+    truth = generate("CurveVel-A", 1, np.random.default_rng(3), frame=SMALL)
+    smooth = gaussian_filter(truth[0], 6, mode="nearest")
+    record, config = below_a_free_surface(truth), RefineConfig(iterations=10, bands=(0.5, 1.0, 1.5))
+    chosen, forced = (
+        finished(Refinement.begin(record, smooth[None], each)).result()
+        for each in (config, replace(config, free_surface=False))
+    )
+    assert chosen.free_surface and not forced.free_surface
+    assert chosen.residual_after < 0.1 * forced.residual_after
+    errors = [float(np.abs(each - truth[0]).mean()) for each in (smooth, forced.velocity, chosen.velocity)]
+    assert errors[2] < 0.7 * min(errors[:2])
 
 
 def test_layers_come_out_of_a_straight_line(observed: Observed) -> None:

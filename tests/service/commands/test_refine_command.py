@@ -49,7 +49,7 @@ def test_what_was_interrupted_goes_on_and_gives_the_same(
     whole, out = gather.with_name("whole.npz"), gather.with_name("out.npz")
     refine(gather, whole, **options(weights, as_json=True))
     said = json.loads(capsys.readouterr().out)
-    assert said["start"] == "read" and said["iterations"] == 3
+    assert said["start"] == "read" and said["iterations"] == 3 and said["free_surface"] is False
     assert said["residual_after"] == pytest.approx(said["residual"][-1], rel=1e-3)
     assert said["residual_after"] < said["residual"][0] < said["residual_before"]
     step, steps = Refinement.step, [0]
@@ -90,6 +90,7 @@ def test_what_was_interrupted_goes_on_and_gives_the_same(
         ({"out": "gather.npy/x.npz"}, "writable"),
         ({"start": "nowhere.npy"}, "nor a file"),
         ({"start": "match"}, "--gallery"),
+        ({"surface": "sea"}, "absorbing"),
         ({"part": b"PK nonsense"}, "Remove it"),
     ],
 )

@@ -48,6 +48,8 @@ def test_a_refinement_as_a_job(other_frame: Frame, tmp_path: Path) -> None:
     residuals = [steps.step().residual for _ in range(2)]
     assert ended.last is not None and ended.last.residual == residuals[-1]
     wanted = steps.arrays()
-    assert set(found) == set(wanted) >= {"velocity", "low", "high", "illumination", "residual", "source"}
+    assert (
+        set(found) == set(wanted) >= {"velocity", "low", "high", "illumination", "residual", "source", "free_surface"}
+    )
     for name, array in wanted.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
