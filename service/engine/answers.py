@@ -132,11 +132,13 @@ class WindowRefinement:
 
     Attributes:
         iterations: that were done.
+        free_surface: whether waves were modelled with one.
         residual_before, residual_after: rms of record less prediction over the record's, of the model that was read and
             of the refined one.
     """
 
     iterations: int
+    free_surface: bool
     residual_before: float
     residual_after: float
 

@@ -179,7 +179,7 @@ def _refined_window(prepared: Prepared | None, reading: WindowReading, *, config
     while not refinement.done:
         refinement.step()
     found = refinement.result()
-    did = WindowRefinement(len(found.residual), found.residual_before, found.residual_after)
+    did = WindowRefinement(len(found.residual), found.free_surface, found.residual_before, found.residual_after)
     return replace(
         reading,
         answer=replace(reading.answer, refined=did),
