@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.signal import butter, sosfiltfilt
 
 from seisbind.model.errors import InvalidConfig, InvalidVelocityModel
 from seisbind.model.frame import Frame
@@ -287,6 +288,17 @@ def test_velocities_stay_within_the_frame_and_water_as_it_is(observed: Observed)
     np.testing.assert_array_equal(kept[:5], 1480)
     assert not np.array_equal(kept[5], start()[5])
     assert (result.low <= kept).all() and (kept <= result.high).all()
+
+
+def test_what_a_filter_of_zero_phase_leaves_before_an_arrival_is_no_noise(observed: Observed) -> None:
+    low_cut = butter(8, 0.27 * SMALL.peak_hz, "highpass", fs=1 / SMALL.dt_s, output="sos")
+    traces = np.asarray(sosfiltfilt(low_cut, observed.traces, axis=1), np.float32)
+    rms = float(np.sqrt(np.square(traces).mean()))
+    early = float(np.sqrt(np.square(traces[0, :8, 12:]).mean()))  # 120 m away within 36 ms
+    assert noise_rms(replace(observed, traces=traces)) < 0.02 * rms < 0.5 * early
+    noise = np.random.default_rng(0).normal(0, 0.1 * rms, traces.shape).astype(np.float32)
+    noisy = replace(observed, traces=(traces + noise) * observed.live[:, None])
+    assert noise_rms(noisy) == pytest.approx(0.1 * rms, rel=0.1)
 
 
 def test_it_stops_at_the_noise(observed: Observed) -> None:
