@@ -46,6 +46,9 @@ def section(
             help="Refine each window by full-waveform inversion, at most so many iterations, seconds of a core each.",
         ),
     ] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that refine windows, on a CPU; default: one a core, at most 8.")
+    ] = None,
     model_out: Annotated[
         Path | None, typer.Option(help="Write its velocities for an inversion, too: .npz, .npy, .sgy, .nc (netCDF).")
     ] = None,
@@ -69,7 +72,7 @@ def section(
     try:
         start = start_options(model_out, grid=grid, smooth_m=smooth, water=water, extend=extend)
         asked = asked_scale(scale, target_depth)
-        _write(file, gallery, out, asked, step, refine, model_out, start, weights, device, as_json)
+        _write(file, gallery, out, asked, step, refine, workers, model_out, start, weights, device, as_json)
     except (InvalidConfig, GalleryError, WeightsError, MissingExtra) as error:
         print_error(error)
         sys.exit(ExitCode.UNUSABLE)
@@ -85,6 +88,7 @@ def _write(
     scale: Scale | AutoScale,
     step_m: float | None,
     refine: int,
+    workers: int | None,
     model_out: Path | None,
     start: StartOptions,
     weights: Path | None,
@@ -108,7 +112,7 @@ def _write(
     with open_store(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame) as opened:
         engine, line = Engine(embedder, opened), open_line(files)
         plan = plan_section(line, frame=engine.frame, scale=scale, step_m=step_m)
-        refining = window_refiner(refine, str(embedder.device)) if refine else nullcontext()
+        refining = window_refiner(refine, str(embedder.device), workers=workers) if refine else nullcontext()
         named = "Refining windows" if refine else "Reading windows"
         with (
             PartialSection(out, engine, plan, refine=refine) as partial,

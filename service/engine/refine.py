@@ -6,6 +6,7 @@ The inversion itself is `seisbind.model.inversion.refinement`; whoever steps it 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -142,16 +143,17 @@ def begin(query: Query, starts: Starts, config: RefineConfig) -> Refinement:
 
 
 @contextmanager
-def window_refiner(iterations: int, device: str) -> Iterator[Refiner]:
-    """What `section.section_blocks` refines windows with, each from the model that was read; on a CPU in processes, one
-    a core and at most one a window of a block, else in this one.
+def window_refiner(iterations: int, device: str, *, workers: int | None = None) -> Iterator[Refiner]:
+    """What `section.section_blocks` refines windows with, each from the model that was read; on a CPU in processes of
+    one thread, some 1 GB each with the frame of the shipped weights, else in this one.
 
     Args:
         iterations: at most, of a window.
         device: of torch.
+        workers: processes; None: one a core. No more than a block has windows.
 
     Raises:
-        InvalidConfig: numbers that no refinement has.
+        InvalidConfig: numbers that no refinement has; or, of what it yields, a process that died.
         MissingExtra: deepwave is not installed.
     """
     require_deepwave()
@@ -164,8 +166,15 @@ def window_refiner(iterations: int, device: str) -> Iterator[Refiner]:
     if not device.startswith("cpu"):
         yield partial(refine, map)
         return
-    with worker_pool(min(usable_cores(), REFINED_BLOCK), uses_torch=True) as pool:
-        yield partial(refine, pool.map)
+    count = min(workers or usable_cores(), REFINED_BLOCK)
+    try:
+        with worker_pool(count, uses_torch=True) as pool:
+            yield partial(refine, pool.map)
+    except (BrokenProcessPool, MemoryError) as error:
+        raise InvalidConfig(
+            f"One of {count} processes that refine windows died, perhaps out of memory. What is done is kept: the same "
+            "command continues; --workers gives fewer of them."
+        ) from error
 
 
 def _refined_window(prepared: Prepared | None, reading: WindowReading, *, config: RefineConfig) -> WindowReading:

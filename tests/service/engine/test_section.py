@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -342,6 +343,13 @@ def test_what_has_no_data_is_not_refined_and_a_refinement_has_iterations(engine:
     with window_refiner(1, "cpu") as refiner:
         (same,) = refiner([(gather, None)], [lacking])
     assert same.answer == lacking.answer and same.value is None
+
+
+def test_a_process_that_dies_while_it_refines_is_a_sentence() -> None:
+    pytest.importorskip("deepwave")
+    said = r"One of 1 processes that refine windows died.*--workers gives fewer"
+    with pytest.raises(InvalidConfig, match=said), window_refiner(1, "cpu", workers=1):
+        raise BrokenProcessPool("as the pool does once one of its processes was killed")
 
 
 def test_a_partial_file_of_something_else_is_left_as_it_is(engine: Engine, tmp_path: Path) -> None:
