@@ -43,10 +43,8 @@ MISFIT = 0.003  # of a record, rms, that one wave equation misses of another at 
 DOUBT = (0.5, 0.15, 4.0)  # first, least and largest share of the residual that a linear step is not asked to explain
 ATTEMPTS = 4  # at a step from a model, each twice as doubtful as the one before
 PARTS = (1.0, 0.5, 0.25)  # of a step's change, tried in turn
-TRUST_M_S = 100.0  # of a block in a step, up to the peak frequency; in a lower band as much less as that is narrower.
-# Where waves hardly go, nothing else bounds it, and low frequencies see least
-STALLED, SLOW = 0.02, 0.01  # a step that lowers the misfit by less than this share was the band's last; the second is
-# of the last band on coarse blocks, which is slow and leaves the most to those after it where it ends early
+TRUST_M_S = 100.0  # of a block in a step, in lower bands than the peak frequency less: nothing else bounds the deep
+STALLED, SLOW = 0.02, 0.01  # a step that gains less was the band's last; SLOW in the last one on coarse blocks
 TRIAL_STEPS = 2  # at most, that each start is given before they are compared
 MOST_BYTES = 4 << 30  # of the arrays of a step
 NOISE = 1.05  # of the noise before the first arrival: a residual below that has nothing left to say
