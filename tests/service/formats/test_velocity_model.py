@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from scipy.io import netcdf_file
 
 from seisbind.model.errors import InvalidConfig, InvalidVelocityModel
+from seisbind.service.formats.npy import npz
 from seisbind.service.formats.reader import read_velocity
 from seisbind.service.formats.segy import write_velocity
 from seisbind.service.formats.velocity_model import FORMATS, SUFFIXES, VelocityModel, format_of, write
@@ -91,3 +93,9 @@ def test_formats_and_names() -> None:
         format_of(Path("model.h5"))
     with pytest.raises(InvalidConfig, match="no format 'zarr'"):
         write(KNOWN, "zarr", title="a")
+
+
+def test_the_same_arrays_are_the_same_bytes_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = npz({"velocity": np.ones((2, 2), np.float32)})
+    monkeypatch.setattr(time, "localtime", lambda *_: time.struct_time((2031, 5, 4, 3, 2, 1, 0, 0, 0)))
+    assert npz({"velocity": np.ones((2, 2), np.float32)}) == first
