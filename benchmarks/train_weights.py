@@ -42,8 +42,10 @@ from seisbind.model.training.recipe import load_config
 from seisbind.model.training.run import WEIGHTS, Stage, train_weights
 from seisbind.model.training.trainer import Progress
 
-TURNS = (*FAMILIES, *BROAD_FAMILIES, *BROAD_FAMILIES)  # six of eleven pairs are of broad ground
-# name: (pairs, seed, acquisitions, families); the last five are never trained on
+EARLIER, LATER = BROAD_FAMILIES[:6], BROAD_FAMILIES[6:]  # the kinds that there were first, and two more
+TURNS = (*FAMILIES, *EARLIER, *EARLIER)  # six of eleven pairs are of broad ground
+MORE_TURNS = (*FAMILIES, *5 * LATER)  # half of the pairs
+# name: (pairs, seed, acquisitions, families); the last six are never trained on
 SETS = {
     "train": (32_000, 11, AcquisitionConfig(), FAMILIES),
     "more": (32_000, 16, AcquisitionConfig(), FAMILIES),
@@ -52,9 +54,12 @@ SETS = {
     "broad": (24_000, 21, ANY_LINE, TURNS),
     "clean": (6_000, 25, EXACT, TURNS),
     "errors": (10_000, 24, ANY_LINE, TURNS),
+    "blocks": (6_000, 27, EXACT, MORE_TURNS),
+    "blocks-lines": (4_000, 28, ANY_LINE, MORE_TURNS),
     "calibration": (8_000, 12, EXACT, FAMILIES),
     "held-out": (4_000, 22, ANY_LINE, TURNS),
     "exact": (3_000, 23, EXACT, TURNS),
+    "blocks-held-out": (2_000, 29, EXACT, MORE_TURNS),
     "test": (1_000, 13, EXACT, FAMILIES),
     "coverage": (3_000, 15, EXACT, FAMILIES),
 }
@@ -65,10 +70,14 @@ GROWTH = {
     "fourth": ((0.1, 2_000), (0.25, 10_000), (1.0, 20_000)),
     "clean": ((1.0, 6_000),),
     "errors": ((1.0, 10_000),),
+    "blocks": ((1.0, 6_000),),
+    "blocks-lines": ((1.0, 4_000),),
     "broad": ((0.07, 5_000), (0.15, 8_000), (0.3, 12_000), (0.55, 18_000), (1.0, 24_000)),
     "more": ((0.3, 14_000), (0.55, 20_000), (0.8, 26_000), (1.0, 32_000)),
 }
-HELD_OUT = {FAMILIES: ("calibration",), TURNS: ("exact", "held-out")}  # what weights of a set are calibrated on
+HELD_OUT = {FAMILIES: ("calibration",), TURNS: ("exact", "held-out")} | {
+    MORE_TURNS: ("exact", "held-out", "blocks-held-out")
+}  # what weights of a set are calibrated on
 PATIENCE_S = 10
 OTHERS_SEED, PART = 1400, 2_000  # the first seed of further models for the calibration, and how many a seed
 

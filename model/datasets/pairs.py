@@ -171,7 +171,8 @@ def load_pairs(
 ) -> PairSet:
     """Read the shards of `save_pairs`; with ``first``, only those that hold the first so many pairs.
 
-    All pairs of the folders ``before`` come before them.
+    All pairs of the folders ``before`` come before them. The families are those of all, in the order in which they are
+    first listed.
 
     Args:
         directory: of the shards.
@@ -195,7 +196,7 @@ def load_pairs(
         if not shards:
             raise DatasetError(f"No pairs-*.safetensors in {folder}.")
     files = [path for _, shards in found for path in shards]
-    counts, families, frames = [], set(), []
+    counts, listed, frames = [], [], []
     joined: dict[str, Tensor] = {}
     there = set(FIELDS)
     try:
@@ -204,7 +205,7 @@ def load_pairs(
                 raise DatasetError(f"{path} is a link or no regular file; put the shard itself there.")
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                families.add(metadata["families"])
+                listed.append(metadata["families"].split("\n"))
                 frames.append(stored_frame(json.loads(metadata.get("frame", "null"))))
                 if frames[-1] != frames[0]:
                     raise DatasetError(
@@ -213,16 +214,19 @@ def load_pairs(
                     )
                 _check_header(path, file, frames[0])
                 counts.append(file.get_slice("family").get_shape()[0])
+        families = list(dict.fromkeys(name for names in listed for name in names))
         total, held = sum(counts), 0
         kept = torch.arange(total) if rows is None else rows(total)
-        for path, count, end in zip(files, counts, np.cumsum(counts).tolist(), strict=True):
+        for path, names, count, end in zip(files, listed, counts, np.cumsum(counts).tolist(), strict=True):
             chosen = kept[(kept >= end - count) & (kept < end)] - (end - count)
             with safe_open(path, framework="pt") as file:
                 own = {PLACES, LIVE}.intersection(file.keys())
                 there |= own
                 for name in (*FIELDS, PLACES, LIVE):
                     part = file.get_tensor(name) if name in own or name in FIELDS else _usual(name, count, frames[0])
-                    _check_values(path, name, part, families)
+                    _check_values(path, name, part, len(names))
+                    if name == "family":
+                        part = torch.tensor([families.index(each) for each in names])[part]
                     if name not in joined:
                         joined[name] = torch.empty((len(kept), *part.shape[1:]), dtype=part.dtype)
                     joined[name][held : held + len(chosen)] = part if rows is None else part[chosen]
@@ -231,11 +235,8 @@ def load_pairs(
         if isinstance(error, DatasetError):
             raise
         raise DatasetError(f"{path} is not a shard of training pairs ({error}); simulate it again.") from error
-    if len(families) > 1:
-        where = " and ".join(str(folder) for folder in (*before, directory))
-        raise DatasetError(f"The shards in {where} list different families; they cannot be trained on together.")
     joined = {name: part for name, part in joined.items() if name in there}
-    return PairSet(**joined, families=tuple(families.pop().split("\n")), frame=frames[0])
+    return PairSet(**joined, families=tuple(families), frame=frames[0])
 
 
 def _usual(name: str, count: int, frame: Frame) -> Tensor:
@@ -300,10 +301,9 @@ def _check_header(path: Path, file: Any, frame: Frame) -> None:
             )
 
 
-def _check_values(path: Path, name: str, part: Tensor, families: set[str]) -> None:
+def _check_values(path: Path, name: str, part: Tensor, listed: int) -> None:
     """Raises DatasetError for numbers that no pair has: not finite, or a family that is not listed."""
     if name == "family":
-        listed = min(text.count("\n") + 1 for text in families)
         if len(part) and not 0 <= int(part.min()) <= int(part.max()) < listed:
             raise DatasetError(f"{path} has families {int(part.min())} to {int(part.max())}, and lists {listed}.")
     elif not bool(torch.isfinite(part).all()):

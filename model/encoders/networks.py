@@ -57,6 +57,8 @@ class Encoders(nn.Module):
         self.seismic.requires_grad_(False).eval()
         for name, parameter in self.seismic.named_parameters():
             parameter.requires_grad_(name.startswith(("kind_head.", "map_head.error.")))
+        for name, part in self.seismic.named_children():
+            part.train(name == "kind_head")  # which forgets a part of what it sees
 
     def embed_gathers(self, traces: Tensor, live: Tensor, shot_x_m: Tensor) -> GatherEmbedding:
         """See `SeismicEncoder.forward`; inputs as in `preparation.Prepared`."""

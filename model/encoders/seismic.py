@@ -28,6 +28,7 @@ from seisbind.model.ground.descriptors import NAMES
 STEM = 16  # channels that each shot brings to the merge
 FIRST_ERROR = 0.15  # that the map head states before it is trained, in units of `Frame.spread_m_s`
 KIND_HIDDEN = 128  # width of the head that tells kinds of ground
+KIND_DROPOUT = 0.5  # in it: what it learns of some kinds has to hold for others
 MIDDLE_LAYER, FINE_LAYER = 3, 6  # of the map head: the last at 18 x 18, and the last with channels at 36 x 36
 
 
@@ -180,7 +181,7 @@ def _kind_head(config: EncoderConfig) -> nn.Sequential:
     return nn.Sequential(
         nn.LayerNorm(config.hidden),
         nn.Linear(config.hidden, KIND_HIDDEN),
-        nn.GELU(),
+        nn.Sequential(nn.GELU(), nn.Dropout(KIND_DROPOUT)),
         nn.Linear(KIND_HIDDEN, len(config.kinds)),
     )
 

@@ -1,5 +1,6 @@
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,16 @@ def test_round_trip_in_shards(tmp_path: Path, pairs: PairSet, monkeypatch: pytes
     assert equal(first, pairs.select([*range(len(pairs)), *range(16)]))
     with pytest.raises(DatasetError, match="absent"):
         load_pairs(tmp_path, before=[tmp_path / "absent"])
+
+
+def test_sets_of_different_families_join_by_name(tmp_path: Path, pairs: PairSet) -> None:
+    other = replace(pairs, families=("Blocks", *reversed(pairs.families)), family=len(pairs.families) - pairs.family)
+    save_pairs(tmp_path / "one", pairs)
+    save_pairs(tmp_path / "other", other)
+    both = load_pairs(tmp_path / "other", before=[tmp_path / "one"])
+    assert both.families == (*pairs.families, "Blocks")
+    assert both.family_names().tolist() == [*pairs.family_names(), *other.family_names()]
+    assert other.family_names().tolist() == pairs.family_names().tolist()
 
 
 def test_damaged_and_missing_shards_are_named(tmp_path: Path, pairs: PairSet) -> None:

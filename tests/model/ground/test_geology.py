@@ -9,9 +9,10 @@ import pytest
 
 from seisbind.model.errors import InvalidConfig
 from seisbind.model.frame import OPENFWI_FRAME
-from seisbind.model.ground import geology
+from seisbind.model.ground import geology, history
 from seisbind.model.ground.families import BROAD_FAMILIES, draw_wide, generate
-from seisbind.model.ground.geology import MAKERS, WATER_M_S, Points, draw_section
+from seisbind.model.ground.geology import MAKERS, WATER_M_S, draw_section
+from seisbind.model.ground.history import ABOVE, BELOW, STEP, Points
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -53,17 +54,29 @@ def test_salt_is_fast_and_may_hang_over_sediments() -> None:
 def test_a_fault_moves_one_side_and_a_thrust_brings_deep_rock_up() -> None:
     rng = np.random.default_rng(3)
     z, x = np.meshgrid(np.arange(70.0), np.arange(200.0), indexing="ij")
-    moved = geology._faults(rng, Points(z, x), 1, 8.0)
+    moved = history.faults(rng, Points(z, x), 1, 8.0)
     assert len(np.unique(np.round(moved.z - z, 6))) == 2 and (moved.x == x).all()
-    thrust = geology._thrusts(rng, Points(z, x), 1, 14.0)
+    thrust = history.thrusts(rng, Points(z, x), 1, 14.0)
     assert (thrust.z >= z).all() and (thrust.z > z + 2).any() and (thrust.x != x).any()
 
 
 def test_strata_are_hundreds_and_as_thick_as_drawn() -> None:
-    thin = geology._draw_strata(np.random.default_rng(5), thinnest=0.7)
-    counts = [int((np.diff(geology._draw_strata(np.random.default_rng(s)).departure) != 0).sum()) for s in range(40)]
+    thin = history.draw_strata(np.random.default_rng(5), thinnest=0.7)
+    counts = [int((np.diff(history.draw_strata(np.random.default_rng(s)).departure) != 0).sum()) for s in range(40)]
     assert max(counts) > 200 and min(counts) < 40
     assert thin.velocity(np.array([10.0]), np.array([10.0])).shape == (1,)
+
+
+def test_thick_layers_are_few_and_beds_repeat_a_few_rocks() -> None:
+    for seed in range(20):
+        thick = geology._thick_layers(np.random.default_rng(seed)).departure
+        assert 2 <= (np.diff(thick) != 0).sum() < 120 and len(thick) == round((ABOVE + BELOW) / STEP)
+    pillow, lift = geology._pillow(np.random.default_rng(1), Points(*np.mgrid[:70.0, :90.0]))
+    assert (np.diff(pillow.astype(int), axis=0) >= 0).all() and pillow.any() and (lift >= 0).all()
+    rng = np.random.default_rng(2)
+    beds = geology._beds(rng, Points(*np.mgrid[:280, :20] / 4.0))
+    jumps = np.abs(np.diff(beds[:, 0]))
+    assert (jumps > 100).sum() > 5  # sharp between one rock and another
 
 
 def test_other_frames_are_filled_at_their_own_cells() -> None:

@@ -375,6 +375,17 @@ def test_heads_that_are_right_cost_nothing(velocity: np.ndarray) -> None:
     assert OPENFWI_FRAME.line_m == 690
 
 
+def test_the_head_of_kinds_alone_forgets_in_training() -> None:
+    encoders = Encoders(EncoderConfig(width=8, hidden=16, kinds=("FlatVel-A", "Beds"))).train()
+    encoders.lock_readings()
+    forgetful = torch.nn.Dropout | torch.nn.BatchNorm2d
+    training = {n for n, part in encoders.seismic.named_modules() if isinstance(part, forgetful) and part.training}
+    assert training == {"kind_head.2.1"}
+    h = torch.randn(4, 16)
+    head = encoders.seismic.kind_head
+    assert not torch.equal(head(h), head(h)) and torch.equal(head.eval()(h), head(h))
+
+
 @pytest.mark.long
 def test_errors_alone_are_trained_and_nothing_else_moves(tmp_path: Path, pairs: PairSet, recipe: TrainConfig) -> None:
     start = train(pairs, recipe, tmp_path / "start", device="cpu")
