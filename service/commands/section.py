@@ -72,6 +72,8 @@ def section(
     try:
         start = start_options(model_out, grid=grid, smooth_m=smooth, water=water, extend=extend)
         asked = asked_scale(scale, target_depth)
+        if workers is not None and not refine:
+            raise InvalidConfig("--workers goes with --refine: windows that are only read need none.")
         _write(file, gallery, out, asked, step, refine, workers, model_out, start, weights, device, as_json)
     except (InvalidConfig, GalleryError, WeightsError, MissingExtra) as error:
         print_error(error)
@@ -115,9 +117,9 @@ def _write(
         refining = window_refiner(refine, str(embedder.device), workers=workers) if refine else nullcontext()
         named = "Refining windows" if refine else "Reading windows"
         with (
+            refining as refiner,  # first: what it refuses leaves no partial file
             PartialSection(out, engine, plan, refine=refine) as partial,
             counting(named, len(plan)) as progress,
-            refining as refiner,
         ):
             readings = []
             for number, block in section_blocks(engine, plan, done=partial.done, refine=refiner):
