@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -92,6 +93,23 @@ def test_a_line_becomes_a_section_and_goes_on_where_it_stopped(
     for name, array in arrays(tmp_path / "again.npz").items():
         np.testing.assert_allclose(array, first[name], rtol=1e-4, err_msg=name) if name != "about" else None
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.long
+def test_a_line_is_refined_by_the_command(tmp_path: Path, weights: Path, gallery_path: Path) -> None:
+    """By weights that state no interval; the table and the file say what was done with each window."""
+    pytest.importorskip("deepwave")
+    asked = ("--gallery", gallery_path, "--weights", weights, "--step", "690", "--device", "cpu")
+    asked = (*asked, "--refine", "1", "--workers", "1", "--out", tmp_path / "line.npz")
+    done = seisbind("section", write_line(tmp_path / "line.sgy", shots=range(45)), *asked)
+    assert done.returncode == 0, done.stderr
+    assert "Refining windows" in done.stderr
+    assert re.search(r"\d\d\.\d%, \d\d\.\d%", done.stdout)
+    found = arrays(tmp_path / "line.npz")
+    windows = [window for window in json.loads(found["about"].tobytes())["windows"] if window["lack"] is None]
+    assert len(windows) > 1 and all(window["refined"]["iterations"] == 1 for window in windows)
+    assert all(window["refined"]["residual_after"] <= window["refined"]["residual_before"] for window in windows)
+    assert "low" not in found and not list(tmp_path.glob("*.part"))
 
 
 def test_what_cannot_be_done_ends_with_its_code(

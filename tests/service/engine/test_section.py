@@ -26,7 +26,7 @@ from seisbind.model.scale import UNSCALED, Scale
 from seisbind.model.survey.preparation import Prepared
 from seisbind.model.survey.windows import WindowGather
 from seisbind.model.waves.wavefield import simulate
-from seisbind.service.engine.answers import WindowAnswer
+from seisbind.service.engine.answers import WindowAnswer, WindowRefinement
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.gallery_builder import build_gallery
 from seisbind.service.engine.query import Query
@@ -360,6 +360,23 @@ def noise_window(frame: Frame) -> tuple[list[tuple[WindowGather, Query | None]],
     lit = np.full(frame.receivers, shape[0])
     reading = WindowReading(WindowAnswer((0, 235), 3, 1.0), 0.0, lit, np.full(frame.velocity_shape, 2000, np.float32))
     return [(WindowGather(0.0, prepared, None, lit), Query(prepared, measure(prepared), 1))], [reading]
+
+
+def test_a_refined_window_is_kept_with_what_was_done(engine: Engine, tmp_path: Path) -> None:
+    plan, (_, (read,)) = plan_section(line(*towed(1400)), frame=engine.frame), noise_window(engine.frame)
+    low, high = np.full_like(read.value, 1900), np.full_like(read.value, 2300)
+    refined = replace(
+        read, answer=replace(read.answer, refined=WindowRefinement(3, True, 0.5, 0.25)), low=low, high=high
+    )
+    with PartialSection(tmp_path / "line.npz", engine, plan, refine=3) as partial:
+        partial.add(0, [refined])
+    with PartialSection(tmp_path / "line.npz", engine, plan, refine=3) as partial:
+        (again,) = partial.done[0]
+    assert again.answer == refined.answer and again.start_m == refined.start_m
+    for name in ("lit", "value", "low", "high"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(refined, name), err_msg=name)
+    with pytest.raises(InvalidConfig, match="begun with another line, scale, step, refinement"):
+        PartialSection(tmp_path / "line.npz", engine, plan)
 
 
 def process_begun(before: set[int | None], coming: Future[list[WindowReading]]) -> int:
