@@ -102,6 +102,7 @@ def _write(
 
     from seisbind.index import open_store
     from seisbind.model.encoders.embedder import Embedder
+    from seisbind.service.commands.errors import check_out
     from seisbind.service.engine.engine import Engine
     from seisbind.service.engine.refine import window_refiner
     from seisbind.service.engine.section import join_section, plan_section, section_blocks
@@ -110,6 +111,9 @@ def _write(
     from seisbind.service.terminal.console import counting
 
     check_suffix(out)
+    check_out(out)
+    if model_out is not None:
+        check_out(model_out, option="--model-out")
     embedder = Embedder.load(weights, device=device)
     with open_store(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame) as opened:
         engine, line = Engine(embedder, opened), open_line(files)

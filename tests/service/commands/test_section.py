@@ -120,8 +120,11 @@ def test_what_cannot_be_done_ends_with_its_code(
     def run(gallery: Path = gallery_path, out: str = "line.npz", **more: Any) -> None:
         section(file=[line], gallery=gallery, out=tmp_path / out, **{"weights": weights, "device": "cpu"} | more)
 
+    (tmp_path / "folder.npz").mkdir()
     for options, word in (
         ({"out": "line.txt"}, "invalid_config"),
+        ({"out": "folder.npz"}, "invalid_config"),
+        ({"model_out": tmp_path / "none" / "start.nc"}, "invalid_config"),
         ({"scale": "two"}, "invalid_config"),
         ({"scale": "900,1"}, "invalid_config"),
         ({"grid": "dx=10"}, "invalid_config"),
@@ -135,7 +138,10 @@ def test_what_cannot_be_done_ends_with_its_code(
         assert capsys.readouterr().err.strip().endswith(f"[{word}]")
     with pytest.raises(InvalidGather, match=r"The record ends 1\.000 s after the shot; at least 5\.4 s"):
         run(scale="9")
-    assert not list(tmp_path.glob("line.npz*"))  # nor a partial file, which a run with other options would not continue
+    assert not [
+        *tmp_path.glob("line.npz*"),
+        *tmp_path.glob("folder.npz.*"),
+    ]  # nor a partial file, which a run with other options would not continue
 
 
 def test_what_is_no_line_is_refused_by_name(tmp_path: Path) -> None:
