@@ -88,7 +88,7 @@ class Refinement:
         self._fine = step_bytes(frame, len(shots), FINE) <= MOST_BYTES
         self._seen = Seen(observed)
         self._rms = _rms(self._seen.record)
-        self._noise = noise_rms(observed) / self._rms
+        self._noise = noise_rms(observed) * math.sqrt(observed.live.mean()) / self._rms  # dead traces have none
         self._predicted: tuple[Float64, Source, Tensor] | None = None  # of the last model, not to predict it twice
 
     @classmethod

@@ -9,12 +9,12 @@ from pathlib import Path
 from seisbind.model.errors import InvalidConfig, SeisBindError
 
 
-def check_out(path: Path) -> None:
-    """Whether a file can be written there, before the work for it is done. Raises InvalidConfig."""
+def check_out(path: Path, *, option: str = "--out") -> None:
+    """Whether the file of an option can be written there, before the work for it is done. Raises InvalidConfig."""
     folder = path.parent
     if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         raise InvalidConfig(
-            f"--out {path}: no file can be written there; {folder} has to be a folder that is writable."
+            f"{option} {path}: no file can be written there; {folder} has to be a folder that is writable."
         )
 
 

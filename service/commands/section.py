@@ -72,6 +72,8 @@ def section(
     try:
         start = start_options(model_out, grid=grid, smooth_m=smooth, water=water, extend=extend)
         asked = asked_scale(scale, target_depth)
+        if workers is not None and not refine:
+            raise InvalidConfig("--workers goes with --refine: windows that are only read need none.")
         _write(file, gallery, out, asked, step, refine, workers, model_out, start, weights, device, as_json)
     except (InvalidConfig, GalleryError, WeightsError, MissingExtra) as error:
         print_error(error)
@@ -100,6 +102,7 @@ def _write(
 
     from seisbind.index import open_store
     from seisbind.model.encoders.embedder import Embedder
+    from seisbind.service.commands.errors import check_out
     from seisbind.service.engine.engine import Engine
     from seisbind.service.engine.refine import window_refiner
     from seisbind.service.engine.section import join_section, plan_section, section_blocks
@@ -108,6 +111,9 @@ def _write(
     from seisbind.service.terminal.console import counting
 
     check_suffix(out)
+    check_out(out)
+    if model_out is not None:
+        check_out(model_out, option="--model-out")
     embedder = Embedder.load(weights, device=device)
     with open_store(gallery, fingerprint=embedder.fingerprint, frame=embedder.frame) as opened:
         engine, line = Engine(embedder, opened), open_line(files)
@@ -115,9 +121,9 @@ def _write(
         refining = window_refiner(refine, str(embedder.device), workers=workers) if refine else nullcontext()
         named = "Refining windows" if refine else "Reading windows"
         with (
+            refining as refiner,  # first: what it refuses leaves no partial file
             PartialSection(out, engine, plan, refine=refine) as partial,
             counting(named, len(plan)) as progress,
-            refining as refiner,
         ):
             readings = []
             for number, block in section_blocks(engine, plan, done=partial.done, refine=refiner):

@@ -6,10 +6,12 @@ The inversion itself is `seisbind.model.inversion.refinement`; whoever steps it 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -144,8 +146,11 @@ def begin(query: Query, starts: Starts, config: RefineConfig) -> Refinement:
 
 @contextmanager
 def window_refiner(iterations: int, device: str, *, workers: int | None = None) -> Iterator[Refiner]:
-    """What `section.section_blocks` refines windows with, each from the model that was read; on a CPU in processes of
-    one thread, some 1 GB each with the frame of the shipped weights, else in this one.
+    """What `section.section_blocks` refines windows with, each from the model that was read.
+
+    On a CPU it does so in processes of one thread, some 1 GB each with the frame of the shipped weights, which import
+    the script that calls this (which therefore does so below ``if __name__ == "__main__":``); else in this process. An
+    exception that leaves it ends the processes after the iteration that each is at.
 
     Args:
         iterations: at most, of a window.
@@ -157,37 +162,61 @@ def window_refiner(iterations: int, device: str, *, workers: int | None = None) 
         MissingExtra: deepwave is not installed.
     """
     require_deepwave()
+    if workers is not None and workers < 1:
+        raise InvalidConfig(f"Windows are refined by one process at least; got {workers}.")
     work = partial(_refined_window, config=RefineConfig(iterations, device=device))
-
-    def refine(map_windows: Any, read: Read, readings: list[WindowReading]) -> list[WindowReading]:
-        prepared = [None if query is None else query.prepared for _, query in read]
-        return list(map_windows(work, prepared, readings))
-
     if not device.startswith("cpu"):
-        yield partial(refine, map)
+        yield lambda read, readings: list(map(work, _prepared(read), readings))
         return
-    count = min(workers or usable_cores(), REFINED_BLOCK)
-    try:
-        with worker_pool(count, uses_torch=True) as pool:
-            yield partial(refine, pool.map)
-    except (BrokenProcessPool, MemoryError) as error:
-        raise InvalidConfig(
-            f"One of {count} processes that refine windows died, perhaps out of memory. What is done is kept: the same "
-            "command continues; --workers gives fewer of them."
-        ) from error
+    count, leaving = min(workers or usable_cores(), REFINED_BLOCK), get_context("spawn").RawValue("b", 0)
+    with worker_pool(count, uses_torch=True, initializer=_leave_with, initargs=(leaving,)) as pool:
+
+        def refine(read: Read, readings: list[WindowReading]) -> list[WindowReading]:
+            try:
+                return list(pool.map(work, _prepared(read), readings))
+            except (BrokenProcessPool, MemoryError) as error:
+                raise InvalidConfig(
+                    f"One of {count} processes that refine windows died or had no memory left. What is done is kept: "
+                    "the same command continues; --workers gives fewer of them."
+                ) from error
+
+        try:
+            yield refine
+        except BaseException:
+            leaving.value = 1  # some windows more than there are processes cannot be cancelled any more
+            raise
+
+
+_leaving: Any = None  # in a process that refines windows: its ``value`` is 1 once nobody waits for them
+
+
+def _leave_with(leaving: Any) -> None:
+    global _leaving
+    _leaving = leaving
+
+
+def _prepared(read: Read) -> list[Prepared | None]:
+    return [None if query is None else query.prepared for _, query in read]
 
 
 def _refined_window(prepared: Prepared | None, reading: WindowReading, *, config: RefineConfig) -> WindowReading:
-    """A reading with its model refined; as it is where nothing was read."""
+    """A reading with its model refined; as it is where nothing was read.
+
+    Raises:
+        MemoryError: there is not enough.
+        CancelledError: nobody waits for it any more.
+    """
     if prepared is None or reading.value is None:
         return reading
     low, high = (None if each is None else each[None] for each in (reading.low, reading.high))
     read = ReadModel(reading.value[None], low, high)
     start = np.clip(read.value, *VELOCITY_LIMITS_M_S)
-    refinement = Refinement.begin(Observed.of(prepared), start, config, prior=prior_of(read))
-    while not refinement.done:
-        refinement.step()
-    found = refinement.result()
+    try:
+        found = _refined(Observed.of(prepared), start, config, prior_of(read))
+    except RuntimeError as error:
+        if "allocate memory" in str(error):  # torch's own, on a CPU
+            raise MemoryError(str(error)) from error
+        raise
     did = WindowRefinement(len(found.residual), found.free_surface, found.residual_before, found.residual_after)
     return replace(
         reading,
@@ -196,6 +225,21 @@ def _refined_window(prepared: Prepared | None, reading: WindowReading, *, config
         low=None if low is None else found.low,
         high=None if high is None else found.high,
     )
+
+
+def _refined(observed: Observed, start: Float32, config: RefineConfig, prior: Float32 | None) -> Refined:
+    """A refinement to its end, or until nobody waits for it."""
+    _check_waited_for()
+    refinement = Refinement.begin(observed, start, config, prior=prior)
+    while not refinement.done:
+        _check_waited_for()
+        refinement.step()
+    return refinement.result()
+
+
+def _check_waited_for() -> None:
+    if _leaving is not None and _leaving.value:
+        raise CancelledError
 
 
 def contents(query: Query, refined: Refined, format: str, *, title: str) -> bytes:

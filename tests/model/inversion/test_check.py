@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from seisbind.model.frame import OPENFWI_FRAME
-from seisbind.model.ground.families import generate
-from seisbind.model.inversion.check import check_models, compare, lowest_usable_hz
+from seisbind.model.ground.families import BROAD_FAMILIES, generate, mixed
+from seisbind.model.inversion.check import check_models, compare, has_free_surface, lowest_usable_hz
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.survey.preparation import prepare
 from seisbind.model.waves.wavefield import ABSORBING, FREE_SURFACE, simulate
@@ -111,8 +111,20 @@ def test_what_is_stopped_is_not_predicted(observed: Observed) -> None:
 
 
 def test_models_far_off_do_not_decide_on_the_surface(observed: Observed) -> None:
-    """A record without a free surface, which two wrong models would rather have."""
+    """A record without a free surface, beside two wrong models."""
     others = generate("Style-A", 2, np.random.default_rng(1))
     found = check_models(observed, np.concatenate([others, TRUE[None]]))
     assert not found[2].free_surface and found[2].verdict.reason == "explained"
-    assert not any(each.free_surface for each in check_models(observed, others))  # it has to explain clearly more
+    assert not any(each.free_surface for each in check_models(observed, others))
+
+
+def test_a_free_surface_has_to_explain_clearly_more_to_ground_of_one_velocity_too() -> None:
+    """Two records without one, which a straight line explains better with one: a diapir's by little, a thrust's not."""
+    line = np.repeat(np.linspace(1600, 4200, 70, dtype=np.float32)[:, None], 70, axis=1)[None]
+    drawn, kinds = mixed(12, 951, BROAD_FAMILIES)
+    assert (kinds[0], kinds[10]) == ("Diapir", "Thrust")
+    little, much = (Observed.of(prepare(simulate(drawn[number], boundary=ABSORBING))) for number in (0, 10))
+    without, below = (check_models(little, line, boundary=each)[0] for each in (ABSORBING, FREE_SURFACE))
+    assert below.unexplained < 0.95 * without.unexplained
+    assert not check_models(little, line)[0].free_surface
+    assert check_models(much, line)[0].free_surface and not has_free_surface(much, line)

@@ -301,6 +301,20 @@ def test_what_a_filter_of_zero_phase_leaves_before_an_arrival_is_no_noise(observ
     assert noise_rms(noisy) == pytest.approx(0.1 * rms, rel=0.1)
 
 
+def test_dead_traces_have_no_noise(observed: Observed) -> None:
+    """Of a record that is mostly dead, rms over all traces is less than over the live ones, which the noise is of."""
+    live = np.zeros_like(observed.live)
+    live[0, -8:] = live[1, :8] = live[2, :8] = True
+    rms = float(np.sqrt(np.square(observed.traces.transpose(0, 2, 1)[live]).mean()))
+    noise = np.random.default_rng(0).normal(0, 0.15 * rms, observed.traces.shape)
+    part = replace(observed, traces=((observed.traces + noise) * live[:, None]).astype(np.float32), live=live)
+    share = noise_rms(part) / float(np.sqrt(np.square(part.traces.transpose(0, 2, 1)[live]).mean()))
+    assert share == pytest.approx(0.15, rel=0.1)
+    refinement = Refinement.begin(part, start()[None], replace(CONFIG, free_surface=False))
+    assert 1.1 * share < refinement.step().residual < 1.9 * share
+    assert refinement.stopped is None
+
+
 def test_it_stops_at_the_noise(observed: Observed) -> None:
     noise = np.random.default_rng(0).normal(0, np.abs(observed.traces).max(), observed.traces.shape)
     noisy = Observed((observed.traces + noise).astype(np.float32), observed.live, observed.shot_x_m, SMALL)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -93,20 +95,41 @@ def test_a_line_becomes_a_section_and_goes_on_where_it_stopped(
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.long
+def test_a_line_is_refined_by_the_command(tmp_path: Path, weights: Path, gallery_path: Path) -> None:
+    """By weights that state no interval; the table and the file say what was done with each window."""
+    pytest.importorskip("deepwave")
+    asked = ("--gallery", gallery_path, "--weights", weights, "--step", "690", "--device", "cpu")
+    asked = (*asked, "--refine", "1", "--workers", "1", "--out", tmp_path / "line.npz")
+    done = seisbind("section", write_line(tmp_path / "line.sgy", shots=range(45)), *asked)
+    assert done.returncode == 0, done.stderr
+    assert "Refining windows" in done.stderr
+    assert re.search(r"\d\d\.\d%, \d\d\.\d%", done.stdout)
+    found = arrays(tmp_path / "line.npz")
+    windows = [window for window in json.loads(found["about"].tobytes())["windows"] if window["lack"] is None]
+    assert len(windows) > 1 and all(window["refined"]["iterations"] == 1 for window in windows)
+    assert all(window["refined"]["residual_after"] <= window["refined"]["residual_before"] for window in windows)
+    assert "low" not in found and not list(tmp_path.glob("*.part"))
+
+
 def test_what_cannot_be_done_ends_with_its_code(
     tmp_path: Path, weights: Path, gallery_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = write_line(tmp_path / "line.sgy", shots=range(3))
 
-    def run(gallery: Path = gallery_path, out: str = "line.npz", scale: str = "1", grid: str | None = None) -> None:
-        asked = {"scale": scale, "grid": grid, "weights": weights, "device": "cpu"}
-        section(file=[line], gallery=gallery, out=tmp_path / out, **asked)  # type: ignore[arg-type]
+    def run(gallery: Path = gallery_path, out: str = "line.npz", **more: Any) -> None:
+        section(file=[line], gallery=gallery, out=tmp_path / out, **{"weights": weights, "device": "cpu"} | more)
 
+    (tmp_path / "folder.npz").mkdir()
     for options, word in (
         ({"out": "line.txt"}, "invalid_config"),
+        ({"out": "folder.npz"}, "invalid_config"),
+        ({"model_out": tmp_path / "none" / "start.nc"}, "invalid_config"),
         ({"scale": "two"}, "invalid_config"),
         ({"scale": "900,1"}, "invalid_config"),
         ({"grid": "dx=10"}, "invalid_config"),
+        ({"workers": 2}, "invalid_config"),
+        ({"refine": 10_001}, "invalid_config" if find_spec("deepwave") else "missing_extra"),
         ({"gallery": tmp_path / "none"}, "gallery_not_found"),
     ):
         with pytest.raises(SystemExit) as ended:
@@ -115,7 +138,10 @@ def test_what_cannot_be_done_ends_with_its_code(
         assert capsys.readouterr().err.strip().endswith(f"[{word}]")
     with pytest.raises(InvalidGather, match=r"The record ends 1\.000 s after the shot; at least 5\.4 s"):
         run(scale="9")
-    assert not (tmp_path / "line.npz").exists()
+    assert not [
+        *tmp_path.glob("line.npz*"),
+        *tmp_path.glob("folder.npz.*"),
+    ]  # nor a partial file, which a run with other options would not continue
 
 
 def test_what_is_no_line_is_refused_by_name(tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +17,19 @@ import pytest
 from numpy.typing import NDArray
 
 from seisbind.index import Gallery
+from seisbind.model.confidence.novelty import measure
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.errors import InvalidConfig, InvalidGather, InvalidSurvey
-from seisbind.model.frame import OPENFWI_FRAME, Survey
+from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
 from seisbind.model.ground.families import generate
 from seisbind.model.scale import UNSCALED, Scale
+from seisbind.model.survey.preparation import Prepared
 from seisbind.model.survey.windows import WindowGather
 from seisbind.model.waves.wavefield import simulate
-from seisbind.service.engine.answers import WindowAnswer
+from seisbind.service.engine.answers import WindowAnswer, WindowRefinement
 from seisbind.service.engine.engine import Engine
 from seisbind.service.engine.gallery_builder import build_gallery
+from seisbind.service.engine.query import Query
 from seisbind.service.engine.refine import window_refiner
 from seisbind.service.engine.section import (
     Section,
@@ -345,11 +351,73 @@ def test_what_has_no_data_is_not_refined_and_a_refinement_has_iterations(engine:
     assert same.answer == lacking.answer and same.value is None
 
 
-def test_a_process_that_dies_while_it_refines_is_a_sentence() -> None:
+def noise_window(frame: Frame) -> tuple[list[tuple[WindowGather, Query | None]], list[WindowReading]]:
+    """A block of one window, of noise, and what is read from it."""
+    shape = len(frame.shot_x_m), frame.samples, frame.receivers
+    traces = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
+    shot_x_m = np.asarray(frame.shot_x_m, np.float32)[None]
+    prepared = Prepared(traces, np.ones((1, shape[0], shape[2]), bool), shot_x_m, ((),), frame)
+    lit = np.full(frame.receivers, shape[0])
+    reading = WindowReading(WindowAnswer((0, 235), 3, 1.0), 0.0, lit, np.full(frame.velocity_shape, 2000, np.float32))
+    return [(WindowGather(0.0, prepared, None, lit), Query(prepared, measure(prepared), 1))], [reading]
+
+
+def test_a_refined_window_is_kept_with_what_was_done(engine: Engine, tmp_path: Path) -> None:
+    plan, (_, (read,)) = plan_section(line(*towed(1400)), frame=engine.frame), noise_window(engine.frame)
+    low, high = np.full_like(read.value, 1900), np.full_like(read.value, 2300)
+    refined = replace(
+        read, answer=replace(read.answer, refined=WindowRefinement(3, True, 0.5, 0.25)), low=low, high=high
+    )
+    with PartialSection(tmp_path / "line.npz", engine, plan, refine=3) as partial:
+        partial.add(0, [refined])
+    with PartialSection(tmp_path / "line.npz", engine, plan, refine=3) as partial:
+        (again,) = partial.done[0]
+    assert again.answer == refined.answer and again.start_m == refined.start_m
+    for name in ("lit", "value", "low", "high"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(refined, name), err_msg=name)
+    with pytest.raises(InvalidConfig, match="begun with another line, scale, step, refinement"):
+        PartialSection(tmp_path / "line.npz", engine, plan)
+
+
+def process_begun(before: set[int | None], coming: Future[list[WindowReading]]) -> int:
+    """The process that refines, once there is one."""
+    while not coming.done():
+        if begun := {process.pid for process in active_children()} - before:
+            return begun.pop() or 0
+        wait([coming], timeout=0.01)
+    raise AssertionError(f"no process: {coming}")
+
+
+def test_a_process_that_dies_while_it_refines_is_a_sentence(other_frame: Frame) -> None:
     pytest.importorskip("deepwave")
-    said = r"One of 1 processes that refine windows died.*--workers gives fewer"
-    with pytest.raises(InvalidConfig, match=said), window_refiner(1, "cpu", workers=1):
-        raise BrokenProcessPool("as the pool does once one of its processes was killed")
+    before = {process.pid for process in active_children()}
+    with ThreadPoolExecutor(1) as caller, window_refiner(9, "cpu", workers=1) as refiner:
+        coming = caller.submit(refiner, *noise_window(other_frame))
+        os.kill(process_begun(before, coming), signal.SIGKILL)
+        with pytest.raises(InvalidConfig, match=r"One of 1 processes that refine windows died.*--workers gives fewer"):
+            coming.result()
+
+
+def test_what_is_no_fault_of_the_processes_is_not_said_to_be() -> None:
+    pytest.importorskip("deepwave")
+    with pytest.raises(MemoryError, match="of this process"), window_refiner(1, "cpu", workers=1):
+        raise MemoryError("of this process")
+    with pytest.raises(InvalidConfig, match="one process at least; got 0"), window_refiner(1, "cpu", workers=0):
+        pass
+
+
+@pytest.mark.long
+def test_who_leaves_does_not_wait_for_whole_windows(other_frame: Frame) -> None:
+    """Of a window that cannot be cancelled any more there is no further iteration."""
+    pytest.importorskip("deepwave")
+    before = {process.pid for process in active_children()}
+    with ThreadPoolExecutor(1) as caller:
+        with pytest.raises(KeyboardInterrupt), window_refiner(9, "cpu", workers=1) as refiner:
+            coming = caller.submit(refiner, *noise_window(other_frame))
+            process_begun(before, coming)
+            raise KeyboardInterrupt
+        with pytest.raises(CancelledError):
+            coming.result()
 
 
 def test_a_partial_file_of_something_else_is_left_as_it_is(engine: Engine, tmp_path: Path) -> None:
