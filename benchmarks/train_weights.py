@@ -8,10 +8,14 @@ r"""Make the shipped weights again, from seeds to safetensors: simulate, train, 
         --start runs/2/weights.safetensors --out runs/3
     python benchmarks/train_weights.py --config reading --set fourth --before more third \
         --start runs/3/weights.safetensors --out runs/4
-    python benchmarks/train_weights.py --config errors --set broad --start runs/4/weights.safetensors --out runs/errors
+    python benchmarks/train_weights.py --config errors --set errors --before clean \
+        --start runs/4/weights.safetensors --out runs/errors
+    python benchmarks/train_weights.py --config kinds --set blocks --before clean lines blocks-lines \
+        --start runs/errors/weights.safetensors --out runs/kinds
     python benchmarks/train_weights.py --config paper --out runs/paper   # the baseline, on the pairs of the first
 
-The shipped weights are made by the first four runs: each goes on from the one before, with pairs of its own.
+The shipped weights are made by the first six runs: each goes on from the one before, with pairs of its own; what a run
+names after --before has to be there (--only).
 Every step goes on where an earlier run of the same command stopped. Prints the report as JSON, and leaves
 ``weights.safetensors`` and ``report.json`` in --out.
 """
@@ -52,6 +56,7 @@ SETS = {
     "third": (24_000, 17, AcquisitionConfig(), FAMILIES),
     "fourth": (20_000, 18, AcquisitionConfig(), FAMILIES),
     "broad": (24_000, 21, ANY_LINE, TURNS),
+    "lines": (16_000, 21, ANY_LINE, TURNS),  # the first of these
     "clean": (6_000, 25, EXACT, TURNS),
     "errors": (10_000, 24, ANY_LINE, TURNS),
     "blocks": (6_000, 27, EXACT, MORE_TURNS),
@@ -68,6 +73,7 @@ GROWTH = {
     "train": ((0.15, 10_000), (0.5, 20_000), (1.0, 32_000)),
     "third": ((0.2, 6_000), (0.45, 14_000), (0.7, 22_000), (1.0, 24_000)),
     "fourth": ((0.1, 2_000), (0.25, 10_000), (1.0, 20_000)),
+    "lines": ((1.0, 16_000),),
     "clean": ((1.0, 6_000),),
     "errors": ((1.0, 10_000),),
     "blocks": ((1.0, 6_000),),
@@ -87,7 +93,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/default"))
     parser.add_argument("--pairs", type=Path, default=Path("runs/pairs"), help="folder of the simulated pairs")
     parser.add_argument(
-        "--config", default="default", help="default, further, larger, reading, broad, errors, paper or a JSON file"
+        "--config",
+        default="default",
+        help="default, further, larger, reading, broad, errors, kinds, paper or a JSON file",
     )
     parser.add_argument("--start", type=Path, help="weights to go on from; default: random ones")
     parser.add_argument("--set", choices=list(GROWTH), default="train", help="pairs to train on")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from seisbind.model.confidence.novelty import MEASURES
 from seisbind.model.survey.preparation import Prepared
 
 Float32 = NDArray[np.float32]
@@ -20,6 +21,7 @@ Float64 = NDArray[np.float64]
 
 KNEE = 0.1  # of a score of `novelty`: nearer the median of training than this is no departure
 CAP = 2.0  # beyond this nothing is known, and a verdict says so
+HALF_KNOWN = 0.2  # of a departure of ground counts by itself: what is hardly told from familiar ground is misread, too
 
 
 def shot_distance(prepared: Prepared) -> Float64:
@@ -34,12 +36,16 @@ def shot_distance(prepared: Prepared) -> Float64:
 def departures(scores: Float64, distance: Float64) -> Float64:
     """``(batch, measures + 1)``: how far a record departs from those of training, in each measure and in its shots.
 
+    One more column where all of `novelty.MEASURES` are known: the departure of ground, up to `HALF_KNOWN`.
+
     Args:
         scores: ``(batch, measures)`` of `novelty.scores`.
         distance: of `shot_distance`.
     """
-    departed = np.clip(np.column_stack([scores - KNEE, distance]), 0.0, CAP)
-    return np.asarray(np.nan_to_num(departed, nan=CAP))
+    departed = np.nan_to_num(np.clip(np.column_stack([scores - KNEE, distance]), 0.0, CAP), nan=CAP)
+    if scores.shape[1] == len(MEASURES):
+        departed = np.column_stack([departed, np.minimum(departed[:, len(MEASURES) - 1], HALF_KNOWN)])
+    return np.asarray(departed)
 
 
 def interval_factor(
@@ -51,9 +57,10 @@ def interval_factor(
         shares: ``(batch, families)`` probabilities of the families, or one column of ones.
         log_factor: ``(families, ..)``.
         departed: ``(batch, departures)`` of `departures`.
-        log_excess: ``(departures, ..)``; empty where the factor follows the families alone.
+        log_excess: ``(departures, ..)``, of the first of them where earlier weights know no more; empty where the
+            factor follows the families alone.
     """
     log = shares @ np.asarray(log_factor, np.float32)
     if len(log_excess) and departed is not None:
-        log = log + departed.astype(np.float32) @ np.asarray(log_excess, np.float32)
+        log = log + departed[:, : len(log_excess)].astype(np.float32) @ np.asarray(log_excess, np.float32)
     return np.asarray(np.exp(log))

@@ -27,7 +27,9 @@ COVERAGE = 0.9
 MIN_PAIRS = 10  # with fewer, no order statistic bounds 90 %
 OTHERS = SIZES[-1]  # further models, enough for the largest gallery that presence is fitted on
 SEEN = 8_000  # gathers of training, enough for the ends of their ranges, beyond which one in a thousand lies
-FAMILIAR = 0.3  # of the weight in the fit of what departures add; the rest lies on foreign or disturbed records
+# Weights in the fit of what departures add: of ground that readings were trained over, of other ground, both as
+# recorded, and of both as training saw them
+FAMILIAR, FOREIGN, AUGMENTED = 0.3, 0.5, 0.2
 LEAST = 1e-6  # cost of a coefficient, so that those of measures that never depart are zero
 
 
@@ -87,6 +89,7 @@ def calibrate(
     if any(config.foreign):
         novelty = learn_foreign(novelty, np.concatenate([each[familiar, -1] for each in values]))
     clean = np.concatenate([familiar, np.zeros((len(gathers) - 1) * len(pairs), bool)])
+    foreign = np.concatenate([~familiar, np.zeros(len(clean) - len(familiar), bool)])
     share = np.concatenate([_family_shares(each) for each in gathers])
     departed = departures(np.concatenate([scores(each, novelty) for each in values]), np.concatenate(distance))
     y = np.log(np.concatenate([_scores(each, embedded.descriptors) for each in gathers]) + 1e-9)
@@ -97,7 +100,7 @@ def calibrate(
     cell_y = np.log(np.concatenate(cells) + 1e-9)[:, None] if cells else np.empty((len(y), 0))
     cell_base = _by_family(cell_y, share, departed, clean)
     excess, cell_excess = (
-        _by_departure(each - share @ rows, departed, clean) for each, rows in ((y, base), (cell_y, cell_base))
+        _by_departure(each - share @ rows, departed, clean, foreign) for each, rows in ((y, base), (cell_y, cell_base))
     )
     return Calibration(
         log_factor=_rows(base),
@@ -126,11 +129,14 @@ def _by_family(y: Float64, share: Float64, departed: Float64, clean: NDArray[np.
     return np.column_stack(fitted) if fitted else np.empty((families, 0))
 
 
-def _by_departure(y: Float64, departed: Float64, clean: NDArray[np.bool_]) -> Float64:
-    """``(measures, columns)`` that departures add to what the families say."""
+def _by_departure(y: Float64, departed: Float64, clean: NDArray[np.bool_], foreign: NDArray[np.bool_]) -> Float64:
+    """``(departures, columns)`` that departures add to what the families say."""
     if not departed.shape[1]:
         return np.empty((0, y.shape[1]))
-    weight = np.where(clean, FAMILIAR / clean.sum(), (1 - FAMILIAR) / (~clean).sum())
+    weight = np.where(clean, FAMILIAR / clean.sum(), 0.0)
+    others = [each for each in ((foreign, FOREIGN), (~clean & ~foreign, AUGMENTED)) if each[0].any()]
+    for group, share in others:
+        weight[group] = (1 - FAMILIAR) * share / sum(each for _, each in others) / group.sum()
     fitted = [least_excess(column, departed, weight, COVERAGE) for column in y.T]
     return np.column_stack(fitted) if fitted else np.empty((departed.shape[1], 0))
 

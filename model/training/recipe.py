@@ -136,6 +136,8 @@ ERRORS = replace(
     steps=1200,
     seed=4,
 )
+# the same once more, over more kinds of ground
+KINDS = replace(ERRORS, steps=600, seed=5)
 NAMED = {
     "default": TrainConfig(),
     "further": FURTHER,
@@ -143,6 +145,7 @@ NAMED = {
     "reading": READING,
     "broad": BROAD,
     "errors": ERRORS,
+    "kinds": KINDS,
     "paper": PAPER,
 }
 

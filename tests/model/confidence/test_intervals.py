@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from seisbind.model.confidence.intervals import CAP, KNEE, departures, interval_factor, shot_distance
+from seisbind.model.confidence.intervals import CAP, HALF_KNOWN, KNEE, departures, interval_factor, shot_distance
+from seisbind.model.confidence.novelty import MEASURES
 from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.survey.preparation import Prepared
-from seisbind.model.training.calibration import COVERAGE, least_excess
+from seisbind.model.training.calibration import COVERAGE, _by_departure, least_excess
 
 
 def pinball(y: np.ndarray, x: np.ndarray, weight: np.ndarray, coefficients: np.ndarray) -> float:
@@ -16,6 +17,19 @@ def test_records_near_the_median_of_training_do_not_depart() -> None:
     scores = np.array([[0.0, KNEE], [KNEE + 0.5, 99.0], [np.nan, 1.0]])
     expected = [[0, 0, 0], [0.5, CAP, 0.4], [CAP, 1 - KNEE, CAP]]
     np.testing.assert_allclose(departures(scores, np.array([0.0, 0.4, 9.0])), expected)
+
+
+def test_ground_that_is_hardly_foreign_departs_by_itself_and_earlier_weights_do_not_know() -> None:
+    scores = np.zeros((3, len(MEASURES)))
+    scores[:, -1] = [0.0, KNEE + HALF_KNOWN / 2, 1.0]
+    departed = departures(scores, np.zeros(3))
+    assert departed.shape == (3, len(MEASURES) + 2)
+    np.testing.assert_allclose(departed[:, -1], [0, HALF_KNOWN / 2, HALF_KNOWN])
+    rows = [[0.5]] * (len(MEASURES) + 1)
+    shares, base = np.ones((3, 1), np.float32), [[0.0]]
+    earlier, now = (interval_factor(shares, base, departed, rows + more)[:, 0] for more in ([], [[2.0]]))
+    np.testing.assert_allclose(np.log(earlier), 0.5 * departed[:, -3], rtol=1e-5)
+    np.testing.assert_allclose(np.log(now / earlier), 2 * departed[:, -1], rtol=1e-5, atol=1e-6)
 
 
 def test_shots_that_are_elsewhere_or_lost_are_a_distance() -> None:
@@ -53,3 +67,13 @@ def test_what_departures_add_is_found_and_never_less_than_nothing() -> None:
     best = pinball(y, x, weight, found)
     for off in ([0.05, 0, 0], [-0.05, 0, 0], [0, 0.05, 0]):
         assert best < pinball(y, x, weight, found + off)
+
+
+def test_foreign_ground_as_recorded_is_not_outweighed_by_many_disturbed_records() -> None:
+    familiar, foreign = (np.repeat(np.eye(3, dtype=bool)[i], [200, 50, 1000]) for i in range(2))
+    departed = np.where(familiar, 0.0, 1.0)[:, None]
+    y = np.where(foreign, 2.0, np.where(familiar, -1.0, 1.0))[:, None]
+    assert _by_departure(y, departed, familiar, foreign)[0, 0] == pytest.approx(2, abs=1e-6)
+    without = ~foreign
+    found = _by_departure(y[without], departed[without], familiar[without], foreign[without])
+    assert found[0, 0] == pytest.approx(1, abs=1e-6)
