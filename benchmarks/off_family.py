@@ -7,7 +7,8 @@ Gathers of the maps of each key are simulated by OpenFWI's operator on its own l
 velocity; share of the true descriptors in the 90 % intervals (all thirteen; the worst of them); mean absolute error of
 the read model at full size, and over that of the straight line v(z) that fits the truth itself best (least squares);
 share of the cells within their 90 % intervals, where the weights state them; share of the gathers called like those of
-training. With --extra, the five families that OpenFWI does not have, of which nothing is trained on, are a ground, too.
+training; median width of the intervals of descriptors over the range that holds 90 % of the truths of that ground. With
+--extra, the five families that OpenFWI does not have, of which nothing is trained on, are a ground, too.
 With --familiar, pairs of the ten families (`train_weights.py --only test`), the area under the ROC curve by which the
 score of `in_distribution` tells this ground from theirs, which is a ground, too. With several --weights, each row says
 how wide its intervals of descriptors are over those of the first (geometric mean; median).
@@ -65,6 +66,8 @@ def judge(
     inside = ((inferred.low <= truth) & (truth <= inferred.high)).mean(axis=0)
     off = np.abs(model.value - velocity).mean(axis=(1, 2)) if model else np.full(len(velocity), np.nan)
     at = NAMES.index("mean_velocity")
+    own = np.subtract(*np.quantile(truth, (0.95, 0.05), axis=0))
+    varied = own > 1e-6 * np.abs(truth).max(axis=0)
     cells = None
     if model is not None and model.low is not None and model.high is not None:
         cells = float(((model.low <= velocity) & (velocity <= model.high)).mean())
@@ -80,6 +83,7 @@ def judge(
         "over_straight_line": float(off.mean() / straight_line_error(velocity).mean()),
         "cell_coverage": cells,
         "likely": None if verdicts is None else float(np.mean([verdict.likely for verdict in verdicts])),
+        "own_width": float(np.median((inferred.high - inferred.low)[:, varied] / own[varied])),
         "half_width": (inferred.high - inferred.low) / 2,
         "auroc": None if familiar is None else auroc(-familiar, -scores_of(verdicts)),
     }
@@ -113,8 +117,8 @@ def print_rows(rows: list[dict[str, object]], *, as_json: bool) -> None:
         likely += "" if row["auroc"] is None else f", AUROC {row['auroc']:.2f}"
         print(
             f"| {row['weights']} | {row['ground']}{likely} | {row['models']} | {row['mean_velocity_percent']:.1f} % | "
-            f"{row['coverage']:.2f} ({share:.2f} {worst}){cells} | {row['read_model_m_s']:.0f} m/s | "
-            f"{row['over_straight_line']:.2f} |"
+            f"{row['coverage']:.2f} ({share:.2f} {worst}){cells}; {row['own_width']:.2f} wide | "
+            f"{row['read_model_m_s']:.0f} m/s | {row['over_straight_line']:.2f} |"
         )
 
 
