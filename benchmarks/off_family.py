@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from real_maps import pairs_of
-from robustness import auroc
+from robustness import EXTRA_SEED, auroc
 
 from seisbind.model.confidence.novelty import Verdict, measure
 from seisbind.model.datasets.pairs import load_pairs
@@ -32,8 +32,6 @@ from seisbind.model.encoders.embedder import Embedder, EncodedGathers
 from seisbind.model.ground.descriptors import NAMES, describe
 from seisbind.model.ground.families import EXTRA_FAMILIES, mixed
 from seisbind.model.training.evaluation import as_prepared
-
-EXTRA_SEED = 14  # of robustness.py
 
 
 def straight_line_error(velocity: np.ndarray) -> np.ndarray:
@@ -66,6 +64,7 @@ def judge(
     inside = ((inferred.low <= truth) & (truth <= inferred.high)).mean(axis=0)
     off = np.abs(model.value - velocity).mean(axis=(1, 2)) if model else np.full(len(velocity), np.nan)
     at = NAMES.index("mean_velocity")
+    width = inferred.high - inferred.low
     own = np.subtract(*np.quantile(truth, (0.95, 0.05), axis=0))
     varied = own > 1e-6 * np.abs(truth).max(axis=0)
     cells = None
@@ -83,8 +82,8 @@ def judge(
         "over_straight_line": float(off.mean() / straight_line_error(velocity).mean()),
         "cell_coverage": cells,
         "likely": None if verdicts is None else float(np.mean([verdict.likely for verdict in verdicts])),
-        "own_width": float(np.median((inferred.high - inferred.low)[:, varied] / own[varied])),
-        "half_width": (inferred.high - inferred.low) / 2,
+        "own_width": float(np.median(width[:, varied] / own[varied])),
+        "widths": width,
         "auroc": None if familiar is None else auroc(-familiar, -scores_of(verdicts)),
     }
 
@@ -98,9 +97,9 @@ def relative(width: np.ndarray, first: np.ndarray) -> list[float]:
 
 def print_rows(rows: list[dict[str, object]], *, as_json: bool) -> None:
     """A table of what `judge` says, or JSON."""
-    first = {row["ground"]: row["half_width"] for row in reversed(rows)}
+    first = {row["ground"]: row["widths"] for row in reversed(rows)}
     for row in rows:
-        over = relative(row.pop("half_width"), first[row["ground"]])  # type: ignore[arg-type]
+        over = relative(row.pop("widths"), first[row["ground"]])  # type: ignore[arg-type]
         row["width"] = None if row["weights"] == rows[0]["weights"] else over
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -141,15 +140,16 @@ def main() -> None:
         sets["extra"] = pairs_of("extra", mixed(args.extra, EXTRA_SEED, EXTRA_FAMILIES)[0], "openfwi", args.cache)
     if args.familiar:
         sets["familiar"] = load_pairs(args.familiar)
+    prepared = {name: as_prepared(pairs) for name, pairs in sets.items()}
+    measured = {name: measure(each) for name, each in prepared.items()}
     for path in args.weights:
         embedder = Embedder.load(path)
         familiar = None
         for name, pairs in reversed(sets.items()):
-            prepared = as_prepared(pairs)
-            encoded, measured = embedder.embed_gathers(prepared), measure(prepared)
+            encoded = embedder.embed_gathers(prepared[name])
             if name == "familiar":
-                familiar = scores_of(embedder.judge_novelty(measured, encoded))
-            rows.append(judge(embedder, encoded, measured, pairs.velocity.numpy(), name, familiar))
+                familiar = scores_of(embedder.judge_novelty(measured[name], encoded))
+            rows.append(judge(embedder, encoded, measured[name], pairs.velocity.numpy(), name, familiar))
     print_rows(rows, as_json=args.json)
 
 

@@ -26,10 +26,11 @@ import numpy as np
 import torch
 from off_family import judge, print_rows, straight_line_error
 from scipy.ndimage import zoom
+from train_weights import EARLIER
 
 from seisbind.model.encoders.embedder import Embedder, ReadModel
 from seisbind.model.frame import OPENFWI_FRAME, VELOCITY_LIMITS_M_S, Survey
-from seisbind.model.ground.geology import MAKERS, WATER_M_S, draw_section
+from seisbind.model.ground.geology import WATER_M_S, draw_section
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.inversion.refined import RefineConfig
 from seisbind.model.inversion.refinement import Refinement
@@ -47,7 +48,6 @@ FRAME, SCALE = OPENFWI_FRAME, Scale(2.0)
 CELL_M = 12.5 / SCALE.s  # of the simulation, in the frame's metres
 CHANNELS, NEAR_M, SHOT_M = 240, 100.0 / SCALE.s, 50.0 / SCALE.s
 LOW_HZ, HIGH_HZ = 4.0 * SCALE.s, 25.0 * SCALE.s
-KINDS = tuple(MAKERS)[:6]  # those that there were when the figures of the model card began
 WATER = 50.0 / 1400.0, 400.0 / 1400.0  # of the depth
 BESIDE = 15  # cells of the frame beside the window
 DT_S, STEP = 0.0005, 4  # simulated, and samples of them that are kept (1 ms of true time each 0.5 ms of the frame)
@@ -56,7 +56,7 @@ NOISE_DB = 20.0
 
 def ground(seed: int, number: int) -> np.ndarray:
     """``(depth, x)`` in the frame's cells, with what lies beside the window."""
-    kind = KINDS[number % len(KINDS)]
+    kind = EARLIER[number % len(EARLIER)]
     wide = FRAME.x_cells + 2 * BESIDE
     return draw_section(np.random.default_rng([seed, number]), kind, wide, water=WATER).astype(np.float32)
 

@@ -73,17 +73,15 @@ GROWTH = {
     "train": ((0.15, 10_000), (0.5, 20_000), (1.0, 32_000)),
     "third": ((0.2, 6_000), (0.45, 14_000), (0.7, 22_000), (1.0, 24_000)),
     "fourth": ((0.1, 2_000), (0.25, 10_000), (1.0, 20_000)),
-    "lines": ((1.0, 16_000),),
-    "clean": ((1.0, 6_000),),
-    "errors": ((1.0, 10_000),),
-    "blocks": ((1.0, 6_000),),
-    "blocks-lines": ((1.0, 4_000),),
     "broad": ((0.07, 5_000), (0.15, 8_000), (0.3, 12_000), (0.55, 18_000), (1.0, 24_000)),
     "more": ((0.3, 14_000), (0.55, 20_000), (0.8, 26_000), (1.0, 32_000)),
+} | {name: ((1.0, SETS[name][0]),) for name in ("lines", "clean", "errors", "blocks", "blocks-lines")}
+# What weights of a set are calibrated on
+HELD_OUT = {
+    FAMILIES: ("calibration",),
+    TURNS: ("exact", "held-out"),
+    MORE_TURNS: ("exact", "held-out", "blocks-held-out"),
 }
-HELD_OUT = {FAMILIES: ("calibration",), TURNS: ("exact", "held-out")} | {
-    MORE_TURNS: ("exact", "held-out", "blocks-held-out")
-}  # what weights of a set are calibrated on
 PATIENCE_S = 10
 OTHERS_SEED, PART = 1400, 2_000  # the first seed of further models for the calibration, and how many a seed
 

@@ -38,6 +38,7 @@ from seisbind.model.ground.history import (
 from seisbind.model.ground.layers import GRID, HIGH_M_S, LOW_M_S
 
 WATER_M_S = 1500.0
+Body = tuple[NDArray[np.bool_], Float]  # what is inside, and the lift of what lies around
 
 
 def _strata(rng: np.random.Generator, points: Points) -> Float:
@@ -55,7 +56,11 @@ def _thrust(rng: np.random.Generator, points: Points) -> Float:
     return pile(rng, points, warps, (1500, 3300))
 
 
-def _salt_body(rng: np.random.Generator, points: Points) -> tuple[NDArray[np.bool_], Float]:
+def _somewhere(rng: np.random.Generator, x: Float) -> float:
+    return between(rng, float(x.min()), float(x.max()))
+
+
+def _salt_body(rng: np.random.Generator, points: Points) -> Body:
     """A diapir with a bulb over its stem, a sheet of rough outline or a ridge; and its lift of what lies around."""
     z, x = points.z, points.x
     if rng.random() < 0.25:
@@ -85,10 +90,14 @@ def _salt_body(rng: np.random.Generator, points: Points) -> tuple[NDArray[np.boo
     return inside, lift
 
 
+def _lifted(points: Points, bodies: list[Body]) -> Points:
+    return Points(points.z + sum((lift for _, lift in bodies), np.zeros_like(points.z)), points.x)
+
+
 def _salt(rng: np.random.Generator, points: Points) -> Float:
     """Sediments pierced and lifted by salt."""
     bodies = [_salt_body(rng, points) for _ in range(int(rng.choice([1, 1, 1, 2, 3])))]
-    lifted = Points(points.z + sum((lift for _, lift in bodies), np.zeros_like(points.z)), points.x)
+    lifted = _lifted(points, bodies)
     warps = [gentle(rng) for _ in range(int(rng.integers(1, 3)))]
     velocity = pile(rng, lifted, warps, (1500, 2400))
     if rng.random() < 0.6:  # sediments stay slower than salt
@@ -99,24 +108,39 @@ def _salt(rng: np.random.Generator, points: Points) -> Float:
     return velocity
 
 
-def _channels(rng: np.random.Generator, points: Points, velocity: Float, number: int) -> Float:
-    for _ in range(number):
-        top, half = between(rng, 1, 55), log_between(rng, 4, 40)
-        deep = min(log_between(rng, 2, 18), half)
-        centre = between(rng, float(points.x.min()), float(points.x.max()))
-        across = (points.x - centre) / half
-        inside = (points.z > top) & (points.z < top + deep * (1 - across**2))
-        fill = velocity + rng.choice([-1.0, -1.0, 1.0]) * between(rng, 100, 900)
-        velocity = np.where(inside, fill, velocity)
-    return velocity
+def _channel(rng: np.random.Generator, points: Points, velocity: Float) -> Float:
+    """With a fill of its own."""
+    top, half = between(rng, 1, 55), log_between(rng, 4, 40)
+    deep = min(log_between(rng, 2, 18), half)
+    centre = _somewhere(rng, points.x)
+    across = (points.x - centre) / half
+    inside = (points.z > top) & (points.z < top + deep * (1 - across**2))
+    fill = velocity + rng.choice([-1.0, -1.0, 1.0]) * between(rng, 100, 900)
+    return np.where(inside, fill, velocity)
+
+
+def _sill(
+    rng: np.random.Generator,
+    points: Points,
+    velocity: Float,
+    *,
+    shallowest: float = 8.0,
+    thickest: float = 5.0,
+    slowest: float = 3000.0,
+) -> Float:
+    """A fast sheet that cuts through the layers."""
+    top = between(rng, shallowest, 68) + between(rng, 0, 8) * curve(rng, points.x[:1])
+    inside = (points.z > top) & (points.z < top + between(rng, 0.8, thickest))
+    return np.where(inside, between(rng, slowest, HIGH_M_S), velocity)
 
 
 def _basin(rng: np.random.Generator, points: Points) -> Float:
     """Young sediments with channels, gas under its caps, and slow ground near the surface."""
     velocity = pile(rng, points, [gentle(rng) for _ in range(int(rng.integers(1, 4)))], (1500, 2200))
-    velocity = _channels(rng, points, velocity, int(rng.integers(0, 5)))
+    for _ in range(int(rng.integers(0, 5))):
+        velocity = _channel(rng, points, velocity)
     for _ in range(int(rng.integers(0, 4))):
-        at = between(rng, float(points.x.min()), float(points.x.max())), between(rng, 3, 60)
+        at = _somewhere(rng, points.x), between(rng, 3, 60)
         half = log_between(rng, 5, 30), log_between(rng, 1.5, 9)
         gas = ((points.x - at[0]) / half[0]) ** 2 + ((points.z - at[1]) / half[1]) ** 2 < 1
         gas &= points.z < at[1] + between(rng, -0.3, 1) * half[1]  # a flat contact below
@@ -129,16 +153,14 @@ def _carbonate(rng: np.random.Generator, points: Points) -> Float:
     velocity = pile(rng, points, [gentle(rng) for _ in range(int(rng.integers(1, 3)))], (1700, 3600))
     for _ in range(int(rng.integers(1, 4))):
         base, half = between(rng, 12, 68), log_between(rng, 8, 80)
-        centre, tall = between(rng, float(points.x.min()), float(points.x.max())), between(rng, 3, 20)
+        centre, tall = _somewhere(rng, points.x), between(rng, 3, 20)
         edge = np.clip(half - np.abs(points.x - centre), 0, None)
         rim = base - tall * (1 - np.exp(-edge / between(rng, 1, 10)))
         inside = (points.z < base + between(rng, 0, 3) * curve(rng, points.x[:1])) & (points.z > rim) & (edge > 0)
         rock = between(rng, 3200, HIGH_M_S) + between(rng, 0, 200) * field(rng, points, 2, 6)
         velocity = np.where(inside, rock, velocity)
     for _ in range(int(rng.integers(0, 3))):
-        sill = between(rng, 10, 68) + between(rng, 0, 8) * curve(rng, points.x[:1])
-        inside = (points.z > sill) & (points.z < sill + between(rng, 0.8, 3.5))
-        velocity = np.where(inside, between(rng, 3600, HIGH_M_S), velocity)
+        velocity = _sill(rng, points, velocity, shallowest=10, thickest=3.5, slowest=3600)
     if rng.random() < 0.4:
         floor = between(rng, 25, 68) + between(rng, 1, 8) * curve(rng, points.x[:1])
         rock = between(rng, 3800, 4700) + 100 * field(rng, points, 6, 12)
@@ -185,13 +207,13 @@ def _nearly_flat(rng: np.random.Generator, height: float) -> Warp:
     return lambda points: fold(rng, points, rng.gamma(1.0, height))
 
 
-def _pillow(rng: np.random.Generator, points: Points) -> tuple[NDArray[np.bool_], Float]:
+def _pillow(rng: np.random.Generator, points: Points) -> Body:
     """Salt that has swollen out of its bed: ridges and pillows over the base of the section, and their lift."""
     x = points.x[:1]
     bed = between(rng, 0.7 * GRID, 1.05 * GRID)
     top = np.full_like(x, bed)
     for _ in range(int(rng.integers(1, 4))):
-        centre, half = between(rng, float(x.min()), float(x.max())), log_between(rng, 5, 30)
+        centre, half = _somewhere(rng, x), log_between(rng, 5, 30)
         across = np.abs(x - centre) / np.where(x < centre, half, half * between(rng, 0.5, 2))
         top = np.minimum(top, bed - between(rng, 5, 0.85 * bed) * np.exp(-(across ** between(rng, 1.2, 5))))
     return points.z > top, np.clip(0.4 * (GRID - top), 0, 20)
@@ -199,19 +221,12 @@ def _pillow(rng: np.random.Generator, points: Points) -> tuple[NDArray[np.bool_]
 
 def _lens(rng: np.random.Generator, points: Points, velocity: Float) -> Float:
     """Of another velocity, tilted."""
-    at = between(rng, float(points.x.min()), float(points.x.max())), between(rng, 5, 62)
+    at = _somewhere(rng, points.x), between(rng, 5, 62)
     half = log_between(rng, 4, 30), log_between(rng, 2, 12)
     across = points.x - at[0]
     depth = points.z - at[1] - between(rng, -0.4, 0.4) * across
     inside = (across / half[0]) ** 2 + (depth / half[1]) ** 2 < 1
     return np.where(inside, velocity + rng.choice([-1.0, 1.0]) * between(rng, 200, 1300), velocity)
-
-
-def _intrusion(rng: np.random.Generator, points: Points, velocity: Float) -> Float:
-    """A fast sill that cuts through the layers."""
-    top = between(rng, 8, 68) + between(rng, 0, 8) * curve(rng, points.x[:1])
-    inside = (points.z > top) & (points.z < top + between(rng, 0.8, 5))
-    return np.where(inside, between(rng, 3000, HIGH_M_S), velocity)
 
 
 def _anomaly(rng: np.random.Generator, points: Points, velocity: Float) -> Float:
@@ -230,19 +245,15 @@ def _blocks(rng: np.random.Generator, points: Points) -> Float:
         number = int(rng.choice([1, 1, 2]))
         bodies = [_salt_body(rng, points) if rng.random() < 0.5 else _pillow(rng, points) for _ in range(number)]
         if rng.random() < 0.5:
-            lifted = Points(points.z + sum((lift for _, lift in bodies), np.zeros_like(points.z)), points.x)
+            lifted = _lifted(points, bodies)
     velocity = layers.velocity(warp(lifted).z, points.z)
     for inside, _ in bodies:
         velocity = np.where(inside, between(rng, 4000, 4600), velocity)
     if not salt or rng.random() < 0.15:
         for _ in range(int(rng.integers(1, 4))):
-            make = (_one_channel, _lens, _intrusion, _anomaly)[int(rng.integers(4))]
+            make = (_channel, _lens, _sill, _anomaly)[int(rng.integers(4))]
             velocity = make(rng, points, velocity)
     return velocity
-
-
-def _one_channel(rng: np.random.Generator, points: Points, velocity: Float) -> Float:
-    return _channels(rng, points, velocity, 1)
 
 
 def _beds(rng: np.random.Generator, points: Points) -> Float:

@@ -42,11 +42,8 @@ SAMPLED = 5.0  # samples of a Jacobian to a period of the frame's peak frequency
 PER_CALL = 10  # wavefields
 A_CELL_DEEP = {1: (1.0, 0.0), 2: (0.625, -0.0625)}  # by cells to a row: what a source a cell below a free surface gives
 # to the first two rows. At half a row that is cubic interpolation, rows above the surface being those below, negative
-CENTRE = {
-    1: (0, 1, 0, 0),
-    2: (-0.0546875, 0.8203125, 0.2734375, -0.0390625),
-}  # and of what four rows a square's centre has:
-# cubic, too, a quarter of a row below the second
+# And of what four rows a square's centre has: cubic, too, a quarter of a row below the second
+CENTRE = {1: (0, 1, 0, 0), 2: (-0.0546875, 0.8203125, 0.2734375, -0.0390625)}
 MATRICES = 7  # of blocks by blocks, float64, that a step holds at once
 
 
