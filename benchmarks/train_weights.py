@@ -132,11 +132,11 @@ def main() -> None:
     families = SETS[args.set][3]
     training = {
         "start": start and start.as_start,
-        "families": list(dict.fromkeys(families)),
+        "families": list(dict.fromkeys(name for each in (*args.before, args.set) for name in SETS[each][3])),
         "sets": {name: SETS[name][:2] for name in (*args.before, args.set, *HELD_OUT[families])},  # pairs and seed
         "others": (OTHERS, OTHERS_SEED),
         "samples": config.steps * config.batch,
-        "acquisition": asdict(SETS[args.set][2]),
+        "acquisitions": {each: asdict(SETS[each][2]) for each in (*args.before, args.set)},
     }
     train_weights(
         [Stage(partial(first_pairs, count), until) for until, count in GROWTH[args.set]],

@@ -9,10 +9,11 @@ and their running means take the mean over parts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -39,20 +40,23 @@ class _Embedded:
         return [each for each in (self.gathers.embedding, self.velocity, self.physics) if each is not None]
 
 
-def gradients(encoders: Encoders, parts: Sequence[Part], config: TrainConfig, ranks: Ranks) -> LossTerms:
+def gradients(
+    encoders: Encoders, parts: Sequence[Part], config: TrainConfig, ranks: Ranks, *, step: int = 0
+) -> LossTerms:
     """The loss of a batch, whose gradients are then those of ``encoders``, the same in every process.
 
     Args:
         parts: those of this process (`Ranks.groups`).
+        step: its number, by which, with the seed, layers forget that do so at random.
     """
     if config.parts == 1:
-        return _whole(encoders, parts[0], config)
-    return _in_parts(encoders, parts, config, ranks)
+        return _whole(encoders, parts[0], config, step)
+    return _in_parts(encoders, parts, config, ranks, step)
 
 
-def _whole(encoders: Encoders, part: Part, config: TrainConfig) -> LossTerms:
+def _whole(encoders: Encoders, part: Part, config: TrainConfig, step: int) -> LossTerms:
     batch, pairs = part
-    embedded = _embed(encoders, part, config)
+    embedded = _embed(encoders, part, config, (step, 0))
     terms = total_loss(
         embedded.gathers,
         embedded.velocity,
@@ -68,18 +72,19 @@ def _whole(encoders: Encoders, part: Part, config: TrainConfig) -> LossTerms:
     return terms
 
 
-def _in_parts(encoders: Encoders, parts: Sequence[Part], config: TrainConfig, ranks: Ranks) -> LossTerms:
+def _in_parts(encoders: Encoders, parts: Sequence[Part], config: TrainConfig, ranks: Ranks, step: int) -> LossTerms:
     norms = _Norms(encoders)
+    own = [(step, ranks.rank * len(parts) + number) for number in range(len(parts))]  # among those of all processes
     once = len(parts) == 1
     pulls: list[tuple[Tensor, ...]] | None = None
     joint: LossTerms | None = None
     ahead: _Embedded | None = None
     if config.loss.contrastive:
         found = []
-        for part in parts:
+        for part, place in zip(parts, own, strict=True):
             norms.begin_part()
             with nullcontext() if once else torch.no_grad():
-                ahead = _embed(encoders, part, config)
+                ahead = _embed(encoders, part, config, place)
             found.append(ahead.embeddings())
         joint, pulls = _joint(encoders, found, parts, config, ranks)
     total = torch.zeros((), device=parts[0][0].traces.device)
@@ -87,7 +92,7 @@ def _in_parts(encoders: Encoders, parts: Sequence[Part], config: TrainConfig, ra
     for number, part in enumerate(parts):
         if ahead is None or not once:
             norms.begin_part()
-            embedded = _embed(encoders, part, config)
+            embedded = _embed(encoders, part, config, own[number])
         else:
             embedded = ahead
         norms.end_part()
@@ -152,15 +157,24 @@ def _joint(
     ]
 
 
-def _embed(encoders: Encoders, part: Part, config: TrainConfig) -> _Embedded:
+def _embed(encoders: Encoders, part: Part, config: TrainConfig, place: tuple[int, int]) -> _Embedded:
+    """``place``: the step, and the number of the part in it."""
     batch, pairs = part
-    with _autocast(config, batch.traces.device):
+    with _drawn_by((config.seed, *place), batch.traces.device), _autocast(config, batch.traces.device):
         gathers = encoders.embed_gathers(batch.traces, batch.live, batch.shot_x_m)
         velocity = physics = None
         if config.loss.contrastive:
             velocity = encoders.embed_velocity(batch.velocity)
             physics = encoders.embed_descriptors(pairs.descriptors)
     return _Embedded(gathers, velocity, physics)
+
+
+@contextmanager
+def _drawn_by(key: tuple[int, ...], device: torch.device) -> Iterator[None]:
+    """What is random in the layers follows from ``key`` alone: not from what ran before, nor in how many processes."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        yield
 
 
 def _autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:

@@ -186,7 +186,7 @@ def _update(state: State, parts: Sequence[Part], config: TrainConfig, ranks: Ran
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
-    terms = gradients(state.encoders, parts, config, ranks)
+    terms = gradients(state.encoders, parts, config, ranks, step=state.step)
     torch.nn.utils.clip_grad_norm_(state.encoders.parameters(), 5.0)
     state.optimizer.step()
     state.step += 1

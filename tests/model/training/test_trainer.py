@@ -386,6 +386,22 @@ def test_the_head_of_kinds_alone_forgets_in_training() -> None:
     assert not torch.equal(head(h), head(h)) and torch.equal(head.eval()(h), head(h))
 
 
+def test_a_head_that_forgets_is_the_same_after_a_stop(tmp_path: Path, pairs: PairSet, recipe: TrainConfig) -> None:
+    """Whatever a process drew before: torch's own generator is elsewhere in each."""
+    start = Encoders(replace(recipe.encoders, families=pairs.families[:5]))
+    config = replace(load_config("kinds"), encoders=replace(recipe.encoders, map_error=1), steps=4, batch=8, ema=0.9)
+    config = replace(config, warmup=1, checkpoint_every=1, learning_rate=1e-2)
+    torch.manual_seed(1)
+    straight = train(pairs, config, tmp_path / "straight", start=start, device="cpu")
+    torch.manual_seed(2)
+    train(pairs, config, tmp_path / "broken", start=start, device="cpu", stop_at=2)
+    torch.manual_seed(3)
+    resumed = train(pairs, config, tmp_path / "broken", start=start, device="cpu", resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(states(straight), states(resumed), strict=True))
+    other = train(pairs, replace(config, seed=6), tmp_path / "other", start=start, device="cpu")
+    assert not torch.equal(other.seismic.kind_head[1].weight, straight.seismic.kind_head[1].weight)
+
+
 @pytest.mark.long
 def test_errors_alone_are_trained_and_nothing_else_moves(tmp_path: Path, pairs: PairSet, recipe: TrainConfig) -> None:
     start = train(pairs, recipe, tmp_path / "start", device="cpu")
