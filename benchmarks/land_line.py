@@ -32,13 +32,13 @@ from seisbind.model.datasets.pairs import PairSet, load_pairs
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.encoders.weights_file import load_weights
 from seisbind.model.frame import load_frame
-from seisbind.model.ground.families import BROAD_FAMILIES, FAMILIES
+from seisbind.model.ground.families import FAMILIES, FIRST_BROAD
 from seisbind.model.training.evaluation import embed, evaluate
 from seisbind.model.training.recipe import BROAD, TrainConfig
 from seisbind.model.training.run import WEIGHTS, Stage, train_weights
 from seisbind.model.training.trainer import Progress
 
-TURNS = (*FAMILIES, *BROAD_FAMILIES, *BROAD_FAMILIES)
+TURNS = (*FAMILIES, *FIRST_BROAD, *FIRST_BROAD)
 SEEDS = {"train": 31, "calibration": 32, "test": 33, "exact": 34}
 LEAST = 20  # pairs of the smaller sets
 

@@ -34,7 +34,7 @@ from scipy.signal import butter, sosfiltfilt
 
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.frame import OPENFWI_FRAME
-from seisbind.model.ground.families import BROAD_FAMILIES, FAMILIES, mixed
+from seisbind.model.ground.families import FAMILIES, FIRST_BROAD, mixed
 from seisbind.model.inversion.interval import GROUPS, group
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.inversion.refined import RefineConfig, Refined
@@ -63,7 +63,7 @@ def ground_of(args: argparse.Namespace) -> dict[str, list[tuple[int, Float32]]]:
     """Numbers and maps of each key or family."""
     ground: dict[str, list[tuple[int, Float32]]] = {}
     if args.drawn is not None:
-        velocity, families = mixed(args.drawn, args.seed, BROAD_FAMILIES if args.broad else FAMILIES)
+        velocity, families = mixed(args.drawn, args.seed, FIRST_BROAD if args.broad else FAMILIES)
         for number, (family, truth) in enumerate(zip(families.tolist(), velocity, strict=True)):
             ground.setdefault(family, []).append((number, truth))
         return ground

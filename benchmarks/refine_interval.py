@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.frame import OPENFWI_FRAME
-from seisbind.model.ground.families import BROAD_FAMILIES, FAMILIES, mixed
+from seisbind.model.ground.families import FAMILIES, FIRST_BROAD, mixed
 from seisbind.model.inversion.interval import GROUPS, group
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.inversion.refined import RefineConfig
@@ -72,7 +72,7 @@ def main() -> None:
             kept = dict(arrays)
     drawn = [
         (velocity[:count], families[:count])
-        for count, of, known in zip((args.drawn, args.broad), args.of, (FAMILIES, BROAD_FAMILIES), strict=True)
+        for count, of, known in zip((args.drawn, args.broad), args.of, (FAMILIES, FIRST_BROAD), strict=True)
         for velocity, families in [mixed(of, args.seed, known)]
     ]
     names = [str(name) for _, families in drawn for name in families]

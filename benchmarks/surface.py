@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.frame import OPENFWI_FRAME
-from seisbind.model.ground.families import BROAD_FAMILIES, FAMILIES, mixed
+from seisbind.model.ground.families import FAMILIES, FIRST_BROAD, mixed
 from seisbind.model.inversion.check import CLEARLY, check_models, has_free_surface
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.survey.preparation import prepare
@@ -41,7 +41,7 @@ def main() -> None:
     depth, x = frame.velocity_shape
     line = np.repeat(np.linspace(1600, 4200, depth, dtype=np.float32)[:, None], x, axis=1)
     found: dict[tuple[str, bool], list[tuple[float, bool]]] = {}
-    for families in (FAMILIES, BROAD_FAMILIES):
+    for families in (FAMILIES, FIRST_BROAD):
         velocity, kinds = mixed(args.drawn, args.seed, families)
         for kind, truth in zip(kinds.tolist(), velocity, strict=True):
             for free in (False, True):

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from off_family import judge, print_rows, straight_line_error
 from scipy.ndimage import zoom
-from train_weights import EARLIER
 
 from seisbind.model.encoders.embedder import Embedder, ReadModel
 from seisbind.model.frame import OPENFWI_FRAME, VELOCITY_LIMITS_M_S, Survey
+from seisbind.model.ground.families import FIRST_BROAD
 from seisbind.model.ground.geology import WATER_M_S, draw_section
 from seisbind.model.inversion.observed import Observed
 from seisbind.model.inversion.refined import RefineConfig
@@ -56,7 +56,7 @@ NOISE_DB = 20.0
 
 def ground(seed: int, number: int) -> np.ndarray:
     """``(depth, x)`` in the frame's cells, with what lies beside the window."""
-    kind = EARLIER[number % len(EARLIER)]
+    kind = FIRST_BROAD[number % len(FIRST_BROAD)]
     wide = FRAME.x_cells + 2 * BESIDE
     return draw_section(np.random.default_rng([seed, number]), kind, wide, water=WATER).astype(np.float32)
 

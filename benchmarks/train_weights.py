@@ -39,16 +39,15 @@ from seisbind.model.datasets.writer import CHUNK, only_writer
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.encoders.weights_file import load_weights
 from seisbind.model.errors import DatasetError
-from seisbind.model.ground.families import BROAD_FAMILIES, FAMILIES, mixed
+from seisbind.model.ground.families import BROAD_FAMILIES, FAMILIES, FIRST_BROAD, mixed
 from seisbind.model.training.calibration import OTHERS
 from seisbind.model.training.evaluation import evaluate
 from seisbind.model.training.recipe import load_config
 from seisbind.model.training.run import WEIGHTS, Stage, train_weights
 from seisbind.model.training.trainer import Progress
 
-EARLIER, LATER = BROAD_FAMILIES[:6], BROAD_FAMILIES[6:]  # the kinds that there were first, and two more
-TURNS = (*FAMILIES, *EARLIER, *EARLIER)  # six of eleven pairs are of broad ground
-MORE_TURNS = (*FAMILIES, *5 * LATER)  # half of the pairs
+TURNS = (*FAMILIES, *FIRST_BROAD, *FIRST_BROAD)  # six of eleven pairs are of broad ground
+MORE_TURNS = (*FAMILIES, *5 * BROAD_FAMILIES[len(FIRST_BROAD) :])  # the others, half of the pairs
 # name: (pairs, seed, acquisitions, families); the last six are never trained on
 SETS = {
     "train": (32_000, 11, AcquisitionConfig(), FAMILIES),

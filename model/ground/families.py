@@ -161,6 +161,7 @@ _MAKERS: dict[str, Callable[[np.random.Generator, int], Float]] = {
 FAMILIES: tuple[str, ...] = tuple(_MAKERS)[:10]
 EXTRA_FAMILIES: tuple[str, ...] = tuple(_MAKERS)[10:]
 BROAD_FAMILIES: tuple[str, ...] = tuple(geology.MAKERS)
+FIRST_BROAD = BROAD_FAMILIES[:6]  # that there were when the figures of training and refinement began
 GROUPS = {"openfwi": FAMILIES, "extra": EXTRA_FAMILIES, "broad": BROAD_FAMILIES}
 
 

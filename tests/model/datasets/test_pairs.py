@@ -40,6 +40,10 @@ def test_sets_of_different_families_join_by_name(tmp_path: Path, pairs: PairSet)
     assert both.families == (*pairs.families, "Blocks")
     assert both.family_names().tolist() == [*pairs.family_names(), *other.family_names()]
     assert other.family_names().tolist() == pairs.family_names().tolist()
+    foreign = replace(other, family=torch.zeros_like(other.family))
+    save_pairs(tmp_path / "foreign", foreign)
+    some = load_pairs(tmp_path / "foreign", before=[tmp_path / "one"], rows=lambda total: torch.arange(1, total, 3))
+    assert some.family_names().tolist() == [*pairs.family_names(), *["Blocks"] * len(pairs)][1::3]
 
 
 def test_damaged_and_missing_shards_are_named(tmp_path: Path, pairs: PairSet) -> None:

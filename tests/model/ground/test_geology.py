@@ -12,7 +12,8 @@ from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.ground import geology, history
 from seisbind.model.ground.families import BROAD_FAMILIES, draw_wide, generate
 from seisbind.model.ground.geology import MAKERS, WATER_M_S, draw_section
-from seisbind.model.ground.history import ABOVE, BELOW, STEP, Points
+from seisbind.model.ground.history import ABOVE, BELOW, STEP, Points, Strata
+from seisbind.model.ground.layers import GRID
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -70,13 +71,25 @@ def test_strata_are_hundreds_and_as_thick_as_drawn() -> None:
 def test_thick_layers_are_few_and_beds_repeat_a_few_rocks() -> None:
     for seed in range(20):
         thick = geology._thick_layers(np.random.default_rng(seed)).departure
-        assert 2 <= (np.diff(thick) != 0).sum() < 120 and len(thick) == round((ABOVE + BELOW) / STEP)
+        assert (np.diff(thick) != 0).sum() >= 2 and len(thick) == round((ABOVE + BELOW) / STEP)
+        at = np.flatnonzero(np.diff(thick)) * STEP
+        assert np.diff(at).mean() > GRID / 12 / 2  # twelve layers in the depth of a frame at most
     pillow, lift = geology._pillow(np.random.default_rng(1), Points(*np.mgrid[:70.0, :90.0]))
     assert (np.diff(pillow.astype(int), axis=0) >= 0).all() and pillow.any() and (lift >= 0).all()
     rng = np.random.default_rng(2)
     beds = geology._beds(rng, Points(*np.mgrid[:280, :20] / 4.0))
     jumps = np.abs(np.diff(beds[:, 0]))
     assert (jumps > 100).sum() > 5  # sharp between one rock and another
+
+    drawn: list[Strata] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(geology, "lay", lambda rng, points, strata, warp: drawn.append(strata))
+        for seed in range(20):
+            geology._beds(np.random.default_rng(seed), Points(*np.mgrid[:70.0, :20.0]))
+    for strata in drawn:
+        beds = strata.departure[np.r_[True, np.diff(strata.departure) != 0]]
+        gaps = np.diff(np.sort(beds))
+        assert len(beds) > 20 and (gaps > 100).sum() <= 3  # four heaps at most, about each rock
 
 
 def test_other_frames_are_filled_at_their_own_cells() -> None:
