@@ -209,7 +209,7 @@ def record(
             samples=round(frame.record_samples * frame.record_dt_s / survey.dt_s),
             device=device,
         )
-    traces = torch.from_numpy(prepare(gathers, acquisition.survey, frame=frame).traces)
+    traces = torch.from_numpy(prepare(gathers, acquisition.survey, frame=frame, move_shots=False).traces)
     missing = len(frame.shot_x_m) - traces.shape[1]
     return scale_to_unit_rms(torch.nn.functional.pad(traces, (0, 0, 0, 0, 0, missing)))
 

@@ -48,7 +48,8 @@ class Observed:
 
     @classmethod
     def of(cls, prepared: Prepared, row: int = 0) -> Observed:
-        """Gather ``row``, without the shots that have no live trace. Raises InvalidGather."""
+        """Gather ``row``, shots where they were, without those that have no live trace. Raises InvalidGather."""
+        prepared = prepared.as_recorded or prepared
         seen = prepared.live[row].any(axis=1)
         return cls(
             prepared.traces[row][seen], prepared.live[row][seen], prepared.shot_x_m[row][seen], prepared.frame

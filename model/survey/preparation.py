@@ -9,7 +9,7 @@ both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,10 +18,10 @@ from seisbind.model.errors import InvalidGather
 from seisbind.model.frame import OPENFWI_FRAME, Frame, Survey
 from seisbind.model.scale import UNSCALED, Scale
 from seisbind.model.survey.notes import Note
-from seisbind.model.survey.recorded import check_gathers, limit_range
-from seisbind.model.survey.resampling import map_receivers, receiver_map, resample_time
+from seisbind.model.survey.recorded import Recorded, check_gathers, limit_range
+from seisbind.model.survey.resampling import map_receivers, receiver_map, resample_time, weigh_receivers
 from seisbind.model.survey.shaping import suit_wavelet
-from seisbind.model.survey.shots import choose_shots, select_shots
+from seisbind.model.survey.shots import ChosenShots, choose_shots, place_shots, select_shots, shots_on_line
 
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
@@ -42,6 +42,7 @@ class Prepared:
         shot_x_m: ``(batch, shot)`` float32, metres from the first receiver of the line.
         notes: what was done, a tuple for each gather.
         frame: whose grid it is; OpenFWI's has 250 samples and 70 receivers.
+        as_recorded: the same with all shots where they were, as waves are modelled for them; None where they are.
     """
 
     traces: Float32
@@ -49,6 +50,7 @@ class Prepared:
     shot_x_m: Float32
     notes: tuple[tuple[Note, ...], ...] = field(default=())
     frame: Frame = OPENFWI_FRAME
+    as_recorded: Prepared | None = None
 
     def __len__(self) -> int:
         return len(self.traces)
@@ -61,6 +63,7 @@ def prepare(
     frame: Frame = OPENFWI_FRAME,
     scale: Scale = UNSCALED,
     shape: bool = False,
+    move_shots: bool = True,
 ) -> Prepared:
     """Map gathers to the grid of a frame: anti-aliased in time, by position in space, in OpenFWI's polarity.
 
@@ -72,6 +75,7 @@ def prepare(
         frame: of the weights that will see them.
         scale: of the survey to the frame.
         shape: whether a band and a delay that weights do not know are changed (`shaping.suit_wavelet`).
+        move_shots: to the nearest places of the frame's (`shots.place_shots`), as encoders know them best.
 
     Returns:
         The prepared gathers, each with notes on what was done.
@@ -80,11 +84,23 @@ def prepare(
         InvalidGather: see `check_gathers`.
         InvalidSurvey: a line too short, or no shot on it; a sampling interval outside those of the frame.
     """
-    of_weights, frame = frame, scale.frame(frame)
-    survey = frame.survey if survey is None else survey
-    recorded = limit_range(check_gathers(gathers, survey, frame))
-    shots = choose_shots(recorded, survey, frame)
-    notes: list[Note] = []
+    true_frame = scale.frame(frame)
+    survey = true_frame.survey if survey is None else survey
+    recorded = limit_range(check_gathers(gathers, survey, true_frame))
+    shots = shots_on_line(recorded, survey, true_frame)
+    own = choose_shots(shots, true_frame)
+    placed = place_shots(shots, true_frame) if move_shots else own
+    as_recorded = _on_grid(recorded, survey, own, frame, scale, shape=shape)
+    if placed.same_as(own):
+        return as_recorded
+    return replace(_on_grid(recorded, survey, placed, frame, scale, shape=shape), as_recorded=as_recorded)
+
+
+def _on_grid(
+    recorded: Recorded, survey: Survey, shots: ChosenShots, of_weights: Frame, scale: Scale, *, shape: bool
+) -> Prepared:
+    """See `prepare`."""
+    frame, notes = scale.frame(of_weights), list[Note]()
     array = resample_time(select_shots(recorded.array, shots.number), survey.dt_s, frame, notes)
     alive = select_shots(recorded.alive, shots.number)
     across = receiver_map(survey.receiver_x_m, frame=frame)
@@ -92,6 +108,12 @@ def prepare(
         traces, live = array, alive
     else:
         traces, live = map_receivers(array, alive, survey, across, frame, notes)
+    if shots.moved_m.any():
+        live = live.copy()
+    for moved_m in np.unique(shots.moved_m[shots.moved_m != 0]).tolist():
+        of_these = shots.moved_m == moved_m
+        further = receiver_map(survey.receiver_x_m, frame=frame, moved_m=moved_m)
+        traces[of_these], live[of_these] = weigh_receivers(array[of_these], alive[of_these], further)
     if not live.all():
         traces = np.where(live[:, :, None, :], traces, np.float32(0))
     each, nodes = [], np.asarray(frame.survey.receiver_x_m)

@@ -83,12 +83,17 @@ def samples_read(dt_s: float, frame: Frame) -> int:
     return int(np.ceil((frame.samples + SINC_HALF_WIDTH) * max(step, 1.0))) + 1
 
 
-@lru_cache(maxsize=16)
-def receiver_map(receiver_x_m: tuple[float, ...], *, frame: Frame) -> NDArray[np.float64]:
+@lru_cache(maxsize=64)
+def receiver_map(receiver_x_m: tuple[float, ...], *, frame: Frame, moved_m: float = 0.0) -> NDArray[np.float64]:
     """``(nodes, receivers)``: weights of the recorded traces in each canonical one; an all-zero row is uncovered.
 
     A trace on a node is taken as it is. On an evenly spaced line the rest are windowed-sinc interpolated (low-pass
     if the line is finer than the frame's); on any other, linearly between neighbours at most `Frame.max_gap_m` apart.
+
+    Args:
+        receiver_x_m: of the recorded traces; the first of them is x = 0.
+        frame: whose receivers are the canonical ones.
+        moved_m: how far further along the line than those the traces are taken from.
     """
     nodes, on_node_m, max_gap_m = frame.receivers, frame.on_node_m, frame.max_gap_m
     node_m = frame.receiver_spacing_m
@@ -97,12 +102,12 @@ def receiver_map(receiver_x_m: tuple[float, ...], *, frame: Frame) -> NDArray[np
     spacing = float(np.median(gaps))
     even = bool(np.ptp(gaps) < 0.02 * spacing) and spacing <= max_gap_m
     weights = np.zeros((nodes, len(x)))
-    for node in range(nodes):
-        distance = x - node * node_m
+    for node, at in enumerate(np.arange(nodes) * node_m + moved_m):
+        distance = x - at
         nearest = int(np.abs(distance).argmin())
         if abs(distance[nearest]) <= on_node_m and (not even or spacing >= 0.9 * node_m):
             weights[node, nearest] = 1
-        elif x[0] - on_node_m <= node * node_m <= x[-1] + on_node_m:
+        elif x[0] - on_node_m <= at <= x[-1] + on_node_m:
             if even:
                 scaled = distance / max(spacing, node_m)
                 inside = np.clip(1 - (scaled / SINC_HALF_WIDTH) ** 2, 0, None)
@@ -132,8 +137,13 @@ def map_receivers(
             f"{frame.receivers - on_node - made} uncovered.",
         )
     )
-    array = np.where(alive[:, :, None, :], array, np.float32(0))  # a stuck receiver must not leak into its neighbours
-    traces = np.einsum("bstr,nr->bstn", array, across.astype(np.float32), optimize=True)
+    return weigh_receivers(array, alive, across)
+
+
+def weigh_receivers(array: Float32, alive: Bool, across: NDArray[np.float64]) -> tuple[Float32, Bool]:
+    """Traces ``(.., time, receiver)`` and live traces ``(.., receiver)`` by the weights of `receiver_map`."""
+    array = np.where(alive[..., None, :], array, np.float32(0))  # a stuck receiver must not leak into its neighbours
+    traces = np.einsum("...tr,nr->...tn", array, across.astype(np.float32), optimize=True)
     needs = (np.abs(across) > 0.05).astype(np.float32)  # one dead trace with such a weight kills the trace made of it
-    live = np.einsum("bsr,nr->bsn", (~alive).astype(np.float32), needs) == 0
+    live = np.einsum("...r,nr->...n", (~alive).astype(np.float32), needs) == 0
     return traces.astype(np.float32), live & (across != 0).any(axis=1)

@@ -1,4 +1,10 @@
-"""Which shots of a record are used: those on the line, and of too many those that cover it most evenly."""
+"""Which shots of a record are used, and where encoders see them.
+
+Waves are modelled for shots where they were: all on the line, or of too many those that cover it most evenly. Encoders
+know a few places best, where the shots of their training lay. For them the shot next to each such place is moved there
+with its receivers, if it is not nearer to another: its offsets stay right, and so do the times of flat ground; ground
+that changes along the line is taken for that up to half a step beside it.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +26,25 @@ COST_STEP = 1e-9  # to which costs of shots are rounded
 
 @dataclass(frozen=True, slots=True)
 class ChosenShots:
-    """The shots of each gather that are used: ``number`` and ``x_m``, ``(batch, shot)``, with notes on the choice."""
+    """The shots of each gather that are used.
+
+    Attributes:
+        number: ``(batch, shot)``.
+        x_m: ``(batch, shot)`` where they are seen, from the line's first receiver.
+        moved_m: ``(batch, shot)`` how far from there they were, with their receivers.
+        notes: on the choice, a tuple for each gather.
+    """
 
     number: NDArray[np.intp]
     x_m: NDArray[np.float64]
+    moved_m: NDArray[np.float64]
     notes: tuple[tuple[Note, ...], ...]
+
+    def same_as(self, other: ChosenShots) -> bool:
+        """Whether both are the same shots, in whatever order, and none is moved."""
+        return np.array_equal(np.sort(self.number), np.sort(other.number)) and not (
+            self.moved_m.any() or other.moved_m.any()
+        )
 
 
 def select_shots(array: NDArray[Any], number: NDArray[np.intp]) -> NDArray[Any]:
@@ -36,8 +56,30 @@ def select_shots(array: NDArray[Any], number: NDArray[np.intp]) -> NDArray[Any]:
     return np.asarray(array[np.arange(len(array))[:, None], number])
 
 
-def choose_shots(recorded: Recorded, survey: Survey, frame: Frame) -> ChosenShots:
-    """The shots of each gather that lie on the line; of more than the frame has, those that `spread_shots` chooses."""
+@dataclass(frozen=True, slots=True)
+class ShotsOnLine:
+    """The shots of a record that may be used.
+
+    Attributes:
+        number, x_m: ``(shot,)``, places from the line's first receiver.
+        live: ``(batch, shot)`` share of the traces that are live.
+        strength: ``(batch, shot)`` of the recorded amplitudes, in any unit.
+        notes: on those that are left out.
+    """
+
+    number: NDArray[np.intp]
+    x_m: NDArray[np.float64]
+    live: NDArray[np.float64]
+    strength: NDArray[np.float64]
+    notes: tuple[Note, ...]
+
+
+def shots_on_line(recorded: Recorded, survey: Survey, frame: Frame) -> ShotsOnLine:
+    """The shots that lie on the line.
+
+    Raises:
+        InvalidSurvey: a line too short, or no shot on it.
+    """
     first, line_m, margin_m = survey.receiver_x_m[0], frame.line_m, frame.shot_margin_m / ROUNDING
     if (fault := short_line(survey.receiver_x_m, frame)) is not None:
         raise InvalidSurvey(fault)
@@ -51,28 +93,71 @@ def choose_shots(recorded: Recorded, survey: Survey, frame: Frame) -> ChosenShot
     notes: list[Note] = []
     if len(keep) < len(x):
         notes.append(Note("shots_left_out", f"{len(x) - len(keep)} of {len(x)} shots lie off the line; left out."))
-    gathers, count = len(recorded.array), len(frame.shot_x_m)
-    if len(keep) <= count:
-        all_notes = (*notes, *_positions_note(x[keep], frame))
-        return ChosenShots(np.tile(keep, (gathers, 1)), np.tile(x[keep], (gathers, 1)), (all_notes,) * gathers)
     on_line = np.asarray(survey.receiver_x_m) - first <= line_m + frame.on_node_m
     live = recorded.alive[:, keep][..., on_line].mean(axis=2)
     strength = (recorded.high - recorded.low)[:, keep][..., on_line].sum(axis=2, dtype=np.float64)
-    number = np.stack(
-        [
-            keep[spread_shots(x[keep], *each, count=count, min_step_m=frame.on_node_m)]
-            for each in zip(live, strength, strict=True)
-        ]
-    )
-    notes_of_each = []
-    for chosen in x[number]:
-        where = ", ".join(f"{position:g}" for position in chosen)
-        text = (
-            f"Of {len(keep)} shots on the line, {count} were used, those at {where} m: no record of training "
-            "had more. They lie as evenly as shots with live traces allow."
+    return ShotsOnLine(keep, x[keep], live, strength, tuple(notes))
+
+
+def choose_shots(shots: ShotsOnLine, frame: Frame) -> ChosenShots:
+    """All shots where they were; of more than the frame has, those that `spread_shots` chooses."""
+    gathers, count = len(shots.live), len(frame.shot_x_m)
+    if len(shots.number) <= count:
+        number = np.tile(np.arange(len(shots.number)), (gathers, 1))
+    else:
+        number = np.stack(
+            [
+                spread_shots(shots.x_m, *each, count=count, min_step_m=frame.on_node_m)
+                for each in zip(shots.live, shots.strength, strict=True)
+            ]
         )
-        notes_of_each.append((*notes, Note("shots_chosen", text), *_positions_note(chosen, frame)))
-    return ChosenShots(number, x[number], tuple(notes_of_each))
+    why = f"no record of training had more than {count}, and they lie as evenly as shots with live traces allow"
+    return _chosen(shots, number, np.zeros(number.shape), frame, why)
+
+
+def place_shots(shots: ShotsOnLine, frame: Frame) -> ChosenShots:
+    """For each place of the frame's shots the nearest one, moved there if more than a receiver spacing away.
+
+    None for a place from which every shot is further than half of the largest step between places. A shot with a fifth
+    of its traces dead counts as one a quarter of a step further off, as in `spread_shots`.
+    """
+    place_m, spacing = np.asarray(frame.shot_x_m), frame.receiver_spacing_m
+    step = float(np.diff(place_m).max())
+    ends_m = frame.shot_margin_m + max(float(place_m[0]), frame.line_m - float(place_m[-1]))
+    reach_m = max(step / 2, ends_m) + frame.on_node_m  # so that every shot is near some place
+    away_m = np.abs(shots.x_m - place_m[:, None])  # (place, shot)
+    served = (away_m <= reach_m).any(axis=1)
+    place_m, away_m = place_m[served], away_m[served]
+    dead = (1 - shots.live) / np.maximum(shots.live, MIN_LIVE)  # (batch, shot)
+    cost = np.rint((np.square(away_m / step) + np.square(dead)[:, None]) / COST_STEP)  # (batch, place, shot)
+    cost = np.where(away_m <= reach_m, cost, np.inf)
+    number = np.lexsort((np.broadcast_to(-shots.strength[:, None], cost.shape), cost))[..., 0]
+    moved_m = np.rint((shots.x_m[number] - place_m) / spacing) * spacing
+    moved_m[np.abs(shots.x_m[number] - place_m) <= spacing + frame.on_node_m] = 0.0
+    return _chosen(shots, number, moved_m, frame, "the nearest to each place that training had a shot at")
+
+
+def _chosen(
+    shots: ShotsOnLine, number: NDArray[np.intp], moved_m: NDArray[np.float64], frame: Frame, why: str
+) -> ChosenShots:
+    """``number``: ``(batch, shot)`` among those on the line."""
+    notes_of_each = []
+    for gather, moved in zip(number, moved_m, strict=True):
+        at, notes = shots.x_m[gather], list(shots.notes)
+        if len(used := np.unique(gather)) < len(shots.number):
+            where = ", ".join(f"{position:g}" for position in np.sort(shots.x_m[used]))
+            text = f"Of {len(shots.number)} shots on the line, {len(used)} were used, those at {where} m: {why}."
+            notes.append(Note("shots_chosen", text))
+        if moved.any():
+            furthest = int(np.abs(moved).argmax())
+            text = (
+                f"Shots are taken, with their receivers, for those of training next to them, the one at "
+                f"{at[furthest]:g} m over {abs(moved[furthest]):g} m: offsets stay as they are, and the ground is "
+                "taken for that beside it."
+            )
+            notes.append(Note("shots_moved", text))
+        notes_of_each.append((*notes, *_positions_note(at - moved, frame)))
+    return ChosenShots(shots.number[number], shots.x_m[number] - moved_m, moved_m, tuple(notes_of_each))
 
 
 def _positions_note(x_m: NDArray[np.float64], frame: Frame) -> tuple[Note, ...]:
