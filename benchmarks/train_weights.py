@@ -12,10 +12,12 @@ r"""Make the shipped weights again, from seeds to safetensors: simulate, train, 
         --start runs/4/weights.safetensors --out runs/errors
     python benchmarks/train_weights.py --config kinds --set blocks --before clean lines blocks-lines \
         --start runs/errors/weights.safetensors --out runs/kinds
+    python benchmarks/train_weights.py --config kinds --set blocks --calibrate \
+        --start runs/kinds/weights.safetensors --out runs/calibrated
     python benchmarks/train_weights.py --config paper --out runs/paper   # the baseline, on the pairs of the first
 
-The shipped weights are made by the first six runs: each goes on from the one before, with pairs of its own; what a run
-names after --before has to be there (--only).
+The shipped weights are made by the first six runs, and the calibration after them: each goes on from the one before,
+with pairs of its own; what a run names after --before has to be there (--only).
 Every step goes on where an earlier run of the same command stopped. Prints the report as JSON, and leaves
 ``weights.safetensors`` and ``report.json`` in --out.
 """
@@ -26,7 +28,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -37,10 +39,10 @@ from seisbind.model.datasets.acquisition import ANY_LINE, EXACT, AcquisitionConf
 from seisbind.model.datasets.pairs import SHARD, PairSet, load_pairs, shard_path
 from seisbind.model.datasets.writer import CHUNK, only_writer
 from seisbind.model.encoders.embedder import Embedder
-from seisbind.model.encoders.weights_file import load_weights
+from seisbind.model.encoders.weights_file import load_weights, save_weights
 from seisbind.model.errors import DatasetError
 from seisbind.model.ground.families import BROAD_FAMILIES, FAMILIES, FIRST_BROAD, mixed
-from seisbind.model.training.calibration import OTHERS
+from seisbind.model.training.calibration import OTHERS, calibrate
 from seisbind.model.training.evaluation import evaluate
 from seisbind.model.training.recipe import load_config
 from seisbind.model.training.run import WEIGHTS, Stage, train_weights
@@ -65,7 +67,7 @@ SETS = {
     "exact": (3_000, 23, EXACT, TURNS),
     "blocks-held-out": (2_000, 29, EXACT, MORE_TURNS),
     "test": (1_000, 13, EXACT, FAMILIES),
-    "coverage": (3_000, 15, EXACT, FAMILIES),
+    "coverage": (10_000, 15, EXACT, FAMILIES),
 }
 # (until this share of the steps, pairs): training starts while the rest is being simulated in another process
 GROWTH = {
@@ -78,8 +80,8 @@ GROWTH = {
 # What weights of a set are calibrated on
 HELD_OUT = {
     FAMILIES: ("calibration",),
-    TURNS: ("exact", "held-out"),
-    MORE_TURNS: ("exact", "held-out", "blocks-held-out"),
+    TURNS: ("calibration", "exact", "held-out"),
+    MORE_TURNS: ("calibration", "exact", "held-out", "blocks-held-out"),
 }
 PATIENCE_S = 10
 OTHERS_SEED, PART = 1400, 2_000  # the first seed of further models for the calibration, and how many a seed
@@ -98,6 +100,9 @@ def main() -> None:
     parser.add_argument("--set", choices=list(GROWTH), default="train", help="pairs to train on")
     parser.add_argument("--before", choices=list(GROWTH), nargs="*", default=[], help="sets to train on beside it")
     parser.add_argument("--name", default="seisbind-1")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="fit the intervals of --start again, and train nothing"
+    )
     parser.add_argument("--only", choices=list(SETS), help="simulate this set of pairs, and stop")
     parser.add_argument("--threads", type=int, default=1, help="that train; leave a core to a run of --only beside it")
     args = parser.parse_args()
@@ -129,6 +134,17 @@ def main() -> None:
 
     start = load_weights(args.start) if args.start else None
     families = SETS[args.set][3]
+    if args.calibrate:
+        if start is None:
+            parser.error("--calibrate needs --start")
+        sets = {name: SETS[name][:2] for name in HELD_OUT[families]}
+        kept, made = start.description.calibration, {"start": start.as_start, "calibrated": sets}
+        calibration = calibrate(
+            Embedder(start), simulated(*HELD_OUT[families]), seen=None, augment=config.augment, kept=kept
+        )
+        description = replace(start.description, calibration=calibration, training=made)
+        print(save_weights(args.out / WEIGHTS, start.encoders, description))
+        return
     training = {
         "start": start and start.as_start,
         "families": list(dict.fromkeys(name for each in (*args.before, args.set) for name in SETS[each][3])),

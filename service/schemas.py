@@ -335,7 +335,7 @@ class IngestBody(BaseModel):
     byte_order: str
     gathers: int
     shots: int = Field(
-        description="In each gather, as read; of more than five on the line five are used (shots_chosen in warnings)."
+        description="In each gather, as read; at most five are used (shots_chosen and shots_moved in warnings)."
     )
     receivers: int = Field(description="In each shot, as used.")
     samples: int = Field(description="In each trace, as used.")

@@ -62,6 +62,15 @@ class EncodedGathers:
         parts: dict[str, Any] = {head.name: getattr(self, head.name) for head in fields(self)}
         return replace(self, **{name: part[rows] for name, part in parts.items() if part is not None})
 
+    @classmethod
+    def joined(cls, parts: Sequence[EncodedGathers]) -> EncodedGathers:
+        """The gathers of one or more parts by the same encoders, one part after another."""
+        whole: dict[str, Any] = {}
+        for head in fields(cls):
+            rows = [getattr(part, head.name) for part in parts]
+            whole[head.name] = None if rows[0] is None else np.concatenate(rows)
+        return cls(**whole)
+
     def uncertainty(self, spread: Float32) -> Float32:
         """``(batch,)`` mean logarithm of `descriptor_scale` in units of ``spread`` (13,); zero without a head."""
         if self.descriptor_scale is None:

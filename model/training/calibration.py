@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse
@@ -15,15 +16,17 @@ from seisbind.model.confidence.presence import SIZES, Presence, coarse, fit_pres
 from seisbind.model.datasets.pairs import PairSet
 from seisbind.model.encoders.embedder import Embedder, EncodedGathers, full_size
 from seisbind.model.encoders.weights_file import Calibration
-from seisbind.model.errors import InvalidConfig
+from seisbind.model.errors import DatasetError, InvalidConfig
 from seisbind.model.survey.preparation import Prepared
 from seisbind.model.training.augment import AugmentConfig, augmented
-from seisbind.model.training.evaluation import Embedded, as_prepared, embed
+from seisbind.model.training.evaluation import as_prepared
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 COVERAGE = 0.9
+ROUNDS = 2  # of both steps of the fit; a third changes nothing in the third digit
+PART = 1_000  # pairs that are encoded at a time
 MIN_PAIRS = 10  # with fewer, no order statistic bounds 90 %
 OTHERS = SIZES[-1]  # further models, enough for the largest gallery that presence is fitted on
 SEEN = 8_000  # gathers of training, enough for the ends of their ranges, beyond which one in a thousand lies
@@ -50,7 +53,8 @@ def calibrate(
     the logarithm of the factor is linear in the families' probabilities, and the line is the 90 % regression quantile
     (Koenker and Bassett 1978) of the logarithm of error over scale. One family, or no family head, makes it split
     conformal prediction (Papadopoulos et al. 2002). Then, where there are others, on all of them, as they are and as
-    training saw them: what departures from the ranges of training add, never less than nothing.
+    training saw them: what departures from the ranges of training add, never less than nothing. Familiar ground departs
+    a little, too, so the first is fitted again with what that adds there, and so on, `ROUNDS` times.
 
     Args:
         embedder: the encoders.
@@ -58,28 +62,25 @@ def calibrate(
         seen: gathers as training saw them (`augment.as_trained`); `SEEN` are enough. None where ``kept`` is given.
         augment: of training.
         others: ``(m, 70, 70)`` further velocity models, m/s, in the galleries that presence is fitted on.
-        kept: of encoders whose readings these have, to the bit: what it says of them is taken over, and what is fitted
-            here is the intervals of cells, what departures add to both, and the range of ground that is not foreign.
+        kept: of encoders whose readings these have, to the bit: its presence and its ranges of what is measured are
+            taken over, and what is fitted here is the intervals and the range of ground that is not foreign.
 
     Raises:
         InvalidConfig: weights without heads on the gathers, too few pairs, or neither ``seen`` nor ``kept``.
     """
-    prepared = as_prepared(pairs)
-    embedded, measured, distance = embed(embedder, pairs, prepared), [measure(prepared)], [shot_distance(prepared)]
-    gathers = [embedded.gathers]
+    encoded = [_encode(embedder, pairs, lambda part, _: as_prepared(part))]
     if augment is not None:
-        prepared = augmented(pairs, replace(augment, mirror=0.0), seed=1)  # a mirrored gather is not of its own model
-        gathers.append(embedder.embed_gathers(prepared))
-        measured.append(measure(prepared))
-        distance.append(shot_distance(prepared))
-    del prepared  # makes room
+        unmirrored = replace(augment, mirror=0.0)  # a mirrored gather is not of its own model
+        encoded.append(_encode(embedder, pairs, lambda part, first: augmented(part, unmirrored, seed=1 + first)))
+    gathers = [each.gathers for each in encoded]
+    descriptors = pairs.descriptors.cpu().numpy()
     config = embedder.weights.description.config
     familiar = np.isin(pairs.family_names(), config.families) if any(config.foreign) else np.ones(len(pairs), bool)
     if familiar.sum() < MIN_PAIRS:
         raise InvalidConfig(
             f"{familiar.sum()} pairs are too few for {COVERAGE:.0%} intervals; at least {MIN_PAIRS} are needed."
         )
-    values = [embedder.measures(*each) for each in zip(measured, gathers, strict=True)]
+    values = [embedder.measures(each.measured, each.gathers) for each in encoded]
     if kept is not None:
         novelty = kept.novelty
     elif seen is not None:
@@ -91,26 +92,57 @@ def calibrate(
     clean = np.concatenate([familiar, np.zeros((len(gathers) - 1) * len(pairs), bool)])
     foreign = np.concatenate([~familiar, np.zeros(len(clean) - len(familiar), bool)])
     share = np.concatenate([_family_shares(each) for each in gathers])
-    departed = departures(np.concatenate([scores(each, novelty) for each in values]), np.concatenate(distance))
-    y = np.log(np.concatenate([_scores(each, embedded.descriptors) for each in gathers]) + 1e-9)
+    departed = departures(
+        np.concatenate([scores(each, novelty) for each in values]), np.concatenate([each.distance for each in encoded])
+    )
+    y = np.log(np.concatenate([_scores(each, descriptors) for each in gathers]) + 1e-9)
     if clean.all():
         departed = departed[:, :0]
-    base = _by_family(y, share, departed, clean) if kept is None else np.asarray(kept.log_factor)
+    base, excess = _fitted(y, share, departed, clean, foreign)
     cells = [each for each in (_cell_scores(embedder, each, pairs) for each in gathers) if each is not None]
     cell_y = np.log(np.concatenate(cells) + 1e-9)[:, None] if cells else np.empty((len(y), 0))
-    cell_base = _by_family(cell_y, share, departed, clean)
-    excess, cell_excess = (
-        _by_departure(each - share @ rows, departed, clean, foreign) for each, rows in ((y, base), (cell_y, cell_base))
-    )
+    cell_base, cell_excess = _fitted(cell_y, share, departed, clean, foreign)
     return Calibration(
         log_factor=_rows(base),
-        presence=_presence(embedder, embedded, gathers, others) if kept is None else kept.presence,
+        presence=_presence(embedder, pairs, gathers, others) if kept is None else kept.presence,
         novelty=novelty,
         pairs=len(pairs),
         log_cell_factor=tuple(cell_base.ravel().tolist()),
         log_excess=_rows(excess),
         log_cell_excess=tuple(cell_excess.ravel().tolist()),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """Gathers of all pairs: what is read, `novelty.measure` and `shot_distance`."""
+
+    gathers: EncodedGathers
+    measured: Float64
+    distance: Float64
+
+
+def _encode(embedder: Embedder, pairs: PairSet, prepare: Callable[[PairSet, int], Prepared]) -> _Encoded:
+    """Part by part, for all of a set at once are gigabytes; ``prepare`` has a part and the number of its first pair."""
+    if pairs.frame != embedder.frame:
+        raise DatasetError(f"The pairs are of another frame than the weights: {pairs.frame}, not {embedder.frame}.")
+    parts = []
+    for first in range(0, len(pairs), PART):
+        prepared = prepare(pairs.select(range(first, min(first + PART, len(pairs)))), first)
+        parts.append((embedder.embed_gathers(prepared), measure(prepared), shot_distance(prepared)))
+    gathers, measured, distance = zip(*parts, strict=True)
+    return _Encoded(EncodedGathers.joined(gathers), np.concatenate(measured), np.concatenate(distance))
+
+
+def _fitted(
+    y: Float64, share: Float64, departed: Float64, clean: NDArray[np.bool_], foreign: NDArray[np.bool_]
+) -> tuple[Float64, Float64]:
+    """``(families, columns)`` and ``(departures, columns)`` for logarithms ``y`` (n, columns) of errors over scales."""
+    base, excess = _by_family(y, share, departed, clean), np.empty((0, y.shape[1]))
+    for _ in range(ROUNDS if departed.shape[1] else 0):
+        excess = _by_departure(y - share @ base, departed, clean, foreign)
+        base = _by_family(y - departed @ excess, share, departed[:, :0], clean)
+    return base, excess
 
 
 def _rows(matrix: Float64) -> tuple[tuple[float, ...], ...]:
@@ -131,8 +163,6 @@ def _by_family(y: Float64, share: Float64, departed: Float64, clean: NDArray[np.
 
 def _by_departure(y: Float64, departed: Float64, clean: NDArray[np.bool_], foreign: NDArray[np.bool_]) -> Float64:
     """``(departures, columns)`` that departures add to what the families say."""
-    if not departed.shape[1]:
-        return np.empty((0, y.shape[1]))
     weight = np.where(clean, FAMILIAR / clean.sum(), 0.0)
     others = [each for each in ((foreign, FOREIGN), (~clean & ~foreign, AUGMENTED)) if each[0].any()]
     for group, share in others:
@@ -170,22 +200,17 @@ def _cell_scores(embedder: Embedder, gathers: EncodedGathers, pairs: PairSet) ->
     return out
 
 
-def _presence(
-    embedder: Embedder, embedded: Embedded, gathers: list[EncodedGathers], others: Float32 | None
-) -> Presence:
+def _presence(embedder: Embedder, pairs: PairSet, gathers: list[EncodedGathers], others: Float32 | None) -> Presence:
     """The law of `confidence.presence` for these encoders, fitted on gathers with and without augmentation."""
-    gallery, models = [embedded.velocity], [embedded.models]
-    if others is not None:
-        gallery.append(embedder.embed_velocity(others))
-        models.append(others)
+    models = [pairs.velocity.cpu().numpy(), *([] if others is None else [others])]
     read = np.concatenate([each.velocity for each in gathers if each.velocity is not None])
     return fit_presence(
         np.concatenate([each.embedding for each in gathers]),
         read,
         np.concatenate([each.uncertainty(embedder.descriptor_spread) for each in gathers]),
-        np.concatenate(gallery),
+        np.concatenate([embedder.embed_velocity(each) for each in models]),
         np.concatenate([coarse(each, read.shape[-1]) for each in models]),
-        pairs=len(embedded),
+        pairs=len(pairs),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,6 @@ from seisbind.model.scale import UNSCALED, AskedScale, AutoScale, Scale, parse_s
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.preparation import Prepared, prepare
 from seisbind.model.survey.scaling import ChosenScale, scale_for
-
-HEADS = tuple(head.name for head in fields(EncodedGathers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +156,7 @@ def encode(embedder: Embedder, queries: Sequence[Query]) -> EncodedGathers:
         order += [rows[number] for number in members]
     if len(parts) == 1:
         return parts[0]
-    joined: dict[str, Any] = {}
-    for name in HEADS:
-        heads = [getattr(part, name) for part in parts]
-        joined[name] = None if heads[0] is None else np.concatenate(heads)
-    return EncodedGathers(**joined).select(np.argsort(np.concatenate(order)))
+    return EncodedGathers.joined(parts).select(np.argsort(np.concatenate(order)))
 
 
 def rows_of(queries: Sequence[Query]) -> list[NDArray[np.intp]]:
