@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 from robustness import auroc
 from torch import Tensor, nn
 
-from seisbind.model.confidence.novelty import OF_RECORD, learn_foreign, measure, scores
+from seisbind.model.confidence.novelty import learn_foreign, measure, scores, with_uncertainty
 from seisbind.model.datasets.pairs import load_pairs
 from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.ground.families import BROAD_FAMILIES, FAMILIES
 from seisbind.model.training.evaluation import as_prepared
 
 TRAIN, JUDGED, RANGE, FAMILIAR = ("clean", "blocks"), ("exact", "blocks-held-out"), ("calibration",), ("test",)
-PART = 500  # pairs that are encoded at a time
+PART = 50  # pairs that are encoded at a time
 HIDDEN, DROPPED, STEPS, BATCH, RATE = 128, 0.5, 800, 256, 2e-3
 KINDS = (*FAMILIES, *BROAD_FAMILIES)
 
@@ -46,15 +46,20 @@ class Encoded:
 
 
 def encoded(embedder: Embedder, folders: list[Path]) -> Encoded:
-    kept: list[Tensor] = []
-    hook = embedder.weights.encoders.seismic.kind_head.register_forward_pre_hook(lambda _, seen: kept.append(seen[0]))
+    encoder, kept = embedder.weights.encoders.seismic.eval(), list[Tensor]()
+    hook = encoder.kind_head.register_forward_pre_hook(lambda _, seen: kept.append(seen[0]))
     measures, ground = [], []
     for folder in folders:
         pairs = load_pairs(folder)
         for first in range(0, len(pairs), PART):
             part = pairs.select(range(first, min(first + PART, len(pairs))))
             prepared = as_prepared(part)
-            measures.append(embedder.measures(measure(prepared), embedder.embed_gathers(prepared))[:, : OF_RECORD + 1])
+            with torch.no_grad():
+                read = encoder(
+                    *(torch.from_numpy(each) for each in (prepared.traces, prepared.live, prepared.shot_x_m))
+                )
+            doubt = read.descriptor_scale.log().mean(dim=1).numpy()
+            measures.append(with_uncertainty(measure(prepared), doubt))
             ground.append(part.family_names())
     hook.remove()
     return Encoded(torch.cat(kept).float(), np.concatenate(measures), np.concatenate(ground))

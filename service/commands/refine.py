@@ -166,9 +166,9 @@ def _kept(part: Path, query: Query, starts: Starts, config: Any) -> Iterator[tup
     from seisbind.model.inversion.refinement import Refinement
     from seisbind.service.engine.refine import begin
 
-    prepared, digest = query.prepared, hashlib.sha256()
+    observed, digest = Observed.of(query.prepared), hashlib.sha256()
     prior = np.zeros(0) if starts.prior is None else starts.prior
-    for content in (prepared.traces, prepared.live, prepared.shot_x_m, starts.velocity, prior):
+    for content in (observed.traces[None], observed.live[None], observed.shot_x_m[None], starts.velocity, prior):
         digest.update(np.ascontiguousarray(content).tobytes())
     asked = f"{digest.hexdigest()} {config}"
     if part.exists():
@@ -176,7 +176,7 @@ def _kept(part: Path, query: Query, starts: Starts, config: Any) -> Iterator[tup
             with np.load(io.BytesIO(part.read_bytes()), allow_pickle=False) as arrays:
                 state = {name: arrays[name] for name in arrays.files}
             other = str(state.pop("asked")) != asked
-            refinement = Refinement.resume(Observed.of(prepared), config, state)
+            refinement = Refinement.resume(observed, config, state)
         except SeisBindError:
             raise
         except (ValueError, KeyError, OSError, EOFError, TypeError, BadZipFile, zlib.error) as error:

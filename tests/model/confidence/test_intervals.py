@@ -5,7 +5,7 @@ from seisbind.model.confidence.intervals import CAP, HALF_KNOWN, KNEE, departure
 from seisbind.model.confidence.novelty import MEASURES
 from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.survey.preparation import Prepared
-from seisbind.model.training.calibration import COVERAGE, _by_departure, least_excess
+from seisbind.model.training.calibration import COVERAGE, _by_departure, _by_family, _fitted, least_excess
 
 
 def pinball(y: np.ndarray, x: np.ndarray, weight: np.ndarray, coefficients: np.ndarray) -> float:
@@ -77,3 +77,21 @@ def test_foreign_ground_as_recorded_is_not_outweighed_by_many_disturbed_records(
     without = ~foreign
     found = _by_departure(y[without], departed[without], familiar[without], foreign[without])
     assert found[0, 0] == pytest.approx(1, abs=1e-6)
+
+
+def test_families_are_held_nine_times_in_ten_with_what_departures_add() -> None:
+    """Every second familiar record departs a little: what other ground needs there made all of its intervals wider."""
+    rng = np.random.default_rng(3)
+    count = 4000
+    family = rng.integers(0, 2, count)
+    share, foreign = np.eye(2)[family], np.arange(count) >= count // 2
+    departed = np.where(foreign, rng.uniform(0.2, 1.0, count), rng.choice([0.0, 0.1], count))[:, None]
+    y = np.log(np.abs(rng.standard_normal(count))) + np.where(foreign, 4 * departed[:, 0], 0.7 * family)
+    base, excess = _fitted(y[:, None], share, departed, ~foreign, foreign)
+    held = (y <= (share @ base + departed @ excess)[:, 0])[~foreign]
+    own = family[~foreign]
+    assert abs(held[own == 0].mean() - COVERAGE) < 0.005 and abs(held[own == 1].mean() - COVERAGE) < 0.005
+    once = _by_family(y[:, None], share, departed, ~foreign)
+    wider = y <= (share @ once + departed @ _by_departure(y[:, None] - share @ once, departed, ~foreign, foreign))[:, 0]
+    assert wider[~foreign].mean() > COVERAGE + 0.015
+    assert (y <= (share @ base + departed @ excess)[:, 0])[foreign].mean() > 0.85
