@@ -25,10 +25,14 @@ HALF_KNOWN = 0.2  # of a departure of ground counts by itself: what is hardly to
 
 
 def shot_distance(prepared: Prepared) -> Float64:
-    """``(batch,)``: how far the frame's own shot positions are from the nearest shot on average, in their spacing."""
+    """``(batch,)``: how far the frame's own shot positions are from the nearest shot on average, in their spacing.
+
+    Shots that were moved count from where they were.
+    """
     own = np.asarray(prepared.frame.shot_x_m)
     present = np.asarray(prepared.live.any(axis=2))
-    away = np.abs(own[:, None] - prepared.shot_x_m[:, None, :])  # (batch, own, shot)
+    x_m = prepared.shot_x_m if prepared.moved_m is None else prepared.shot_x_m + prepared.moved_m
+    away = np.abs(own[:, None] - x_m[:, None, :])  # (batch, own, shot)
     nearest = np.where(present[:, None, :], away, prepared.frame.line_m).min(axis=2)
     return np.asarray(nearest.mean(axis=1) * (len(own) - 1) / (own[-1] - own[0]))
 

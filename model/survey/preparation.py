@@ -21,7 +21,14 @@ from seisbind.model.survey.notes import Note
 from seisbind.model.survey.recorded import Recorded, check_gathers, limit_range
 from seisbind.model.survey.resampling import map_receivers, receiver_map, resample_time, weigh_receivers
 from seisbind.model.survey.shaping import suit_wavelet
-from seisbind.model.survey.shots import ChosenShots, choose_shots, place_shots, select_shots, shots_on_line
+from seisbind.model.survey.shots import (
+    ChosenShots,
+    choose_shots,
+    nearest_shots,
+    place_shots,
+    select_shots,
+    shots_on_line,
+)
 
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
@@ -42,6 +49,7 @@ class Prepared:
         shot_x_m: ``(batch, shot)`` float32, metres from the first receiver of the line.
         notes: what was done, a tuple for each gather.
         frame: whose grid it is; OpenFWI's has 250 samples and 70 receivers.
+        moved_m: ``(batch, shot)`` how far from there each shot was, with its receivers; None where none was moved.
         as_recorded: the same with all shots where they were, as waves are modelled for them; None where they are.
     """
 
@@ -50,6 +58,7 @@ class Prepared:
     shot_x_m: Float32
     notes: tuple[tuple[Note, ...], ...] = field(default=())
     frame: Frame = OPENFWI_FRAME
+    moved_m: Float32 | None = None
     as_recorded: Prepared | None = None
 
     def __len__(self) -> int:
@@ -137,7 +146,36 @@ def _on_grid(
         shot_x_m=(shots.x_m / scale.s).astype(np.float32),
         notes=tuple(each),
         frame=of_weights,
+        moved_m=(shots.moved_m / scale.s).astype(np.float32) if shots.moved_m.any() else None,
     )
+
+
+def place_prepared(prepared: Prepared) -> Prepared:
+    """Gathers that are on the grid already, such as pairs are, with their shots moved as `prepare` does.
+
+    What a shot had beyond the line's ends is not there: traces that are moved from there are dead.
+    """
+    frame, live = prepared.frame, prepared.live
+    share = live.mean(axis=2)
+    near = nearest_shots(prepared.shot_x_m, share, np.zeros_like(share), frame)
+    served = near.served & (np.take_along_axis(share, near.number, axis=1) > 0)
+    moved_m = np.where(served, near.moved_m, 0.0).astype(np.float32)
+    rows = np.flatnonzero(moved_m.any(axis=1))
+    if not len(rows):
+        return prepared
+    traces, alive, x_m = prepared.traces.copy(), live.copy(), prepared.shot_x_m.copy()
+    traces[rows], alive[rows] = 0, False
+    for row in rows:
+        x_m[row] = frame.shot_x_m
+        for place in np.flatnonzero(served[row]):
+            shot, moved = near.number[row, place], moved_m[row, place]
+            cells = round(moved / frame.receiver_spacing_m)
+            here = slice(max(-cells, 0), frame.receivers - max(cells, 0))
+            there = slice(max(cells, 0), frame.receivers + min(cells, 0))
+            traces[row, place][:, here] = prepared.traces[row, shot][:, there]
+            alive[row, place, here] = live[row, shot, there]
+            x_m[row, place] = prepared.shot_x_m[row, shot] - moved
+    return replace(prepared, traces=traces, live=alive, shot_x_m=x_m, moved_m=moved_m)
 
 
 def polarity(gather: Float32, live: Bool, shot_x_m: NDArray[np.float64], nodes: NDArray[np.float64]) -> int:

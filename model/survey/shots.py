@@ -116,25 +116,52 @@ def choose_shots(shots: ShotsOnLine, frame: Frame) -> ChosenShots:
 
 
 def place_shots(shots: ShotsOnLine, frame: Frame) -> ChosenShots:
-    """For each place of the frame's shots the nearest one, moved there if more than a receiver spacing away.
+    """For each place of the frame's shots the nearest one, moved there: see `nearest_shots`."""
+    near = nearest_shots(np.broadcast_to(shots.x_m, shots.live.shape), shots.live, shots.strength, frame)
+    served = near.served[0]  # the same in all gathers
+    why = "the nearest to each place that training had a shot at"
+    return _chosen(shots, near.number[:, served], near.moved_m[:, served], frame, why)
 
-    None for a place from which every shot is further than half of the largest step between places. A shot with a fifth
-    of its traces dead counts as one a quarter of a step further off, as in `spread_shots`.
+
+@dataclass(frozen=True, slots=True)
+class NearestShots:
+    """For each gather and each place of a frame's shots, ``(batch, place)``.
+
+    Attributes:
+        number: of the shot that is nearest.
+        moved_m: how far from the place it is, in whole receiver spacings; 0 up to one of them.
+        served: whether it is within half of the largest step between places.
+    """
+
+    number: NDArray[np.intp]
+    moved_m: NDArray[np.float64]
+    served: NDArray[np.bool_]
+
+
+def nearest_shots(
+    x_m: NDArray[np.floating], live: NDArray[np.floating], strength: NDArray[np.floating], frame: Frame
+) -> NearestShots:
+    """The shot next to each place of a frame's shots.
+
+    A shot with a fifth of its traces dead counts as one a quarter of a step further off, as in `spread_shots`.
+
+    Args:
+        x_m, live, strength: ``(batch, shot)`` places from the line's first receiver, share of the traces that are live,
+            and recorded amplitudes in any unit, which decide between shots as near.
+        frame: in whose metres they are.
     """
     place_m, spacing = np.asarray(frame.shot_x_m), frame.receiver_spacing_m
     step = float(np.diff(place_m).max())
     ends_m = frame.shot_margin_m + max(float(place_m[0]), frame.line_m - float(place_m[-1]))
     reach_m = max(step / 2, ends_m) + frame.on_node_m  # so that every shot is near some place
-    away_m = np.abs(shots.x_m - place_m[:, None])  # (place, shot)
-    served = (away_m <= reach_m).any(axis=1)
-    place_m, away_m = place_m[served], away_m[served]
-    dead = (1 - shots.live) / np.maximum(shots.live, MIN_LIVE)  # (batch, shot)
-    cost = np.rint((np.square(away_m / step) + np.square(dead)[:, None]) / COST_STEP)  # (batch, place, shot)
+    away_m = np.abs(x_m[:, None] - place_m[:, None])  # (batch, place, shot)
+    dead = (1 - live) / np.maximum(live, MIN_LIVE)
+    cost = np.rint((np.square(away_m / step) + np.square(dead)[:, None]) / COST_STEP)
     cost = np.where(away_m <= reach_m, cost, np.inf)
-    number = np.lexsort((np.broadcast_to(-shots.strength[:, None], cost.shape), cost))[..., 0]
-    moved_m = np.rint((shots.x_m[number] - place_m) / spacing) * spacing
-    moved_m[np.abs(shots.x_m[number] - place_m) <= spacing + frame.on_node_m] = 0.0
-    return _chosen(shots, number, moved_m, frame, "the nearest to each place that training had a shot at")
+    number = np.lexsort((np.broadcast_to(-strength[:, None], cost.shape), cost))[..., 0]
+    off_m = np.take_along_axis(np.asarray(x_m, np.float64), number, axis=1) - place_m
+    moved_m = np.where(np.abs(off_m) <= spacing + frame.on_node_m, 0.0, np.rint(off_m / spacing) * spacing)
+    return NearestShots(number, moved_m, (away_m <= reach_m).any(axis=2))
 
 
 def _chosen(

@@ -17,7 +17,7 @@ from seisbind.model.datasets.pairs import PairSet
 from seisbind.model.encoders.embedder import Embedder, EncodedGathers, full_size
 from seisbind.model.encoders.weights_file import Calibration
 from seisbind.model.errors import DatasetError, InvalidConfig
-from seisbind.model.survey.preparation import Prepared
+from seisbind.model.survey.preparation import Prepared, place_prepared
 from seisbind.model.training.augment import AugmentConfig, augmented
 from seisbind.model.training.evaluation import as_prepared
 
@@ -71,7 +71,9 @@ def calibrate(
     encoded = [_encode(embedder, pairs, lambda part, _: as_prepared(part))]
     if augment is not None:
         unmirrored = replace(augment, mirror=0.0)  # a mirrored gather is not of its own model
-        encoded.append(_encode(embedder, pairs, lambda part, first: augmented(part, unmirrored, seed=1 + first)))
+        encoded.append(
+            _encode(embedder, pairs, lambda part, first: place_prepared(augmented(part, unmirrored, seed=1 + first)))
+        )
     gathers = [each.gathers for each in encoded]
     descriptors = pairs.descriptors.cpu().numpy()
     config = embedder.weights.description.config

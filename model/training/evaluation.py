@@ -20,7 +20,7 @@ from seisbind.model.datasets.pairs import PairSet
 from seisbind.model.encoders.embedder import NEIGHBOURS, Embedder, EncodedGathers, InferredPhysics
 from seisbind.model.errors import DatasetError, InvalidConfig
 from seisbind.model.ground.descriptors import DESCRIPTORS, NAMES, describe
-from seisbind.model.survey.preparation import Prepared
+from seisbind.model.survey.preparation import Prepared, place_prepared
 from seisbind.model.training.augment import augmented
 
 Float32 = NDArray[np.float32]
@@ -61,8 +61,8 @@ class Embedded:
 
 
 def as_prepared(pairs: PairSet) -> Prepared:
-    """The gathers of ``pairs`` as complete records, without augmentation."""
-    return augmented(pairs, None)
+    """The gathers of ``pairs`` as complete records, without augmentation, their shots moved as those of any record."""
+    return place_prepared(augmented(pairs, None))
 
 
 def embed(embedder: Embedder, pairs: PairSet, prepared: Prepared | None = None) -> Embedded:

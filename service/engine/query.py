@@ -180,7 +180,14 @@ def _joined(prepared: Sequence[Prepared]) -> Prepared:
         shot_x_m=stacked([each.shot_x_m for each in prepared]),
         notes=tuple(notes for each in prepared for notes in each.notes),
         frame=prepared[0].frame,
+        moved_m=None
+        if all(each.moved_m is None for each in prepared)
+        else stacked([_moved(each) for each in prepared]),
     )
+
+
+def _moved(prepared: Prepared) -> NDArray[np.float32]:
+    return np.zeros_like(prepared.shot_x_m) if prepared.moved_m is None else prepared.moved_m
 
 
 def stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -39,6 +39,8 @@ def test_shots_that_are_elsewhere_or_lost_are_a_distance() -> None:
     places[1] += 43.0
     live[2, 1:] = False
     found = shot_distance(Prepared(traces, live, places))
+    moved = Prepared(traces[1:2], live[1:2], places[:1], moved_m=places[1:2] - places[:1])
+    assert shot_distance(moved) == pytest.approx(found[1:2])  # wherever the encoders see them
     spacing = OPENFWI_FRAME.line_m / (shots - 1)
     assert found[0] == 0 and found[1] == pytest.approx(43 / spacing) and found[2] == pytest.approx(2, rel=0.01)
 

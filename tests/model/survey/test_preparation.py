@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seisbind.model.confidence.intervals import shot_distance
 from seisbind.model.errors import InvalidGather, InvalidSurvey
 from seisbind.model.frame import OPENFWI_FRAME, Survey
 from seisbind.model.inversion.observed import Observed
-from seisbind.model.survey.preparation import OPENFWI, Prepared, prepare
+from seisbind.model.survey.preparation import OPENFWI, Prepared, place_prepared, prepare
 from seisbind.model.survey.resampling import receiver_map, time_kernel
 from seisbind.model.survey.shots import spread_shots
 from seisbind.model.waves.wavefield import simulate
@@ -285,6 +286,29 @@ def test_a_shot_is_moved_with_its_receivers_to_the_place_of_training_next_to_it(
         np.testing.assert_array_equal(getattr(prepared.as_recorded, name), getattr(unmoved, name))
     np.testing.assert_array_equal(Observed.of(prepared).shot_x_m, x)  # waves are modelled for where it was shot
     assert prepare(gathers).as_recorded is None and not prepare(gathers).notes[0]
+
+
+def test_pairs_are_placed_as_records_are() -> None:
+    """Gathers on the grid, each with shots of its own, become what `prepare` makes of the records."""
+    gathers, _ = many_shots(5)
+    places = [(60.0, 179.0, 300.0, 520.0, 640.0), OPENFWI.shot_x_m, (0.0, 90.0, 170.0, 600.0, 690.0)]
+    records = [prepare(gathers, line(LINE, shots=x), move_shots=False) for x in places]
+    stack = Prepared(*(np.concatenate([getattr(each, n) for each in records]) for n in ("traces", "live", "shot_x_m")))
+    before = stack.traces.copy()
+    found = place_prepared(stack)
+    np.testing.assert_array_equal(stack.traces, before)
+    for row, x in enumerate(places):
+        expected, used = prepare(gathers, line(LINE, shots=x)), found.live[row].any(axis=1)
+        np.testing.assert_array_equal(found.shot_x_m[row][used], expected.shot_x_m[0])
+        np.testing.assert_array_equal(found.live[row][used], expected.live[0])
+        np.testing.assert_array_equal(np.abs(found.traces[row][used]), np.abs(expected.traces[0]))
+        moved = np.zeros(used.sum()) if expected.moved_m is None else expected.moved_m[0]
+        assert found.moved_m is not None
+        np.testing.assert_array_equal(found.moved_m[row][used], moved)
+        np.testing.assert_allclose(shot_distance(found)[row], shot_distance(expected)[0], rtol=1e-6)
+    assert shot_distance(found)[1] == 0 < shot_distance(found)[0]
+    canonical = prepare(gathers)
+    assert place_prepared(canonical) is canonical and canonical.moved_m is None
 
 
 def test_receivers_beyond_the_line_serve_a_shot_that_is_moved() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from seisbind.model.confidence.intervals import shot_distance
 from seisbind.model.frame import Survey
 from seisbind.model.survey.preparation import OPENFWI
 from seisbind.model.waves.wavefield import simulate
@@ -17,6 +18,7 @@ from seisbind.service.bulk.backends import GalleryBackend, RetrieveOptions
 from seisbind.service.bulk.run import retrieve_all
 from seisbind.service.client.client import Client
 from seisbind.service.engine.engine import Engine
+from seisbind.service.engine.query import Query, _joined, encode
 from seisbind.service.formats.npy import npy
 from seisbind.service.formats.reader import Geometry
 
@@ -65,6 +67,21 @@ def test_the_answer_is_that_of_the_five_alone(engine: Engine, record: Float32) -
         assert whole.in_distribution == other.in_distribution
     assert whole.warnings == shuffled.warnings
     assert tuple(note for note in whole.warnings if note.code != "shots_chosen") == alone.warnings
+
+
+def test_records_with_moved_shots_and_others_go_through_the_encoder_together(engine: Engine, record: Float32) -> None:
+    at = used(engine, record)
+    moved = Query.prepare(record[at], line(tuple(SHOT_X_M[i] for i in at)))
+    own = Query.prepare(record[at], line(OPENFWI.shot_x_m))  # as if it had been recorded there
+    assert moved.prepared.moved_m is not None and own.prepared.moved_m is None
+    together, distance = (
+        encode(engine.embedder, [own, moved, own]),
+        shot_distance(_joined([own.prepared, moved.prepared])),
+    )
+    for row, query in enumerate((own, moved, own)):
+        alone = encode(engine.embedder, [query])
+        np.testing.assert_allclose(together.embedding[row], alone.embedding[0], atol=1e-5)
+    assert distance[0] == 0 < distance[1] == shot_distance(moved.prepared)[0]
 
 
 def test_shots_that_are_not_chosen_do_not_matter(engine: Engine, record: Float32) -> None:
