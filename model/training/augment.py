@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from seisbind.model.datasets.pairs import PairSet
 from seisbind.model.frame import OPENFWI_FRAME, Frame
-from seisbind.model.survey.preparation import Prepared
+from seisbind.model.survey.preparation import Prepared, place_prepared
 from seisbind.model.survey.resampling import receiver_map
 
 Chosen = Callable[[float], Tensor]  # probability -> (batch,) bool
@@ -96,6 +96,26 @@ class Batch:
 def whole_batch(pairs: PairSet) -> Batch:
     """``pairs`` as a batch, without augmentation."""
     return Batch(pairs.traces, pairs.live_traces(), pairs.places(), pairs.velocity, pairs.frame)
+
+
+def placed(pairs: PairSet) -> PairSet:
+    """Pairs whose shots are moved as those of any record are (`preparation.place_prepared`), so that encoders are
+    trained on what they will see. Those that are moved are changed in ``pairs`` itself, which may be gigabytes."""
+    if pairs.shot_x_m is None:
+        return pairs
+    live, moved = pairs.live_traces(), False
+    for start in range(0, len(pairs), CHUNK):
+        rows = slice(start, min(start + CHUNK, len(pairs)))
+        batch = whole_batch(pairs.select(range(rows.start, rows.stop)).to("cpu"))
+        before = Prepared(batch.traces.numpy(), batch.live.numpy(), batch.shot_x_m.numpy(), frame=pairs.frame)
+        after = place_prepared(before)
+        if after is before:
+            continue
+        pairs.traces[rows] = torch.from_numpy(after.traces).to(pairs.traces)
+        pairs.shot_x_m[rows] = torch.from_numpy(after.shot_x_m).to(pairs.shot_x_m)
+        live[rows] = torch.from_numpy(after.live).to(live)
+        moved = True
+    return replace(pairs, live=live) if moved else pairs
 
 
 def as_trained(pairs: PairSet, config: AugmentConfig | None, *, count: int, seed: int = 0) -> Prepared:

@@ -16,7 +16,7 @@ from seisbind.model.encoders.embedder import Embedder
 from seisbind.model.encoders.networks import Encoders
 from seisbind.model.encoders.weights_file import Calibration, Description, Weights, as_saved, save_weights
 from seisbind.model.errors import InvalidConfig
-from seisbind.model.training.augment import as_trained
+from seisbind.model.training.augment import as_trained, placed
 from seisbind.model.training.calibration import OTHERS, SEEN, calibrate
 from seisbind.model.training.checkpoint import CHECKPOINT, stored_parts
 from seisbind.model.training.ranks import ALONE, Ranks, parts_for
@@ -77,7 +77,8 @@ def train_weights(
     """Train encoders, calibrate them and write them to `WEIGHTS` in ``out``, beside log and checkpoint.
 
     Args:
-        stages: one, or several with growing sets of pairs, the last until 1.0.
+        stages: one, or several with growing sets of pairs, the last until 1.0. Their shots are moved to the frame's
+            places, as those of records are.
         config: the recipe.
         out: folder of the run; created.
         name: of the weights.
@@ -100,7 +101,7 @@ def train_weights(
     pairs: PairSet | None = None
     for number, stage in enumerate(stages):
         pairs = None  # frees the pairs of the stage before: two sets at a time may be too much
-        pairs = stage.load()
+        pairs = placed(stage.load())
         encoders = train(
             pairs,
             config,

@@ -16,7 +16,7 @@ from seisbind.model.errors import InvalidConfig
 from seisbind.model.frame import OPENFWI_FRAME
 from seisbind.model.ground.families import BROAD_FAMILIES
 from seisbind.model.survey.preparation import OPENFWI
-from seisbind.model.training.augment import AugmentConfig, Batch, augment, mirror, whole_batch
+from seisbind.model.training.augment import AugmentConfig, Batch, augment, mirror, placed, whole_batch
 from seisbind.model.training.batches import likeness, runs
 from seisbind.model.training.loss import LossConfig, contrastive, structure_distance, targets, total_loss
 from seisbind.model.training.recipe import PAPER, TrainConfig, load_config
@@ -425,3 +425,19 @@ def test_errors_alone_are_trained_and_nothing_else_moves(tmp_path: Path, pairs: 
             replace(errors, **wrong)
     with pytest.raises(InvalidConfig, match="'errors_only' recipe goes on from trained"):
         check_start(errors, None)
+
+
+def test_shots_of_pairs_are_where_encoders_will_see_them() -> None:
+    """As `prepare` moves those of records; pairs at the frame's own places stay as they are."""
+    rng = np.random.default_rng(0)
+    traces = torch.from_numpy(rng.standard_normal((3, 5, 250, 70)).astype(np.float16))
+    places = torch.tensor([[60.0, 170, 340, 520, 640], list(OPENFWI.shot_x_m), [0, 170, 340, 500, 690]])
+    rest = torch.zeros(3, 70, 70), torch.zeros(3, 13), torch.zeros(3, dtype=torch.int64), ("-",)
+    own = PairSet(traces.clone(), *rest)
+    assert placed(own) is own
+    found = placed(PairSet(traces.clone(), *rest, shot_x_m=places.clone()))
+    assert found.shot_x_m is not None and found.shot_x_m.tolist() == [list(OPENFWI.shot_x_m)] * 3
+    assert found.live is not None and found.live.sum(dim=(1, 2)).tolist() == [350 - 6 - 5, 350, 350 - 2]
+    torch.testing.assert_close(found.traces[0, 0, :, :64], traces[0, 0, :, 6:], rtol=0, atol=0)
+    torch.testing.assert_close(found.traces[2, 3, :, 2:], traces[2, 3, :, :68], rtol=0, atol=0)
+    torch.testing.assert_close(found.traces[1], traces[1], rtol=0, atol=0)
