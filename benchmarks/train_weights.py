@@ -12,7 +12,7 @@ r"""Make the shipped weights again, from seeds to safetensors: simulate, train, 
         --start runs/4/weights.safetensors --out runs/errors
     python benchmarks/train_weights.py --config kinds --set blocks --before clean lines blocks-lines \
         --start runs/errors/weights.safetensors --out runs/kinds
-    python benchmarks/train_weights.py --config kinds --set blocks --calibrate \
+    python benchmarks/train_weights.py --config kinds --calibrate \
         --start runs/kinds/weights.safetensors --out runs/calibrated
     python benchmarks/train_weights.py --config paper --out runs/paper   # the baseline, on the pairs of the first
 
@@ -80,9 +80,10 @@ GROWTH = {
 # What weights of a set are calibrated on
 HELD_OUT = {
     FAMILIES: ("calibration",),
-    TURNS: ("calibration", "exact", "held-out"),
-    MORE_TURNS: ("calibration", "exact", "held-out", "blocks-held-out"),
+    TURNS: ("exact", "held-out"),
+    MORE_TURNS: ("exact", "held-out", "blocks-held-out"),
 }
+CALIBRATED = ("calibration", *HELD_OUT[MORE_TURNS])  # what --calibrate is on
 PATIENCE_S = 10
 OTHERS_SEED, PART = 1400, 2_000  # the first seed of further models for the calibration, and how many a seed
 
@@ -137,12 +138,10 @@ def main() -> None:
     if args.calibrate:
         if start is None:
             parser.error("--calibrate needs --start")
-        sets = {name: SETS[name][:2] for name in HELD_OUT[families]}
-        kept, made = start.description.calibration, {"start": start.as_start, "calibrated": sets}
-        calibration = calibrate(
-            Embedder(start), simulated(*HELD_OUT[families]), seen=None, augment=config.augment, kept=kept
-        )
-        description = replace(start.description, calibration=calibration, training=made)
+        kept = start.description.calibration
+        calibration = calibrate(Embedder(start), simulated(*CALIBRATED), seen=None, augment=config.augment, kept=kept)
+        made = {"start": start.as_start, "calibrated": {name: SETS[name][:2] for name in CALIBRATED}}
+        description = replace(start.description, calibration=calibration, training=start.description.training | made)
         print(save_weights(args.out / WEIGHTS, start.encoders, description))
         return
     training = {

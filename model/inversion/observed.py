@@ -49,6 +49,11 @@ class Observed:
     @classmethod
     def of(cls, prepared: Prepared, row: int = 0) -> Observed:
         """Gather ``row``, shots where they were, without those that have no live trace. Raises InvalidGather."""
+        if prepared.moved_m is not None and prepared.as_recorded is None:
+            raise InvalidGather(
+                "Shots of this gather were moved for the encoders, and waves are modelled for them where they were: "
+                "prepare it with keep_recorded=True."
+            )
         prepared = prepared.as_recorded or prepared
         seen = prepared.live[row].any(axis=1)
         return cls(

@@ -50,7 +50,8 @@ class Prepared:
         notes: what was done, a tuple for each gather.
         frame: whose grid it is; OpenFWI's has 250 samples and 70 receivers.
         moved_m: ``(batch, shot)`` how far from there each shot was, with its receivers; None where none was moved.
-        as_recorded: the same with all shots where they were, as waves are modelled for them; None where they are.
+        as_recorded: the same with all shots where they were, as waves are modelled for them, if it was asked for; None
+            where they are.
     """
 
     traces: Float32
@@ -73,6 +74,7 @@ def prepare(
     scale: Scale = UNSCALED,
     shape: bool = False,
     move_shots: bool = True,
+    keep_recorded: bool = False,
 ) -> Prepared:
     """Map gathers to the grid of a frame: anti-aliased in time, by position in space, in OpenFWI's polarity.
 
@@ -85,6 +87,7 @@ def prepare(
         scale: of the survey to the frame.
         shape: whether a band and a delay that weights do not know are changed (`shaping.suit_wavelet`).
         move_shots: to the nearest places of the frame's (`shots.place_shots`), as encoders know them best.
+        keep_recorded: whether `Prepared.as_recorded` is made where shots are moved or chosen otherwise.
 
     Returns:
         The prepared gathers, each with notes on what was done.
@@ -98,11 +101,11 @@ def prepare(
     recorded = limit_range(check_gathers(gathers, survey, true_frame))
     shots = shots_on_line(recorded, survey, true_frame)
     own = choose_shots(shots, true_frame)
-    placed = place_shots(shots, true_frame) if move_shots else own
-    as_recorded = _on_grid(recorded, survey, own, frame, scale, shape=shape)
-    if placed.same_as(own):
-        return as_recorded
-    return replace(_on_grid(recorded, survey, placed, frame, scale, shape=shape), as_recorded=as_recorded)
+    placed = place_shots(shots, own, true_frame) if move_shots else own
+    prepared = _on_grid(recorded, survey, placed, frame, scale, shape=shape)
+    if placed is own or not keep_recorded:
+        return prepared
+    return replace(prepared, as_recorded=_on_grid(recorded, survey, own, frame, scale, shape=shape))
 
 
 def _on_grid(
@@ -112,6 +115,8 @@ def _on_grid(
     frame, notes = scale.frame(of_weights), list[Note]()
     array = resample_time(select_shots(recorded.array, shots.number), survey.dt_s, frame, notes)
     alive = select_shots(recorded.alive, shots.number)
+    if not shots.used.all():
+        alive = alive & shots.used[..., None]
     across = receiver_map(survey.receiver_x_m, frame=frame)
     if len(survey.receiver_x_m) == frame.receivers and np.array_equal(across, np.eye(frame.receivers)):
         traces, live = array, alive
@@ -153,29 +158,28 @@ def _on_grid(
 def place_prepared(prepared: Prepared) -> Prepared:
     """Gathers that are on the grid already, such as pairs are, with their shots moved as `prepare` does.
 
-    What a shot had beyond the line's ends is not there: traces that are moved from there are dead.
+    As many shots as the frame has. What a shot had beyond the line's ends is not there: traces that are moved from
+    there are dead.
     """
     frame, live = prepared.frame, prepared.live
-    share = live.mean(axis=2)
-    near = nearest_shots(prepared.shot_x_m, share, np.zeros_like(share), frame)
-    served = near.served & (np.take_along_axis(share, near.number, axis=1) > 0)
-    moved_m = np.where(served, near.moved_m, 0.0).astype(np.float32)
-    rows = np.flatnonzero(moved_m.any(axis=1))
+    nodes = np.asarray(frame.survey.receiver_x_m)
+    near = nearest_shots(prepared.shot_x_m, live, np.zeros(live.shape[:2]), nodes, frame)
+    rows = np.flatnonzero(near.moved_m.any(axis=1))
     if not len(rows):
         return prepared
     traces, alive, x_m = prepared.traces.copy(), live.copy(), prepared.shot_x_m.copy()
     traces[rows], alive[rows] = 0, False
     for row in rows:
         x_m[row] = frame.shot_x_m
-        for place in np.flatnonzero(served[row]):
-            shot, moved = near.number[row, place], moved_m[row, place]
-            cells = round(moved / frame.receiver_spacing_m)
+        for place in np.flatnonzero(near.served[row]):
+            shot, moved_m = near.number[row, place], near.moved_m[row, place]
+            cells = round(moved_m / frame.receiver_spacing_m)
             here = slice(max(-cells, 0), frame.receivers - max(cells, 0))
             there = slice(max(cells, 0), frame.receivers + min(cells, 0))
             traces[row, place][:, here] = prepared.traces[row, shot][:, there]
             alive[row, place, here] = live[row, shot, there]
-            x_m[row, place] = prepared.shot_x_m[row, shot] - moved
-    return replace(prepared, traces=traces, live=alive, shot_x_m=x_m, moved_m=moved_m)
+            x_m[row, place] = prepared.shot_x_m[row, shot] - moved_m
+    return replace(prepared, traces=traces, live=alive, shot_x_m=x_m, moved_m=near.moved_m.astype(np.float32))
 
 
 def polarity(gather: Float32, live: Bool, shot_x_m: NDArray[np.float64], nodes: NDArray[np.float64]) -> int:

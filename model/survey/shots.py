@@ -1,9 +1,9 @@
 """Which shots of a record are used, and where encoders see them.
 
 Waves are modelled for shots where they were: all on the line, or of too many those that cover it most evenly. Encoders
-know a few places best, where the shots of their training lay. For them the shot next to each such place is moved there
-with its receivers, if it is not nearer to another: its offsets stay right, and so do the times of flat ground; ground
-that changes along the line is taken for that up to half a step beside it.
+know a few places best, where the shots of their training lay. For them each such place takes the nearest shot, if it is
+within half a step, which is moved there with its receivers: its offsets stay right, and so do the times of flat ground;
+ground that changes along the line is taken for that beside it. A record that this does not suit stays as it was.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from seisbind.model.survey.notes import Note
 from seisbind.model.survey.recorded import ROUNDING, Recorded, short_line
 
 MIN_LIVE = 1e-3  # share of live traces that a dead shot is taken to have, so that it is chosen last
+MOST_MOVED = 2 / 15  # of the line, half of the widest step between OpenFWI's places; further was not measured
+LEAST_KEPT = 0.5  # of a shot's live traces, when it is moved: the others come to lie off the line
 COST_STEP = 1e-9  # to which costs of shots are rounded
 
 
@@ -32,24 +34,20 @@ class ChosenShots:
         number: ``(batch, shot)``.
         x_m: ``(batch, shot)`` where they are seen, from the line's first receiver.
         moved_m: ``(batch, shot)`` how far from there they were, with their receivers.
+        used: ``(batch, shot)``; false fills up the gathers of a stack that have fewer shots than others.
         notes: on the choice, a tuple for each gather.
     """
 
     number: NDArray[np.intp]
     x_m: NDArray[np.float64]
     moved_m: NDArray[np.float64]
+    used: NDArray[np.bool_]
     notes: tuple[tuple[Note, ...], ...]
-
-    def same_as(self, other: ChosenShots) -> bool:
-        """Whether both are the same shots, in whatever order, and none is moved."""
-        return np.array_equal(np.sort(self.number), np.sort(other.number)) and not (
-            self.moved_m.any() or other.moved_m.any()
-        )
 
 
 def select_shots(array: NDArray[Any], number: NDArray[np.intp]) -> NDArray[Any]:
     """The shots ``number`` ``(batch, shot)`` of each gather of ``(batch, shot, ..)``."""
-    if np.array_equal(number[0], np.arange(array.shape[1])):  # all of them
+    if number.shape[1] == array.shape[1] and (number == np.arange(array.shape[1])).all():  # all of them
         return array
     if (number == number[0]).all():
         return np.asarray(array[:, number[0]])
@@ -62,13 +60,17 @@ class ShotsOnLine:
 
     Attributes:
         number, x_m: ``(shot,)``, places from the line's first receiver.
-        live: ``(batch, shot)`` share of the traces that are live.
+        alive: ``(batch, shot, receiver)``.
+        receiver_x_m: ``(receiver,)`` from the first one.
+        live: ``(batch, shot)`` share of the traces that are live, of those on the line.
         strength: ``(batch, shot)`` of the recorded amplitudes, in any unit.
         notes: on those that are left out.
     """
 
     number: NDArray[np.intp]
     x_m: NDArray[np.float64]
+    alive: NDArray[np.bool_]
+    receiver_x_m: NDArray[np.float64]
     live: NDArray[np.float64]
     strength: NDArray[np.float64]
     notes: tuple[Note, ...]
@@ -93,10 +95,11 @@ def shots_on_line(recorded: Recorded, survey: Survey, frame: Frame) -> ShotsOnLi
     notes: list[Note] = []
     if len(keep) < len(x):
         notes.append(Note("shots_left_out", f"{len(x) - len(keep)} of {len(x)} shots lie off the line; left out."))
-    on_line = np.asarray(survey.receiver_x_m) - first <= line_m + frame.on_node_m
-    live = recorded.alive[:, keep][..., on_line].mean(axis=2)
+    receiver_x_m = np.asarray(survey.receiver_x_m) - first
+    on_line, alive = receiver_x_m <= line_m + frame.on_node_m, recorded.alive[:, keep]
+    live = alive[..., on_line].mean(axis=2)
     strength = (recorded.high - recorded.low)[:, keep][..., on_line].sum(axis=2, dtype=np.float64)
-    return ShotsOnLine(keep, x[keep], live, strength, tuple(notes))
+    return ShotsOnLine(keep, x[keep], alive, receiver_x_m, live, strength, tuple(notes))
 
 
 def choose_shots(shots: ShotsOnLine, frame: Frame) -> ChosenShots:
@@ -112,15 +115,49 @@ def choose_shots(shots: ShotsOnLine, frame: Frame) -> ChosenShots:
             ]
         )
     why = f"no record of training had more than {count}, and they lie as evenly as shots with live traces allow"
-    return _chosen(shots, number, np.zeros(number.shape), frame, why)
+    moved_m, used = np.zeros(number.shape), np.ones(number.shape, bool)
+    notes = tuple(
+        (*shots.notes, *_chosen_note(shots, row, why), *_positions_note(shots.x_m[row], frame)) for row in number
+    )
+    return ChosenShots(shots.number[number], shots.x_m[number], moved_m, used, notes)
 
 
-def place_shots(shots: ShotsOnLine, frame: Frame) -> ChosenShots:
-    """For each place of the frame's shots the nearest one, moved there: see `nearest_shots`."""
-    near = nearest_shots(np.broadcast_to(shots.x_m, shots.live.shape), shots.live, shots.strength, frame)
-    served = near.served[0]  # the same in all gathers
-    why = "the nearest to each place that training had a shot at"
-    return _chosen(shots, near.number[:, served], near.moved_m[:, served], frame, why)
+def place_shots(shots: ShotsOnLine, own: ChosenShots, frame: Frame) -> ChosenShots:
+    """Shots at the frame's places: see `nearest_shots`; ``own``, of `choose_shots`, where nothing is to be moved."""
+    gathers = len(shots.live)
+    if _at_places(shots.x_m, frame):
+        return own
+    x_m = np.broadcast_to(shots.x_m, shots.live.shape)
+    near = nearest_shots(x_m, shots.alive, shots.strength, shots.receiver_x_m, frame)
+    if not near.moved_m.any() and len(shots.number) <= len(frame.shot_x_m):
+        return own
+    rows = [np.flatnonzero(each) for each in near.served]
+    width = max(own.number.shape[1] if not len(row) else len(row) for row in rows)
+    number, used = np.zeros((gathers, width), np.intp), np.zeros((gathers, width), bool)
+    at_m, moved_m = np.zeros((gathers, width)), np.zeros((gathers, width))
+    notes = []
+    for gather, row in enumerate(rows):
+        if not len(row):
+            count = own.number.shape[1]
+            number[gather, :count], at_m[gather, :count] = own.number[gather], own.x_m[gather]
+            used[gather, :count] = True
+            notes.append(own.notes[gather])
+            continue
+        found, moved, count = near.number[gather, row], near.moved_m[gather, row], len(row)
+        number[gather, :count], moved_m[gather, :count] = shots.number[found], moved
+        at_m[gather, :count] = shots.x_m[found] - moved
+        used[gather, :count] = True
+        chosen = _chosen_note(shots, found, "each place of training has the nearest one")
+        notes.append((*shots.notes, *chosen, *_moved_note(shots.x_m[found], moved, frame)))
+    return ChosenShots(number, at_m, moved_m, used, tuple(notes))
+
+
+def _at_places(x_m: NDArray[np.float64], frame: Frame) -> bool:
+    """Whether each shot lies at a place of its own."""
+    away_m = np.abs(x_m[:, None] - np.asarray(frame.shot_x_m))
+    at = away_m.argmin(axis=1)
+    near = away_m.min(axis=1) <= frame.receiver_spacing_m + frame.on_node_m
+    return len(set(at.tolist())) == len(at) and bool(near.all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +167,7 @@ class NearestShots:
     Attributes:
         number: of the shot that is nearest.
         moved_m: how far from the place it is, in whole receiver spacings; 0 up to one of them.
-        served: whether it is within half of the largest step between places.
+        served: whether there is one; nowhere in gathers that are not suited.
     """
 
     number: NDArray[np.intp]
@@ -139,52 +176,82 @@ class NearestShots:
 
 
 def nearest_shots(
-    x_m: NDArray[np.floating], live: NDArray[np.floating], strength: NDArray[np.floating], frame: Frame
+    x_m: NDArray[np.floating],
+    alive: NDArray[np.bool_],
+    strength: NDArray[np.floating],
+    receiver_x_m: NDArray[np.float64],
+    frame: Frame,
 ) -> NearestShots:
-    """The shot next to each place of a frame's shots.
+    """The shot next to each place of a frame's shots, at most half of the step to the next place away.
 
-    A shot with a fifth of its traces dead counts as one a quarter of a step further off, as in `spread_shots`.
+    The squared number of traces that are dead then, per live one, counts as `spread_shots` counts it. A gather is not
+    suited if one of its shots is near no place, if a shot would be moved by more than `MOST_MOVED` of the line, or if a
+    place could only have a shot that loses too many of its traces (`LEAST_KEPT`).
 
     Args:
-        x_m, live, strength: ``(batch, shot)`` places from the line's first receiver, share of the traces that are live,
-            and recorded amplitudes in any unit, which decide between shots as near.
+        x_m: ``(batch, shot)`` places from the line's first receiver.
+        alive: ``(batch, shot, receiver)``.
+        strength: ``(batch, shot)`` recorded amplitudes in any unit, which decide between shots as near.
+        receiver_x_m: ``(receiver,)``, increasing from 0.
         frame: in whose metres they are.
     """
     place_m, spacing = np.asarray(frame.shot_x_m), frame.receiver_spacing_m
-    step = float(np.diff(place_m).max())
-    ends_m = frame.shot_margin_m + max(float(place_m[0]), frame.line_m - float(place_m[-1]))
-    reach_m = max(step / 2, ends_m) + frame.on_node_m  # so that every shot is near some place
-    away_m = np.abs(x_m[:, None] - place_m[:, None])  # (batch, place, shot)
-    dead = (1 - live) / np.maximum(live, MIN_LIVE)
-    cost = np.rint((np.square(away_m / step) + np.square(dead)[:, None]) / COST_STEP)
-    cost = np.where(away_m <= reach_m, cost, np.inf)
-    number = np.lexsort((np.broadcast_to(-strength[:, None], cost.shape), cost))[..., 0]
-    off_m = np.take_along_axis(np.asarray(x_m, np.float64), number, axis=1) - place_m
+    half, margin = np.diff(place_m) / 2, frame.shot_margin_m
+    left_m = np.concatenate([[margin + min(place_m[0], half[0])], half]) + frame.on_node_m
+    right_m = np.concatenate([half, [margin + min(frame.line_m - place_m[-1], half[-1])]]) + frame.on_node_m
+    off_m = np.asarray(x_m, np.float64)[:, None] - place_m[:, None]  # (batch, place, shot)
+    near = (off_m >= -left_m[:, None]) & (off_m <= right_m[:, None])
     moved_m = np.where(np.abs(off_m) <= spacing + frame.on_node_m, 0.0, np.rint(off_m / spacing) * spacing)
-    return NearestShots(number, moved_m, (away_m <= reach_m).any(axis=2))
+    stays, kept = (_live_share(alive, receiver_x_m, each, frame) for each in (np.zeros_like(moved_m), moved_m))
+    whole = near & (kept >= LEAST_KEPT * stays) & (kept > 0)
+    dead = (1 - kept) / np.maximum(kept, MIN_LIVE)
+    cost = np.rint((np.square(off_m / (2 * half.max())) + np.square(dead)) / COST_STEP)
+    cost = np.where(whole, cost, np.inf)
+    ties = np.broadcast_to(-strength[:, None], cost.shape), np.broadcast_to(x_m[:, None], cost.shape)
+    number = np.lexsort((ties[1], ties[0], cost))[..., 0]
+    moved_m = np.take_along_axis(moved_m, number[..., None], axis=2)[..., 0]
+    served = whole.any(axis=2)
+    living = np.asarray(alive.any(axis=2))
+    homeless = np.asarray(living & ~near.any(axis=1)).any(axis=1)
+    robbed = np.asarray((near & living[:, None, :]).any(axis=2) & ~served).any(axis=1)
+    too_far = (served & (np.abs(moved_m) > MOST_MOVED * frame.line_m + frame.on_node_m)).any(axis=1)
+    served &= ~(homeless | robbed | too_far)[:, None]
+    return NearestShots(number, np.where(served, moved_m, 0.0), served)
 
 
-def _chosen(
-    shots: ShotsOnLine, number: NDArray[np.intp], moved_m: NDArray[np.float64], frame: Frame, why: str
-) -> ChosenShots:
-    """``number``: ``(batch, shot)`` among those on the line."""
-    notes_of_each = []
-    for gather, moved in zip(number, moved_m, strict=True):
-        at, notes = shots.x_m[gather], list(shots.notes)
-        if len(used := np.unique(gather)) < len(shots.number):
-            where = ", ".join(f"{position:g}" for position in np.sort(shots.x_m[used]))
-            text = f"Of {len(shots.number)} shots on the line, {len(used)} were used, those at {where} m: {why}."
-            notes.append(Note("shots_chosen", text))
-        if moved.any():
-            furthest = int(np.abs(moved).argmax())
-            text = (
-                f"Shots are taken, with their receivers, for those of training next to them, the one at "
-                f"{at[furthest]:g} m over {abs(moved[furthest]):g} m: offsets stay as they are, and the ground is "
-                "taken for that beside it."
-            )
-            notes.append(Note("shots_moved", text))
-        notes_of_each.append((*notes, *_positions_note(at - moved, frame)))
-    return ChosenShots(shots.number[number], shots.x_m[number] - moved_m, moved_m, tuple(notes_of_each))
+def _live_share(
+    alive: NDArray[np.bool_], receiver_x_m: NDArray[np.float64], moved_m: NDArray[np.float64], frame: Frame
+) -> NDArray[np.float64]:
+    """``(batch, place, shot)``: of the receivers on the line, the live ones on it as it lies ``moved_m`` further on."""
+    before = np.zeros((*alive.shape[:2], alive.shape[2] + 1))
+    np.cumsum(alive, axis=2, out=before[..., 1:])
+    low = np.searchsorted(receiver_x_m, moved_m - frame.on_node_m)
+    high = np.searchsorted(receiver_x_m, moved_m + frame.line_m + frame.on_node_m, side="right")
+    first, last = (np.take_along_axis(before[:, None], each[..., None], axis=3)[..., 0] for each in (low, high))
+    on_line = np.searchsorted(receiver_x_m, frame.line_m + frame.on_node_m, side="right")
+    return np.asarray(np.minimum((last - first) / on_line, 1.0))
+
+
+def _chosen_note(shots: ShotsOnLine, number: NDArray[np.intp], why: str) -> tuple[Note, ...]:
+    """A note unless all shots are used; ``number``: ``(shot,)`` among those on the line."""
+    if len(used := np.unique(number)) == len(shots.number):
+        return ()
+    where, count = ", ".join(f"{position:g}" for position in np.sort(shots.x_m[used])), len(used)
+    were = "was used, that" if count == 1 else "were used, those"
+    return (Note("shots_chosen", f"Of {len(shots.number)} shots on the line, {count} {were} at {where} m: {why}."),)
+
+
+def _moved_note(x_m: NDArray[np.float64], moved_m: NDArray[np.float64], frame: Frame) -> tuple[Note, ...]:
+    if not moved_m.any():
+        return _positions_note(x_m, frame)
+    where = ", ".join(
+        f"{x:g} to {x - moved:g} m" for x, moved in zip(x_m[:8], moved_m[:8], strict=True) if moved
+    )  # fmt: skip
+    text = (
+        f"Shots were moved, with their receivers, to places that training had shots at, {where}: offsets stay as they "
+        f"are, and the ground is taken for that beside it. {len(x_m)} of {len(frame.shot_x_m)} places have a shot."
+    )
+    return (Note("shots_moved", text),)
 
 
 def _positions_note(x_m: NDArray[np.float64], frame: Frame) -> tuple[Note, ...]:

@@ -102,7 +102,8 @@ def _refine(
         file_bytes(file), limits=LIMITS, frame=embedder.frame, scale=parse_scale(scale, target_depth_m)
     )  # fmt: skip
     query = Query.prepare(
-        upload.gathers, upload.survey, frame=embedder.frame, notes=upload.notes, scale=upload.chosen
+        upload.gathers, upload.survey, frame=embedder.frame, notes=upload.notes, scale=upload.chosen,
+        keep_recorded=True
     )  # fmt: skip
     config = RefineConfig(
         asked["iterations"],

@@ -192,7 +192,15 @@ class Engine:
             MissingExtra: deepwave is not installed.
         """
         query = Query.prepare(
-            gather, survey, frame=self.frame, top_k=top_k, filter=filter, notes=notes, scale=scale, distinct=distinct
+            gather,
+            survey,
+            frame=self.frame,
+            top_k=top_k,
+            filter=filter,
+            notes=notes,
+            scale=scale,
+            distinct=distinct,
+            keep_recorded=True,
         )
         check_query(query)
         given = None if model is None else given_model(model, query)

@@ -85,12 +85,14 @@ class Query:
         notes: tuple[Note, ...] = (),
         scale: ChosenScale | AskedScale = None,
         distinct: float | None = None,
+        keep_recorded: bool = False,
     ) -> Query:
         """A query for gathers as recorded; all work that needs no encoder is done here.
 
         Args:
             scale: of the survey's true units to the frame's: a number ``s``, ``(s, k)``, `Scale`, ``"auto"`` or
                 `AutoScale`, or what was chosen before; None for a line of the frame's own size.
+            keep_recorded: see `preparation.prepare`; for what models waves.
 
         Raises:
             InvalidGather, InvalidSurvey: see `seisbind.model.survey.preparation.prepare` and
@@ -99,9 +101,11 @@ class Query:
         """
         chosen = choose(gathers, survey, scale, frame)
         if chosen is None:
-            prepared = prepare(gathers, survey, frame=frame)
+            prepared = prepare(gathers, survey, frame=frame, keep_recorded=keep_recorded)
         else:
-            prepared = prepare(gathers, survey, frame=frame, scale=chosen.scale, shape=True)
+            prepared = prepare(
+                gathers, survey, frame=frame, scale=chosen.scale, shape=True, keep_recorded=keep_recorded
+            )
             notes = (*notes, *chosen.notes(frame))
         x0_m = 0.0 if survey is None else survey.receiver_x_m[0]
         return cls(prepared, measure(prepared), top_k, filter, notes, chosen, x0_m, distinct)

@@ -83,7 +83,7 @@ async def check(request: Request) -> Response:
         with watch("prepare"):
             query = Query.prepare(
                 upload.gathers, upload.survey, frame=frame, top_k=top_k, filter=filter, notes=upload.notes,
-                scale=upload.chosen, distinct=fields.distinct,
+                scale=upload.chosen, distinct=fields.distinct, keep_recorded=True,
             )  # fmt: skip
             check_query(query)
             return query, upload.ingest, None if model is None else given_model(model, query)

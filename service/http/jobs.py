@@ -115,7 +115,7 @@ async def _asked(serving: Serving, sent: Sent, fields: JobFields) -> tuple[Refin
             raise InvalidQuery(f"A job is about one gather; the file holds {upload.ingest.gathers}. Send each alone.")
         query = GatherQuery.prepare(
             upload.gathers, upload.survey, frame=frame, top_k=MEAN_OF, filter=filter, notes=upload.notes,
-            scale=upload.chosen,
+            scale=upload.chosen, keep_recorded=True,
         )  # fmt: skip
         observed = Observed.of(query.prepared)
         try:

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -280,12 +281,69 @@ def test_a_shot_is_moved_with_its_receivers_to_the_place_of_training_next_to_it(
             np.testing.assert_array_equal(np.abs(prepared.traces[0, shot, :, receiver]), expected)
     assert not prepared.traces[0][~prepared.live[0].repeat(250, axis=0).reshape(5, 250, 70)].any()
     note = next(note for note in prepared.notes[0] if note.code == "shots_moved")
-    assert "the one at 60 m over 60 m" in note.sentence
+    assert "60 to 0 m, 300 to 340 m, 640 to 690 m" in note.sentence and "5 of 5 places" in note.sentence
+    with pytest.raises(InvalidGather, match="keep_recorded=True"):
+        Observed.of(prepared)
+    prepared = prepare(gathers, survey, keep_recorded=True)
     assert prepared.as_recorded is not None
     for name in ("traces", "live", "shot_x_m"):
         np.testing.assert_array_equal(getattr(prepared.as_recorded, name), getattr(unmoved, name))
     np.testing.assert_array_equal(Observed.of(prepared).shot_x_m, x)  # waves are modelled for where it was shot
-    assert prepare(gathers).as_recorded is None and not prepare(gathers).notes[0]
+    own = prepare(gathers, keep_recorded=True)
+    assert own.as_recorded is None and not own.notes[0]
+
+
+def test_gathers_of_a_stack_have_shots_of_their_own() -> None:
+    """In the second, half of the traces of the shot nearest to 170 m are dead: that at 255 m is taken for it."""
+    gathers, _ = many_shots(5)
+    other = gathers.copy()
+    other[0, 1, :, ::2] = 0
+    survey = line(LINE, shots=(0.0, 100.0, 255.0, 520.0, 690.0))
+    for stack in (np.concatenate([gathers, other]), np.concatenate([other, gathers])):
+        both = prepare(stack, survey)
+        for row in range(2):
+            alone = prepare(stack[row], survey)
+            for name in ("traces", "live", "shot_x_m", "moved_m"):
+                np.testing.assert_array_equal(getattr(both, name)[row], getattr(alone, name)[0])
+            assert both.notes[row] == alone.notes[0]
+    assert both.moved_m is not None and both.moved_m[:, 1].tolist() == [80, -70]
+
+
+def test_a_record_that_moving_does_not_suit_stays_as_it_was() -> None:
+    """Traces that would all come to lie off the line, in one gather of a stack or in all."""
+    gathers, _ = many_shots(1)
+    gathers[..., 6:] = 0  # only the receivers up to 50 m
+    survey = line(LINE, shots=(60.0,))
+    alone, unmoved = prepare(gathers, survey), prepare(gathers, survey, move_shots=False)
+    assert alone.moved_m is None or not alone.moved_m.any()
+    np.testing.assert_array_equal(alone.traces, unmoved.traces)
+    assert alone.notes == unmoved.notes
+    both = prepare(np.concatenate([gathers, many_shots(1)[0]]), survey)
+    np.testing.assert_array_equal(both.traces[0], unmoved.traces[0])
+    assert both.moved_m is not None and both.moved_m.ravel().tolist() == [0, 60]
+    end_on, x = many_shots(24)
+    offset = LINE - x[:, None]
+    end_on *= ((offset >= 50) & (offset <= 400))[None, :, None]
+    stays = chosen(end_on, x, move_shots=False)[0]
+    np.testing.assert_array_equal(chosen(end_on, x)[0].live, stays.live)
+
+
+def test_shots_of_other_frames_are_moved_by_little_or_not_at_all() -> None:
+    two = replace(OPENFWI_FRAME, shot_x_m=(0.0, 690.0))
+    middle = replace(OPENFWI_FRAME, shot_x_m=(300.0, 390.0))
+    many = replace(OPENFWI_FRAME, shot_x_m=tuple(30.0 * i for i in range(24)))
+    for frame, shots in ((two, (345.0,)), (middle, (0.0, 690.0)), (many, (300.0,)), (many, OPENFWI.shot_x_m)):
+        gathers, _ = many_shots(len(shots))
+        found = prepare(gathers, line(LINE, shots=shots), frame=frame)
+        assert found.moved_m is None and found.shot_x_m[0].tolist() == list(shots)
+
+
+def test_of_shots_as_near_and_as_strong_the_order_does_not_decide() -> None:
+    gathers, _ = many_shots(2)
+    gathers = np.sign(gathers)
+    first = prepare(gathers, line(LINE, shots=(130.0, 210.0)))
+    second = prepare(gathers[:, ::-1], line(LINE, shots=(210.0, 130.0)))
+    np.testing.assert_array_equal(first.traces, second.traces)
 
 
 def test_pairs_are_placed_as_records_are() -> None:

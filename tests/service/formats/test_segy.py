@@ -584,7 +584,7 @@ def test_of_a_file_of_many_shots_five_are_used() -> None:
     upload = read_gathers(make(gather, survey=survey).shuffled().segy())
     prepared = prepare(upload.gathers, upload.survey)
     said = [note.code for note in (*upload.notes, *prepared.notes[0])]
-    assert said == ["traces_sorted", "shots_chosen", "shots_moved", "shot_positions", "dead_traces"]
+    assert said == ["traces_sorted", "shots_chosen", "shots_moved", "dead_traces"]
     assert np.abs(prepared.shot_x_m[0] - OPENFWI.shot_x_m).max() <= 10
     (chosen,) = (note.sentence for note in prepared.notes[0] if note.code == "shots_chosen")
     used = chosen.partition("those at ")[2].partition(" m:")[0].split(", ")
