@@ -4,9 +4,9 @@
 
 A shot at each of the 70 receivers is simulated by deepwave over models of the ten families; a record is some of them,
 drawn anew for each model. Each goes the whole way of an uploaded one, with the choice of five shots at most, and the
-places that they are moved to (`preparation.prepare`), unless they --stay. Columns: shots that are used, at least and at most; share of the
-true descriptors in the 90 % intervals (all thirteen; the worst of them); the errors of the mean velocity and, mean
-absolute, of the read model; R@1 among the models and --others more; and the share called unlike training.
+places that they are moved to (`preparation.prepare`), unless they --stay. Columns: shots that are used, at least and at
+most; share of the true descriptors in the 90 % intervals (all thirteen; the worst of them); the errors of the mean
+velocity and, mean absolute, of the read model; R@1 among the models and --others more; the share called unlike.
 Ends with 1 where records of more than five shots are covered .03 worse than those of five even ones.
 """
 

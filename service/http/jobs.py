@@ -97,7 +97,7 @@ async def submit_job(request: Request, response: Response) -> JobBody:
 
 
 async def _asked(serving: Serving, sent: Sent, fields: JobFields) -> tuple[RefineRequest, RefineInput]:
-    """What a job works on: the gather as the encoders see it, and the models to start from."""
+    """What a job works on: the gather on the weights' line, shots where they were, and the models to start from."""
     settings = serving.settings
     iterations = min(ITERATIONS, settings.max_iterations) if fields.iterations is None else fields.iterations
     if iterations > settings.max_iterations:
