@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from off_family import relative
 
 from seisbind.model.datasets.pairs import load_pairs
 from seisbind.model.encoders.embedder import Embedder
@@ -45,7 +46,6 @@ def main() -> None:
     family = pairs.family_names()
     reports = []
     for embedder, inside, wide in zip(embedders, map(np.concatenate, held), map(np.concatenate, width), strict=True):
-        over = np.log(wide / np.concatenate(width[0]))
         shares = {name: inside[family == name].mean(axis=0) for name in pairs.families}
         every, means = np.stack(list(shares.values())), np.array([each.mean() for each in shares.values()])
         reports.append(
@@ -56,7 +56,7 @@ def main() -> None:
                     for name, share in shares.items()
                 },
                 "held": float(inside.mean()),
-                "width": [float(np.exp(over.mean())), float(np.exp(np.median(over)))],
+                "width": relative(wide, np.concatenate(width[0])),
                 "cells": [int(((every >= 0.87) & (every <= 0.93)).sum()), every.size],
                 "families_within": [int(((means >= 0.88) & (means <= 0.92)).sum()), len(means)],
             }

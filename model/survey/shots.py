@@ -54,26 +54,40 @@ def select_shots(array: NDArray[Any], number: NDArray[np.intp]) -> NDArray[Any]:
     return np.asarray(array[np.arange(len(array))[:, None], number])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ShotsOnLine:
     """The shots of a record that may be used.
 
     Attributes:
         number, x_m: ``(shot,)``, places from the line's first receiver.
-        alive: ``(batch, shot, receiver)``.
+        recorded: with all shots.
         receiver_x_m: ``(receiver,)`` from the first one.
-        live: ``(batch, shot)`` share of the traces that are live, of those on the line.
-        strength: ``(batch, shot)`` of the recorded amplitudes, in any unit.
+        on_line: ``(receiver,)``.
         notes: on those that are left out.
     """
 
     number: NDArray[np.intp]
     x_m: NDArray[np.float64]
-    alive: NDArray[np.bool_]
+    recorded: Recorded
     receiver_x_m: NDArray[np.float64]
-    live: NDArray[np.float64]
-    strength: NDArray[np.float64]
+    on_line: NDArray[np.bool_]
     notes: tuple[Note, ...]
+
+    @property
+    def alive(self) -> NDArray[np.bool_]:
+        """``(batch, shot, receiver)``."""
+        return np.asarray(self.recorded.alive[:, self.number])
+
+    @property
+    def live(self) -> NDArray[np.float64]:
+        """``(batch, shot)`` share of the traces that are live, of those on the line."""
+        return np.asarray(self.alive[..., self.on_line].mean(axis=2))
+
+    @property
+    def strength(self) -> NDArray[np.float64]:
+        """``(batch, shot)`` of the recorded amplitudes, in any unit."""
+        height = (self.recorded.high - self.recorded.low)[:, self.number]
+        return np.asarray(height[..., self.on_line].sum(axis=2, dtype=np.float64))
 
 
 def shots_on_line(recorded: Recorded, survey: Survey, frame: Frame) -> ShotsOnLine:
@@ -96,15 +110,13 @@ def shots_on_line(recorded: Recorded, survey: Survey, frame: Frame) -> ShotsOnLi
     if len(keep) < len(x):
         notes.append(Note("shots_left_out", f"{len(x) - len(keep)} of {len(x)} shots lie off the line; left out."))
     receiver_x_m = np.asarray(survey.receiver_x_m) - first
-    on_line, alive = receiver_x_m <= line_m + frame.on_node_m, recorded.alive[:, keep]
-    live = alive[..., on_line].mean(axis=2)
-    strength = (recorded.high - recorded.low)[:, keep][..., on_line].sum(axis=2, dtype=np.float64)
-    return ShotsOnLine(keep, x[keep], alive, receiver_x_m, live, strength, tuple(notes))
+    on_line = receiver_x_m <= line_m + frame.on_node_m
+    return ShotsOnLine(keep, x[keep], recorded, receiver_x_m, on_line, tuple(notes))
 
 
 def choose_shots(shots: ShotsOnLine, frame: Frame) -> ChosenShots:
     """All shots where they were; of more than the frame has, those that `spread_shots` chooses."""
-    gathers, count = len(shots.live), len(frame.shot_x_m)
+    gathers, count = len(shots.recorded.array), len(frame.shot_x_m)
     if len(shots.number) <= count:
         number = np.tile(np.arange(len(shots.number)), (gathers, 1))
     else:
@@ -124,10 +136,10 @@ def choose_shots(shots: ShotsOnLine, frame: Frame) -> ChosenShots:
 
 def place_shots(shots: ShotsOnLine, own: ChosenShots, frame: Frame) -> ChosenShots:
     """Shots at the frame's places: see `nearest_shots`; ``own``, of `choose_shots`, where nothing is to be moved."""
-    gathers = len(shots.live)
     if _at_places(shots.x_m, frame):
         return own
-    x_m = np.broadcast_to(shots.x_m, shots.live.shape)
+    gathers = len(shots.recorded.array)
+    x_m = np.broadcast_to(shots.x_m, (gathers, len(shots.x_m)))
     near = nearest_shots(x_m, shots.alive, shots.strength, shots.receiver_x_m, frame)
     if not near.moved_m.any() and len(shots.number) <= len(frame.shot_x_m):
         return own
