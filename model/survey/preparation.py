@@ -131,13 +131,15 @@ def _on_grid(
     if not live.all():
         traces = np.where(live[:, :, None, :], traces, np.float32(0))
     each, nodes = [], np.asarray(frame.survey.receiver_x_m)
-    for gather, gather_live, shot_x_m, shot_notes in zip(traces, live, shots.x_m, shots.notes, strict=True):
+    rows = zip(traces, live, shots.x_m, shots.used, shots.notes, strict=True)
+    for gather, gather_live, shot_x_m, used, shot_notes in rows:
         own = [*shot_notes, *notes]
         if not gather_live.any():
             raise InvalidGather("No live trace falls on the line after mapping; check the receiver positions.")
-        dead = int(gather_live.size - gather_live.sum())
+        of_used = gather_live[used]
+        dead = int(of_used.size - of_used.sum())
         if dead:
-            own.append(Note("dead_traces", f"{dead} of {gather_live.size} canonical traces are dead or uncovered."))
+            own.append(Note("dead_traces", f"{dead} of {of_used.size} canonical traces are dead or uncovered."))
         if shape:
             gather[:], more = suit_wavelet(gather, gather_live, shot_x_m, frame)
             own += more

@@ -320,7 +320,17 @@ def test_a_record_that_moving_does_not_suit_stays_as_it_was() -> None:
     assert alone.notes == unmoved.notes
     both = prepare(np.concatenate([gathers, many_shots(1)[0]]), survey)
     np.testing.assert_array_equal(both.traces[0], unmoved.traces[0])
+    assert both.notes[0] == unmoved.notes[0]
     assert both.moved_m is not None and both.moved_m.ravel().tolist() == [0, 60]
+    five = many_shots(5)[0]
+    lost = five.copy()
+    lost[0, 0, :, :40] = 0  # of the first shot, what is left would lie off the line
+    several = line(LINE, shots=(80.0, 90.0, 340.0, 520.0, 690.0))
+    stack = prepare(np.concatenate([lost, five]), several)
+    for row, alone in enumerate((prepare(lost, several), prepare(five, several))):
+        assert stack.notes[row] == alone.notes[0]
+        seen = stack.live[row].any(axis=1)
+        np.testing.assert_array_equal(stack.traces[row][seen], alone.traces[0][alone.live[0].any(axis=1)])
     end_on, x = many_shots(24)
     offset = LINE - x[:, None]
     end_on *= ((offset >= 50) & (offset <= 400))[None, :, None]
