@@ -92,7 +92,7 @@ def test_geometry_beside_the_file(served: Any, engine: Engine, gathers: Float32)
     response = served.http.post("/v1/retrieve", files={"file": npy(other)}, data=fields)
     assert response.status_code == 200, response.text
     codes = [warning["code"] for warning in response.json()["results"][0]["warnings"]]
-    assert {"resampled", "receivers_mapped", "shot_positions"} <= set(codes)
+    assert {"resampled", "receivers_mapped", "shots_moved"} <= set(codes)
 
 
 def test_an_assumption_is_a_warning(served: Any, gathers: Float32) -> None:
