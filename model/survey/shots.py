@@ -260,8 +260,9 @@ def _moved_note(x_m: NDArray[np.float64], moved_m: NDArray[np.float64], frame: F
         f"{x:g} to {x - moved:g} m" for x, moved in zip(x_m[:8], moved_m[:8], strict=True) if moved
     )  # fmt: skip
     text = (
-        f"Shots were moved, with their receivers, to places that training had shots at, {where}: offsets stay as they "
-        f"are, and the ground is taken for that beside it. {len(x_m)} of {len(frame.shot_x_m)} places have a shot."
+        f"For the encoders shots were moved, with their receivers, to places that training had shots at, {where}: "
+        "offsets stay as they are, and the ground is taken for that beside it. "
+        f"{len(x_m)} of {len(frame.shot_x_m)} places have a shot."
     )
     return (Note("shots_moved", text),)
 
