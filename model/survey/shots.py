@@ -54,7 +54,7 @@ def select_shots(array: NDArray[Any], number: NDArray[np.intp]) -> NDArray[Any]:
     return np.asarray(array[np.arange(len(array))[:, None], number])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShotsOnLine:
     """The shots of a record that may be used.
 
@@ -149,18 +149,17 @@ def place_shots(shots: ShotsOnLine, own: ChosenShots, frame: Frame) -> ChosenSho
     at_m, moved_m = np.zeros((gathers, width)), np.zeros((gathers, width))
     notes = []
     for gather, row in enumerate(rows):
-        if not len(row):
-            count = own.number.shape[1]
-            number[gather, :count], at_m[gather, :count] = own.number[gather], own.x_m[gather]
-            used[gather, :count] = True
+        if len(row):
+            found, moved = near.number[gather, row], near.moved_m[gather, row]
+            numbers, at = shots.number[found], shots.x_m[found] - moved
+            chosen = _chosen_note(shots, found, "each place of training has the nearest one")
+            notes.append((*shots.notes, *chosen, *_moved_note(shots.x_m[found], moved, frame)))
+        else:
+            numbers, at, moved = own.number[gather], own.x_m[gather], own.moved_m[gather]
             notes.append(own.notes[gather])
-            continue
-        found, moved, count = near.number[gather, row], near.moved_m[gather, row], len(row)
-        number[gather, :count], moved_m[gather, :count] = shots.number[found], moved
-        at_m[gather, :count] = shots.x_m[found] - moved
-        used[gather, :count] = True
-        chosen = _chosen_note(shots, found, "each place of training has the nearest one")
-        notes.append((*shots.notes, *chosen, *_moved_note(shots.x_m[found], moved, frame)))
+        filled = slice(len(numbers))
+        number[gather, filled], at_m[gather, filled], moved_m[gather, filled] = numbers, at, moved
+        used[gather, filled] = True
     return ChosenShots(number, at_m, moved_m, used, tuple(notes))
 
 

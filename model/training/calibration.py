@@ -16,10 +16,10 @@ from seisbind.model.confidence.presence import SIZES, Presence, coarse, fit_pres
 from seisbind.model.datasets.pairs import PairSet
 from seisbind.model.encoders.embedder import Embedder, EncodedGathers, full_size
 from seisbind.model.encoders.weights_file import Calibration
-from seisbind.model.errors import DatasetError, InvalidConfig
+from seisbind.model.errors import InvalidConfig
 from seisbind.model.survey.preparation import Prepared, place_prepared
 from seisbind.model.training.augment import AugmentConfig, augmented
-from seisbind.model.training.evaluation import as_prepared
+from seisbind.model.training.evaluation import as_prepared, check_frame
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -67,7 +67,7 @@ def calibrate(
 
     Raises:
         InvalidConfig: weights without heads on the gathers, too few pairs, or neither ``seen`` nor ``kept``.
-        DatasetError: the pairs are of another frame than the weights.
+        DatasetError: see `evaluation.check_frame`.
     """
     encoded = [_encode(embedder, pairs, lambda part, _: as_prepared(part))]
     if augment is not None:
@@ -127,8 +127,7 @@ class _Encoded:
 
 def _encode(embedder: Embedder, pairs: PairSet, prepare: Callable[[PairSet, int], Prepared]) -> _Encoded:
     """Part by part, for all of a set at once are gigabytes; ``prepare`` has a part and the number of its first pair."""
-    if pairs.frame != embedder.frame:
-        raise DatasetError(f"The pairs are of another frame than the weights: {pairs.frame}, not {embedder.frame}.")
+    check_frame(embedder, pairs)
     parts = []
     for first in range(0, len(pairs), PART):
         prepared = prepare(pairs.select(range(first, min(first + PART, len(pairs)))), first)

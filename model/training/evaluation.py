@@ -65,17 +65,22 @@ def as_prepared(pairs: PairSet) -> Prepared:
     return place_prepared(augmented(pairs, None))
 
 
-def embed(embedder: Embedder, pairs: PairSet, prepared: Prepared | None = None) -> Embedded:
-    """Run the three encoders over ``pairs``; ``prepared`` replaces their gathers, by augmented ones for example.
-
-    Raises:
-        DatasetError: the pairs are of another frame than the weights.
-    """
+def check_frame(embedder: Embedder, pairs: PairSet) -> None:
+    """Raises DatasetError if the pairs are of another frame than the weights."""
     if pairs.frame != embedder.frame:
         raise DatasetError(f"The pairs are of another frame than the weights: {pairs.frame}, not {embedder.frame}.")
+
+
+def embed(embedder: Embedder, pairs: PairSet) -> Embedded:
+    """Run the three encoders over ``pairs``.
+
+    Raises:
+        DatasetError: see `check_frame`.
+    """
+    check_frame(embedder, pairs)
     models, descriptors = pairs.velocity.cpu().numpy(), pairs.descriptors.cpu().numpy()
     return Embedded(
-        gathers=embedder.embed_gathers(as_prepared(pairs) if prepared is None else prepared),
+        gathers=embedder.embed_gathers(as_prepared(pairs)),
         velocity=embedder.embed_velocity(models),
         physics=embedder.embed_descriptors(descriptors),
         models=models,
