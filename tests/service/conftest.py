@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.server
 import importlib
+import io
 import json
 import os
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -45,6 +47,7 @@ from seisbind.service.workers.board import Board
 
 Float32 = NDArray[np.float32]
 MODELS = 60
+END_S = 60.0  # for a server, which has five seconds for those who still wait for an answer
 CONFIG = EncoderConfig(width=16, velocity_width=8, hidden=64)
 
 
@@ -132,14 +135,24 @@ class Served:
     serving: Serving
 
 
+class Watched(Server):
+    """Tells its event loop, for `ended`."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+
 @contextmanager
 def running(settings: Settings, board: Board | None = None) -> Iterator[Served]:
     """The real application in a real uvicorn on a free port, in a thread; with ``board`` as one of several workers."""
     app = create_app(settings, board=board)
     with listen("127.0.0.1", 0) as listener:
         config = uvicorn.Config(app, http=Protocol.of(settings), log_level="warning", timeout_graceful_shutdown=5)
-        server = Server(config, stopping=app.state.serving.stopping.set)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        server = Watched(config, stopping=app.state.serving.stopping.set)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
             while not server.started and thread.is_alive():
@@ -149,7 +162,21 @@ def running(settings: Settings, board: Board | None = None) -> Iterator[Served]:
                 yield Served(url, http, settings, app.state.serving)
         finally:
             server.should_exit = True
-            thread.join()
+            ended(thread, loop=server.loop)
+
+
+def ended(thread: threading.Thread, *, loop: asyncio.AbstractEventLoop | None) -> None:
+    """Wait for a server's thread; one that does not end is told by where it stands, and by what its loop waits for."""
+    thread.join(END_S)
+    if not thread.is_alive():
+        return
+    frame = sys._current_frames().get(thread.ident or 0)
+    where = [*traceback.format_stack(frame, limit=-8)] if frame is not None else []
+    for task in asyncio.all_tasks(loop) if loop is not None else ():
+        with io.StringIO() as said:
+            task.print_stack(file=said)
+            where.append(said.getvalue())
+    pytest.fail(f"The server did not end within {END_S:g} s:\n" + "\n".join(where), pytrace=False)
 
 
 @pytest.fixture(scope="session")
