@@ -55,8 +55,10 @@ def recorded(velocity: Array, cache: Path) -> Array:
             if not at.exists():
                 shots = [simulate(model, survey=replace(OPENFWI, shot_x_m=some), engine="deepwave")[0]
                          for some in (SHOTS_M[:35], SHOTS_M[35:])]  # fmt: skip
-                every_shot = [prepare(shot[None], replace(OPENFWI, shot_x_m=(x,))).traces[0] for shot, x in
-                              zip(np.concatenate(shots), SHOTS_M, strict=True)]  # fmt: skip
+                every_shot = [
+                    prepare(shot[None], replace(OPENFWI, shot_x_m=(x,)), move_shots=False).traces[0]
+                    for shot, x in zip(np.concatenate(shots), SHOTS_M, strict=True)
+                ]
                 part = at.with_suffix(".part.npy")
                 np.save(part, np.concatenate(every_shot).astype(np.float16))
                 part.rename(at)

@@ -139,7 +139,9 @@ def main() -> None:
         if start is None:
             parser.error("--calibrate needs --start")
         kept = start.description.calibration
-        calibration = calibrate(Embedder(start), simulated(*CALIBRATED), seen=None, augment=config.augment, kept=kept)
+        own_line = np.concatenate([np.full(SETS[name][0], SETS[name][2] is EXACT) for name in CALIBRATED])
+        pairs = simulated(*CALIBRATED)
+        calibration = calibrate(Embedder(start), pairs, seen=None, augment=config.augment, kept=kept, own_line=own_line)
         made = {"start": start.as_start, "calibrated": {name: SETS[name][:2] for name in CALIBRATED}}
         description = replace(start.description, calibration=calibration, training=start.description.training | made)
         print(save_weights(args.out / WEIGHTS, start.encoders, description))

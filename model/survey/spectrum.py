@@ -35,6 +35,7 @@ class Band:
         peak_hz: the strongest bin that is above the noise.
         low_hz, high_hz: of the bins around it that are at most `USABLE_DB` weaker and `ABOVE_NOISE_DB` above the noise.
         centroid_hz: mean frequency of these, weighted by power above the noise.
+        spread_hz: standard deviation about it, weighted alike.
     """
 
     frequency_hz: Float64
@@ -44,6 +45,7 @@ class Band:
     low_hz: float
     high_hz: float
     centroid_hz: float
+    spread_hz: float
 
     @property
     def clear(self) -> bool:
@@ -98,6 +100,7 @@ def measure_band(traces: ArrayLike, dt_s: float, *, quiet_s: ArrayLike | None = 
     first, last = _around(usable, peak)
     width, some = np.diff(edges)[first : last + 1], slice(first, last + 1)
     weight = np.maximum(power[some] - noise[some], 1e-12 * strongest) * width
+    centroid = np.average(frequency[some], weights=weight)
     return Band(
         frequency_hz=frequency,
         power_db=_decibel(power / strongest),
@@ -105,7 +108,8 @@ def measure_band(traces: ArrayLike, dt_s: float, *, quiet_s: ArrayLike | None = 
         peak_hz=float(frequency[peak]),
         low_hz=float(edges[first]),
         high_hz=float(edges[last + 1]),
-        centroid_hz=float((frequency[some] * weight).sum() / weight.sum()),
+        centroid_hz=float(centroid),
+        spread_hz=float(np.sqrt(np.average(np.square(frequency[some] - centroid), weights=weight))),
     )
 
 

@@ -44,17 +44,19 @@ def calibrate(
     augment: AugmentConfig | None = None,
     others: Float32 | None = None,
     kept: Calibration | None = None,
+    own_line: NDArray[np.bool_] | None = None,
 ) -> Calibration:
     """Calibrate ``embedder`` on pairs that training never saw.
 
     The interval of a descriptor, or of a cell of the read model, is the head's scale times a factor (see
-    `confidence.intervals`) that is fitted in two steps. First on the pairs as they are, of ground that the readings
-    were trained over: 90 % of them are covered, and 90 % within each family as far as the family head recognises it;
-    the logarithm of the factor is linear in the families' probabilities, and the line is the 90 % regression quantile
-    (Koenker and Bassett 1978) of the logarithm of error over scale. One family, or no family head, makes it split
-    conformal prediction (Papadopoulos et al. 2002). Then, where there are others, on all of them, as they are and as
-    training saw them: what departures from the ranges of training add, never less than nothing. Familiar ground departs
-    a little, too, so the first is fitted again with what that adds there, and so on, `ROUNDS` times.
+    `confidence.intervals`) that is fitted in two steps. First on the pairs of the frame's own line as they are, of
+    ground that the readings were trained over: 90 % of them are covered, and 90 % within each family as far as the
+    family head recognises it; the logarithm of the factor is linear in the families' probabilities, and the line is the
+    90 % regression quantile (Koenker and Bassett 1978) of the logarithm of error over scale. One family, or no family
+    head, makes it split conformal prediction (Papadopoulos et al. 2002). Then, where there are others, on all pairs, as
+    they are and as training saw them: what departures from the ranges of training add, never less than nothing.
+    Familiar ground departs a little, too, so the first is fitted again with what that adds there, and so on, `ROUNDS`
+    times.
 
     Args:
         embedder: the encoders.
@@ -64,6 +66,9 @@ def calibrate(
         others: ``(m, 70, 70)`` further velocity models, m/s, in the galleries that presence is fitted on.
         kept: of encoders whose readings these have, to the bit: its presence and its ranges of what is measured are
             taken over, and what is fitted here is the intervals and the range of ground that is not foreign.
+        own_line: ``(n,)`` which pairs the frame's own line recorded; all, where none is said to be of another. Of the
+            others only what departures add is fitted: as a part of the first step they made the ten families'
+            intervals too wide, those of layered ground most.
 
     Raises:
         InvalidConfig: weights without heads on the gathers, too few pairs, or neither ``seen`` nor ``kept``.
@@ -79,9 +84,10 @@ def calibrate(
     descriptors = pairs.descriptors.cpu().numpy()
     config = embedder.weights.description.config
     familiar = np.isin(pairs.family_names(), config.families) if any(config.foreign) else np.ones(len(pairs), bool)
-    if familiar.sum() < MIN_PAIRS:
+    usual = familiar if own_line is None else familiar & own_line
+    if usual.sum() < MIN_PAIRS:
         raise InvalidConfig(
-            f"{familiar.sum()} pairs are too few for {COVERAGE:.0%} intervals; at least {MIN_PAIRS} are needed."
+            f"{usual.sum()} pairs are too few for {COVERAGE:.0%} intervals; at least {MIN_PAIRS} are needed."
         )
     values = [embedder.measures(each.measured, each.gathers) for each in encoded]
     if kept is not None:
@@ -92,19 +98,19 @@ def calibrate(
         raise InvalidConfig("A calibration needs gathers as training saw them, or another one to go on from.")
     if any(config.foreign):
         novelty = learn_foreign(novelty, np.concatenate([each[familiar, -1] for each in values]))
-    clean = np.concatenate([familiar, np.zeros((len(gathers) - 1) * len(pairs), bool)])
-    foreign = np.concatenate([~familiar, np.zeros(len(clean) - len(familiar), bool)])
+    disturbed = np.zeros((len(gathers) - 1) * len(pairs), bool)
+    usual, clean, foreign = (np.concatenate([each, disturbed]) for each in (usual, familiar, ~familiar))
     share = np.concatenate([_family_shares(each) for each in gathers])
     departed = departures(
         np.concatenate([scores(each, novelty) for each in values]), np.concatenate([each.distance for each in encoded])
     )
     y = np.log(np.concatenate([_scores(each, descriptors) for each in gathers]) + 1e-9)
-    if clean.all():
+    if usual.all():
         departed = departed[:, :0]
-    base, excess = _fitted(y, share, departed, clean, foreign)
+    base, excess = _fitted(y, share, departed, usual, clean, foreign)
     cells = [each for each in (_cell_scores(embedder, each, pairs) for each in gathers) if each is not None]
     cell_y = np.log(np.concatenate(cells) + 1e-9)[:, None] if cells else np.empty((len(y), 0))
-    cell_base, cell_excess = _fitted(cell_y, share, departed, clean, foreign)
+    cell_base, cell_excess = _fitted(cell_y, share, departed, usual, clean, foreign)
     return Calibration(
         log_factor=_rows(base),
         presence=_presence(embedder, pairs, gathers, others) if kept is None else kept.presence,
@@ -137,13 +143,21 @@ def _encode(embedder: Embedder, pairs: PairSet, prepare: Callable[[PairSet, int]
 
 
 def _fitted(
-    y: Float64, share: Float64, departed: Float64, clean: NDArray[np.bool_], foreign: NDArray[np.bool_]
+    y: Float64,
+    share: Float64,
+    departed: Float64,
+    usual: NDArray[np.bool_],
+    clean: NDArray[np.bool_],
+    foreign: NDArray[np.bool_],
 ) -> tuple[Float64, Float64]:
-    """``(families, columns)`` and ``(departures, columns)`` for logarithms ``y`` (n, columns) of errors over scales."""
-    base, excess = _by_family(y, share, departed, clean), np.empty((0, y.shape[1]))
+    """``(families, columns)`` and ``(departures, columns)`` for logarithms ``y`` (n, columns) of errors over scales.
+
+    ``usual`` (n,): familiar ground as the frame's own line records it; ``clean``: as any line does; ``foreign`` ground.
+    """
+    base, excess = _by_family(y, share, departed, usual), np.empty((0, y.shape[1]))
     for _ in range(ROUNDS if departed.shape[1] else 0):
         excess = _by_departure(y - share @ base, departed, clean, foreign)
-        base = _by_family(y - departed @ excess, share, departed[:, :0], clean)
+        base = _by_family(y - departed @ excess, share, departed[:, :0], usual)
     return base, excess
 
 
@@ -151,15 +165,15 @@ def _rows(matrix: Float64) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row) for row in matrix.tolist())
 
 
-def _by_family(y: Float64, share: Float64, departed: Float64, clean: NDArray[np.bool_]) -> Float64:
-    """``(families, columns)`` for logarithms ``y`` (n, columns) of errors over scales, where ``clean`` (n,).
+def _by_family(y: Float64, share: Float64, departed: Float64, usual: NDArray[np.bool_]) -> Float64:
+    """``(families, columns)`` for logarithms ``y`` (n, columns) of errors over scales, where ``usual`` (n,).
 
     What departs even there, such as another source, is told apart by columns of its own.
     """
-    count, families = int(clean.sum()), share.shape[1]
+    count, families = int(usual.sum()), share.shape[1]
     level = np.ceil((count + 1) * COVERAGE) / count
-    x = np.column_stack([share, departed])[clean]
-    fitted = [regression_quantile(column, x, level)[:families] for column in y[clean].T]
+    x = np.column_stack([share, departed])[usual]
+    fitted = [regression_quantile(column, x, level)[:families] for column in y[usual].T]
     return np.column_stack(fitted) if fitted else np.empty((families, 0))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ from numpy.typing import NDArray
 
 from seisbind.model.errors import InvalidGather, InvalidSurvey
 from seisbind.model.frame import OPENFWI_FRAME
+from seisbind.model.ground.families import mixed
 from seisbind.model.scale import AutoScale, Scale
 from seisbind.model.survey.preparation import OPENFWI, prepare
 from seisbind.model.survey.scaling import choose_scale, scale_for
-from seisbind.model.survey.shaping import CENTROID, align_time, shape_band
+from seisbind.model.survey.shaping import CENTROID, align_wavelet, shape_band
 from seisbind.model.survey.spectrum import Band, measure_band
-from seisbind.model.waves.wavelet import ricker
+from seisbind.model.waves.wavefield import simulate
+from seisbind.model.waves.wavelet import band_wavelet, ricker
 
 Float32 = NDArray[np.float32]
 LAND: dict[str, float] = {"aperture_m": 2000.0, "record_s": 4.0, "spacing_m": 20.0, "dt_s": 0.002}
@@ -107,7 +110,7 @@ def flat(low: float, high: float) -> Band:
     """A band of signal between two frequencies."""
     f = np.geomspace(0.1, 500, 100)
     power = np.where((f >= low) & (f <= high), 0.0, -60.0)
-    return Band(f, power, np.full(100, -60.0), (low * high) ** 0.5, low, high, (low + high) / 2)
+    return Band(f, power, np.full(100, -60.0), (low * high) ** 0.5, low, high, (low + high) / 2, (high - low) / 4)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +174,8 @@ def test_gathers_that_do_not_fit_their_survey_are_refused() -> None:
 
 
 def test_a_band_of_training_stays_to_the_bit() -> None:
-    for peak in (8.0, 15.0, 25.0):
-        record = gather(peak)
+    for peak in (8.0, 15.0, 20.0):
+        record = recorded(peak)
         np.testing.assert_array_equal(prepare(record, OPENFWI, shape=True).traces, prepare(record, OPENFWI).traces)
 
 
@@ -199,19 +202,69 @@ def test_a_band_beyond_training_is_shaped() -> None:
 
 def test_a_clock_that_starts_at_the_shot_is_set_to_the_wavelets() -> None:
     """The direct wave 60 ms early: moved back, and said; as early as training had it, or without one: left."""
-    record = prepare(gather(15.0, OPENFWI), OPENFWI)
+    record = prepare(recorded(15.0))
     late = 10  # samples of 4 ms
     early = np.pad(record.traces[0][:, late:], ((0, 0), (0, late), (0, 0)))
     line = OPENFWI_FRAME.shot_x_m, OPENFWI_FRAME
-    moved, (note,) = align_time(early, record.live[0], *line)
+    moved, (note,) = align_wavelet(early, record.live[0], *line)
     assert note.code == "time_aligned" and "The record was moved by +" in note.sentence
     lag = moved[2].argmax(axis=0) - record.traces[0, 2].argmax(axis=0)
     assert np.abs(np.median(lag)) <= 3
     for kept in (record.traces[0], np.pad(record.traces[0][:, 4:], ((0, 0), (0, 4), (0, 0)))):
-        same, notes = align_time(kept, record.live[0], *line)
+        same, notes = align_wavelet(kept, record.live[0], *line)
         assert notes == () and same is kept
     noise = np.random.default_rng(0).standard_normal(early.shape).astype(np.float32)
-    assert align_time(noise, record.live[0], *line)[1] == ()
+    assert align_wavelet(noise, record.live[0], *line)[1] == ()
+
+
+@lru_cache
+def recorded(peak_hz: float) -> Float32:
+    """``(1, shot, time, receiver)`` over layers, in two dimensions."""
+    return simulate(mixed(1, 8)[0], survey=replace(OPENFWI, peak_hz=peak_hz))
+
+
+def likeness(one: np.ndarray, other: np.ndarray) -> float:
+    """The cosine between them."""
+    return float(np.vdot(one, other) / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+def turned(traces: np.ndarray, degrees: float) -> np.ndarray:
+    """``(shot, time, receiver)`` with another phase at every frequency."""
+    spectrum = np.fft.rfft(traces, 2 * traces.shape[1], axis=1) * np.exp(1j * np.radians(degrees))
+    return np.fft.irfft(spectrum, axis=1)[:, : traces.shape[1]].astype(np.float32)
+
+
+@pytest.mark.parametrize("peak_hz", [10.0, 15.0, 20.0])
+@pytest.mark.parametrize("degrees", [-120, -90, -60, 60, 90, 120])
+def test_a_wavelet_of_another_phase_is_made_one_of_training(degrees: float, peak_hz: float) -> None:
+    record = prepare(recorded(peak_hz))
+    other = turned(record.traces[0], degrees)
+    found, notes = align_wavelet(other, record.live[0], OPENFWI_FRAME.shot_x_m, OPENFWI_FRAME)
+    assert [note.code for note in notes] == ["wavelet_matched"]
+    assert likeness(other, record.traces[0]) < 0.6 < 0.84 < likeness(found, record.traces[0])
+
+
+@pytest.mark.parametrize("degrees", [-15, 0, 15, 165, 180, -165])
+def test_a_phase_of_training_stays_either_way_up(degrees: float) -> None:
+    record = prepare(recorded(15.0))
+    other = turned(record.traces[0], degrees)
+    found, notes = align_wavelet(other, record.live[0], OPENFWI_FRAME.shot_x_m, OPENFWI_FRAME)
+    assert notes == () and found is other
+
+
+def test_an_explosion_of_every_frequency_becomes_like_the_frames_wavelet() -> None:
+    """Minimum phase from 1 to 32 Hz: its mean frequency is one of training, its band is none."""
+    source = band_wavelet(1.0, 32.0, 0.001, slopes=(3, 3), impulsive=True, delay_s=0.0)
+    survey = replace(OPENFWI, dt_s=0.001)
+    velocity = np.repeat([2900.0, 3300.0, 3800.0, 4200.0, 4500.0], 14)[None, :, None] * np.ones((1, 1, 70))
+    record = simulate(velocity, survey=survey, wavelet=source)
+    wanted = prepare(simulate(velocity), OPENFWI).traces[0]
+    plain, suited = (prepare(record, survey, shape=shape) for shape in (False, True))
+    codes = {note.code for note in suited.notes[0]}
+    assert {"band_shaped", "wavelet_matched"} <= codes
+    assert "in a band that is wider than theirs" in next(n.sentence for n in suited.notes[0] if n.code == "band_shaped")
+
+    assert likeness(plain.traces[0], wanted) < 0.5 < 0.75 < likeness(suited.traces[0], wanted)
 
 
 def test_where_the_band_lacks_the_frames_peak_it_is_said() -> None:

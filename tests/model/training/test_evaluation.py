@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from seisbind.model.confidence.presence import Evidence, fit_presence
 from seisbind.model.datasets.pairs import PairSet
@@ -114,6 +115,29 @@ def test_calibrated_intervals_cover_nine_in_ten(embedder: Embedder, pairs: PairS
     assert 0.85 <= covered.mean() <= 0.95 and calibration.pairs == 200
     with pytest.raises(InvalidConfig, match="too few"):
         calibrate(embedder, pairs.select(range(5)), seen=seen)
+
+
+def test_pairs_of_other_lines_do_not_widen_the_intervals_of_the_frames_own(embedder: Embedder, pairs: PairSet) -> None:
+    rng = np.random.default_rng(6)
+    traces = torch.from_numpy(rng.standard_normal((200, 5, 250, 70)).astype(np.float16))
+    rows = torch.from_numpy(rng.integers(0, len(pairs), 200))
+    descriptors = pairs.descriptors[rows]
+    descriptors[100:] += 20 * descriptors.std(dim=0)  # which are read that much worse
+    many = PairSet(traces, pairs.velocity[rows], descriptors, pairs.family[rows], pairs.families)
+    prepared, own = as_prepared(many), np.arange(200) < 100
+    truth = descriptors[:100].numpy()
+
+    def covered(own_line: NDArray[np.bool_] | None) -> float:
+        calibration = calibrate(embedder, many, seen=prepared, own_line=own_line)
+        form = embedder.weights.description.config
+        weights = Weights(embedder.weights.encoders, Description("test", form, calibration=calibration), "f" * 16)
+        judged = Embedder(weights, device="cpu")
+        inferred = judged.infer_physics(judged.embed_gathers(prepared), None)
+        return float(((inferred.low[:100] <= truth) & (truth <= inferred.high[:100])).mean())
+
+    assert 0.87 < covered(own) < 0.95 and covered(None) > 0.99
+    with pytest.raises(InvalidConfig, match="9 pairs are too few"):
+        calibrate(embedder, many, seen=prepared, own_line=np.arange(200) < 9)
 
 
 def test_cells_of_the_read_model_are_covered_nine_times_in_ten(small: EncoderConfig, pairs: PairSet) -> None:
