@@ -191,7 +191,8 @@ def _direct_wave(traces: Float64, offset_m: Float64, frame: Frame) -> _DirectWav
     late_s, size = expected_s - float(middle[best]), 2 * traces.shape[1]
     f = np.fft.rfftfreq(size, dt_s)
     shift = np.exp(-2j * np.pi * f * late_s)
-    spectra = np.fft.rfft(traces / np.maximum(envelope.max(axis=1, keepdims=True), 1e-30), size, axis=1)
+    level = envelope.max(axis=1, keepdims=True)  # 0 where nothing came by then
+    spectra = np.fft.rfft(np.divide(traces, level, out=np.zeros_like(traces), where=level > 0), size, axis=1)
     spectra *= np.exp(2j * np.pi * f * (offset_m / velocity[best])[:, None]) * shift
     periods = ((np.arange(size) + 1) * dt_s - expected_s) * peak_hz
     taper = np.square(np.cos(0.5 * np.pi * np.clip(periods / WINDOW, -1, 1)))
@@ -199,6 +200,8 @@ def _direct_wave(traces: Float64, offset_m: Float64, frame: Frame) -> _DirectWav
     # a Ricker's half integral, which is what two dimensions make of it
     known = np.power(f / peak_hz, 1.5) * np.exp(-np.square(f / peak_hz) - 0.25j * np.pi)
     known *= np.exp(-2j * np.pi * f * (expected_s - dt_s))
+    if not wave.any():
+        return None
     wave, known = (each / np.linalg.norm(each) for each in (wave, known))
     product = np.zeros(size, np.complex128)
     product[: len(f)] = wave * known.conj()
