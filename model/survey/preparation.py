@@ -20,7 +20,7 @@ from seisbind.model.scale import UNSCALED, Scale
 from seisbind.model.survey.notes import Note
 from seisbind.model.survey.recorded import Recorded, check_gathers, limit_range
 from seisbind.model.survey.resampling import map_receivers, receiver_map, resample_time, weigh_receivers
-from seisbind.model.survey.shaping import suit_wavelet
+from seisbind.model.survey.shaping import matched, suit_wavelet
 from seisbind.model.survey.shots import (
     ChosenShots,
     choose_shots,
@@ -85,7 +85,7 @@ def prepare(
         survey: where and how they were recorded; its first receiver becomes x = 0. None for the frame's own line.
         frame: of the weights that will see them.
         scale: of the survey to the frame.
-        shape: whether a band and a delay that weights do not know are changed (`shaping.suit_wavelet`).
+        shape: whether a band, a phase and a delay that weights do not know are changed (`shaping.suit_wavelet`).
         move_shots: to the nearest places of the frame's (`shots.place_shots`), as encoders know them best.
         keep_recorded: whether `Prepared.as_recorded` is made where shots are moved or chosen otherwise.
 
@@ -143,7 +143,7 @@ def _on_grid(
         if shape:
             gather[:], more = suit_wavelet(gather, gather_live, shot_x_m, frame)
             own += more
-        if polarity(gather, gather_live, shot_x_m, nodes) < 0:
+        if not matched(own) and polarity(gather, gather_live, shot_x_m, nodes) < 0:
             np.negative(gather, out=gather)
             own.append(Note("polarity_flipped", "The direct wave starts negative; the gather was multiplied by -1."))
         each.append(tuple(own))

@@ -7,6 +7,7 @@ is left of its wavelet is read from the direct wave and taken away.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,13 +26,14 @@ Complex128 = NDArray[np.complex128]
 CENTROID = 0.95  # of a Ricker's peak frequency: of the power f^3 exp(-2 (f / peak)^2) of its 2-D record it is .94
 WIDEST = 0.55  # spread of a band over its mean frequency: the largest of 1,200 records of training; a Ricker's is .36
 TOLERANCE = 1.04  # beyond the peak frequencies of training, for what noise and the ground do to a centroid
-MISSING = "band_missing"
+MISSING, MATCHED = "band_missing", "wavelet_matched"
 DELAY = 1.1  # periods of the peak frequency from the shot to the peak of `waves.wavelet.ricker`
 NEAR_SHARE = 0.35  # of the line: the offsets at which the direct wave is the strongest of the early ones
 LEAST_PICKS = 8  # traces that a delay is read from
 SCATTER = 0.2  # of the delay: about one velocity, most traces agree better
 LEAST_ALIKE = 0.8  # of 1, at the best phase: below it the direct wave is not told from others
-TRAINED_ALIKE = 0.97  # of 1, at its own phase: half of the Rickers that are turned by 30 degrees are below it
+TRAINED_ALIKE, TRAINED_ANGLE = 0.94, np.radians(50.0)  # Rickers, as training turned them, are within both
+HEARD = 0.01  # of a trace's largest amplitude, while the direct wave can come: with less, it is muted there
 WINDOW = 4.0  # periods on each side of the direct wave's peak that are compared
 WIENER = 0.003  # of the direct wave's strongest power: what a filter that matches it brings up
 TRAINED_DELAY, MOST_DELAY = 0.35, 2.0  # of it: training had 20 ms of 73, and more than twice is no delay of a wavelet
@@ -45,8 +47,13 @@ def suit_wavelet(
     gather, notes = shape_band(gather, live, frame)
     if any(note.code == MISSING for note in notes):
         return gather, notes
-    gather, moved = align_wavelet(gather, live, shot_x_m, frame)
+    gather, moved = align_wavelet(gather, live, shot_x_m, frame, shaped=bool(notes))
     return gather, notes + moved
+
+
+def matched(notes: Sequence[Note]) -> bool:
+    """Whether the direct wave was made one of training, whose polarity needs no vote."""
+    return any(note.code == MATCHED for note in notes)
 
 
 def shape_band(gather: Float32, live: NDArray[np.bool_], frame: Frame) -> tuple[Float32, tuple[Note, ...]]:
@@ -99,6 +106,7 @@ def _gain(traces: Float32, frame: Frame, band: Band) -> Float64:
     samples = traces.shape[1]
     f = np.fft.rfftfreq(2 * samples, frame.dt_s)
     power = np.square(np.abs(np.fft.rfft(traces.astype(np.float64), 2 * samples, axis=1)))
+    power = power[power.any(axis=1)]  # of traces that are silent for as long as the frame lasts nothing is known
     power /= power.sum(axis=1, keepdims=True)
     smooth = gaussian_filter1d(power.mean(axis=0), SMOOTHING * frame.peak_hz / (f[1] - f[0]), mode="nearest")
     weakest = max(10 ** (-USABLE_DB / 10), 4 * 10 ** (float(band.noise_db.min()) / 10)) * smooth.max()
@@ -110,7 +118,7 @@ def _gain(traces: Float32, frame: Frame, band: Band) -> Float64:
 
 
 def align_wavelet(
-    gather: Float32, live: NDArray[np.bool_], shot_x_m: NDArray[np.floating], frame: Frame
+    gather: Float32, live: NDArray[np.bool_], shot_x_m: NDArray[np.floating], frame: Frame, *, shaped: bool = False
 ) -> tuple[Float32, tuple[Note, ...]]:
     """A gather whose direct wave is like that of a wavelet of training, and as late, and a note if that took a change.
 
@@ -120,31 +128,30 @@ def align_wavelet(
     the filter that makes it that Ricker (Wiener's) is applied to the whole record. If it is alike and only early or
     late, as where the clock starts with an explosion or at the middle of a correlated sweep, the record is moved, and
     so is one whose wave is later than sources are: that may be a reflection, and tells no phase. Phases and delays that
-    training had are left, and so is the polarity.
+    training had are left, and so is the polarity then; a filter makes it positive.
 
     Args:
         gather: ``(shot, time, receiver)`` on the grid of ``frame``.
         live: ``(shot, receiver)``.
         shot_x_m: ``(shot,)`` from the first receiver.
         frame: in true units.
+        shaped: whether it had another band, and therefore has no wavelet of training.
     """
     offset_m = np.abs(np.asarray(frame.survey.receiver_x_m) - np.asarray(shot_x_m, np.float64)[:, None])
     near = live & (offset_m <= NEAR_SHARE * frame.line_m)
-    if near.sum() < LEAST_PICKS:
-        return gather, ()
     direct = _direct_wave(gather.transpose(0, 2, 1)[near].astype(np.float64), offset_m[near], frame)
     if direct is None or abs(direct.late_s) >= MOST_DELAY * direct.expected_s:
         return gather, ()
     found_ms, wanted = (direct.expected_s - direct.late_s) * 1e3, f"{direct.expected_s * 1e3:.0f} ms"
     moved = f"The record was moved by {direct.late_s * 1e3:+.0f} ms"
-    source = direct.best_alike >= LEAST_ALIKE and direct.late_s > -TRAINED_DELAY * direct.expected_s
-    if source and direct.alike < TRAINED_ALIKE:
+    source = direct.alike >= LEAST_ALIKE and direct.late_s > -TRAINED_DELAY * direct.expected_s
+    if source and (shaped or direct.turned > TRAINED_ANGLE or direct.alike < TRAINED_ALIKE):
         text = (
             f"The direct wave, strongest {found_ms:.0f} ms after the shot, is {direct.alike:.0%} like a wavelet of "
-            f"training, which is so after {wanted}, and {direct.best_alike:.0%} with another phase. {moved} and "
-            "filtered, so that the direct wave is that wavelet."
+            f"training, which is so after {wanted}, when its phase is turned by {np.degrees(-direct.angle):+.0f} "
+            f"degrees. {moved} and filtered, so that the direct wave is that wavelet."
         )
-        return _filtered(gather, direct.filter), (Note("wavelet_matched", text),)
+        return _filtered(gather, direct.filter), (Note(MATCHED, text),)
     if abs(direct.late_s) > TRAINED_DELAY * direct.expected_s:
         text = (
             f"The direct wave is strongest {found_ms:.0f} ms after the shot; that of a wavelet of training, {wanted}. "
@@ -160,21 +167,33 @@ class _DirectWave:
 
     Attributes:
         late_s: to be added to its time, by its envelope.
-        alike: 1 where it is the same but for size, polarity and time; ``best_alike`` but for phase, too.
+        angle: by which its phase differs, radians.
+        alike: 1 where it is the same but for that, size and time.
         shift, filter: ``(frequency,)`` for `_filtered`: so much later; and made the same.
     """
 
     expected_s: float
     late_s: float
+    angle: float
     alike: float
-    best_alike: float
     shift: Complex128
     filter: Complex128
 
+    @property
+    def turned(self) -> float:
+        """The angle, either way up."""
+        return min(abs(self.angle), np.pi - abs(self.angle))
+
 
 def _direct_wave(traces: Float64, offset_m: Float64, frame: Frame) -> _DirectWave | None:
-    """Of ``(trace, time)``; None where the strongest waves are not as late as one velocity has them."""
+    """Of ``(trace, time)``; None where the strongest waves are not as late as one velocity has them, or are muted."""
     dt_s, (slow, fast) = frame.dt_s, frame.velocity_m_s
+    by = np.arange(traces.shape[1]) <= np.ceil((offset_m[:, None] / slow + 2 * DELAY / frame.peak_hz) / dt_s)
+    largest = np.abs(traces).max(axis=1, initial=0)
+    heard = np.abs(traces * by).max(axis=1, initial=0) > HEARD * largest
+    if heard.sum() < LEAST_PICKS:
+        return None
+    traces, offset_m, largest = traces[heard], offset_m[heard], largest[heard]
     peak_hz = float(np.clip(measure_band(traces, dt_s).centroid_hz / CENTROID, *frame.trained_peak_hz))
     expected_s = DELAY / peak_hz
     envelope = np.abs(hilbert(traces, axis=1))
@@ -191,8 +210,8 @@ def _direct_wave(traces: Float64, offset_m: Float64, frame: Frame) -> _DirectWav
     late_s, size = expected_s - float(middle[best]), 2 * traces.shape[1]
     f = np.fft.rfftfreq(size, dt_s)
     shift = np.exp(-2j * np.pi * f * late_s)
-    level = envelope.max(axis=1, keepdims=True)  # 0 where nothing came by then
-    spectra = np.fft.rfft(np.divide(traces, level, out=np.zeros_like(traces), where=level > 0), size, axis=1)
+    level = np.maximum(envelope.max(axis=1), HEARD * largest)
+    spectra = np.fft.rfft(traces / level[:, None], size, axis=1)
     spectra *= np.exp(2j * np.pi * f * (offset_m / velocity[best])[:, None]) * shift
     periods = ((np.arange(size) + 1) * dt_s - expected_s) * peak_hz
     taper = np.square(np.cos(0.5 * np.pi * np.clip(periods / WINDOW, -1, 1)))
@@ -200,8 +219,6 @@ def _direct_wave(traces: Float64, offset_m: Float64, frame: Frame) -> _DirectWav
     # a Ricker's half integral, which is what two dimensions make of it
     known = np.power(f / peak_hz, 1.5) * np.exp(-np.square(f / peak_hz) - 0.25j * np.pi)
     known *= np.exp(-2j * np.pi * f * (expected_s - dt_s))
-    if not wave.any():
-        return None
     wave, known = (each / np.linalg.norm(each) for each in (wave, known))
     product = np.zeros(size, np.complex128)
     product[: len(f)] = wave * known.conj()
@@ -210,10 +227,8 @@ def _direct_wave(traces: Float64, offset_m: Float64, frame: Frame) -> _DirectWav
     turned = np.exp(2j * np.pi * f * (at - size * (at > size // 2)) * dt_s - 1j * np.angle(alike[at]))
     power = np.square(np.abs(wave))
     least = WIENER * power.max()  # far below it nothing is known of the wave but its lag and its phase as a whole
-    matched = (known * wave.conj() + least * turned) / (power + least)
-    return _DirectWave(
-        expected_s, late_s, float(np.abs(alike.real).max()), float(np.abs(alike[at])), shift, shift * matched
-    )
+    response = shift * (known * wave.conj() + least * turned) / (power + least)
+    return _DirectWave(expected_s, late_s, float(np.angle(alike[at])), float(np.abs(alike[at])), shift, response)
 
 
 def _filtered(gather: Float32, response: Float64 | Complex128) -> Float32:

@@ -71,7 +71,8 @@ def calibrate(
             intervals too wide, those of layered ground most.
 
     Raises:
-        InvalidConfig: weights without heads on the gathers, too few pairs, or neither ``seen`` nor ``kept``.
+        InvalidConfig: weights without heads on the gathers, too few pairs, ``own_line`` of another length, or neither
+            ``seen`` nor ``kept``.
         DatasetError: see `evaluation.check_frame`.
     """
     encoded = [_encode(embedder, pairs, lambda part, _: as_prepared(part))]
@@ -84,6 +85,8 @@ def calibrate(
     descriptors = pairs.descriptors.cpu().numpy()
     config = embedder.weights.description.config
     familiar = np.isin(pairs.family_names(), config.families) if any(config.foreign) else np.ones(len(pairs), bool)
+    if own_line is not None and len(own_line) != len(pairs):
+        raise InvalidConfig(f"own_line tells of {len(own_line)} pairs whose line they are; there are {len(pairs)}.")
     usual = familiar if own_line is None else familiar & own_line
     if usual.sum() < MIN_PAIRS:
         raise InvalidConfig(

@@ -89,7 +89,7 @@ def test_families_are_held_nine_times_in_ten_with_what_departures_add() -> None:
     share, foreign = np.eye(2)[family], np.arange(count) >= count // 2
     departed = np.where(foreign, rng.uniform(0.2, 1.0, count), rng.choice([0.0, 0.1], count))[:, None]
     y = np.log(np.abs(rng.standard_normal(count))) + np.where(foreign, 4 * departed[:, 0], 0.7 * family)
-    base, excess = _fitted(y[:, None], share, departed, ~foreign, foreign)
+    base, excess = _fitted(y[:, None], share, departed, ~foreign, ~foreign, foreign)
     held = (y <= (share @ base + departed @ excess)[:, 0])[~foreign]
     own = family[~foreign]
     assert abs(held[own == 0].mean() - COVERAGE) < 0.005 and abs(held[own == 1].mean() - COVERAGE) < 0.005

@@ -244,12 +244,37 @@ def test_a_wavelet_of_another_phase_is_made_one_of_training(degrees: float, peak
     assert likeness(other, record.traces[0]) < 0.6 < 0.84 < likeness(found, record.traces[0])
 
 
-@pytest.mark.parametrize("degrees", [-15, 0, 15, 165, 180, -165])
-def test_a_phase_of_training_stays_either_way_up(degrees: float) -> None:
-    record = prepare(recorded(15.0))
+@pytest.mark.parametrize("degrees", [-25, 0, 25, 155, 180, -155])
+@pytest.mark.parametrize("peak_hz", [8.0, 15.0, 20.0])
+def test_a_phase_of_training_stays_either_way_up(degrees: float, peak_hz: float) -> None:
+    record = prepare(recorded(peak_hz))
     other = turned(record.traces[0], degrees)
     found, notes = align_wavelet(other, record.live[0], OPENFWI_FRAME.shot_x_m, OPENFWI_FRAME)
     assert notes == () and found is other
+
+
+def test_a_filtered_record_is_positive_whatever_it_was() -> None:
+    record = prepare(recorded(15.0))
+    other = turned(record.traces[0], 90)[None]
+    one, opposite = (prepare(sign * other, replace(OPENFWI, dt_s=0.004), shape=True) for sign in (1, -1))
+    np.testing.assert_allclose(one.traces, opposite.traces, atol=1e-6)
+    assert [n.code for n in one.notes[0]] == [n.code for n in opposite.notes[0]] == ["wavelet_matched"]
+
+
+def test_what_is_muted_tells_no_wavelet_and_refuses_nothing() -> None:
+    record = prepare(recorded(15.0))
+    live, line = record.live[0], (OPENFWI_FRAME.shot_x_m, OPENFWI_FRAME)
+    early = turned(record.traces[0], 90)
+    early[:, :200] = 0
+    found, notes = align_wavelet(early, live, *line)
+    assert notes == () and found is early
+    silent = np.zeros_like(early)
+    assert align_wavelet(silent, live, *line) == (silent, ())
+    some = recorded(15.0).copy()
+    some[0, 0, :, -1] = 0
+    some[0, 0, -1, -1] = 1e-3  # live, and silent on the frame's grid
+    shaped = prepare(some, replace(OPENFWI, peak_hz=15.0), shape=True)
+    assert np.isfinite(shaped.traces).all()
 
 
 def test_an_explosion_of_every_frequency_becomes_like_the_frames_wavelet() -> None:
