@@ -44,7 +44,7 @@ DT_S = 0.001
 SURVEY = Survey(FRAME.shot_x_m, FRAME.survey.receiver_x_m, DT_S, FRAME.peak_hz)
 OTHERS_SEED = 31
 NOISE_DB = 30.0
-# (corners, Hz; minimum phase), None: a Ricker of the frame's, turned by so many degrees
+# Corners, Hz, and whether of minimum phase; or the degrees by which a Ricker of the frame's is turned
 SOURCES: dict[str, tuple[float, float, bool] | float] = {
     "Ricker": 0.0,
     "Ricker, 90 degrees": 90.0,

@@ -9,6 +9,7 @@ both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -143,10 +144,7 @@ def _on_grid(
         if shape:
             gather[:], more = suit_wavelet(gather, gather_live, shot_x_m, frame)
             own += more
-        if not matched(own) and polarity(gather, gather_live, shot_x_m, nodes) < 0:
-            np.negative(gather, out=gather)
-            own.append(Note("polarity_flipped", "The direct wave starts negative; the gather was multiplied by -1."))
-        each.append(tuple(own))
+        each.append((*own, *set_polarity(gather, gather_live, shot_x_m, nodes, own)))
     return Prepared(
         traces=np.ascontiguousarray(traces, dtype=np.float32),
         live=live,
@@ -182,6 +180,20 @@ def place_prepared(prepared: Prepared) -> Prepared:
             alive[row, place, here] = live[row, shot, there]
             x_m[row, place] = prepared.shot_x_m[row, shot] - moved_m
     return replace(prepared, traces=traces, live=alive, shot_x_m=x_m, moved_m=near.moved_m.astype(np.float32))
+
+
+def set_polarity(
+    gather: Float32, live: Bool, shot_x_m: NDArray[np.float64], nodes: NDArray[np.float64], notes: Sequence[Note]
+) -> tuple[Note, ...]:
+    """Turn a gather, in place, whose direct wave starts negative, and say so; arguments as those of `polarity`.
+
+    Args:
+        notes: on the gather so far; one whose direct wave was made one of training is left.
+    """
+    if matched(notes) or polarity(gather, live, shot_x_m, nodes) >= 0:
+        return ()
+    np.negative(gather, out=gather)
+    return (Note("polarity_flipped", "The direct wave starts negative; the gather was multiplied by -1."),)
 
 
 def polarity(gather: Float32, live: Bool, shot_x_m: NDArray[np.float64], nodes: NDArray[np.float64]) -> int:

@@ -207,28 +207,34 @@ def _direct_wave(traces: Float64, offset_m: Float64, frame: Frame) -> _DirectWav
     best = int(scatter.argmin())
     if scatter[best] > SCATTER * expected_s:
         return None
-    late_s, size = expected_s - float(middle[best]), 2 * traces.shape[1]
-    f = np.fft.rfftfreq(size, dt_s)
+    late_s, f = expected_s - float(middle[best]), np.fft.rfftfreq(2 * traces.shape[1], dt_s)
     shift = np.exp(-2j * np.pi * f * late_s)
     level = np.maximum(envelope.max(axis=1), HEARD * largest)
-    spectra = np.fft.rfft(traces / level[:, None], size, axis=1)
+    spectra = np.fft.rfft(traces / level[:, None], 2 * traces.shape[1], axis=1)
     spectra *= np.exp(2j * np.pi * f * (offset_m / velocity[best])[:, None]) * shift
-    periods = ((np.arange(size) + 1) * dt_s - expected_s) * peak_hz
-    taper = np.square(np.cos(0.5 * np.pi * np.clip(periods / WINDOW, -1, 1)))
-    wave = np.fft.rfft(np.fft.irfft(spectra.mean(axis=0)) * taper)
+    angle, alike, matching = _against_ricker(np.fft.irfft(spectra.mean(axis=0)), peak_hz, dt_s)
+    return _DirectWave(expected_s, late_s, angle, alike, shift, shift * matching)
+
+
+def _against_ricker(wave: Float64, peak_hz: float, dt_s: float) -> tuple[float, float, Complex128]:
+    """`_DirectWave.angle`, `alike`, and the filter ``(frequency,)`` that makes ``wave`` (time,) the Ricker, as late."""
+    size, at_s = len(wave), DELAY / peak_hz
+    f = np.fft.rfftfreq(size, dt_s)
+    periods = ((np.arange(size) + 1) * dt_s - at_s) * peak_hz
+    own = np.fft.rfft(wave * np.square(np.cos(0.5 * np.pi * np.clip(periods / WINDOW, -1, 1))))
     # a Ricker's half integral, which is what two dimensions make of it
     known = np.power(f / peak_hz, 1.5) * np.exp(-np.square(f / peak_hz) - 0.25j * np.pi)
-    known *= np.exp(-2j * np.pi * f * (expected_s - dt_s))
-    wave, known = (each / np.linalg.norm(each) for each in (wave, known))
+    known *= np.exp(-2j * np.pi * f * (at_s - dt_s))
+    own, known = (each / np.linalg.norm(each) for each in (own, known))
     product = np.zeros(size, np.complex128)
-    product[: len(f)] = wave * known.conj()
+    product[: len(f)] = own * known.conj()
     alike = np.fft.ifft(product) * size  # by lag, the real part at the wave's own phase
     at = int(np.abs(alike).argmax())
-    turned = np.exp(2j * np.pi * f * (at - size * (at > size // 2)) * dt_s - 1j * np.angle(alike[at]))
-    power = np.square(np.abs(wave))
+    angle = float(np.angle(alike[at]))
+    turned = np.exp(2j * np.pi * f * (at - size * (at > size // 2)) * dt_s - 1j * angle)
+    power = np.square(np.abs(own))
     least = WIENER * power.max()  # far below it nothing is known of the wave but its lag and its phase as a whole
-    response = shift * (known * wave.conj() + least * turned) / (power + least)
-    return _DirectWave(expected_s, late_s, float(np.angle(alike[at])), float(np.abs(alike[at])), shift, response)
+    return angle, float(np.abs(alike[at])), (known * own.conj() + least * turned) / (power + least)
 
 
 def _filtered(gather: Float32, response: Float64 | Complex128) -> Float32:

@@ -13,10 +13,10 @@ from seisbind.model.errors import InvalidSurvey
 from seisbind.model.frame import DT_LIMITS_S, Frame
 from seisbind.model.scale import UNSCALED, Scale
 from seisbind.model.survey.notes import Note
-from seisbind.model.survey.preparation import Prepared, polarity
+from seisbind.model.survey.preparation import Prepared, set_polarity
 from seisbind.model.survey.recorded import RANGE_BITS
 from seisbind.model.survey.resampling import resample_traces
-from seisbind.model.survey.shaping import matched, suit_wavelet
+from seisbind.model.survey.shaping import suit_wavelet
 from seisbind.model.survey.spreads import ROUNDING, Spread
 
 Float32 = NDArray[np.float32]
@@ -241,9 +241,7 @@ def _prepared(traces: Float32, live: Bool, shot_x_m: Float64, frame: Frame, shap
     notes: tuple[Note, ...] = ()
     if shape is not None:
         gather, notes = suit_wavelet(gather, live, shot_x_m * (shape.line_m / frame.line_m), shape)
-    if not matched(notes) and polarity(gather, live, shot_x_m, np.asarray(frame.survey.receiver_x_m)) < 0:
-        np.negative(gather, out=gather)
-        notes = (*notes, Note("polarity_flipped", "The direct wave starts negative; the gather was multiplied by -1."))
+    notes += set_polarity(gather, live, shot_x_m, np.asarray(frame.survey.receiver_x_m), notes)
     return Prepared(gather[None], live[None], shot_x_m[None].astype(np.float32), (notes,), frame)
 
 
